@@ -1,0 +1,12 @@
+"""ddfnet: decoupled dynamic filters (DDF, CVPR 2021) in PyTorch.
+
+Importing the package registers its models with timm.
+"""
+
+from ddfnet.layers import DDF, FilterNorm
+from ddfnet.models import create_model, list_models
+from ddfnet.ops import ddf
+
+__version__ = "0.1.0"
+
+__all__ = ["DDF", "FilterNorm", "__version__", "create_model", "ddf", "list_models"]

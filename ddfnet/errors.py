@@ -19,3 +19,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, unsafe to load, or made for something else."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training met a loss that is NaN or infinite and stopped before saving anything it touched."""

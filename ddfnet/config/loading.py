@@ -194,7 +194,8 @@ def _explain(faults: list[Any], origins: dict[KeyPath, str]) -> list[str]:
             message = str(fault["ctx"]["error"])
             by_key[message] = message
         elif key in by_key:  # each member of a union has its own complaint
-            by_key[key] += f", or {_expectation(fault)}"
+            if not by_key[key].endswith(_expectation(fault)):
+                by_key[key] += f", or {_expectation(fault)}"
         else:
             by_key[key] = f"{key}={_flow(fault['input'])}{where} must be {_expectation(fault)}"
     return list(by_key.values())
@@ -245,6 +246,6 @@ def _suggest(key: str) -> str:
     names = {".".join(path): path for path, _ in key_paths()}
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.7)
     if not close:  # a right or nearly right name in the wrong section
-        leaves = {path[-1]: name for name, path in names.items()}
-        close = [leaves[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.8)]
-    return f"; did you mean {close[0]}?" if close else "; --print-config lists all keys"
+        leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], {path[-1] for path in names.values()}, n=1, cutoff=0.8)
+        close = [name for name, path in names.items() if [path[-1]] == leaf]
+    return f"; did you mean {' or '.join(close)}?" if close else "; --print-config lists all keys"

@@ -26,7 +26,7 @@ class RunConfig(Section):
     dir: str | None = None
     """Run folder: checkpoints, logs, resolved config. Default: runs/<name of the config file>.
     A folder that already holds a `last.pt` is resumed."""
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0)] = 42
     """Seed of weights, data order and augmentation."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto: cuda where there is one, else cpu."""

@@ -1,0 +1,6 @@
+"""Layers with content-adaptive filters."""
+
+from ddfnet.layers.ddf import DDF
+from ddfnet.layers.filter_norm import FilterNorm
+
+__all__ = ["DDF", "FilterNorm"]

@@ -1,0 +1,66 @@
+"""Random draws keyed by what they belong to, through the global generators that timm and torchvision use.
+
+timm's transforms draw from Python's `random` and from numpy's global generator, torchvision's from torch's default
+generator. All three are seeded from one key, so a draw depends on its key alone.
+"""
+
+import hashlib
+import random
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+# First part of a key: keeps the draws of different uses apart.
+SAMPLE, REPLACEMENT, BATCH = range(3)
+
+
+def key_seeds(*key: int) -> tuple[int, int, int]:
+    """Three independent seeds of 64, 32 and 64 bits for a key of integers (each within int64)."""
+    digest = hashlib.blake2b(struct.pack(f"<{len(key)}q", *key), digest_size=20).digest()
+    return struct.unpack("<QIQ", digest)
+
+
+def seed_generators(*key: int) -> None:
+    """Seed `random`, numpy's global generator and torch's default (CPU) generator from `key`.
+
+    `torch.manual_seed` would also visit every accelerator and costs a hundred times more than the generator's own
+    method, which matters once per image.
+    """
+    python_seed, numpy_seed, torch_seed = key_seeds(*key)
+    random.seed(python_seed)
+    np.random.seed(numpy_seed)
+    torch.default_generator.manual_seed(torch_seed)
+
+
+@contextmanager
+def keyed_generators(*key: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed the global generators from `key` inside the block and leave them as they were found.
+
+    Args:
+        key: integers that name the draw.
+        device: with a CUDA device its default generator is keyed too. Generator states live on the host: nothing here
+            waits for the device.
+    """
+    cuda = torch.cuda.default_generators[_cuda_index(device)] if device is not None and device.type == "cuda" else None
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    torch_state = torch.default_generator.get_state()
+    cuda_state = None if cuda is None else cuda.get_state()
+    try:
+        seed_generators(*key)
+        if cuda is not None:
+            cuda.manual_seed(key_seeds(*key)[2])
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.default_generator.set_state(torch_state)
+        if cuda is not None:
+            cuda.set_state(cuda_state)
+
+
+def _cuda_index(device: torch.device) -> int:
+    # `default_generators` is filled when CUDA starts; asking for the current device starts it.
+    return torch.cuda.current_device() if device.index is None else device.index

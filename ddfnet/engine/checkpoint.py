@@ -1,0 +1,193 @@
+"""Checkpoints: written atomically, read without running any code that a file may carry."""
+
+import argparse
+import json
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ddfnet.errors import CheckpointError
+
+FORMAT = "ddfnet.checkpoint.v1"
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Writes a file so that a crash at any moment leaves the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
+    """Saves a payload of tensors and plain Python values under the format's name."""
+    write_atomically(path, lambda file: torch.save({"format": FORMAT, **payload}, file))
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads any PyTorch checkpoint with `weights_only=True`.
+
+    Training checkpoints of old timm versions hold an `argparse.Namespace`, which only stores values: it is allowed.
+
+    Raises:
+        CheckpointError: missing, truncated or not a checkpoint, or it holds objects other than tensors and plain
+            values (loading those could run code).
+    """
+    path = Path(path)
+    if path.is_dir():
+        inside = sorted(p.name for p in path.glob("*.pt"))
+        hint = f"it holds {', '.join(inside)}: name one of them" if inside else "expected a file"
+        raise CheckpointError(f"checkpoint {path} is a folder: {hint}")
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint not found: {path}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            payload = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "Weights only load failed" in str(error):
+            raise CheckpointError(_unsafe(path, str(error))) from None
+        raise CheckpointError(_damaged(path)) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile):
+        raise CheckpointError(_damaged(path)) from None
+    if not isinstance(payload, dict):
+        raise CheckpointError(f"{path} holds a {type(payload).__name__}, expected a checkpoint or a state_dict")
+    return payload
+
+
+def _damaged(path: Path) -> str:
+    size = path.stat().st_size
+    return (
+        f"{path} ({size:,} bytes) is truncated or not a PyTorch checkpoint: "
+        "copy or download it again, or use another one (best.pt, last.pt)"
+    )
+
+
+def _unsafe(path: Path, reason: str) -> str:
+    # torch names the offending object as `GLOBAL os.system` or `Unsupported class ...`.
+    culprit = next((line.strip() for line in reason.splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+    if not culprit and _looks_cut(path):
+        return _damaged(path)
+    return (
+        f"{path} holds Python objects besides tensors and plain values, and loading them could run code: refused. "
+        f"Get a file of tensors only (a state_dict or safetensors) from its author. {culprit[:160]}"
+    )
+
+
+def _looks_cut(path: Path) -> bool:
+    return not zipfile.is_zipfile(path)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a model as found in a file, and what the file says of them.
+
+    Attributes:
+        state_dict: parameters and buffers under the keys of the raw model.
+        meta: model name, classes and preprocessing (`ClassificationTask.meta`); None where the file has none.
+        kind: which weights these are: `ema`, `model` or `state_dict`.
+    """
+
+    state_dict: dict[str, Tensor]
+    meta: dict[str, Any] | None
+    kind: str
+
+
+def read_weights(path: str | Path, *, prefer: str = "auto") -> Weights:
+    """Reads weights from a checkpoint of ours, an official one, a bare state_dict, or a .safetensors file.
+
+    Args:
+        path: the file.
+        prefer: `auto` takes the moving average where there is one, `ema` demands it, `raw` never takes it.
+
+    Raises:
+        CheckpointError: see `read_checkpoint`; no weights inside, or no moving average although `prefer` is `ema`.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    payload = read_checkpoint(path)
+    raw_key, ema_key = ("model", "ema") if payload.get("format") == FORMAT else ("state_dict", "state_dict_ema")
+    if prefer == "ema" and payload.get(ema_key) is None:
+        raise CheckpointError(f"{path} has no moving average of the weights: use --weights raw")
+    key = ema_key if prefer != "raw" and payload.get(ema_key) is not None else raw_key
+    state_dict = payload.get(key, payload)  # without such a key, the file itself is a state_dict
+    if not isinstance(state_dict, dict) or not state_dict or not all(isinstance(v, Tensor) for v in state_dict.values()):
+        raise CheckpointError(
+            f"{path} holds no weights: expected `model` (ddfnet), `state_dict` (official) or a state_dict of tensors, "
+            f"found the keys {sorted(map(str, payload))[:8]}"
+        )
+    state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    kind = "ema" if key == ema_key else "model" if key in payload else "state_dict"
+    return Weights(state_dict, payload.get("meta") if payload.get("format") == FORMAT else None, kind)
+
+
+def _read_safetensors(path: Path) -> Weights:
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint not found: {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {}).get("ddfnet", "null"))
+            return Weights({key: file.get_tensor(key) for key in file.keys()}, meta, "state_dict")  # noqa: SIM118
+    except (safetensors.SafetensorError, json.JSONDecodeError):
+        raise CheckpointError(_damaged(path)) from None
+
+
+def save_safetensors(path: Path, state_dict: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Writes weights and their meta as one .safetensors file, which `read_weights` reads back."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    data = safetensors.torch.save(tensors, {"ddfnet": json.dumps(meta), "format": "pt"})
+    write_atomically(path, lambda file: file.write(data))
+
+
+def load_weights(model: nn.Module, weights: Weights, *, source: str | Path, name: str) -> None:
+    """Loads weights strictly: every key and every shape must match.
+
+    Raises:
+        CheckpointError: they are those of another model; says how they differ.
+    """
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - weights.state_dict.keys())
+    extra = sorted(weights.state_dict.keys() - expected.keys())
+    reshaped = [
+        f"{key} is {tuple(weights.state_dict[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in weights.state_dict and weights.state_dict[key].shape != tensor.shape
+    ]
+    if missing or extra or reshaped:
+        parts = [_some(missing, "missing"), _some(extra, "unknown"), _some(reshaped, "of another shape")]
+        raise CheckpointError(
+            f"{source} does not hold weights of {name}: {'; '.join(filter(None, parts))}. "
+            "Name the model (and number of classes) it was trained as"
+        )
+    model.load_state_dict(weights.state_dict)
+
+
+def _some(names: list[str], what: str) -> str:
+    if not names:
+        return ""
+    return f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"

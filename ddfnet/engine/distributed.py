@@ -1,0 +1,116 @@
+"""One process, torchrun or SLURM: the same code; NCCL on GPUs, gloo on CPUs."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ddfnet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """This process among all: its rank, its device, and the few collectives the engine needs."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sums a tensor over all processes, in place."""
+        return self._reduce_(tensor, dist.ReduceOp.SUM)
+
+    def min_(self, tensor: Tensor) -> Tensor:
+        """Smallest value of each element over all processes, in place."""
+        return self._reduce_(tensor, dist.ReduceOp.MIN)
+
+    def max_(self, tensor: Tensor) -> Tensor:
+        """Largest value of each element over all processes, in place."""
+        return self._reduce_(tensor, dist.ReduceOp.MAX)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Stacks the tensors of all processes: (...) -> (world_size, ...), on every process."""
+        if self.world_size == 1:
+            return tensor[None].clone()
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.stack(parts)
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def _reduce_(self, tensor: Tensor, op: dist.ReduceOp) -> Tensor:
+        if self.world_size > 1:
+            dist.all_reduce(tensor, op)
+        return tensor
+
+
+@contextmanager
+def distributed_session(device: str = "auto") -> Iterator[Distributed]:
+    """Joins the process group that the environment describes (torchrun, srun), and leaves it at the end.
+
+    Args:
+        device: `auto` (cuda where there is one), `cuda` or `cpu`.
+
+    Raises:
+        UserError: cuda was asked for and is not there, or there are more processes than GPUs on this machine.
+    """
+    rank, world_size, local_rank, local_world_size = _place()
+    place = _pick_device(device, local_rank, local_world_size)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if world_size > 1:
+        dist.init_process_group(
+            "nccl" if place.type == "cuda" else "gloo",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(minutes=30),
+            device_id=place if place.type == "cuda" else None,
+        )
+    try:
+        yield Distributed(rank, world_size, local_world_size, place)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _place() -> tuple[int, int, int, int]:
+    """(rank, world size, local rank, local world size) from the environment."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        world_size = int(env["WORLD_SIZE"])
+        local_world_size = int(env.get("LOCAL_WORLD_SIZE", world_size))
+        return int(env["RANK"]), world_size, int(env.get("LOCAL_RANK", env["RANK"])), local_world_size
+    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # inside srun, not merely inside an allocation
+        tasks_here = int(env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_STEP_NUM_TASKS"]).split("(")[0].split(",")[0])
+        if "MASTER_ADDR" not in env:
+            nodes = ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]]
+            env["MASTER_ADDR"] = subprocess.run(nodes, capture_output=True, text=True, check=True).stdout.split()[0]
+        env.setdefault("MASTER_PORT", str(20_000 + int(env["SLURM_JOB_ID"]) % 10_000))
+        return int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"]), tasks_here
+    return 0, 1, 0, 1
+
+
+def _pick_device(device: str, local_rank: int, local_world_size: int) -> torch.device:
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("device cuda was asked for, but PyTorch sees no GPU: use run.device=cpu or --device cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"{local_world_size} processes were started on this machine, which has {torch.cuda.device_count()} GPU(s): "
+            f"start torchrun with --nproc-per-node {torch.cuda.device_count()}"
+        )
+    return torch.device("cuda", local_rank)

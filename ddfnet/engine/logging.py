@@ -1,0 +1,155 @@
+"""What a run says while it runs: console, metrics.jsonl, TensorBoard."""
+
+import json
+import logging
+import math
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from ddfnet.engine.checkpoint import write_atomically
+
+logger = logging.getLogger("ddfnet")
+
+
+class Meter:
+    """Time and images since the last reading: images per second, and the share of time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts a new interval, e.g. after an evaluation, which is not training time."""
+        self._started = time.perf_counter()
+        self._images = 0
+        self._waited = 0.0
+
+    def add(self, images: int, waited: float) -> None:
+        self._images += images
+        self._waited += waited
+
+    def read(self) -> tuple[float, float]:
+        """(images per second, data-wait share) since the last reading; starts a new interval."""
+        elapsed = max(time.perf_counter() - self._started, 1e-9)
+        rates = self._images / elapsed, min(1.0, self._waited / elapsed)
+        self.restart()
+        return rates
+
+
+class RunLog:
+    """Log of one run, on the main process only; on others every method does nothing.
+
+    Args:
+        folder: run folder; None keeps only the console (dry runs).
+        active: whether this is the main process.
+        tensorboard: also write event files.
+        total_steps: for the progress bar.
+    """
+
+    def __init__(self, folder: Path | None, *, active: bool, tensorboard: bool, total_steps: int) -> None:
+        self.active, self.folder = active, folder if active else None
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._tensorboard, self._total_steps = tensorboard, total_steps
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._writer: SummaryWriter | None = None
+        if active:
+            terminal = self.console.is_terminal
+            bar = RichHandler(console=self.console, show_path=False, show_time=False) if terminal else None
+            self._handler: logging.Handler = bar or logging.StreamHandler()
+            logger.addHandler(self._handler)
+
+    def start(self, step: int) -> None:
+        """Opens the files and the progress bar; records after `step` are dropped, the run repeats what they describe."""
+        if not self.active:
+            return
+        if self.folder is not None:
+            _keep_until(self.folder / "metrics.jsonl", step)
+            if self._tensorboard:
+                self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), TextColumn("{task.fields[text]}"))
+            self._progress = Progress(*columns, console=self.console, transient=True)
+            self._task = self._progress.add_task("starting", total=self._total_steps, completed=step, text="")
+            self._progress.start()
+
+    def message(self, text: str) -> None:
+        """A plain line on the console."""
+        if self.active:
+            self.console.print(text, markup=False)
+
+    def train(self, step: int, total: int, record: dict[str, Any]) -> None:
+        """One training record: averages since the last one."""
+        if not self.active:
+            return
+        self._write("train", step, record)
+        eta = str(timedelta(seconds=round(record["eta_seconds"])))
+        facts = (
+            f"loss {record['loss']:.4f}  lr {record['lr']:.3g}  {record['images_per_second']:.0f} img/s  "
+            f"wait {record['data_wait']:.0%}  eta {eta}"
+        )
+        where = f"epoch {record['epoch']:.2f}"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, description=where, text=facts)
+        else:
+            self.message(f"{where}  step {step}/{total}  {facts}")
+
+    def evaluation(self, step: int, epoch: float, name: str, metrics: dict[str, float]) -> None:
+        """One evaluation of one set of weights (`val`, `val_ema`)."""
+        if not self.active:
+            return
+        self._write(name, step, {"epoch": epoch, **metrics})
+        text = "  ".join(f"{key} {_number(key, value)}" for key, value in metrics.items())
+        self.message(f"epoch {epoch:.2f}  {name}  {text}")
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        if self._writer is not None:
+            self._writer.close()
+        if self.active:
+            logger.removeHandler(self._handler)
+
+    def _write(self, kind: str, step: int, record: dict[str, Any]) -> None:
+        if self.folder is not None:
+            line = {"kind": kind, "step": step, **{k: _json_number(v) for k, v in record.items()}}
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if self._writer is not None:
+            for key, value in record.items():
+                if key not in ("epoch", "n", "eta_seconds"):
+                    self._writer.add_scalar(f"{kind}/{key}", value, step)
+            self._writer.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`; a last line cut by a crash is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def _keep_until(path: Path, step: int) -> None:
+    if path.exists():
+        kept = [record for record in read_metrics(path) if 0 < record["step"] <= step]
+        write_atomically(path, lambda file: file.write("".join(json.dumps(r) + "\n" for r in kept).encode()))
+
+
+def _json_number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(key: str, value: float) -> str:
+    return f"{value:.2f}" if key.startswith("top") else f"{value:.4f}" if isinstance(value, float) else str(value)

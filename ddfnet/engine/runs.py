@@ -1,0 +1,154 @@
+"""A whole training run, from a loaded configuration to its last checkpoint."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ddfnet.config import Config, Derived, LoadedConfig, derive
+from ddfnet.engine.checkpoint import Weights, load_weights, read_weights
+from ddfnet.engine.distributed import Distributed, distributed_session
+from ddfnet.engine.logging import RunLog
+from ddfnet.engine.run_folder import prepare_run_folder
+from ddfnet.engine.signals import EXIT_INTERRUPTED, StopSignal
+from ddfnet.engine.trainer import Trainer
+from ddfnet.tasks import TASKS
+
+DRY_RUN_STEPS = 2
+DRY_RUN_EVAL_BATCHES = 2
+DRY_RUN_CPU_IMAGES = 4  # per micro-batch: a full one would take minutes on a CPU
+
+
+def train(loaded: LoadedConfig, *, dry_run: bool = False) -> int:
+    """Trains as configured, going on from the run folder's `last.pt` if there is one.
+
+    Args:
+        loaded: see `load_config`.
+        dry_run: build everything, run two steps and two evaluation batches, write nothing.
+
+    Returns:
+        Exit code: 0 when finished, 75 when a signal stopped the run and a new start will go on.
+
+    Raises:
+        UserError: the configuration, data or a checkpoint cannot be used; raised before anything is written.
+    """
+    with distributed_session(loaded.config.run.device) as distributed:
+        stop = StopSignal(distributed)  # before the loader forks its workers
+        try:
+            return _train(loaded, distributed, stop, dry_run=dry_run)
+        finally:
+            stop.restore()
+
+
+def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, dry_run: bool) -> int:
+    config, notes = loaded.config, []
+    task = TASKS[config.task](config)
+    if dry_run:
+        config, notes = _dry_run_config(config, distributed, task.train_images)
+        task = TASKS[config.task](config)
+    derived = derive(config, world_size=distributed.world_size, train_images=task.train_images)
+    if dry_run:
+        derived = Derived(**{**derived.as_dict(), "total_steps": DRY_RUN_STEPS})
+
+    torch.manual_seed(config.run.seed)
+    model = task.build_model()
+    parameters = sum(p.numel() for p in model.parameters())
+    if config.model.init_checkpoint:
+        notes.append(load_initial_weights(model, config.model.init_checkpoint))
+
+    folder = None
+    if not dry_run:
+        folder = prepare_run_folder(loaded, derived, distributed, {"parameters": parameters})
+        distributed.barrier()
+    log = RunLog(
+        folder,
+        active=distributed.is_main,
+        tensorboard=config.run.tensorboard,
+        total_steps=derived.total_steps,
+    )
+    try:
+        for line in (*_summary(config, derived, distributed, parameters, task.train_images, task.val_images), *notes):
+            log.message(line)
+        trainer = Trainer(
+            config, derived, task, model, distributed,
+            folder=folder, log=log, max_eval_batches=DRY_RUN_EVAL_BATCHES if dry_run else None,
+        )  # fmt: skip
+        log.start(trainer.step)
+        finished = trainer.fit(stop)
+        log.message(_farewell(finished, trainer, folder, stop))
+    finally:
+        log.close()
+    return 0 if finished else EXIT_INTERRUPTED
+
+
+def load_initial_weights(model: nn.Module, path: str | Path) -> str:
+    """Loads weights to start from; a classifier for another number of classes keeps its random start.
+
+    Returns:
+        One line that says what was loaded.
+
+    Raises:
+        CheckpointError: the file does not fit the model otherwise.
+    """
+    weights = read_weights(path)
+    classifier = model.pretrained_cfg.get("classifier", "fc")
+    own = model.state_dict()
+    left = [
+        key
+        for key in own
+        if key.startswith(f"{classifier}.")
+        and (key not in weights.state_dict or weights.state_dict[key].shape != own[key].shape)
+    ]
+    kept = {key: tensor for key, tensor in weights.state_dict.items() if not (left and key.startswith(f"{classifier}."))}
+    kept.update({key: own[key] for key in left})
+    load_weights(model, Weights(kept, weights.meta, weights.kind), source=path, name=type(model).__name__)
+    return f"weights from {path} ({weights.kind})" + (f"; new classifier: {', '.join(left)}" if left else "")
+
+
+def _dry_run_config(config: Config, distributed: Distributed, train_images: int) -> tuple[Config, list[str]]:
+    """The configuration with a batch that two quick steps can afford, and a line that says so."""
+    train = config.train
+    device_batch = train.device_batch_size
+    if distributed.device.type == "cpu":
+        device_batch = min(device_batch, DRY_RUN_CPU_IMAGES)
+    micro = distributed.world_size * device_batch
+    accumulation = max(1, min(2, train.batch_size // (distributed.world_size * train.device_batch_size)))
+    while device_batch > 2 and micro * accumulation > train_images:
+        device_batch //= 2
+        device_batch += device_batch % 2  # mixup pairs images
+        micro = distributed.world_size * device_batch
+    batch = micro * accumulation
+    smaller = train.model_copy(update={"batch_size": batch, "device_batch_size": device_batch})
+    note = (
+        f"dry run: {DRY_RUN_STEPS} steps of {batch} images instead of {train.batch_size} "
+        f"({accumulation} micro-batches of {device_batch} per process), nothing is written"
+    )
+    limits = config.run.model_copy(update={"log_every": 1})
+    return config.model_copy(update={"train": smaller, "run": limits}), [note]
+
+
+def _summary(
+    config: Config, derived: Derived, distributed: Distributed, parameters: int, train_images: int, val_images: int
+) -> list[str]:
+    train = config.train
+    device = torch.cuda.get_device_name() if distributed.device.type == "cuda" else "CPU"
+    return [
+        f"{config.model.name}: {parameters:,} parameters",
+        f"{train_images:,} training and {val_images:,} validation images from {config.data.root}",
+        f"{derived.world_size} process(es) on {device}, {train.precision}; batch {train.batch_size} = "
+        f"{derived.world_size} x {train.device_batch_size} x {derived.accumulation} "
+        "(processes x images x micro-batches)",
+        f"{derived.total_steps:,} steps of {derived.steps_per_epoch:,} per epoch; {config.optim.name}, "
+        f"peak learning rate {derived.lr:g}",
+    ]
+
+
+def _farewell(finished: bool, trainer: Trainer, folder: Path | None, stop: StopSignal) -> str:
+    if folder is None:
+        return "dry run finished"
+    if not finished:
+        signal = stop.received or "a signal to another process"
+        return f"stopped by {signal} at step {trainer.step}; saved {folder / 'last.pt'}: start again to go on"
+    best = trainer.best
+    where = f"{folder / 'best.pt'}" if best["step"] is not None else "none"
+    return f"finished at step {trainer.step}; best {trainer.task.best_metric} {best['value']:.2f}: {where}"

@@ -1,0 +1,313 @@
+"""The training loop. It counts optimiser steps and never looks inside a batch: that is the task's."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddfnet.config import Config, Derived
+from ddfnet.engine.batch_norm import averaged_statistics, load_statistics, local_statistics, synchronise_batch_norm
+from ddfnet.engine.checkpoint import FORMAT, read_checkpoint, save_checkpoint, save_safetensors, write_atomically
+from ddfnet.engine.distributed import Distributed
+from ddfnet.engine.logging import Meter, RunLog, logger
+from ddfnet.engine.optim import build_optimizer, clip_gradients, learning_rate
+from ddfnet.engine.signals import StopSignal
+from ddfnet.errors import CheckpointError, NonFiniteLossError
+from ddfnet.evaluation import evaluate
+from ddfnet.tasks import Task
+
+_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_NO_STEP = torch.iinfo(torch.int64).max
+
+
+class Trainer:
+    """Trains one model of one task.
+
+    Args:
+        config, derived: the run.
+        task: data, loss, evaluator.
+        model: random or initial weights, on any device.
+        distributed: this process.
+        folder: run folder; None keeps nothing (dry run).
+        log: console and files.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        derived: Derived,
+        task: Task,
+        model: nn.Module,
+        distributed: Distributed,
+        *,
+        folder: Path | None,
+        log: RunLog,
+        max_eval_batches: int | None = None,
+    ) -> None:
+        self.config, self.derived, self.task, self.log = config, derived, task, log
+        self.distributed, self.device, self.folder = distributed, distributed.device, folder
+        self.max_eval_batches = max_eval_batches
+        settings = config.train
+        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        if settings.sync_bn and distributed.world_size > 1:
+            model = synchronise_batch_norm(model, self.device)
+        self.model = model.to(self.device, memory_format=memory_format)
+        self.optimizer = build_optimizer(self.model, config, derived.lr)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        self.ema = ModelEmaV3(self.model, decay=settings.ema.decay, use_warmup=settings.ema.warmup) if settings.ema else None
+
+        self.step = 0
+        self.best: dict[str, Any] = {"value": -math.inf, "step": None}
+        statistics = self._resume()
+
+        self.replica: nn.Module = self.model
+        if distributed.world_size > 1:
+            # Running statistics stay local (no broadcast in the step); see `averaged_statistics`.
+            self.replica = DistributedDataParallel(
+                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        if statistics is not None:  # after DDP, which copies those of rank 0 to all
+            self._load_local_statistics(statistics)
+        # Compiled around the replica: names of parameters stay those of the raw model.
+        self.forward = torch.compile(self.replica) if settings.compile else self.replica
+
+        self.meter = Meter()
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.loss_count = 0
+        self.grad_norm = torch.zeros((), device=self.device)
+        self.first_bad_step = torch.tensor(_NO_STEP, device=self.device)
+        self.last_finite_loss: float | None = None
+
+    # The recipe.
+
+    def fit(self, stop: StopSignal | None = None) -> bool:
+        """Trains from the current step to the end of the run.
+
+        Returns:
+            True when finished; False when a signal asked to stop: `last.pt` is written and a new start goes on.
+
+        Raises:
+            NonFiniteLossError: NaN or infinite loss; names the step, and nothing it touched is saved.
+        """
+        derived, run = self.derived, self.config.run
+        if self.step >= derived.total_steps:
+            return True
+        batches = self.task.train_batches(
+            derived, rank=self.distributed.rank, start_step=self.step, device=self.device
+        )
+        eval_batches = self.task.eval_batches(
+            rank=self.distributed.rank, world_size=self.distributed.world_size, device=self.device
+        )
+        self.model.train()
+        self.meter.restart()
+        while self.step < derived.total_steps:
+            self.train_step(batches)
+            epoch_ends = self.step % derived.steps_per_epoch == 0 or self.step == derived.total_steps
+            if self.step % run.log_every == 0 or epoch_ends:
+                self._log_interval()
+            if epoch_ends:
+                self._finish_epoch(eval_batches)
+            elif run.save_every and self.step % run.save_every == 0:
+                self.save()
+            if stop is not None and self.step < derived.total_steps and stop.agreed(self.step):
+                self.save()
+                return False
+        return True
+
+    def train_step(self, batches: Iterator[dict[str, Any]]) -> None:
+        """One optimiser step: accumulate, clip, step, average."""
+        config, accumulation = self.config, self.derived.accumulation
+        lr = learning_rate(self.step, config.schedule, self.derived)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+
+        step_loss = torch.zeros((), device=self.device)
+        for micro_batch in range(accumulation):
+            waiting = time.perf_counter()
+            batch = next(batches)
+            self.meter.add(self.task.batch_images(batch), time.perf_counter() - waiting)
+            self._seed(micro_batch)
+            last = micro_batch == accumulation - 1
+            with nullcontext() if last or self.replica is self.model else self.replica.no_sync():
+                with self._autocast():
+                    loss = self.task.loss(self.forward, batch)["loss"]
+                self.scaler.scale(loss / accumulation).backward()
+            step_loss += loss.detach() / accumulation
+
+        self.scaler.unscale_(self.optimizer)
+        self.grad_norm = clip_gradients(self.model, config.optim.clip_grad, config.optim.clip_mode)
+        self._note_finite(step_loss)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.step)
+        self.loss_sum += step_loss
+        self.loss_count += 1
+
+    def save(self, metrics: dict[str, float] | None = None, *, best: bool = False) -> None:
+        """Writes `last.pt`, with everything needed to go on bit for bit; with `best` also `best.pt` and
+        `best.safetensors`, the weights alone. All processes call this, the main one writes.
+        """
+        self.check_finite()
+        if self.folder is None:
+            return
+        models = {"model": self.model, **({"ema": self.ema.module} if self.ema is not None else {})}
+        weights: dict[str, Any] = {"ema": None}
+        # Each process has its own running statistics. Random numbers need no state: they are keyed by the step.
+        local = {key: self.distributed.gather(local_statistics(model).to(self.device)).cpu() for key, model in models.items()}
+        for key, model in models.items():
+            with averaged_statistics(model, self.distributed):
+                weights[key] = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        if not self.distributed.is_main:
+            return
+        about = {
+            "meta": {**self.task.meta(), "step": self.step, "epoch": self.epoch, "metrics": metrics or {}},
+            "config": self.config.model_dump(mode="json"),
+        }
+        if best:
+            save_checkpoint(self.folder / "best.pt", {**about, **weights})
+            save_safetensors(self.folder / "best.safetensors", weights["ema"] or weights["model"], about["meta"])
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "local_statistics": local,
+        }
+        save_checkpoint(self.folder / "last.pt", {**about, **weights, **state})
+
+    # Its parts.
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self.derived.steps_per_epoch
+
+    def check_finite(self) -> None:
+        """Raises NonFiniteLossError if any loss since the last check was not finite (waits for the device)."""
+        bad = int(self.distributed.min_(self.first_bad_step.clone()))
+        if bad == _NO_STEP:
+            return
+        lr = learning_rate(bad, self.config.schedule, self.derived)
+        report = {
+            "step": bad,
+            "epoch": bad / self.derived.steps_per_epoch,
+            "lr": lr,
+            "last_finite_loss": self.last_finite_loss,
+            "samples": self.task.sample_names(self.derived, bad),
+        }
+        where = ""
+        if self.folder is not None and self.distributed.is_main:
+            path = self.folder / f"nonfinite_step{bad}.json"
+            write_atomically(path, lambda file: file.write((json.dumps(report, indent=1) + "\n").encode()))
+            where = f" Its samples are listed in {path}."
+        raise NonFiniteLossError(
+            f"the loss of step {bad} (epoch {report['epoch']:.2f}, lr {lr:.3g}) is not finite; "
+            f"last finite mean loss {self.last_finite_loss}. Nothing was saved since the last checkpoint.{where} "
+            "Lower the learning rate, lengthen the warm-up, clip gradients (optim.clip_grad=1) or use bf16"
+        )
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.config.train.precision
+        return torch.autocast(self.device.type, _PRECISION[precision], enabled=precision != "fp32")
+
+    def _seed(self, micro_batch: int) -> None:
+        # Dropout and stochastic depth draw from the default generators: keyed by the place in the run, they depend
+        # neither on the number of processes nor on where the run was resumed.
+        place = self.step, micro_batch * self.derived.world_size + self.distributed.rank
+        torch.manual_seed(int(np.random.SeedSequence([self.config.run.seed, *place]).generate_state(1, np.uint64)[0]))
+
+    def _note_finite(self, loss: Tensor) -> None:
+        # On the device: reading the loss at every step would make the host wait for it.
+        step = torch.where(loss.isfinite(), _NO_STEP, self.step)
+        self.first_bad_step = torch.minimum(self.first_bad_step, step)
+
+    def _log_interval(self) -> None:
+        self.check_finite()
+        loss = self.distributed.sum_(self.loss_sum / self.loss_count) / self.distributed.world_size
+        images_per_second, data_wait = self.meter.read()
+        images_per_second *= self.distributed.world_size
+        self.last_finite_loss = loss.item()
+        record = {
+            "epoch": self.epoch,
+            "loss": self.last_finite_loss,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": float(self.grad_norm),
+            "images_per_second": images_per_second,
+            "data_wait": data_wait,
+            "eta_seconds": (self.derived.total_steps - self.step) * self.config.train.batch_size / images_per_second,
+        }
+        if self.device.type == "cuda":
+            record["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        self.log.train(self.step, self.derived.total_steps, record)
+        self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
+
+    def _finish_epoch(self, eval_batches: Any) -> None:
+        done = self.step == self.derived.total_steps
+        epochs = round(self.epoch)
+        metrics: dict[str, float] = {}
+        improved = False
+        if done or epochs % self.config.eval.every == 0:
+            metrics = self._evaluate("val", self.model, eval_batches)
+            if self.ema is not None:
+                metrics = self._evaluate("val_ema", self.ema.module, eval_batches)
+            value = metrics[self.task.best_metric]
+            # A network that gives NaN can still be right by chance: it is never the best.
+            improved = math.isfinite(metrics["loss"]) and value > self.best["value"]
+            if improved:
+                self.best = {"value": value, "step": self.step}
+        self.save(metrics, best=improved)
+        self.meter.restart()
+
+    def _evaluate(self, name: str, model: nn.Module, batches: Any) -> dict[str, float]:
+        limit = self.max_eval_batches
+        with averaged_statistics(model, self.distributed):
+            metrics = evaluate(
+                model,
+                batches if limit is None else (batch for _, batch in zip(range(limit), batches, strict=False)),
+                self.task.evaluator(self.device),
+                distributed=self.distributed,
+                autocast=self._autocast(),
+                expected=self.task.val_images if limit is None else None,
+            )
+        self.log.evaluation(self.step, self.epoch, name, metrics)
+        return metrics
+
+    def _resume(self) -> dict[str, Tensor] | None:
+        """Loads `last.pt` of the run folder if there is one; returns the running statistics of all processes."""
+        path = self.folder / "last.pt" if self.folder is not None else None
+        if path is None or not path.exists():
+            return None
+        payload = read_checkpoint(path)
+        if payload.get("format") != FORMAT or "optimizer" not in payload:
+            raise CheckpointError(f"{path} is not a training checkpoint of ddfnet: move it away, or use another run.dir")
+        try:
+            self.model.load_state_dict(payload["model"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(payload["ema"] or payload["model"])
+            self.optimizer.load_state_dict(payload["optimizer"])
+            self.scaler.load_state_dict(payload["scaler"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            first = str(error).splitlines()[0]
+            raise CheckpointError(f"{path} is of another model or optimiser than the config: {first}") from None
+        self.step, self.best = payload["step"], payload["best"]
+        self.log.message(f"resuming from {path}: step {self.step} of {self.derived.total_steps}")
+        return payload["local_statistics"]
+
+    def _load_local_statistics(self, statistics: dict[str, Tensor]) -> None:
+        if len(statistics["model"]) != self.distributed.world_size:
+            logger.info("another number of processes than before: each starts from the averaged batch-norm statistics")
+            return
+        load_statistics(self.model, statistics["model"][self.distributed.rank])
+        if self.ema is not None and "ema" in statistics:
+            load_statistics(self.ema.module, statistics["ema"][self.distributed.rank])

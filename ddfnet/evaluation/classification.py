@@ -1,0 +1,38 @@
+"""Exact classification metrics: integer counts and a float64 loss sum, which add up over processes."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ClassificationEvaluator:
+    """Counts images, top-1 and top-5 hits and sums the cross-entropy, on the device and without host syncs.
+
+    `totals` of several processes are added up, then `compute` turns them into metrics. With fewer than five classes
+    top-5 counts every class there is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        # float64 counts are exact up to 2**53; MPS lacks float64, and there float32 is exact up to 2**24 images.
+        self.totals = torch.zeros(4, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
+        """Adds one batch: `image` (B, 3, H, W) and integer `target` (B,)."""
+        logits = model(batch["image"]).float()
+        self.update_logits(logits, batch["target"])
+
+    def update_logits(self, logits: Tensor, target: Tensor) -> None:
+        """Adds logits (B, classes) and their targets (B,)."""
+        top = logits.topk(min(5, logits.shape[1])).indices
+        hits = top == target[:, None]
+        losses = F.cross_entropy(logits, target, reduction="none")
+        counts = torch.stack([hits.new_tensor(len(target), dtype=torch.int64), hits[:, 0].sum(), hits.sum()])
+        self.totals += torch.cat([counts.to(self.totals), losses.sum(dtype=self.totals.dtype)[None]])
+
+    def compute(self) -> dict[str, float]:
+        """`top1`, `top5` in percent, mean `loss`, and `n`, the images counted."""
+        n, top1, top5, loss = self.totals.tolist()
+        return {"top1": 100 * top1 / n, "top5": 100 * top5 / n, "loss": loss / n, "n": int(n)}

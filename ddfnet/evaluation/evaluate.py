@@ -1,0 +1,42 @@
+"""Evaluation over all processes, each image once."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddfnet.engine.distributed import Distributed
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[dict[str, Any]],
+    evaluator: Any,
+    *,
+    distributed: Distributed,
+    autocast: AbstractContextManager,
+    expected: int | None = None,
+) -> dict[str, float]:
+    """Runs a model over this process's share of the batches and returns the metrics of the whole set.
+
+    Args:
+        model: set to eval mode here, and back to its former mode at the end.
+        batches: this process's share; nothing padded, nothing dropped.
+        evaluator: `update(model, batch)`, `totals` (a tensor that adds up over processes), `compute()`.
+        autocast: the precision of the forward pass.
+        expected: size of the whole set; a different count raises RuntimeError.
+    """
+    was_training = model.training
+    model.eval()
+    with autocast:
+        for batch in batches:
+            evaluator.update(model, batch)
+    model.train(was_training)
+    distributed.sum_(evaluator.totals)
+    metrics = evaluator.compute()
+    if expected is not None and metrics["n"] != expected:
+        raise RuntimeError(f"evaluated {metrics['n']} images of {expected}: some were lost or counted twice")
+    return metrics

@@ -1,0 +1,217 @@
+"""Evaluation of a checkpoint on its own: what `eval.py` does."""
+
+import json
+import time
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddfnet.config.yaml_reader import parse_value
+from ddfnet.data import EvalBatchTransform, FolderIndex, Preprocessing, eval_batches, eval_transform, index_folder
+from ddfnet.engine.checkpoint import Weights, load_weights, read_checkpoint, read_weights, write_atomically
+from ddfnet.engine.distributed import Distributed, distributed_session
+from ddfnet.engine.run_folder import environment
+from ddfnet.errors import CheckpointError, DataError, UserError
+from ddfnet.evaluation.classification import ClassificationEvaluator
+from ddfnet.evaluation.evaluate import evaluate
+from ddfnet.models import create_model
+from ddfnet.tasks.classification import worker_count
+
+_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def evaluate_checkpoint(
+    checkpoint: str | Path,
+    *,
+    data: str | Path | None = None,
+    model: str | None = None,
+    weights: str = "auto",
+    batch_size: int = 128,
+    workers: int | str = "auto",
+    precision: str = "fp32",
+    device: str = "auto",
+    input_size: int | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
+    output: str | Path | None = None,
+) -> dict[str, Any]:
+    """Evaluates a classification checkpoint over all processes, prints the result and writes `report.json`.
+
+    Args:
+        checkpoint: a checkpoint of ours, an official one, a state_dict or a .safetensors file.
+        data: folder of class folders, or one with `val/` in it; None: the validation set of the training run.
+        model: model name, needed where the file does not say it.
+        weights: `auto` (the moving average if there is one), `raw` or `ema`.
+        batch_size: images per process.
+        workers: loader processes per rank, or `auto`.
+        precision: `fp32`, `bf16` or `fp16` autocast.
+        device: `auto`, `cuda` or `cpu`.
+        input_size, crop_pct, interpolation: instead of the checkpoint's preprocessing.
+        output: folder of the report; None: `eval_<name>` beside the checkpoint.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: the checkpoint, model or data cannot be used; nothing is written then.
+    """
+    checkpoint = Path(checkpoint)
+    workers = parse_workers(workers)
+    if batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, got {batch_size}")
+    found = read_weights(checkpoint, prefer=weights)
+    network, name, preprocessing = _build(found, checkpoint, model)
+    preprocessing = _override(preprocessing, input_size=input_size, crop_pct=crop_pct, interpolation=interpolation)
+    index = _index(found, checkpoint, data, network.num_classes)
+    folder = Path(output) if output else checkpoint.parent / f"eval_{checkpoint.name.split('.')[0]}"
+
+    with distributed_session(device) as distributed:
+        network = network.to(distributed.device, memory_format=torch.channels_last)
+        evaluator = ClassificationEvaluator(distributed.device)
+        started = time.perf_counter()
+        metrics = evaluate(
+            network,
+            eval_batches(
+                index,
+                transform=eval_transform(preprocessing),
+                batch_transform=EvalBatchTransform(preprocessing, device=distributed.device, channels_last=True),
+                batch_size=batch_size,
+                rank=distributed.rank,
+                world_size=distributed.world_size,
+                device=distributed.device,
+                num_workers=worker_count(workers),
+            ),
+            evaluator,
+            distributed=distributed,
+            autocast=torch.autocast(distributed.device.type, _PRECISION[precision], enabled=precision != "fp32"),
+            expected=len(index),
+        )
+        seconds = time.perf_counter() - started
+        _, top1_count, top5_count, _ = evaluator.totals.tolist()
+        report = {
+            "checkpoint": str(checkpoint),
+            "weights": found.kind,
+            "model": name,
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "data": str(index.root),
+            **metrics,
+            "top1_count": int(top1_count),
+            "top5_count": int(top5_count),
+            "preprocessing": preprocessing.to_dict(),
+            "precision": precision,
+            "processes": distributed.world_size,
+            "batch_size": batch_size,
+            "images_per_second": round(metrics["n"] / seconds, 1),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "environment": environment(),
+        }
+        if distributed.is_main:
+            _write(folder / "report.json", report)
+            print(_table(report, distributed, folder / "report.json"))
+    return report
+
+
+def parse_workers(workers: int | str) -> int | str:
+    """`auto` or a number of processes, as given on the command line."""
+    value = parse_value(workers) if isinstance(workers, str) else workers
+    if value != "auto" and not (isinstance(value, int) and value >= 0):
+        raise UserError(f"--workers must be a number of processes or auto, got {workers!r}")
+    return value
+
+
+def _build(found: Weights, checkpoint: Path, model: str | None) -> tuple[nn.Module, str, Preprocessing]:
+    """The network with its weights, its name, and the preprocessing it was trained for."""
+    if found.meta is not None:
+        said = found.meta["model"]
+        if model is not None and model != said["name"]:
+            raise CheckpointError(f"{checkpoint} holds {said['name']}, not {model}: leave --model out")
+        name, num_classes, kwargs = said["name"], said["num_classes"], said["kwargs"]
+    elif model is None:
+        raise CheckpointError(f"{checkpoint} does not say which model it holds: give --model, e.g. ddf_mul_resnet50")
+    else:
+        name, num_classes, kwargs = model, None, {}
+    try:
+        if num_classes is None:
+            num_classes = _classes_of(found, name)
+        network = create_model(name, num_classes=num_classes, **kwargs)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    load_weights(network, found, source=checkpoint, name=name)
+    if found.meta is not None:
+        return network, name, Preprocessing.from_dict(found.meta["preprocessing"])
+    cfg = network.pretrained_cfg
+    size = cfg["input_size"][-1]
+    return network, name, Preprocessing(size, cfg["crop_pct"], cfg["interpolation"], cfg["mean"], cfg["std"])
+
+
+def _classes_of(found: Weights, name: str) -> int:
+    """Number of classes of weights that do not say it, from the bias of the classifier."""
+    with torch.device("meta"):
+        cfg = create_model(name).pretrained_cfg
+    bias = found.state_dict.get(f"{cfg['classifier']}.bias")
+    return len(bias) if bias is not None else cfg["num_classes"]
+
+
+def _override(preprocessing: Preprocessing, **changes: Any) -> Preprocessing:
+    try:
+        return replace(preprocessing, **{key: value for key, value in changes.items() if value is not None})
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _index(found: Weights, checkpoint: Path, data: str | Path | None, num_classes: int) -> FolderIndex:
+    """The pictures; their class folders must be the classes of the checkpoint."""
+    classes = found.meta["classes"] if found.meta is not None else None
+    if data is None:
+        data = _training_validation_set(checkpoint)
+    data = Path(data)
+    if (data / "val").is_dir() and "val" not in (classes or ()):
+        data = data / "val"
+    index = index_folder(data, classes=classes)
+    if classes is None and len(index.classes) != num_classes:
+        raise DataError(
+            f"{data} has {len(index.classes)} class folders, {checkpoint} was trained on {num_classes} classes: "
+            "give the folder with those classes as --data"
+        )
+    return index
+
+
+def _training_validation_set(checkpoint: Path) -> Path:
+    config = None if checkpoint.suffix == ".safetensors" else read_checkpoint(checkpoint).get("config")
+    if not isinstance(config, dict):
+        raise DataError(f"{checkpoint} does not say where its data is: give --data FOLDER")
+    path = Path(config["data"]["root"]) / config["data"]["val"]
+    if not path.is_dir():
+        raise DataError(f"the validation set of the training run is not at {path.resolve()}: give --data FOLDER")
+    return path
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    try:
+        write_atomically(path, lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; give --output FOLDER") from None
+
+
+def _table(report: dict[str, Any], distributed: Distributed, path: Path) -> str:
+    how = report["preprocessing"]
+    device = torch.cuda.get_device_name() if distributed.device.type == "cuda" else "CPU"
+    return "\n".join(
+        [
+            f"{report['model']} ({report['weights']} weights), {report['parameters']:,} parameters",
+            f"{report['data']}: {how['input_size']} px, crop {how['crop_pct']}, {how['interpolation']}",
+            f"{report['precision']} on {device}, {report['processes']} process(es), "
+            f"{report['images_per_second']} images/s",
+            "",
+            f"  top-1  {report['top1']:6.2f} %  ({report['top1_count']} of {report['n']})",
+            f"  top-5  {report['top5']:6.2f} %  ({report['top5_count']} of {report['n']})",
+            f"  loss   {report['loss']:7.4f}",
+            f"  n      {report['n']:6d}",
+            "",
+            f"report: {path}",
+        ]
+    )

@@ -1,0 +1,57 @@
+"""Filter normalisation (Zhou et al., CVPR 2021, eq. 3)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+class FilterNorm(nn.Module):
+    """Normalises each predicted filter over its k*k taps: zero mean, then a given standard deviation.
+
+    `alpha * (f - mean(f)) / (std(f) + 1e-10)` with the unbiased std, as in the official code. A spatial filter has
+    the constant alpha = gain / k; a channel filter has a learned one per tap, started at `randn * gain / k`.
+    Computed in float32 at least: in float16 the 1e-10 would be 0 and constant logits would give NaN.
+
+    Args:
+        channels: filters per sample: heads for `spatial`, channels for `channel`.
+        kernel_size: k, odd.
+        kind: `spatial` for input (B, channels*k*k, H, W), `channel` for (B, channels*k*k, 1, 1).
+        nonlinearity: name for `torch.nn.init.calculate_gain` of what follows the filter.
+
+    Attributes:
+        std: alpha; a parameter of shape (channels*k*k,) for `channel`, a float for `spatial`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        kind: Literal["spatial", "channel"],
+        *,
+        nonlinearity: str = "linear",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if kind not in ("spatial", "channel"):
+            raise ValueError(f"kind must be 'spatial' or 'channel', got {kind!r}")
+        self.channels, self.kernel_size, self.kind = channels, kernel_size, kind
+        alpha = nn.init.calculate_gain(nonlinearity) / kernel_size
+        if kind == "channel":
+            self.std = nn.Parameter(torch.randn(channels * kernel_size**2, device=device, dtype=dtype) * alpha)
+        else:
+            self.std = alpha
+
+    def forward(self, filters: Tensor) -> Tensor:
+        """(B, channels*k*k, H, W) -> the same shape. Spatial filters keep their dtype, channel filters (few) come in float32."""
+        work = filters if filters.dtype == torch.float64 else filters.float()
+        taps = work.unflatten(1, (self.channels, self.kernel_size**2))
+        std, mean = torch.std_mean(taps, dim=2, keepdim=True)
+        normal = ((taps - mean) / (std + 1e-10)).flatten(1, 2)
+        if self.kind == "spatial":
+            return (normal * self.std).to(filters.dtype)
+        return normal * self.std.to(normal.dtype).view(1, -1, 1, 1)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, kernel_size={self.kernel_size}, kind={self.kind!r}"

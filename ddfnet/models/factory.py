@@ -1,0 +1,35 @@
+"""Creating models by name: ours, and every classification model of timm."""
+
+import difflib
+from typing import Any
+
+import timm
+from torch import nn
+
+from ddfnet.models import ddf_resnet
+
+
+def list_models() -> list[str]:
+    """Names of the models of this package, sorted."""
+    return sorted({name.split(".")[0] for name in ddf_resnet.default_cfgs})
+
+
+def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """`timm.create_model` with an error that helps.
+
+    Args:
+        name: a model of this package (`list_models()`) or of timm.
+        pretrained: load the weights that timm knows for this name.
+        **kwargs: arguments of the model, e.g. num_classes, in_chans, features_only, drop_path_rate, squeeze_ratio.
+
+    Raises:
+        ValueError: unknown name (the nearest ones are named), or an argument the model does not take.
+    """
+    if ":" not in name and not timm.is_model(name):  # hf-hub:, local-dir: are timm's to resolve
+        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"ours are {', '.join(list_models())}"
+        raise ValueError(f"unknown model {name!r}: {hint}")
+    try:
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"model {name} does not take these arguments ({sorted(kwargs)}): {error}") from error

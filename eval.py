@@ -1,0 +1,45 @@
+#!/usr/bin/env python
+"""Evaluate a checkpoint, each picture exactly once.
+
+  python eval.py --checkpoint runs/ddf_resnet50/best.pt
+  torchrun --nproc-per-node 8 eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data/imagenet/val
+  python eval.py --checkpoint official.pth.tar --model ddf_mul_resnet50 --data /data/imagenet/val
+
+Model, classes and preprocessing come from the checkpoint; official checkpoints (state_dict, state_dict_ema) and bare
+state_dicts need --model. Prints top-1, top-5, loss and the number of pictures, and writes report.json.
+Exit codes: 0 done, 1 failed, 2 a mistake in the input.
+"""
+
+import argparse
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="PATH", help="best.pt, last.pt, .safetensors or an official checkpoint")
+    add("--data", metavar="PATH", help="folder with one folder per class, or with val/ in it (default: that of training)")
+    add("--model", metavar="NAME", help="model name, for a file that does not say it")
+    add("--weights", choices=("auto", "raw", "ema"), default="auto", help="auto: the moving average if there is one")
+    add("--batch-size", type=int, default=128, metavar="N", help="pictures per process (default %(default)s)")
+    add("--workers", default="auto", metavar="N", help="loader processes per rank (default: by the cores)")
+    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default %(default)s")
+    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default %(default)s")
+    add("--input-size", type=int, metavar="PIXELS", help="instead of the checkpoint's")
+    add("--crop-pct", type=float, metavar="SHARE", help="instead of the checkpoint's: size / crop_pct is the resize")
+    add("--interpolation", metavar="NAME", help="instead of the checkpoint's: bilinear, bicubic, ...")
+    add("--output", metavar="FOLDER", help="where report.json goes (default: eval_NAME beside the checkpoint)")
+    return parser.parse_args()
+
+
+def main(arguments: argparse.Namespace) -> int:
+    from ddfnet.evaluation.standalone import evaluate_checkpoint
+
+    evaluate_checkpoint(**vars(arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    parsed = parse_arguments()  # before the imports: --help need not wait for torch
+    from ddfnet.cli import run
+
+    run(lambda: main(parsed))

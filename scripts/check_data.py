@@ -1,0 +1,48 @@
+#!/usr/bin/env python
+"""Verify an image data set before training on it.
+
+    python scripts/check_data.py /data/imagenet --imagenet --workers 16
+
+ROOT holds train/ and val/ with one folder per class each, or is one such folder itself. Checked: class folders, empty
+ones, the same classes in train and val, and that every file decodes; with --imagenet also the 1000 class names and the
+known numbers of images (1,281,167 and 50,000). Unusual but usable files (CMYK, 16-bit, wrongly named) are remarks.
+
+Exit code 0: no problems; 1: problems found; 2: ROOT cannot be checked.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
+
+from ddfnet.data.check import check_tree, format_report
+from ddfnet.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", metavar="ROOT", help="folder with train/ and val/, or one folder of classes")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="decoding processes (default: all cores, %(default)s)"
+    )
+    parser.add_argument("--imagenet", action="store_true", help="compare with ImageNet-1k's classes and counts")
+    arguments = parser.parse_args(argv)
+    progress = _print_progress if sys.stderr.isatty() else None
+    try:
+        report = check_tree(arguments.root, workers=arguments.workers, imagenet=arguments.imagenet, progress=progress)
+    except UserError as error:
+        print(f"check_data: {error}", file=sys.stderr)
+        return 2
+    print(format_report(report))
+    return 1 if report.problems else 0
+
+
+def _print_progress(done: int, total: int) -> None:
+    print(f"\r{done:,} of {total:,} files", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

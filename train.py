@@ -1,0 +1,52 @@
+#!/usr/bin/env python
+"""Train a network as a YAML file describes.
+
+  one GPU or CPU   python train.py --config configs/ddf_resnet50.yaml data.root=/data/imagenet
+  8 GPUs           torchrun --nproc-per-node 8 train.py --config configs/ddf_resnet50.yaml data.root=/data/imagenet
+  2 x 8 GPUs       torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+                     train.py --config configs/ddf_resnet50.yaml data.root=/data/imagenet train.device_batch_size=64
+  CPU, 2 processes torchrun --nproc-per-node 2 train.py --config configs/demo.yaml
+
+Any key of the configuration can be given after the options as key.sub=value. A run goes on by itself from the last.pt
+of its run folder. SIGTERM, SIGUSR1 or Ctrl-C finish the step, save, and exit with code 75: start again to go on.
+Exit codes: 0 finished, 1 failed, 2 a mistake in the input, 75 interrupted.
+"""
+
+import argparse
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s --config FILE [--print-config | --dry-run] [key.sub=value ...]",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, see configs/ and docs/config.md")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help='e.g. optim.lr=0.1 "train.ema={decay: 0.999}" run.dir=runs/a'
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and the origin of each value"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build everything, run two steps on small batches, write nothing"
+    )
+    return parser.parse_intermixed_args()
+
+
+def main(arguments: argparse.Namespace) -> int:
+    from ddfnet.config import load_config
+    from ddfnet.engine.runs import train
+
+    loaded = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(loaded.to_yaml(), end="")
+        return 0
+    return train(loaded, dry_run=arguments.dry_run)
+
+
+if __name__ == "__main__":
+    parsed = parse_arguments()  # before the imports: --help need not wait for torch
+    from ddfnet.cli import run
+
+    run(lambda: main(parsed))

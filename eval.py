@@ -17,7 +17,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH", help="best.pt, last.pt, .safetensors or an official checkpoint")
-    add("--data", metavar="PATH", help="folder with one folder per class, or with val/ in it (default: that of training)")
+    add("--data", metavar="PATH", help="folder of class folders, or one with val/ in it (default: that of training)")
     add("--model", metavar="NAME", help="model name, for a file that does not say it")
     add("--weights", choices=("auto", "raw", "ema"), default="auto", help="auto: the moving average if there is one")
     add("--batch-size", type=int, default=128, metavar="N", help="pictures per process (default %(default)s)")

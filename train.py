@@ -23,7 +23,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, see configs/ and docs/config.md")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key.sub=value", help='e.g. optim.lr=0.1 "train.ema={decay: 0.999}" run.dir=runs/a'
+        "overrides",
+        nargs="*",
+        metavar="key.sub=value",
+        help='e.g. optim.lr=0.1 "train.ema={decay: 0.99}" run.dir=runs/a',
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and the origin of each value"

@@ -4,4 +4,14 @@ from ddfnet.config.derived import Derived, derive
 from ddfnet.config.loading import LoadedConfig, dump_config, key_paths, load_config, section_type, validate
 from ddfnet.config.schema import Config
 
-__all__ = ["Config", "Derived", "LoadedConfig", "derive", "dump_config", "key_paths", "load_config", "section_type", "validate"]
+__all__ = [
+    "Config",
+    "Derived",
+    "LoadedConfig",
+    "derive",
+    "dump_config",
+    "key_paths",
+    "load_config",
+    "section_type",
+    "validate",
+]

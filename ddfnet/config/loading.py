@@ -1,4 +1,4 @@
-"""From a YAML file, its bases and command line overrides to a checked `Config` that knows where each value came from."""
+"""From a YAML file, its bases and overrides to a checked `Config` that knows where each value came from."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -243,9 +243,10 @@ def _expectation(fault: Any) -> str:
 
 
 def _suggest(key: str) -> str:
-    names = {".".join(path): path for path, _ in key_paths()}
-    close = difflib.get_close_matches(key, names, n=1, cutoff=0.7)
-    if not close:  # a right or nearly right name in the wrong section
-        leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], {path[-1] for path in names.values()}, n=1, cutoff=0.8)
-        close = [name for name, path in names.items() if [path[-1]] == leaf]
+    names = {".".join(path): path[-1] for path, _ in key_paths()}
+    close = [name for name, leaf in names.items() if leaf == key.rsplit(".", 1)[-1]]  # right name, wrong section
+    close = close or difflib.get_close_matches(key, names, n=1, cutoff=0.7)
+    if not close:  # nearly right name, wrong section
+        leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], set(names.values()), n=1, cutoff=0.8)
+        close = [name for name in names if [names[name]] == leaf]
     return f"; did you mean {' or '.join(close)}?" if close else "; --print-config lists all keys"

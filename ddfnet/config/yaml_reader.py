@@ -21,7 +21,9 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|Tr
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9][0-9_]*$"), "-+0123456789")
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)?\.?[0-9]+(?:[eE][-+]?[0-9]+)?$|^[-+]?[0-9]+\.$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"),
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*)?\.?[0-9]+(?:[eE][-+]?[0-9]+)?$|^[-+]?[0-9]+\.$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"
+    ),
     "-+.0123456789",
 )
 # The default reads `010` as octal and `1:30` as base 60.
@@ -35,7 +37,7 @@ def parse_value(text: str) -> Any:
         ConfigError: the text is not YAML.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"cannot read the value {text!r}: {_reason(error)}") from None
 

@@ -204,5 +204,5 @@ def format_report(report: TreeReport) -> str:
         for kind, (count, example) in found.remarks.items():
             lines.append(f"remark: {split}: {count:,} x {kind}, for example {example}")
     lines += [f"PROBLEM: {problem}" for problem in report.problems]
-    lines.append(f"{len(report.problems)} problems found" if report.problems else "no problems found")
+    lines.append(f"{len(report.problems)} problem(s) found" if report.problems else "no problems found")
     return "\n".join(lines)

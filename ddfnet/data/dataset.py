@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset, get_worker_info
 
 from ddfnet.data.folder import FolderIndex
@@ -45,8 +45,12 @@ def is_16_bit_grey(image: Image.Image) -> bool:
 
 
 def decode_error(error: Exception) -> str:
-    """One-line reason for a file that could not be decoded."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    """One-line reason, without the path, for a file that could not be decoded."""
+    if isinstance(error, UnidentifiedImageError):
+        reason = "not an image, or its header is damaged"
+    else:
+        reason = str(getattr(error, "strerror", None) or error)
+    return " ".join(f"{type(error).__name__}: {reason}".split())
 
 
 class TrainDataset(Dataset):

@@ -1,8 +1,10 @@
 """Batches on the device: worker processes, transfer, and the count of broken images."""
 
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -134,17 +136,23 @@ def _as_read(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(worker_id: int) -> None:
-    """Let the main process decide when to stop.
+def _leave_signals_to_parent(worker_id: int) -> None:
+    """In a worker: obey SIGTERM of the parent process only, and neither SIGINT nor SIGUSR1.
 
-    Ctrl-C and schedulers signal whole process groups; a worker that died of it would break the step that the main
-    process is about to finish. The first SIGTERM is ignored for that reason; a second one, which multiprocessing sends
-    to workers left over at exit, ends the worker.
+    Ctrl-C, torchrun and schedulers signal whole process groups. A worker that died of that would break the step that
+    the main process is about to finish.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # A handler would not learn who sent the signal; a thread that waits for it does.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)  # as torch's own handler does, which this one replaces
 
 
 def _loader(
@@ -152,17 +160,23 @@ def _loader(
 ) -> DataLoader:
     if num_workers < 0:
         raise ValueError(f"num_workers must not be negative, got {num_workers}")
+    fork = num_workers > 0 and sys.platform == "linux"
     return DataLoader(
         reader,
         batch_sampler=batch_sampler,
         collate_fn=_as_read,  # the reader has collated
         num_workers=num_workers,  # torch gives each worker one thread
         persistent_workers=persistent and num_workers > 0,
-        worker_init_fn=_start_worker,
-        multiprocessing_context="fork" if num_workers > 0 and sys.platform == "linux" else None,
+        worker_init_fn=_leave_signals_to_parent if fork else None,
+        multiprocessing_context="fork" if fork else None,
         pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),  # else starting an iterator would draw from the caller's default generator
     )
+
+
+def _raise_if_failed(batch: Batch | DataError) -> None:
+    if isinstance(batch, DataError):
+        raise DataError(str(batch))  # a new one: raising `batch` itself would tie the caller's frame into a cycle
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
@@ -176,11 +190,13 @@ def _train_stream(
     batch_transform: Callable[[Batch], Batch],
     device: torch.device,
 ) -> Iterator[Batch]:
-    for batch in host_batches:
-        if isinstance(batch, DataError):
-            raise batch
-        monitor.update(len(batch["index"]), batch.pop("broken"))
-        yield batch_transform(_to_device(batch, device))
+    try:
+        for batch in host_batches:
+            _raise_if_failed(batch)
+            monitor.update(len(batch["index"]), batch.pop("broken"))
+            yield batch_transform(_to_device(batch, device))
+    finally:
+        del host_batches  # ends the workers now: an error's traceback would keep this frame, and them, alive
 
 
 class _EvalBatches:
@@ -194,8 +210,7 @@ class _EvalBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
-            if isinstance(batch, DataError):
-                raise batch
+            _raise_if_failed(batch)
             yield self.batch_transform(_to_device(batch, self.device))
 
 

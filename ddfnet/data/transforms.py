@@ -163,6 +163,7 @@ def _check_policy(policy: str) -> None:
     if not any(re.fullmatch(pattern, policy) for pattern in _AUGMENT_FORMATS.values()):
         raise ValueError(
             f"rand_augment={policy!r} is not a policy of timm. Expected one of: rand[-m<int>][-n<int>][-p<float>]"
-            "[-mstd<float>][-mmax<int>][-inc<0|1>][-t<weights|3a|3aw>] (for example rand-m7-mstd0.5-inc1), augmix"
-            "[-m<int>][-w<int>][-d<int>][-a<float>][-b<0|1>][-mstd<float>], or original, originalr, v0, v0r, 3a [-mstd<float>]"
+            "[-mstd<float>][-mmax<int>][-inc<0|1>][-t<weights|3a|3aw>] (for example rand-m7-mstd0.5-inc1); "
+            "augmix[-m<int>][-w<int>][-d<int>][-a<float>][-b<0|1>][-mstd<float>]; "
+            "original, originalr, v0, v0r or 3a [-mstd<float>]"
         )

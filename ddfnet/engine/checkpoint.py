@@ -136,7 +136,8 @@ def read_weights(path: str | Path, *, prefer: str = "auto") -> Weights:
         raise CheckpointError(f"{path} has no moving average of the weights: use --weights raw")
     key = ema_key if prefer != "raw" and payload.get(ema_key) is not None else raw_key
     state_dict = payload.get(key, payload)  # without such a key, the file itself is a state_dict
-    if not isinstance(state_dict, dict) or not state_dict or not all(isinstance(v, Tensor) for v in state_dict.values()):
+    tensors = isinstance(state_dict, dict) and all(isinstance(value, Tensor) for value in state_dict.values())
+    if not tensors or not state_dict:
         raise CheckpointError(
             f"{path} holds no weights: expected `model` (ddfnet), `state_dict` (official) or a state_dict of tensors, "
             f"found the keys {sorted(map(str, payload))[:8]}"

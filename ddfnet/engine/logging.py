@@ -66,7 +66,7 @@ class RunLog:
             logger.addHandler(self._handler)
 
     def start(self, step: int) -> None:
-        """Opens the files and the progress bar; records after `step` are dropped, the run repeats what they describe."""
+        """Opens the files and the progress bar; records after `step` are dropped: the run repeats them."""
         if not self.active:
             return
         if self.folder is not None:

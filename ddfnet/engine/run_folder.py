@@ -16,23 +16,18 @@ import torch
 from ddfnet.config import Derived, LoadedConfig
 from ddfnet.config.yaml_reader import read_yaml
 from ddfnet.engine.checkpoint import write_atomically
-from ddfnet.engine.distributed import Distributed
 from ddfnet.errors import ConfigError
 
 # Keys that may change between two starts of one run: they say where and how often, not what is computed.
 FREE_KEYS = {"run", "data.root", "data.workers", "eval.batch_size"}
 
 
-def prepare_run_folder(loaded: LoadedConfig, derived: Derived, distributed: Distributed, model_facts: dict[str, Any]) -> Path:
-    """Creates the run folder and writes `config.yaml` and `run.json` into it (main process only).
+def write_run_folder(folder: Path, loaded: LoadedConfig, derived: Derived, model_facts: dict[str, Any]) -> None:
+    """Creates the run folder and writes `config.yaml` and `run.json` (one entry per start) into it.
 
     Raises:
-        ConfigError: the folder belongs to a run with another configuration, or cannot be written.
+        ConfigError: the folder cannot be created.
     """
-    folder = Path(loaded.config.run.dir)
-    check_same_run(folder, loaded)
-    if not distributed.is_main:
-        return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -43,7 +38,6 @@ def prepare_run_folder(loaded: LoadedConfig, derived: Derived, distributed: Dist
     history = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {"starts": []}
     history["starts"].append({"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), **facts})
     _write_text(folder / "run.json", json.dumps(history, indent=2) + "\n")
-    return folder
 
 
 def check_same_run(folder: Path, loaded: LoadedConfig) -> None:
@@ -73,7 +67,7 @@ def environment() -> dict[str, Any]:
     return {
         "git": git_commit(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in packages},
+        "packages": {**{name: _version(name) for name in packages}, "torch": str(torch.__version__)},
         "cuda": torch.version.cuda,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cpus": os.cpu_count(),

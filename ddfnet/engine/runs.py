@@ -9,7 +9,7 @@ from ddfnet.config import Config, Derived, LoadedConfig, derive
 from ddfnet.engine.checkpoint import Weights, load_weights, read_weights
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.logging import RunLog
-from ddfnet.engine.run_folder import prepare_run_folder
+from ddfnet.engine.run_folder import check_same_run, write_run_folder
 from ddfnet.engine.signals import EXIT_INTERRUPTED, StopSignal
 from ddfnet.engine.trainer import Trainer
 from ddfnet.tasks import TASKS
@@ -56,15 +56,11 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
     if config.model.init_checkpoint:
         notes.append(load_initial_weights(model, config.model.init_checkpoint))
 
-    folder = None
-    if not dry_run:
-        folder = prepare_run_folder(loaded, derived, distributed, {"parameters": parameters})
-        distributed.barrier()
+    folder = None if dry_run else Path(config.run.dir)
+    if folder is not None:
+        check_same_run(folder, loaded)
     log = RunLog(
-        folder,
-        active=distributed.is_main,
-        tensorboard=config.run.tensorboard,
-        total_steps=derived.total_steps,
+        folder, active=distributed.is_main, tensorboard=config.run.tensorboard, total_steps=derived.total_steps
     )
     try:
         for line in (*_summary(config, derived, distributed, parameters, task.train_images, task.val_images), *notes):
@@ -73,6 +69,8 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
             config, derived, task, model, distributed,
             folder=folder, log=log, max_eval_batches=DRY_RUN_EVAL_BATCHES if dry_run else None,
         )  # fmt: skip
+        if folder is not None and distributed.is_main:  # only now: no mistake of the user may leave a folder behind
+            write_run_folder(folder, loaded, derived, {"parameters": parameters})
         log.start(trainer.step)
         finished = trainer.fit(stop)
         log.message(_farewell(finished, trainer, folder, stop))
@@ -99,7 +97,7 @@ def load_initial_weights(model: nn.Module, path: str | Path) -> str:
         if key.startswith(f"{classifier}.")
         and (key not in weights.state_dict or weights.state_dict[key].shape != own[key].shape)
     ]
-    kept = {key: tensor for key, tensor in weights.state_dict.items() if not (left and key.startswith(f"{classifier}."))}
+    kept = {key: tensor for key, tensor in weights.state_dict.items() if key not in left}
     kept.update({key: own[key] for key in left})
     load_weights(model, Weights(kept, weights.meta, weights.kind), source=path, name=type(model).__name__)
     return f"weights from {path} ({weights.kind})" + (f"; new classifier: {', '.join(left)}" if left else "")

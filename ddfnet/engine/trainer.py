@@ -1,5 +1,6 @@
 """The training loop. It counts optimiser steps and never looks inside a batch: that is the task's."""
 
+import inspect
 import json
 import math
 import time
@@ -26,6 +27,9 @@ from ddfnet.evaluation import evaluate
 from ddfnet.tasks import Task
 
 _PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# torch 2.15 renamed the argument and warns of the old name.
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+_LOCAL_BUFFERS = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 _NO_STEP = torch.iinfo(torch.int64).max
 
 
@@ -63,7 +67,9 @@ class Trainer:
         self.model = model.to(self.device, memory_format=memory_format)
         self.optimizer = build_optimizer(self.model, config, derived.lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
-        self.ema = ModelEmaV3(self.model, decay=settings.ema.decay, use_warmup=settings.ema.warmup) if settings.ema else None
+        self.ema = None
+        if settings.ema is not None:
+            self.ema = ModelEmaV3(self.model, decay=settings.ema.decay, use_warmup=settings.ema.warmup)
 
         self.step = 0
         self.best: dict[str, Any] = {"value": -math.inf, "step": None}
@@ -72,9 +78,7 @@ class Trainer:
         self.replica: nn.Module = self.model
         if distributed.world_size > 1:
             # Running statistics stay local (no broadcast in the step); see `averaged_statistics`.
-            self.replica = DistributedDataParallel(
-                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self.replica = DistributedDataParallel(self.model, gradient_as_bucket_view=True, **_LOCAL_BUFFERS)
         if statistics is not None:  # after DDP, which copies those of rank 0 to all
             self._load_local_statistics(statistics)
         # Compiled around the replica: names of parameters stay those of the raw model.
@@ -101,9 +105,7 @@ class Trainer:
         derived, run = self.derived, self.config.run
         if self.step >= derived.total_steps:
             return True
-        batches = self.task.train_batches(
-            derived, rank=self.distributed.rank, start_step=self.step, device=self.device
-        )
+        batches = self.task.train_batches(derived, rank=self.distributed.rank, start_step=self.step, device=self.device)
         eval_batches = self.task.eval_batches(
             rank=self.distributed.rank, world_size=self.distributed.world_size, device=self.device
         )
@@ -165,8 +167,9 @@ class Trainer:
         models = {"model": self.model, **({"ema": self.ema.module} if self.ema is not None else {})}
         weights: dict[str, Any] = {"ema": None}
         # Each process has its own running statistics. Random numbers need no state: they are keyed by the step.
-        local = {key: self.distributed.gather(local_statistics(model).to(self.device)).cpu() for key, model in models.items()}
+        local: dict[str, Tensor] = {}
         for key, model in models.items():
+            local[key] = self.distributed.gather(local_statistics(model).to(self.device)).cpu()
             with averaged_statistics(model, self.distributed):
                 weights[key] = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         if not self.distributed.is_main:
@@ -290,7 +293,9 @@ class Trainer:
             return None
         payload = read_checkpoint(path)
         if payload.get("format") != FORMAT or "optimizer" not in payload:
-            raise CheckpointError(f"{path} is not a training checkpoint of ddfnet: move it away, or use another run.dir")
+            raise CheckpointError(
+                f"{path} is no checkpoint that training can go on from: move it away, or use another run.dir"
+            )
         try:
             self.model.load_state_dict(payload["model"])
             if self.ema is not None:

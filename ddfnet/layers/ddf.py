@@ -80,9 +80,7 @@ class DDF(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         channel_filter = self.channel_branch(x).view(-1, self.channels, self.kernel_size, self.kernel_size)
         spatial_filter = self.spatial_branch(x)
-        return ddf(
-            x, channel_filter, spatial_filter, stride=self.stride, dilation=self.dilation, combine=self.combine
-        )
+        return ddf(x, channel_filter, spatial_filter, stride=self.stride, dilation=self.dilation, combine=self.combine)
 
     def extra_repr(self) -> str:
         return (

@@ -44,7 +44,10 @@ class FilterNorm(nn.Module):
             self.std = alpha
 
     def forward(self, filters: Tensor) -> Tensor:
-        """(B, channels*k*k, H, W) -> the same shape. Spatial filters keep their dtype, channel filters (few) come in float32."""
+        """(B, channels*k*k, H, W) -> the same shape; spatial filters keep their dtype, the few channel filters do not.
+
+        Channel filters come in float32 (float64 for float64 input): rounding them would save nothing.
+        """
         work = filters if filters.dtype == torch.float64 else filters.float()
         taps = work.unflatten(1, (self.channels, self.kernel_size**2))
         std, mean = torch.std_mean(taps, dim=2, keepdim=True)

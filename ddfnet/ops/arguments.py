@@ -66,10 +66,13 @@ def _kernel_size(
         inferred = channel_filter.shape[-1]
         if kernel_size is not None and kernel_size != inferred:
             raise ValueError(
-                f"kernel_size: got {kernel_size}, but channel_filter of shape {tuple(channel_filter.shape)} has k = {inferred}"
+                f"kernel_size: got {kernel_size}, but channel_filter of shape {tuple(channel_filter.shape)} "
+                f"has k = {inferred}"
             )
         if inferred % 2 == 0:
-            raise ValueError(f"channel_filter: got k = {inferred} (shape {tuple(channel_filter.shape)}), expected odd k")
+            raise ValueError(
+                f"channel_filter: got k = {inferred} (shape {tuple(channel_filter.shape)}), expected odd k"
+            )
         return inferred
     if kernel_size is not None:
         _check_positive_int("kernel_size", kernel_size)
@@ -81,14 +84,12 @@ def _kernel_size(
     root = math.isqrt(int(taps))
     if root > 1 and root % 2 == 1 and root * root == taps:
         return root  # one head
-    candidates = [
-        k for k in range(3, root + 1, 2) if taps % (k * k) == 0 and x.shape[1] % (taps // (k * k)) == 0
-    ]
+    candidates = [k for k in range(3, root + 1, 2) if taps % (k * k) == 0 and x.shape[1] % (taps // (k * k)) == 0]
     if len(candidates) != 1:
         found = f"k = {' or '.join(map(str, candidates))} would fit" if candidates else "no odd k >= 3 fits"
         raise ValueError(
-            f"kernel_size: cannot be inferred from spatial_filter with {taps} channels and x with {x.shape[1]} channels "
-            f"({found} G*k*k with G dividing C); pass kernel_size"
+            f"kernel_size: cannot be inferred from spatial_filter with {taps} channels and x with {x.shape[1]} "
+            f"channels ({found} G*k*k with G dividing C); pass kernel_size"
         )
     return candidates[0]
 

@@ -192,10 +192,8 @@ def _save_for_double_backward(ctx: torch.autograd.function.FunctionCtx, inputs: 
     ctx.settings, ctx.computed = settings[:4], settings[4:]
 
 
-def _second_order(
-    ctx: torch.autograd.function.FunctionCtx, *directions: Tensor | None
-) -> tuple:
-    """Gradients of <v_x, grad_x> + <v_c, grad_c> + <v_s, grad_s> for directions v, the scalar that double backward differentiates.
+def _second_order(ctx: torch.autograd.function.FunctionCtx, *directions: Tensor | None) -> tuple:
+    """Gradients of the scalar <v_x, grad_x> + <v_c, grad_c> + <v_s, grad_s> for three directions v.
 
     The three gradients are vector-Jacobian products of ddf with grad_y, so that the scalar is <grad_y, J v>. And J v,
     the derivative of ddf along v, is a sum of ddf itself with one argument replaced by its direction: with "add", a

@@ -1,12 +1,12 @@
-"""The DDF operator in plain PyTorch: forward and explicit backward as shifted multiply-accumulates, without an unfold buffer.
+"""The DDF operator in plain PyTorch: shifted multiply-accumulates, forward and explicit backward, no unfold buffer.
 
-This is what runs on the CPU (eager, and fused by torch.compile) and wherever Triton is not available. The arithmetic is
+This is what runs on the CPU (eager, and fused by torch.compile) and wherever Triton is not available. Arithmetic is in
 float32 (float64 for float64 inputs) whatever the dtype of the tensors. Tensors are viewed as (B, G, C/G, H, W), so that
-the channel filter is (B, G, C/G, 1, 1) and the spatial filter (B, G, 1, Ho, Wo) at each tap: broadcasting does the rest.
-The arguments are those of the ops in `ddf.py`, already checked there.
+at each tap the channel filter is (B, G, C/G, 1, 1) and the spatial filter (B, G, 1, Ho, Wo): broadcasting does the
+rest. The arguments are those of the ops in `ddf.py`, already checked there.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -34,10 +34,8 @@ def forward(
     x_padded = _embed(x, dtype, memory_format_of(x), padding, *x.shape[2:]).unflatten(1, (heads, -1))
     channel_taps = _channel_taps(channel_filter, dtype, heads, area)
     spatial_taps = _spatial_taps(spatial_filter, dtype, heads, area)
-    terms = (
-        (x_padded[..., rows, columns], channel_taps[tap], spatial_taps[tap])
-        for tap, (rows, columns) in enumerate(_windows(height, width, kernel_size, stride, dilation))
-    )
+    windows = _windows(x_padded, kernel_size, stride, dilation)
+    terms = zip(windows, channel_taps, spatial_taps, strict=True)
     _multiply_accumulate(y.zero_().unflatten(1, (heads, -1)), terms, multiply)
     return y.to(x.dtype)
 
@@ -71,12 +69,13 @@ def backward(
         spatial_taps = _spatial_taps(spatial_filter, dtype, heads, area)
 
         channel_sums, spatial_sums = [], []
-        for tap, (rows, columns) in enumerate(_windows(*grad_y.shape[3:], kernel_size, stride, dilation)):
-            correlation = grad_y * x_padded[..., rows, columns]
+        windows = _windows(x_padded, kernel_size, stride, dilation)
+        for window, channel, spatial in zip(windows, channel_taps, spatial_taps, strict=True):
+            correlation = grad_y * window
             if need_channel:
-                channel_sums.append((correlation * spatial_taps[tap] if product else correlation).sum((3, 4)))
+                channel_sums.append((correlation * spatial if product else correlation).sum((3, 4)))
             if need_spatial:
-                spatial_sums.append((correlation * channel_taps[tap] if product else correlation).sum(2))
+                spatial_sums.append((correlation * channel if product else correlation).sum(2))
         if need_channel:
             grad_channel = torch.stack(channel_sums, -1).view(channel_filter.shape).to(channel_filter.dtype)
         if need_spatial:
@@ -96,7 +95,7 @@ def _backward_x(
 ) -> Tensor:
     """The forward pass with the taps mirrored, over grad_y and spatial filter laid out on the grid of x.
 
-    Gathering beats scattering into shifted windows: it writes each sum in place once per tap, and torch.compile fuses it.
+    Gathering beats scattering into shifted windows: no padded result to cut out, and torch.compile fuses it.
     With a stride the grid has zeros between the output pixels, which are multiplied in vain.
     """
     height, width = x.shape[2:]
@@ -107,18 +106,14 @@ def _backward_x(
 
     grad_x = torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=memory_format_of(x))
     grid = _embed(grad_y, dtype, memory_format_of(x), padding, height, width, stride).unflatten(1, (heads, -1))
-    if spatial_filter is not None:
-        spatial_filter = _embed(spatial_filter, dtype, torch.contiguous_format, padding, height, width, stride)
     channel_taps = _channel_taps(channel_filter, dtype, heads, area)
-    spatial_taps = _spatial_taps(spatial_filter, dtype, heads, area)
-    terms = (
-        (
-            grid[..., rows, columns],
-            channel_taps[area - 1 - mirrored],
-            None if spatial_filter is None else spatial_taps[area - 1 - mirrored][..., rows, columns],
-        )
-        for mirrored, (rows, columns) in enumerate(_windows(height, width, kernel_size, 1, dilation))
-    )
+    spatial_taps: list[Tensor | None] = [None] * area
+    if spatial_filter is not None:
+        spatial_grid = _embed(spatial_filter, dtype, torch.contiguous_format, padding, height, width, stride)
+        # what window t shows is met by the mirrored tap: of the weights there, those of that tap count
+        windows = _windows(spatial_grid.unflatten(1, (heads, area)), kernel_size, 1, dilation)
+        spatial_taps = [window[:, :, area - 1 - tap, None] for tap, window in enumerate(windows)]
+    terms = zip(_windows(grid, kernel_size, 1, dilation), reversed(channel_taps), spatial_taps, strict=True)
     _multiply_accumulate(grad_x.zero_().unflatten(1, (heads, -1)), terms, multiply)
     return grad_x.to(x.dtype)
 
@@ -172,13 +167,12 @@ def _spatial_taps(spatial_filter: Tensor | None, dtype: torch.dtype, heads: int,
     return [tap[:, :, None] for tap in taps]
 
 
-def _windows(
-    height: int, width: int, kernel_size: int, stride: int, dilation: int
-) -> Iterator[tuple[slice, slice]]:
-    """For each tap the rows and columns of a padded map that it meets in windows centred on height x width pixels."""
-    for tap in range(kernel_size * kernel_size):
-        top, left = tap // kernel_size * dilation, tap % kernel_size * dilation
-        yield (
-            slice(top, top + (height - 1) * stride + 1, stride),
-            slice(left, left + (width - 1) * stride + 1, stride),
-        )
+def _windows(padded: Tensor, kernel_size: int, stride: int, dilation: int) -> list[Tensor]:
+    """For each tap a view (..., Ho, Wo) of a padded map: what this tap meets in the window of each output pixel.
+
+    Selected from one strided view rather than sliced by bounds: fewer expressions where sizes are symbolic.
+    """
+    span = (kernel_size - 1) * dilation + 1
+    view = padded.unfold(-2, span, stride).unfold(-2, span, stride)
+    taps = range(0, span, dilation)
+    return [view[..., row, column] for row in taps for column in taps]

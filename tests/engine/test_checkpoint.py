@@ -1,0 +1,168 @@
+"""Checkpoints: atomic, safe to load, clear about what is wrong with a file, official formats included."""
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+import ddfnet
+from ddfnet.engine.checkpoint import (
+    load_weights,
+    read_checkpoint,
+    read_weights,
+    save_checkpoint,
+    save_safetensors,
+    write_atomically,
+)
+from ddfnet.engine.runs import load_initial_weights
+from ddfnet.errors import CheckpointError
+
+NAME = "ddf_mul_resnet14_32px"
+
+
+class RunsCode:
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.target),)
+
+
+def model(**kwargs):
+    return ddfnet.create_model(NAME, num_classes=5, **kwargs)
+
+
+def test_write_is_all_or_nothing(tmp_path):
+    path = tmp_path / "deep" / "file.pt"
+    write_atomically(path, lambda file: file.write(b"first"))
+
+    def fails(file):
+        file.write(b"half of the sec")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fails)
+    assert path.read_bytes() == b"first"
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_round_trip_needs_no_pickle(tmp_path):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, {"model": {"w": torch.arange(3.0)}, "meta": {"classes": ["a"]}, "step": 3})
+    assert read_checkpoint(path)["step"] == 3
+    weights = read_weights(path)
+    assert torch.equal(weights.state_dict["w"], torch.arange(3.0))
+    assert weights.meta == {"classes": ["a"]}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "plain pickle"])
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, zipped):
+    marker, path = tmp_path / "ran", tmp_path / "evil.pt"
+    payload = {"state_dict": {"w": torch.zeros(1)}, "args": RunsCode(marker)}
+    torch.save(payload, path) if zipped else path.write_bytes(pickle.dumps({"args": RunsCode(marker)}))
+    with pytest.raises(CheckpointError, match="could run code: refused"):
+        read_checkpoint(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 10, 1000, -1000])
+def test_truncated_files_are_called_so(tmp_path, keep):
+    path = tmp_path / "cut.pt"
+    torch.save({"state_dict": {"w": torch.zeros(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match="truncated or not a PyTorch checkpoint"):
+        read_checkpoint(path)
+
+
+def test_truncated_safetensors(tmp_path):
+    path = tmp_path / "cut.safetensors"
+    save_safetensors(path, model().state_dict(), {"a": 1})
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="truncated"):
+        read_weights(path)
+
+
+def test_missing_folder_and_text_files(tmp_path):
+    (tmp_path / "best.pt").write_text("hello, this is no checkpoint")
+    with pytest.raises(CheckpointError, match="not found"):
+        read_checkpoint(tmp_path / "none.pt")
+    with pytest.raises(CheckpointError, match=r"is a folder: it holds best\.pt"):
+        read_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="truncated or not"):
+        read_checkpoint(tmp_path / "best.pt")
+    torch.save({"epoch": 3}, tmp_path / "empty.pt")
+    with pytest.raises(CheckpointError, match=r"holds no weights.*epoch"):
+        read_weights(tmp_path / "empty.pt")
+
+
+def test_weights_of_another_model_are_refused_with_the_difference():
+    wrong = ddfnet.create_model("resnet18", num_classes=5).state_dict()
+    mine = model()
+    before = mine.conv1.weight.clone()
+    weights = read_weights_of(wrong)
+    with pytest.raises(CheckpointError, match=r"missing .*unknown .*another shape"):
+        load_weights(mine, weights, source="x.pt", name=NAME)
+    assert torch.equal(mine.conv1.weight, before)
+
+
+def read_weights_of(state_dict):
+    from ddfnet.engine.checkpoint import Weights
+
+    return Weights(state_dict, None, "state_dict")
+
+
+def test_official_checkpoint_formats(tmp_path):
+    """timm 0.4.5 training files: a Namespace beside `state_dict` and `state_dict_ema`, keys with `module.`."""
+    source, ema = model(), model()
+    path = tmp_path / "official.pth.tar"
+    torch.save(
+        {
+            "epoch": 129,
+            "arch": "ddf_mul_resnet50",
+            "args": argparse.Namespace(lr=0.4, sched="cosine"),
+            "state_dict": {f"module.{key}": value for key, value in source.state_dict().items()},
+            "state_dict_ema": ema.state_dict(),
+            "version": 2,
+        },
+        path,
+    )
+    target = model()
+    for prefer, expected, kind in (("raw", source, "model"), ("auto", ema, "ema"), ("ema", ema, "ema")):
+        weights = read_weights(path, prefer=prefer)
+        assert (weights.kind, weights.meta) == (kind, None)
+        load_weights(target, weights, source=path, name=NAME)
+        assert torch.equal(target.fc.weight, expected.fc.weight)
+    torch.save(source.state_dict(), path)
+    load_weights(target, read_weights(path), source=path, name=NAME)
+    assert torch.equal(target.fc.weight, source.fc.weight)
+    with pytest.raises(CheckpointError, match="no moving average"):
+        read_weights(path, prefer="ema")
+
+
+def test_safetensors_carry_weights_and_meta(tmp_path):
+    path = tmp_path / "w.safetensors"
+    source = model()
+    save_safetensors(path, source.state_dict(), {"classes": ["a", "b"]})
+    weights = read_weights(path)
+    assert weights.meta == {"classes": ["a", "b"]}
+    assert all(torch.equal(value, weights.state_dict[key]) for key, value in source.state_dict().items())
+
+
+def test_initial_weights_keep_the_new_classifier(tmp_path):
+    source, target = model(), ddfnet.create_model(NAME, num_classes=3)
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    head = target.fc.weight.clone()
+    line = load_initial_weights(target, tmp_path / "w.pt")
+    assert "new classifier: fc.weight, fc.bias" in line
+    assert torch.equal(target.fc.weight, head)
+    assert torch.equal(target.layer4[0].conv2.spatial_branch[0].weight, source.layer4[0].conv2.spatial_branch[0].weight)

@@ -1,0 +1,121 @@
+"""What a run leaves behind, and how it fails."""
+
+import functools
+import json
+
+import pytest
+import torch
+
+import ddfnet
+from ddfnet.config import load_config
+from ddfnet.engine.logging import read_metrics
+from ddfnet.engine.runs import train
+from ddfnet.errors import CheckpointError, ConfigError, NonFiniteLossError
+
+
+def run(config, folder, *overrides):
+    return train(load_config(config, [f"run.dir={folder}", *overrides]))
+
+
+def test_run_folder_holds_config_provenance_metrics_and_checkpoints(tiny_config, tmp_path):
+    folder = tmp_path / "run"
+    assert run(tiny_config, folder, "run.tensorboard=true", "train.ema={decay: 0.5}") == 0
+    assert {p.name for p in folder.iterdir()} == {
+        "best.pt", "best.safetensors", "config.yaml", "last.pt", "metrics.jsonl", "run.json", "tensorboard",
+    }  # fmt: skip
+    assert "# derived: accumulation = 2" in (folder / "config.yaml").read_text()
+    facts = json.loads((folder / "run.json").read_text())["starts"][0]
+    assert facts["packages"]["torch"] == torch.__version__
+    assert facts["parameters"] > 300_000
+    records = read_metrics(folder / "metrics.jsonl")
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 13))
+    assert [r["n"] for r in records if r["kind"] == "val_ema"] == [25, 25, 25]
+    best = torch.load(folder / "best.pt", weights_only=True)
+    assert best["meta"]["classes"] == ["cross", "disc", "grid", "ring", "stripes"]
+    assert best["meta"]["model"] == {"name": "ddf_mul_resnet14_32px", "num_classes": 5, "kwargs": {}}
+    evaluations = [r for r in records if r["kind"] == "val_ema"]
+    assert best["meta"]["metrics"]["top1"] == max(r["top1"] for r in evaluations)
+
+
+def test_learning_happens(tiny_config, tmp_path):
+    overrides = ("train.epochs=20", "optim.name=adamw", "optim.lr=3e-3", "eval.every=20", "run.log_every=8")
+    run(tiny_config, tmp_path / "run", *overrides)
+    losses = [r["loss"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_compiled_model_keeps_raw_keys(tiny_config, tmp_path, monkeypatch):
+    # Traced like any compiled model, but not handed to a compiler: that takes minutes and is tested with the operator.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    run(tiny_config, tmp_path / "run", "train.compile=true", "train.epochs=1", "train.ema={decay: 0.5}")
+    last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    keys = ddfnet.create_model("ddf_mul_resnet14_32px", num_classes=5).state_dict().keys()
+    assert last["model"].keys() == last["ema"].keys() == keys
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains_close_to_float32(tiny_config, tmp_path, precision):
+    def losses(name, value):
+        run(tiny_config, tmp_path / name, f"train.precision={value}", "train.epochs=1")
+        return [r["loss"] for r in read_metrics(tmp_path / name / "metrics.jsonl") if r["kind"] == "train"]
+
+    assert losses("a", precision) == pytest.approx(losses("b", "fp32"), rel=0.05)
+
+
+def test_ema_is_the_average(tiny_config, tmp_path):
+    run(tiny_config, tmp_path / "run", "train.ema={decay: 0.0, warmup: false}", "train.epochs=1")
+    last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    for key, value in last["model"].items():  # decay 0: the average is the last value
+        torch.testing.assert_close(last["ema"][key], value)
+
+
+def test_non_finite_loss_stops_names_the_step_and_saves_nothing(tiny_config, tmp_path):
+    folder = tmp_path / "run"
+    diverge = ("optim.lr=1e30", "optim.clip_grad=null", "schedule.warmup_epochs=0", "train.epochs=4", "run.log_every=4")
+    with pytest.raises(NonFiniteLossError, match=r"loss of step \d+ .* not finite.*Lower the learning rate"):
+        run(tiny_config, folder, *diverge)
+    assert not (folder / "last.pt").exists()
+    report = json.loads(next(folder.glob("nonfinite_step*.json")).read_text())
+    assert 1 <= report["step"] < 4
+    assert len(report["samples"]) == 8
+    assert all(path.endswith(".png") for path in report["samples"])
+
+
+def test_another_configuration_does_not_continue_a_run(tiny_config, tmp_path):
+    folder = tmp_path / "run"
+    run(tiny_config, folder, "train.epochs=1")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(ConfigError, match=r"train\.epochs: 1 -> 2") as caught:
+        run(tiny_config, folder, "train.epochs=2")
+    assert "run.dir=NEW_FOLDER" in str(caught.value)
+    assert "run.allow_changes=true" in str(caught.value)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    with pytest.raises(CheckpointError, match="another model"):
+        run(tiny_config, folder, "train.epochs=2", "model.name=resnet18", "run.allow_changes=true")
+
+
+def test_truncated_last_checkpoint_is_not_overwritten(tiny_config, tmp_path):
+    folder = tmp_path / "run"
+    run(tiny_config, folder, "train.epochs=1")
+    cut = (folder / "last.pt").read_bytes()[:5000]
+    (folder / "last.pt").write_bytes(cut)
+    with pytest.raises(CheckpointError, match="truncated"):
+        run(tiny_config, folder, "train.epochs=1")
+    assert (folder / "last.pt").read_bytes() == cut
+
+
+def test_dry_run_writes_nothing(tiny_config, tmp_path, capsys):
+    assert train(load_config(tiny_config, [f"run.dir={tmp_path / 'run'}"]), dry_run=True) == 0
+    assert not (tmp_path / "run").exists()
+    out = capsys.readouterr().out
+    assert "dry run: 2 steps of 8 images" in out
+    assert "step 2/2" in out
+
+
+def test_initial_checkpoint(tiny_config, tmp_path, capsys):
+    run(tiny_config, tmp_path / "a", "train.epochs=1")
+    best = tmp_path / "a" / "best.safetensors"
+    run(tiny_config, tmp_path / "b", "train.epochs=1", f"model.init_checkpoint={best}")
+    assert f"weights from {best}" in capsys.readouterr().out
+    first = {name: read_metrics(tmp_path / name / "metrics.jsonl")[0]["loss"] for name in "ab"}
+    assert first["a"] != first["b"]

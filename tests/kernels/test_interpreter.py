@@ -1,0 +1,35 @@
+"""Runs interpreter_cases.py with TRITON_INTERPRET=1, which has to be set before the kernels are imported."""
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+
+def version(package):
+    return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_kernels_in_the_interpreter():
+    if version("triton") < (3, 7) and version("numpy") >= (2, 4):
+        pytest.skip("the interpreter of Triton 3.6 makes loop bounds from arrays, which numpy 2.4 refuses")
+    paths = [str(ROOT), str(ROOT / "tests" / "ops"), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5"]
+    run = subprocess.run(
+        [*command, str(HERE / "interpreter_cases.py")], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout[-20000:] + run.stderr[-4000:]

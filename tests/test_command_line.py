@@ -1,0 +1,119 @@
+"""The two commands as people meet them: help, exit codes, one clear line per mistake, never a traceback."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import eval as eval_script
+import train as train_script
+from ddfnet.cli import run
+from tests.conftest import ROOT, launch
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs a script's main in this process; returns (exit code, stdout, stderr)."""
+
+    def _call(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        parsed = script.parse_arguments()
+        with pytest.raises(SystemExit) as stopped:
+            run(lambda: script.main(parsed))
+        out = capsys.readouterr()
+        return stopped.value.code, out.out, out.err
+
+    return _call
+
+
+def assert_one_clear_error(result, *words):
+    code, _, err = result
+    assert code == 2, err
+    assert "Traceback" not in err
+    assert err.count("error:") == 1
+    for word in words:
+        assert word in err, err
+
+
+def test_help_names_the_commands_and_comes_without_importing_torch():
+    for script, words in (
+        ("train.py", ("torchrun --nproc-per-node 8", "--dry-run", "--print-config", "75")),
+        ("eval.py", ("--checkpoint", "--model", "report.json", "torchrun")),
+    ):
+        result = launch(script, "--help")
+        assert result.returncode == 0
+        for word in words:
+            assert word in result.stdout
+    probe = f"import sys; sys.argv=['train.py', '--help']; sys.path.insert(0, {str(ROOT)!r})\n"
+    probe += "import train\ntry: train.parse_arguments()\nfinally: assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, check=False).returncode == 0
+
+
+def test_print_config_shows_origins(call, tiny_config):
+    code, out, _ = call(train_script, "--config", tiny_config, "--print-config", "optim.lr=0.25")
+    assert code == 0
+    assert "lr: 0.25  # command line" in out
+    assert f"name: ddf_mul_resnet14_32px  # {tiny_config}:2" in out
+    assert "min_lr: 0.0  # default" in out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["optm.lr=1"], ["unknown key optm.lr", "did you mean optim.lr?"]),
+        (["train.epochs=three"], ["train.epochs=three", "whole number"]),
+        (["data.root=/nowhere/at/all"], ["/nowhere/at/all"]),
+        (["model.name=ddf_mul_resnet5"], ["ddf_mul_resnet5", "did you mean"]),
+        (["model.kwargs={sqeeze_ratio: 0.3}"], ["sqeeze_ratio"]),
+        (["optim.name=sgdd"], ["optim.name=sgdd", "sgd"]),
+        (["augment.rand_augment=rand-m"], ["rand-m", "rand-m7-mstd0.5-inc1"]),
+        (["train.batch_size=64"], ["train.batch_size=64", "35 training images"]),
+        (["train.batch_size=9"], ["train.batch_size=9", "train.device_batch_size=3"]),
+        (["model.num_classes=3"], ["model.num_classes=3", "5 class folders"]),
+        (["model.init_checkpoint=/nowhere.pt"], ["/nowhere.pt", "not found"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_mistakes_in_training(call, tiny_config, tmp_path, overrides, words):
+    result = call(train_script, "--config", tiny_config, f"run.dir={tmp_path / 'run'}", *overrides)
+    assert_one_clear_error(result, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_config_file(call):
+    assert_one_clear_error(call(train_script, "--config", "configs/nothing.yaml"), "configs/nothing.yaml", "not found")
+
+
+def test_empty_class_folder(call, tiny_config, picture_tree, tmp_path):
+    shutil.copytree(picture_tree, tmp_path / "tree")
+    (tmp_path / "tree" / "train" / "square").mkdir()
+    overrides = (f"data.root={tmp_path / 'tree'}", f"run.dir={tmp_path / 'run'}")
+    result = call(train_script, "--config", tiny_config, *overrides)
+    assert_one_clear_error(result, "square", "no images")
+    assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_in_evaluation(call, tmp_path):
+    assert_one_clear_error(call(eval_script, "--checkpoint", tmp_path / "no.pt"), "no.pt", "not found")
+    cut = tmp_path / "cut.pt"
+    torch.save({"state_dict": {"w": torch.zeros(1000)}}, cut)
+    cut.write_bytes(cut.read_bytes()[:999])
+    assert_one_clear_error(call(eval_script, "--checkpoint", cut), "cut.pt", "truncated")
+
+
+def test_real_processes_end_with_code_2_and_one_line(tiny_config, tmp_path):
+    result = launch("train.py", "--config", tiny_config, "optm.lr=1")
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[0].startswith("train.py: error:")
+    assert "Traceback" not in result.stderr
+    result = launch("eval.py", "--checkpoint", tmp_path / "none.pt")
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_gpu_asked_for_where_there_is_none(call, tiny_config):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert_one_clear_error(call(train_script, "--config", tiny_config, "run.device=cuda"), "no GPU", "run.device=cpu")

@@ -1,0 +1,91 @@
+#!/usr/bin/env python
+"""Writes docs/config.md (every key with type, default and meaning) and docs/config.schema.json from the schema."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # runs from a checkout without installation
+
+from ddfnet.config import Config, key_paths, section_type  # noqa: E402
+
+HEAD = """# Configuration
+
+A run is one YAML file and overrides: `python train.py --config FILE key.sub=value ...`.
+
+- `base: other.yaml` (or a list of files, relative to the file) names parents; they are merged in order, the file wins.
+  Sections merge, lists and values replace.
+- Overrides are read as YAML: `optim.lr=1e-3`, `augment.scale=[0.2, 1]`, `"train.ema={decay: 0.999}"`, `optim.lr=null`.
+- Keys are strict. An unknown key, a wrong type, a value out of range or two keys that contradict stop the run with exit
+  code 2 before anything is built.
+- `--print-config` shows every value and where it comes from. The run folder keeps the same as `config.yaml`, which
+  `--config` reads back.
+- Editors that know the YAML language server complete and check keys with this first line:
+  `# yaml-language-server: $schema=../docs/config.schema.json`
+
+Derived, and written at the head of the run folder's `config.yaml`: accumulation = `train.batch_size` / (processes x
+`train.device_batch_size`), which must be whole; the learning rate; steps per epoch = images // `train.batch_size` (an
+incomplete last batch is dropped); the steps of warm-up, schedule and cooldown.
+
+This page is made by `python scripts/write_config_docs.py`.
+"""
+
+
+def type_name(schema: dict[str, Any]) -> str:
+    """A JSON schema of one value in words: `integer, at least 0`."""
+    if "anyOf" in schema:
+        return " or ".join(type_name(option) for option in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return " / ".join(map(str, schema.get("enum", [schema.get("const")])))
+    if schema["type"] == "array":
+        return f"list of {schema['minItems']} numbers"
+    limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    bounds = [f"{word} {schema[limit]:g}" for limit, word in limits.items() if limit in schema]
+    return ", ".join([schema["type"], *bounds])
+
+
+def markdown() -> str:
+    """The whole page."""
+    definitions = Config.model_json_schema()["$defs"]
+    sections: dict[str, list[str]] = {}
+    owner = {"": Config}
+    for path, field in key_paths():
+        name, parent = ".".join(path), ".".join(path[:-1])
+        if section_type(field.annotation) is not None:
+            owner[name] = section_type(field.annotation)
+            continue
+        if not parent:
+            continue  # `task` has one value so far
+        kind = type_name(definitions[owner[parent].__name__]["properties"][path[-1]])
+        default = "required" if field.is_required() else f"`{_flow(field.get_default(call_default_factory=True))}`"
+        meaning = " ".join((field.description or "").split())
+        sections.setdefault(parent, []).append(f"| `{name}` | {kind} | {default} | {meaning} |")
+    tables = [
+        "\n".join([f"\n## {name}\n", "| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""])
+        for name, rows in sections.items()
+    ]
+    return HEAD + "".join(tables)
+
+
+def _flow(value: Any) -> str:
+    return json.dumps(round(value, 4) if isinstance(value, float) else value).strip('"')
+
+
+def json_schema() -> str:
+    """JSON schema for editors; `base` is a key of the files, not of the resolved configuration."""
+    schema = Config.model_json_schema()
+    schema["properties"]["base"] = {
+        "description": "One or several parent files, relative to this one.",
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+    }
+    for part in (schema, *schema["$defs"].values()):
+        part.pop("required", None)  # a file need not be complete: parents and overrides add to it
+    return json.dumps(schema, indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "config.md").write_text(markdown())
+    (ROOT / "docs" / "config.schema.json").write_text(json_schema())
+    print("wrote docs/config.md and docs/config.schema.json")

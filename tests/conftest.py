@@ -77,11 +77,13 @@ def environment() -> dict[str, str]:
     return {**env, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 
 
-def launch(script: str, *arguments: str, processes: int = 1, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+def launch(
+    script: str, *arguments: str, processes: int = 1, cwd: Path = ROOT, timeout: float = 300
+) -> subprocess.CompletedProcess:
     """Runs train.py or eval.py as a user would."""
     return subprocess.run(
         command(script, *arguments, processes=processes),
-        cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+        cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +83,20 @@ class RunLog:
         if self.active:
             self.console.print(text, markup=False)
 
+    def tick(self, step: int) -> None:
+        """Moves the progress bar; touches nothing else, so it may be called at every step."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
     def train(self, step: int, total: int, record: dict[str, Any]) -> None:
         """One training record: averages since the last one."""
         if not self.active:
             return
         self._write("train", step, record)
-        eta = str(timedelta(seconds=round(record["eta_seconds"])))
+        rate = record["images_per_second"]
         facts = (
-            f"loss {record['loss']:.4f}  lr {record['lr']:.3g}  {record['images_per_second']:.0f} img/s  "
-            f"wait {record['data_wait']:.0%}  eta {eta}"
+            f"loss {record['loss']:.4f}  lr {record['lr']:.3g}  {rate:.{0 if rate >= 10 else 1}f} img/s  "
+            f"wait {record['data_wait']:.0%}  eta {duration(record['eta_seconds'])}"
         )
         where = f"epoch {record['epoch']:.2f}"
         if self._progress is not None:
@@ -126,6 +130,14 @@ class RunLog:
                 if key not in ("epoch", "n", "eta_seconds"):
                     self._writer.add_scalar(f"{kind}/{key}", value, step)
             self._writer.flush()
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, or `4d 05h` from a day on."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return f"{days}d {hour:02d}h" if days else f"{hour}:{minute:02d}:{second:02d}"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

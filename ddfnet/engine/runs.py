@@ -133,9 +133,8 @@ def _summary(
     return [
         f"{config.model.name}: {parameters:,} parameters",
         f"{train_images:,} training and {val_images:,} validation images from {config.data.root}",
-        f"{derived.world_size} process(es) on {device}, {train.precision}; batch {train.batch_size} = "
-        f"{derived.world_size} x {train.device_batch_size} x {derived.accumulation} "
-        "(processes x images x micro-batches)",
+        f"{device}, {train.precision}; batch {train.batch_size} = {derived.world_size} process(es) x "
+        f"{train.device_batch_size} images x {derived.accumulation} micro-batch(es)",
         f"{derived.total_steps:,} steps of {derived.steps_per_epoch:,} per epoch; {config.optim.name}, "
         f"peak learning rate {derived.lr:g}",
     ]

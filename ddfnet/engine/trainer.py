@@ -113,6 +113,7 @@ class Trainer:
         self.meter.restart()
         while self.step < derived.total_steps:
             self.train_step(batches)
+            self.log.tick(self.step)
             epoch_ends = self.step % derived.steps_per_epoch == 0 or self.step == derived.total_steps
             if self.step % run.log_every == 0 or epoch_ends:
                 self._log_interval()

@@ -1,0 +1,76 @@
+"""metrics.jsonl survives crashes and restarts; the console line is short and plain."""
+
+import json
+
+import pytest
+
+from ddfnet.engine.logging import Meter, RunLog, duration, read_metrics
+
+RECORD = {
+    "epoch": 0.5, "loss": 2.0, "lr": 0.1, "grad_norm": 1.0, "images_per_second": 12_345.6, "data_wait": 0.031,
+    "eta_seconds": 3 * 86_400 + 7_200,
+}  # fmt: skip
+
+
+def make(folder, **changes):
+    return RunLog(folder, **{"active": True, "tensorboard": False, "total_steps": 100, **changes})
+
+
+def test_records_after_the_resumed_step_are_dropped_and_a_cut_line_is_survived(tmp_path):
+    lines = [json.dumps({"kind": "train", "step": step, "loss": 1.0}) for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"kind": "tra')
+    log = make(tmp_path)
+    log.start(2)
+    log.train(3, 100, RECORD)
+    log.close()
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+def test_not_a_number_stays_valid_json(tmp_path):
+    log = make(tmp_path)
+    log.start(0)
+    log.evaluation(4, 1.0, "val", {"top1": 0.0, "loss": float("nan"), "n": 3})
+    log.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["loss"] is None
+
+
+def test_console_line(tmp_path, capsys):
+    log = make(None)
+    log.start(0)
+    log.train(7, 100, RECORD)
+    log.close()
+    line = capsys.readouterr().out.strip()
+    assert line == "epoch 0.50  step 7/100  loss 2.0000  lr 0.1  12346 img/s  wait 3%  eta 3d 02h"
+
+
+def test_other_processes_are_silent(tmp_path, capsys):
+    log = make(tmp_path, active=False)
+    log.start(0)
+    log.message("hello")
+    log.train(7, 100, RECORD)
+    log.close()
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_durations():
+    assert [duration(s) for s in (0, 59.6, 3_661, 86_399, 90_000)] == [
+        "0:00:00",
+        "0:01:00",
+        "1:01:01",
+        "23:59:59",
+        "1d 01h",
+    ]
+
+
+def test_meter_counts_images_and_waiting(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    meter = Meter()
+    meter.add(30, 0.5)
+    meter.add(10, 0.5)
+    now[0] += 4
+    assert meter.read() == (10.0, 0.25)
+    now[0] += 2
+    assert meter.read() == (0.0, 0.0)

@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from ddfnet.evaluation.standalone import evaluate_checkpoint
+    from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 
     evaluate_checkpoint(**vars(arguments))
     return 0

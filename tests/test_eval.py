@@ -10,11 +10,11 @@ from PIL import Image
 
 import ddfnet
 from ddfnet.config import load_config
+from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 from ddfnet.engine.logging import read_metrics
 from ddfnet.engine.runs import train
 from ddfnet.errors import CheckpointError, DataError, UserError
 from ddfnet.evaluation import ClassificationEvaluator
-from ddfnet.evaluation.standalone import evaluate_checkpoint
 from tests.conftest import TINY, launch
 
 NAME = "ddf_mul_resnet14_32px"

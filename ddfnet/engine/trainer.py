@@ -19,11 +19,11 @@ from ddfnet.config import Config, Derived
 from ddfnet.engine.batch_norm import averaged_statistics, load_statistics, local_statistics, synchronise_batch_norm
 from ddfnet.engine.checkpoint import FORMAT, read_checkpoint, save_checkpoint, save_safetensors, write_atomically
 from ddfnet.engine.distributed import Distributed
+from ddfnet.engine.evaluate import evaluate
 from ddfnet.engine.logging import Meter, RunLog, logger
 from ddfnet.engine.optim import build_optimizer, clip_gradients, learning_rate
 from ddfnet.engine.signals import StopSignal
 from ddfnet.errors import CheckpointError, NonFiniteLossError
-from ddfnet.evaluation import evaluate
 from ddfnet.tasks import Task
 
 _PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

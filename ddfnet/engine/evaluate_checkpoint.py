@@ -14,10 +14,10 @@ from ddfnet.config.yaml_reader import parse_value
 from ddfnet.data import EvalBatchTransform, FolderIndex, Preprocessing, eval_batches, eval_transform, index_folder
 from ddfnet.engine.checkpoint import Weights, load_weights, read_checkpoint, read_weights, write_atomically
 from ddfnet.engine.distributed import Distributed, distributed_session
+from ddfnet.engine.evaluate import evaluate
 from ddfnet.engine.run_folder import environment
 from ddfnet.errors import CheckpointError, DataError, UserError
 from ddfnet.evaluation.classification import ClassificationEvaluator
-from ddfnet.evaluation.evaluate import evaluate
 from ddfnet.models import create_model
 from ddfnet.tasks.classification import worker_count
 

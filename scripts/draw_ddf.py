@@ -152,8 +152,8 @@ def _draw_filters(axes: Axes, example: Example) -> None:
         corner = (FILTERS + index * pitch_line, CHANNEL_ROW - pitch_line / 2)
         _heat_map(axes, corner, pitch_line * 0.88, example.channel[index], CHANNELWISE)
     channel = (FILTERS + CHANNEL * pitch_line, CHANNEL_ROW - pitch_line / 2)
-    _text(axes, FILTERS + side / 2, CHANNEL_ROW + 0.55, "one per channel", color=CHANNELWISE)
-    _text(axes, FILTERS + side / 2, CHANNEL_ROW - 0.5, "shared by pixels", color=MUTED)
+    _text(axes, FILTERS + side / 2, CHANNEL_ROW + 1.02, "one filter per channel", color=CHANNELWISE)
+    _text(axes, FILTERS + side / 2, CHANNEL_ROW - 1.0, "shared by pixels", color=MUTED)
 
     picked = ((pixel, pitch * 0.86, SPATIAL_ROW, SPATIAL), (channel, pitch_line * 0.88, CHANNEL_ROW, CHANNELWISE))
     for (left, bottom), size, row, color in picked:

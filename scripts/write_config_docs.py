@@ -9,7 +9,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout without installation
 
-from ddfnet.config import Config, key_paths, section_type  # noqa: E402
+from ddfnet.config import Config, key_paths, section_type
 
 HEAD = """# Configuration
 

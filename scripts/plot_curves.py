@@ -78,15 +78,13 @@ def _line(axes: Axes, records: Records, kind: str, key: str, **style: Any) -> No
 
 
 def _mark_best(axes: Axes, records: Records, color: str) -> None:
+    """A dot on the best evaluation, and its value in the legend."""
     # The weights that training ranks: the averaged ones where there are any.
     kind = "val_ema" if any(r["kind"] == "val_ema" for r in records) else "val"
     points = [(r["top1"], r["epoch"]) for r in records if r["kind"] == kind and r.get("top1") is not None]
     if points:
         value, epoch = max(points, key=lambda point: point[0])
-        axes.plot([epoch], [value], "o", color=color, ms=6)
-        axes.annotate(
-            f"{value:.2f}", (epoch, value), (0, -14), textcoords="offset points", ha="center", color=color, fontsize=9
-        )
+        axes.plot([epoch], [value], "o", color=color, ms=6, label=f"best: {value:.2f}")
 
 
 def main(argv: list[str] | None = None) -> int:

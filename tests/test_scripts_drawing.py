@@ -50,7 +50,8 @@ def test_curves_are_the_recorded_values(tmp_path):
     assert lines["training"].get_ydata().tolist() == [1.875, 1.75, 1.625, 1.5]
     assert lines["validation"].get_xdata().tolist() == [1, 2, 3]
     assert top1.lines[0].get_ydata().tolist() == [40, 60, 55]
-    assert [text.get_text() for text in top1.texts] == ["60.00"]
+    assert top1.lines[1].get_label() == "best: 60.00"
+    assert top1.lines[1].get_xydata().tolist() == [[2, 60]]
     assert rate.lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 

@@ -38,12 +38,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from ddfnet.config import load_config
+    from ddfnet.config import ineffective_keys, load_config
     from ddfnet.engine.runs import train
 
     loaded = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
-        print(loaded.to_yaml(), end="")
+        print("".join(f"# {note}\n" for note in ineffective_keys(loaded)) + loaded.to_yaml(), end="")
         return 0
     return train(loaded, dry_run=arguments.dry_run)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ddfnet.config import derive, load_config, validate
+from ddfnet.config import derive, ineffective_keys, load_config, validate
 from ddfnet.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -183,3 +183,33 @@ def test_paper_recipe_is_the_released_one():
     assert config.augment.rand_augment == "rand-m7-mstd0.5-inc1"
     assert config.augment.erasing.model_dump() == {"p": 0.4, "mode": "pixel", "count": 3}
     assert (config.loss.label_smoothing, config.optim.weight_decay, config.schedule.min_lr) == (0.1, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "reason"),
+    [
+        (["augment.color_jitter=0.3", "augment.rand_augment=rand-m7"], "augment.color_jitter", "rand_augment"),
+        (["augment.crop=pad", "augment.scale=[0.5, 1]"], "augment.scale", "crop is pad"),
+        (["augment.erasing.count=2"], "augment.erasing.count", "erasing.p is 0"),
+        (["augment.mixup_prob=0.5"], "augment.mixup_prob", "are 0"),
+        (["augment.mixup_switch_prob=0.1", "augment.mixup=0.2"], "augment.mixup_switch_prob", "not both"),
+        (["optim.base_batch=512"], "optim.base_batch", "optim.lr is used"),
+        (["optim.clip_mode=value"], "optim.clip_mode", "clip_grad is null"),
+        (["optim.name=adamw", "optim.momentum=0.5"], "optim.momentum", "adamw has none"),
+        (["schedule.warmup_lr=1e-5"], "schedule.warmup_lr", "warmup_epochs is 0"),
+    ],
+)
+def test_keys_without_effect_are_said(minimal, overrides, key, reason):
+    (note,) = ineffective_keys(load_config(minimal, overrides))
+    assert note.startswith(f"note: {key} (command line) has no effect")
+    assert reason in note
+
+
+def test_effective_and_unwritten_keys_are_not_noted(minimal):
+    assert ineffective_keys(load_config(minimal)) == []
+    assert ineffective_keys(load_config(minimal, ["augment.color_jitter=0.3", "optim.momentum=0.5"])) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_write_nothing_in_vain(path):
+    assert ineffective_keys(load_config(path, ["data.root=somewhere"])) == []

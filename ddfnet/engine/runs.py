@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ddfnet.config import Config, Derived, LoadedConfig, derive
+from ddfnet.config import Config, Derived, LoadedConfig, derive, ineffective_keys
 from ddfnet.engine.checkpoint import Weights, load_weights, read_weights
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.logging import RunLog
@@ -41,10 +41,11 @@ def train(loaded: LoadedConfig, *, dry_run: bool = False) -> int:
 
 
 def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, dry_run: bool) -> int:
-    config, notes = loaded.config, []
+    config, notes = loaded.config, ineffective_keys(loaded)
     task = TASKS[config.task](config)
     if dry_run:
-        config, notes = _dry_run_config(config, distributed, task.train_images)
+        config, note = _dry_run_config(config, distributed, task.train_images)
+        notes.append(note)
         task = TASKS[config.task](config)
     derived = derive(config, world_size=distributed.world_size, train_images=task.train_images)
     if dry_run:
@@ -53,6 +54,8 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
     torch.manual_seed(config.run.seed)
     model = task.build_model()
     parameters = sum(p.numel() for p in model.parameters())
+    if config.train.sync_bn and distributed.world_size == 1:
+        notes.append("note: train.sync_bn has no effect: there is one process")
     if config.model.init_checkpoint:
         notes.append(load_initial_weights(model, config.model.init_checkpoint))
 
@@ -103,7 +106,7 @@ def load_initial_weights(model: nn.Module, path: str | Path) -> str:
     return f"weights from {path} ({weights.kind})" + (f"; new classifier: {', '.join(left)}" if left else "")
 
 
-def _dry_run_config(config: Config, distributed: Distributed, train_images: int) -> tuple[Config, list[str]]:
+def _dry_run_config(config: Config, distributed: Distributed, train_images: int) -> tuple[Config, str]:
     """The configuration with a batch that two quick steps can afford, and a line that says so."""
     train = config.train
     device_batch = train.device_batch_size
@@ -122,7 +125,7 @@ def _dry_run_config(config: Config, distributed: Distributed, train_images: int)
         f"({accumulation} micro-batches of {device_batch} per process), nothing is written"
     )
     limits = config.run.model_copy(update={"log_every": 1})
-    return config.model_copy(update={"train": smaller, "run": limits}), [note]
+    return config.model_copy(update={"train": smaller, "run": limits}), note
 
 
 def _summary(

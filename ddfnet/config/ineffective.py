@@ -1,0 +1,52 @@
+"""Keys that were written but do nothing beside the others: said aloud, because silence would mislead.
+
+They are notes and not errors: a recipe inherited from a base may well set what a variant does not need.
+"""
+
+from collections.abc import Iterator
+
+from timm.optim import get_optimizer_info
+
+from ddfnet.config.loading import LoadedConfig
+from ddfnet.config.schema import Config
+
+
+def ineffective_keys(loaded: LoadedConfig) -> list[str]:
+    """One line for each key that somebody wrote, with an effect in mind, and that has none."""
+    written = {".".join(path): origin for path, origin in loaded.origins.items()}
+    return [
+        f"note: {key} ({written[key]}) has no effect: {reason}"
+        for key, reason in _without_effect(loaded.config)
+        if key in written
+    ]
+
+
+def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
+    augment, optim, schedule = config.augment, config.optim, config.schedule
+    if augment.color_jitter and augment.rand_augment and not augment.rand_augment.startswith("3a"):
+        yield "augment.color_jitter", "augment.rand_augment takes its place (timm's rule)"
+    if augment.crop == "pad":
+        yield "augment.scale", "augment.crop is pad"
+        yield "augment.ratio", "augment.crop is pad"
+    if augment.erasing.p == 0:
+        yield "augment.erasing.mode", "augment.erasing.p is 0"
+        yield "augment.erasing.count", "augment.erasing.p is 0"
+    if not (augment.mixup or augment.cutmix):
+        yield "augment.mixup_prob", "augment.mixup and augment.cutmix are 0"
+    if not (augment.mixup and augment.cutmix):
+        yield "augment.mixup_switch_prob", "augment.mixup and augment.cutmix are not both on"
+    if optim.lr is not None:
+        yield "optim.base_batch", "optim.lr is used as it is"
+    if optim.clip_grad is None:
+        yield "optim.clip_mode", "optim.clip_grad is null"
+    if not _has_momentum(optim.name):
+        yield "optim.momentum", f"{optim.name} has none"
+    if schedule.warmup_epochs == 0:
+        yield "schedule.warmup_lr", "schedule.warmup_epochs is 0"
+
+
+def _has_momentum(optimizer: str) -> bool:
+    try:
+        return get_optimizer_info(optimizer.lower()).has_momentum
+    except ValueError:  # unknown: an error of its own, later
+        return True

@@ -13,19 +13,26 @@ EXIT_USER_ERROR = 2
 def run(main: Callable[[], int]) -> None:
     """Runs a command and exits with its code: 0 done, 1 failed, 2 a mistake in the input, 75 start me again.
 
-    A `UserError` is printed without a traceback, once however many processes there are.
+    A `UserError` is printed without a traceback: once per machine, or by the one process that met it.
     """
     try:
         code = main()
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        _say("error", str(error), everywhere=error.one_process)
         code = EXIT_USER_ERROR
     except NonFiniteLossError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{Path(sys.argv[0]).name}: stopped: {error}", file=sys.stderr)
+        _say("stopped", str(error), everywhere=False)
         code = 1
     except KeyboardInterrupt:
         code = 130
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _say(what: str, message: str, *, everywhere: bool) -> None:
+    env = os.environ
+    local_rank = env.get("LOCAL_RANK", env.get("SLURM_LOCALID", "0"))
+    if local_rank == "0" or everywhere:
+        rank = env.get("RANK", env.get("SLURM_PROCID", "0"))
+        who = f" [process {rank}]" if everywhere and rank != "0" else ""
+        print(f"{Path(sys.argv[0]).name}: {what}:{who} {message}", file=sys.stderr, flush=True)

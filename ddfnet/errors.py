@@ -1,12 +1,20 @@
 """The errors a user of ddfnet can cause and can mend."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """A mistake in what the user gave (a key, a path, a file): the message names it and the fix.
 
     `train.py` and `eval.py` print the message alone, without a traceback, and exit with code 2.
     Every other exception is a defect of ours and keeps its traceback.
+
+    Attributes:
+        one_process: raised on one process among several (a picture it read, say). Otherwise all raise the same.
     """
+
+    one_process = False
 
 
 class ConfigError(UserError):
@@ -23,3 +31,13 @@ class CheckpointError(UserError):
 
 class NonFiniteLossError(RuntimeError):
     """Training met a loss that is NaN or infinite and stopped before saving anything it touched."""
+
+
+@contextmanager
+def raised_on_one_process() -> Iterator[None]:
+    """Marks user errors raised in the block as those of one process, which has to speak for itself."""
+    try:
+        yield
+    except UserError as error:
+        error.one_process = True
+        raise

@@ -82,7 +82,16 @@ def json_schema() -> str:
     }
     for part in (schema, *schema["$defs"].values()):
         part.pop("required", None)  # a file need not be complete: parents and overrides add to it
-    return json.dumps(schema, indent=1) + "\n"
+    return json.dumps(_whole(schema), indent=1) + "\n"
+
+
+def _whole(value: Any) -> Any:
+    """1.0 as 1: versions of pydantic differ in how they write a limit."""
+    if isinstance(value, dict):
+        return {key: _whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 if __name__ == "__main__":

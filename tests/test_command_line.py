@@ -117,3 +117,17 @@ def test_gpu_asked_for_where_there_is_none(call, tiny_config):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert_one_clear_error(call(train_script, "--config", tiny_config, "run.device=cuda"), "no GPU", "run.device=cpu")
+
+
+def test_a_mistake_that_one_process_meets_is_told_by_it(tiny_config, picture_tree, tmp_path):
+    """The broken picture is in the share of the second process."""
+    tree = tmp_path / "tree"
+    shutil.copytree(picture_tree, tree)
+    (tree / "val" / "cross" / "1.png").write_bytes(b"broken")
+    result = launch(
+        "train.py", "--config", tiny_config, f"data.root={tree}", f"run.dir={tmp_path / 'run'}", processes=2
+    )
+    assert result.returncode != 0
+    assert result.stderr.count("train.py: error: [process 1]") == 1
+    assert "val/cross/1.png" in result.stderr
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 4  # the epoch is saved

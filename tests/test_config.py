@@ -93,6 +93,9 @@ def test_numbers_as_people_write_them(minimal, text, value):
         ("train=3", ["train=3", "section"]),
         ("optim", ["'optim'", "key.sub=value"]),
         ("optim.lr=[", ["optim.lr=["]),
+        ("optim.lr=.inf", ["optim.lr", "finite"]),
+        ("model.kwargs={num_classes: 3}", ["model.kwargs.num_classes", "model.num_classes"]),
+        ("model.kwargs={pretrained: true}", ["model.kwargs.pretrained", "model.init_checkpoint"]),
         ("run.seed=-1", ["run.seed=-1", "at least 0"]),
     ],
 )
@@ -213,3 +216,17 @@ def test_effective_and_unwritten_keys_are_not_noted(minimal):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_write_nothing_in_vain(path):
     assert ineffective_keys(load_config(path, ["data.root=somewhere"])) == []
+
+
+def test_a_schedule_above_its_peak_is_refused():
+    config = validate(
+        {
+            "model": {"name": "m"},
+            "data": {"root": "r"},
+            "optim": {"lr": 0.1},
+            "schedule": {"min_lr": 10},
+            "train": {"epochs": 1, "batch_size": 8, "device_batch_size": 8},
+        }
+    )
+    with pytest.raises(ConfigError, match=r"schedule\.min_lr=10 is above the peak learning rate 0\.1"):
+        derive(config, world_size=1, train_images=100)

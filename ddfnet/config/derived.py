@@ -55,6 +55,11 @@ def derive(config: Config, *, world_size: int, train_images: int) -> Derived:
     lr = config.optim.lr
     if lr is None:
         lr = config.optim.base_lr * train.batch_size / config.optim.base_batch
+    for key in ("min_lr", "warmup_lr"):
+        if getattr(config.schedule, key) > lr:
+            raise ConfigError(
+                f"schedule.{key}={getattr(config.schedule, key):g} is above the peak learning rate {lr:g}: lower it"
+            )
     schedule_steps = train.epochs * steps_per_epoch
     return Derived(
         world_size=world_size,

@@ -35,6 +35,9 @@ def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
         yield "augment.mixup_prob", "augment.mixup and augment.cutmix are 0"
     if not (augment.mixup and augment.cutmix):
         yield "augment.mixup_switch_prob", "augment.mixup and augment.cutmix are not both on"
+    total_epochs = config.train.epochs + schedule.cooldown_epochs
+    if augment.mixup_off_epoch is not None and augment.mixup_off_epoch >= total_epochs:
+        yield "augment.mixup_off_epoch", f"the run ends after {total_epochs:g} epochs"
     if optim.lr is not None:
         yield "optim.base_batch", "optim.lr is used as it is"
     if optim.clip_grad is None:

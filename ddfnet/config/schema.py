@@ -19,7 +19,9 @@ Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, `"3"` is not a number, values cannot change after loading."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class RunConfig(Section):
@@ -33,7 +35,7 @@ class RunConfig(Section):
     log_every: Positive = 50
     """Steps between two log lines; loss and rates are averaged over them."""
     save_every: Positive | None = None
-    """Steps between two `last.pt`, besides the one after each evaluation. null: after evaluations only."""
+    """Steps between two `last.pt`, besides those at the end of each epoch. null: only those."""
     tensorboard: bool = True
     """Write TensorBoard event files into the run folder."""
     allow_changes: bool = False
@@ -54,6 +56,20 @@ class ModelConfig(Section):
     init_checkpoint: str | None = None
     """Start from these weights (a checkpoint of ours, an official one or a .safetensors file).
     A classifier for another number of classes is left at its random start, and said so."""
+
+    @model_validator(mode="after")
+    def _kwargs_are_further_ones(self) -> "ModelConfig":
+        own = {
+            "num_classes": "set model.num_classes",
+            "drop_rate": "set model.drop_rate",
+            "drop_path_rate": "set model.drop_path_rate",
+            "pretrained": "give a file as model.init_checkpoint",
+            "in_chans": "pictures have three channels",
+        }
+        for key, fix in own.items():
+            if key in self.kwargs:
+                raise ValueError(f"model.kwargs.{key} cannot be given there: {fix}")
+        return self
 
 
 class InputConfig(Section):

@@ -66,6 +66,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint not found: {path}")
     try:
+        path.open("rb").close()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -83,7 +87,7 @@ def _damaged(path: Path) -> str:
     size = path.stat().st_size
     return (
         f"{path} ({size:,} bytes) is truncated or not a PyTorch checkpoint: "
-        "copy or download it again, or use another one (best.pt, last.pt)"
+        "copy or download it again, or use another one"
     )
 
 
@@ -129,7 +133,7 @@ def read_weights(path: str | Path, *, prefer: str = "auto") -> Weights:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return _read_safetensors(path, prefer)
     payload = read_checkpoint(path)
     raw_key, ema_key = ("model", "ema") if payload.get("format") == FORMAT else ("state_dict", "state_dict_ema")
     if prefer == "ema" and payload.get(ema_key) is None:
@@ -147,21 +151,29 @@ def read_weights(path: str | Path, *, prefer: str = "auto") -> Weights:
     return Weights(state_dict, payload.get("meta") if payload.get("format") == FORMAT else None, kind)
 
 
-def _read_safetensors(path: Path) -> Weights:
+def _read_safetensors(path: Path, prefer: str) -> Weights:
     if not path.is_file():
         raise CheckpointError(f"checkpoint not found: {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get("ddfnet", "null"))
-            return Weights({key: file.get_tensor(key) for key in file.keys()}, meta, "state_dict")  # noqa: SIM118
+            about = file.metadata() or {}
+            meta = json.loads(about.get("ddfnet", "null"))
+            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, json.JSONDecodeError):
         raise CheckpointError(_damaged(path)) from None
+    kind = about.get("kind", "state_dict")  # one file holds one set of weights
+    if (prefer == "ema" and kind != "ema") or (prefer == "raw" and kind == "ema"):
+        raise CheckpointError(f"{path} holds the {kind} weights alone: leave --weights out, or take best.pt")
+    return Weights(state_dict, meta, kind)
 
 
-def save_safetensors(path: Path, state_dict: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Writes weights and their meta as one .safetensors file, which `read_weights` reads back."""
+def save_safetensors(path: Path, state_dict: dict[str, Tensor], meta: dict[str, Any], *, kind: str) -> None:
+    """Writes weights and their meta as one .safetensors file, which `read_weights` reads back.
+
+    kind: `ema` for a moving average, `model` for the weights as trained.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    data = safetensors.torch.save(tensors, {"ddfnet": json.dumps(meta), "format": "pt"})
+    data = safetensors.torch.save(tensors, {"ddfnet": json.dumps(meta), "kind": kind, "format": "pt"})
     write_atomically(path, lambda file: file.write(data))
 
 

@@ -20,7 +20,6 @@ class Distributed:
 
     rank: int
     world_size: int
-    local_world_size: int
     device: torch.device
 
     @property
@@ -46,10 +45,6 @@ class Distributed:
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
         dist.all_gather(parts, tensor.contiguous())
         return torch.stack(parts)
-
-    def barrier(self) -> None:
-        if self.world_size > 1:
-            dist.barrier()
 
     def _reduce_(self, tensor: Tensor, op: dist.ReduceOp) -> Tensor:
         if self.world_size > 1:
@@ -79,11 +74,11 @@ def distributed_session(device: str = "auto") -> Iterator[Distributed]:
             timeout=timedelta(minutes=30),
             device_id=place if place.type == "cuda" else None,
         )
-    try:
-        yield Distributed(rank, world_size, local_world_size, place)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    yield Distributed(rank, world_size, place)
+    # Not in a `finally`: leaving waits for the other processes, and one that has failed must end, so that the launcher
+    # sees it and ends the others.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _place() -> tuple[int, int, int, int]:
@@ -99,6 +94,7 @@ def _place() -> tuple[int, int, int, int]:
             nodes = ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]]
             env["MASTER_ADDR"] = subprocess.run(nodes, capture_output=True, text=True, check=True).stdout.split()[0]
         env.setdefault("MASTER_PORT", str(20_000 + int(env["SLURM_JOB_ID"]) % 10_000))
+        env["LOCAL_WORLD_SIZE"] = str(tasks_here)  # as torchrun does: loader processes are counted by it
         return int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"]), tasks_here
     return 0, 1, 0, 1
 
@@ -108,9 +104,12 @@ def _pick_device(device: str, local_rank: int, local_world_size: int) -> torch.d
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("device cuda was asked for, but PyTorch sees no GPU: use run.device=cpu or --device cpu")
-    if local_rank >= torch.cuda.device_count():
+    if "SLURM_LOCALID" in os.environ and torch.cuda.device_count() == 1:  # srun --gpus-per-task=1: each sees its own
+        return torch.device("cuda", 0)
+    if local_world_size > torch.cuda.device_count():  # the same answer on every process
         raise UserError(
             f"{local_world_size} processes were started on this machine, which has {torch.cuda.device_count()} GPU(s): "
-            f"start torchrun with --nproc-per-node {torch.cuda.device_count()}"
+            f"start torchrun with --nproc-per-node {torch.cuda.device_count()}, "
+            "or use the CPU (run.device=cpu, --device cpu)"
         )
     return torch.device("cuda", local_rank)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ddfnet.engine.distributed import Distributed
+from ddfnet.errors import raised_on_one_process
 
 
 @torch.inference_mode()
@@ -31,7 +32,7 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    with autocast:
+    with autocast, raised_on_one_process():
         for batch in batches:
             evaluator.update(model, batch)
     model.train(was_training)

@@ -15,13 +15,12 @@ from ddfnet.data import EvalBatchTransform, FolderIndex, Preprocessing, eval_bat
 from ddfnet.engine.checkpoint import Weights, load_weights, read_checkpoint, read_weights, write_atomically
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.evaluate import evaluate
+from ddfnet.engine.precision import autocast
 from ddfnet.engine.run_folder import environment
 from ddfnet.errors import CheckpointError, DataError, UserError
 from ddfnet.evaluation.classification import ClassificationEvaluator
 from ddfnet.models import create_model
 from ddfnet.tasks.classification import worker_count
-
-_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def evaluate_checkpoint(
@@ -87,7 +86,7 @@ def evaluate_checkpoint(
             ),
             evaluator,
             distributed=distributed,
-            autocast=torch.autocast(distributed.device.type, _PRECISION[precision], enabled=precision != "fp32"),
+            autocast=autocast(distributed.device, precision),
             expected=len(index),
         )
         seconds = time.perf_counter() - started
@@ -126,6 +125,8 @@ def parse_workers(workers: int | str) -> int | str:
 def _build(found: Weights, checkpoint: Path, model: str | None) -> tuple[nn.Module, str, Preprocessing]:
     """The network with its weights, its name, and the preprocessing it was trained for."""
     if found.meta is not None:
+        if found.meta.get("task") != "classification":
+            raise CheckpointError(f"{checkpoint} is of the task {found.meta.get('task')}: eval.py knows classification")
         said = found.meta["model"]
         if model is not None and model != said["name"]:
             raise CheckpointError(f"{checkpoint} holds {said['name']}, not {model}: leave --model out")

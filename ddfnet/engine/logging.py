@@ -63,13 +63,17 @@ class RunLog:
             bar = RichHandler(console=self.console, show_path=False, show_time=False) if terminal else None
             self._handler: logging.Handler = bar or logging.StreamHandler()
             logger.addHandler(self._handler)
+            logger.setLevel(logging.INFO)
 
-    def start(self, step: int) -> None:
-        """Opens the files and the progress bar; records after `step` are dropped: the run repeats them."""
+    def start(self, step: int, *, evaluation_due: bool = False) -> None:
+        """Opens the files and the progress bar; records of what the run is going to repeat are dropped.
+
+        step: where the run goes on; evaluation_due: it begins with the evaluation at this step.
+        """
         if not self.active:
             return
         if self.folder is not None:
-            _keep_until(self.folder / "metrics.jsonl", step)
+            _keep_until(self.folder / "metrics.jsonl", step, evaluation_due)
             if self._tensorboard:
                 self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
         if self.console.is_terminal:
@@ -153,9 +157,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _keep_until(path: Path, step: int) -> None:
+def _keep_until(path: Path, step: int, evaluation_due: bool) -> None:
     if path.exists():
-        kept = [record for record in read_metrics(path) if 0 < record["step"] <= step]
+        last_evaluation = step - 1 if evaluation_due else step
+        kept = [
+            record
+            for record in read_metrics(path)
+            if record["step"] <= (step if record["kind"] == "train" else last_evaluation)
+        ]
         write_atomically(path, lambda file: file.write("".join(json.dumps(r) + "\n" for r in kept).encode()))
 
 

@@ -1,5 +1,6 @@
 """A whole training run, from a loaded configuration to its last checkpoint."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from ddfnet.config import Config, Derived, LoadedConfig, derive, ineffective_key
 from ddfnet.engine.checkpoint import Weights, load_weights, read_weights
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.logging import RunLog
-from ddfnet.engine.run_folder import check_same_run, write_run_folder
+from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_folder
 from ddfnet.engine.signals import EXIT_INTERRUPTED, StopSignal
 from ddfnet.engine.trainer import Trainer
 from ddfnet.tasks import TASKS
@@ -56,7 +57,8 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
     parameters = sum(p.numel() for p in model.parameters())
     if config.train.sync_bn and distributed.world_size == 1:
         notes.append("note: train.sync_bn has no effect: there is one process")
-    if config.model.init_checkpoint:
+    goes_on = not dry_run and (Path(config.run.dir) / "last.pt").exists()
+    if config.model.init_checkpoint and not goes_on:
         notes.append(load_initial_weights(model, config.model.init_checkpoint))
 
     folder = None if dry_run else Path(config.run.dir)
@@ -65,7 +67,8 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
     log = RunLog(
         folder, active=distributed.is_main, tensorboard=config.run.tensorboard, total_steps=derived.total_steps
     )
-    try:
+    with ExitStack() as stack:
+        stack.callback(log.close)
         for line in (*_summary(config, derived, distributed, parameters, task.train_images, task.val_images), *notes):
             log.message(line)
         trainer = Trainer(
@@ -73,12 +76,11 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
             folder=folder, log=log, max_eval_batches=DRY_RUN_EVAL_BATCHES if dry_run else None,
         )  # fmt: skip
         if folder is not None and distributed.is_main:  # only now: no mistake of the user may leave a folder behind
+            stack.enter_context(run_folder_lock(folder))
             write_run_folder(folder, loaded, derived, {"parameters": parameters})
-        log.start(trainer.step)
+        log.start(trainer.step, evaluation_due=trainer.evaluation_due)
         finished = trainer.fit(stop)
         log.message(_farewell(finished, trainer, folder, stop))
-    finally:
-        log.close()
     return 0 if finished else EXIT_INTERRUPTED
 
 
@@ -120,12 +122,14 @@ def _dry_run_config(config: Config, distributed: Distributed, train_images: int)
         micro = distributed.world_size * device_batch
     batch = micro * accumulation
     smaller = train.model_copy(update={"batch_size": batch, "device_batch_size": device_batch})
+    lr = config.optim.lr or config.optim.base_lr * train.batch_size / config.optim.base_batch
     note = (
         f"dry run: {DRY_RUN_STEPS} steps of {batch} images instead of {train.batch_size} "
         f"({accumulation} micro-batches of {device_batch} per process), nothing is written"
     )
+    same_lr = config.optim.model_copy(update={"lr": lr, "base_lr": None})
     limits = config.run.model_copy(update={"log_every": 1})
-    return config.model_copy(update={"train": smaller, "run": limits}), note
+    return config.model_copy(update={"train": smaller, "run": limits, "optim": same_lr}), note
 
 
 def _summary(

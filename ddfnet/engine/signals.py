@@ -1,7 +1,7 @@
 """Stopping in good order: a signal finishes the step, saves, and exits with a code that asks to be started again."""
 
-import os
 import signal
+import time
 from types import FrameType
 
 import torch
@@ -10,39 +10,43 @@ from ddfnet.engine.distributed import Distributed
 
 # EX_TEMPFAIL of sysexits.h: the run is not finished, start it again.
 EXIT_INTERRUPTED = 75
-# Steps between two agreements of several processes: each costs a small all-reduce and a host sync.
-AGREE_EVERY = 10
+# Seconds between two agreements of several processes: each costs a small all-reduce and a host sync, and launchers
+# wait 30 seconds before they kill.
+_AGREE_SECONDS = 2.0
 
 
 class StopSignal:
     """Notes SIGTERM, SIGUSR1 (SLURM's warning) and SIGINT; a second SIGINT interrupts at once.
 
-    Loader workers are forked after this is installed and inherit handlers that do nothing in them, so that a signal
-    to the whole process group does not take the data away from the step that is being finished.
+    (Loader workers have handlers of their own: a signal to the whole process group does not take the data away from
+    the step that is being finished.)
     """
 
     def __init__(self, distributed: Distributed) -> None:
         self.received: str | None = None
         self._distributed = distributed
-        self._pid = os.getpid()
+        self._asked_at, self._asked_step, self._next = time.monotonic(), 0, 0
         signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
         self._former = {number: signal.signal(number, self._note) for number in signals}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:
-            return
         if number == signal.SIGINT and self.received == "SIGINT":
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
 
     def agreed(self, step: int) -> bool:
-        """Whether any process was signalled; the same answer on all of them."""
+        """Whether any process was signalled; the same answer, at the same steps, on all of them."""
         if self._distributed.world_size == 1:
             return self.received is not None
-        if step % AGREE_EVERY:
+        if step < self._next:
             return False
-        flag = torch.tensor(int(self.received is not None), device=self._distributed.device)
-        return bool(self._distributed.max_(flag))
+        # The slowest clock decides for all when to ask again.
+        seconds = (time.monotonic() - self._asked_at) / max(1, step - self._asked_step)
+        answer = torch.tensor([float(self.received is not None), seconds], device=self._distributed.device)
+        stop, seconds = self._distributed.max_(answer).tolist()
+        self._asked_at, self._asked_step = time.monotonic(), step
+        self._next = step + max(1, min(100, int(_AGREE_SECONDS / max(seconds, 1e-3))))
+        return bool(stop)
 
     def restore(self) -> None:
         for number, handler in self._former.items():

@@ -20,16 +20,18 @@ from ddfnet.engine.batch_norm import averaged_statistics, load_statistics, local
 from ddfnet.engine.checkpoint import FORMAT, read_checkpoint, save_checkpoint, save_safetensors, write_atomically
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.evaluate import evaluate
-from ddfnet.engine.logging import Meter, RunLog, logger
+from ddfnet.engine.logging import Meter, RunLog
 from ddfnet.engine.optim import build_optimizer, clip_gradients, learning_rate
+from ddfnet.engine.precision import autocast
 from ddfnet.engine.signals import StopSignal
-from ddfnet.errors import CheckpointError, NonFiniteLossError
+from ddfnet.errors import CheckpointError, NonFiniteLossError, raised_on_one_process
 from ddfnet.tasks import Task
 
-_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # torch 2.15 renamed the argument and warns of the old name.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 _LOCAL_BUFFERS = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
+# What an optimiser's group holds of the configuration; some keep state of their own there, too.
+_SETTINGS = {"weight_decay", "momentum", "nesterov", "betas", "eps", "alpha"}
 _NO_STEP = torch.iinfo(torch.int64).max
 
 
@@ -73,23 +75,24 @@ class Trainer:
 
         self.step = 0
         self.best: dict[str, Any] = {"value": -math.inf, "step": None}
-        statistics = self._resume()
-
-        self.replica: nn.Module = self.model
-        if distributed.world_size > 1:
-            # Running statistics stay local (no broadcast in the step); see `averaged_statistics`.
-            self.replica = DistributedDataParallel(self.model, gradient_as_bucket_view=True, **_LOCAL_BUFFERS)
-        if statistics is not None:  # after DDP, which copies those of rank 0 to all
-            self._load_local_statistics(statistics)
-        # Compiled around the replica: names of parameters stay those of the raw model.
-        self.forward = torch.compile(self.replica) if settings.compile else self.replica
-
+        self.evaluation_due = False  # an epoch has ended and was saved, but not evaluated
         self.meter = Meter()
         self.loss_sum = torch.zeros((), device=self.device)
         self.loss_count = 0
         self.grad_norm = torch.zeros((), device=self.device)
         self.first_bad_step = torch.tensor(_NO_STEP, device=self.device)
         self.last_finite_loss: float | None = None
+        self._saved_step: int | None = None
+        local = self._resume()
+
+        self.replica: nn.Module = self.model
+        if distributed.world_size > 1:
+            # Running statistics stay local (no broadcast in the step); see `averaged_statistics`.
+            self.replica = DistributedDataParallel(self.model, gradient_as_bucket_view=True, **_LOCAL_BUFFERS)
+        if local is not None:  # after DDP, which copies the statistics of rank 0 to all
+            self._load_local(local)
+        # Compiled around the replica: names of parameters stay those of the raw model.
+        self.forward = torch.compile(self.replica) if settings.compile else self.replica
 
     # The recipe.
 
@@ -103,12 +106,14 @@ class Trainer:
             NonFiniteLossError: NaN or infinite loss; names the step, and nothing it touched is saved.
         """
         derived, run = self.derived, self.config.run
-        if self.step >= derived.total_steps:
+        if self.step >= derived.total_steps and not self.evaluation_due:
             return True
         batches = self.task.train_batches(derived, rank=self.distributed.rank, start_step=self.step, device=self.device)
         eval_batches = self.task.eval_batches(
             rank=self.distributed.rank, world_size=self.distributed.world_size, device=self.device
         )
+        if self.evaluation_due:
+            self._evaluate_epoch(eval_batches)
         self.model.train()
         self.meter.restart()
         while self.step < derived.total_steps:
@@ -118,11 +123,16 @@ class Trainer:
             if self.step % run.log_every == 0 or epoch_ends:
                 self._log_interval()
             if epoch_ends:
-                self._finish_epoch(eval_batches)
+                self.evaluation_due = self._evaluates()
+                self.save()  # first: an evaluation that fails must not cost the epoch
+                if self.evaluation_due:
+                    self._evaluate_epoch(eval_batches)
+                self.meter.restart()
             elif run.save_every and self.step % run.save_every == 0:
                 self.save()
             if stop is not None and self.step < derived.total_steps and stop.agreed(self.step):
-                self.save()
+                if self._saved_step != self.step:
+                    self.save()
                 return False
         return True
 
@@ -136,19 +146,21 @@ class Trainer:
         step_loss = torch.zeros((), device=self.device)
         for micro_batch in range(accumulation):
             waiting = time.perf_counter()
-            batch = next(batches)
+            with raised_on_one_process():
+                batch = next(batches)
             self.meter.add(self.task.batch_images(batch), time.perf_counter() - waiting)
             self._seed(micro_batch)
             last = micro_batch == accumulation - 1
             with nullcontext() if last or self.replica is self.model else self.replica.no_sync():
-                with self._autocast():
+                with autocast(self.device, self.config.train.precision):
                     loss = self.task.loss(self.forward, batch)["loss"]
                 self.scaler.scale(loss / accumulation).backward()
             step_loss += loss.detach() / accumulation
 
         self.scaler.unscale_(self.optimizer)
         self.grad_norm = clip_gradients(self.model, config.optim.clip_grad, config.optim.clip_mode)
-        self._note_finite(step_loss)
+        # With fp16 the scaler looks for overflow in the gradients and skips such a step by itself.
+        self._note_finite(step_loss if self.scaler.is_enabled() else step_loss + 0 * self.grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -168,11 +180,13 @@ class Trainer:
         models = {"model": self.model, **({"ema": self.ema.module} if self.ema is not None else {})}
         weights: dict[str, Any] = {"ema": None}
         # Each process has its own running statistics. Random numbers need no state: they are keyed by the step.
-        local: dict[str, Tensor] = {}
+        local = {"loss_sum": self.distributed.gather(self.loss_sum).cpu()}
         for key, model in models.items():
             local[key] = self.distributed.gather(local_statistics(model).to(self.device)).cpu()
             with averaged_statistics(model, self.distributed):
-                weights[key] = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+                if self.distributed.is_main:
+                    weights[key] = {name: t.detach().to("cpu", copy=True) for name, t in model.state_dict().items()}
+        self._saved_step = self.step
         if not self.distributed.is_main:
             return
         about = {
@@ -181,13 +195,17 @@ class Trainer:
         }
         if best:
             save_checkpoint(self.folder / "best.pt", {**about, **weights})
-            save_safetensors(self.folder / "best.safetensors", weights["ema"] or weights["model"], about["meta"])
+            kind = "model" if weights["ema"] is None else "ema"
+            save_safetensors(self.folder / "best.safetensors", weights[kind], about["meta"], kind=kind)
         state = {
             "step": self.step,
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "local_statistics": local,
+            "evaluation_due": self.evaluation_due,
+            "images": {"train": self.task.train_images, "val": self.task.val_images},
+            "loss_count": self.loss_count,
+            "local": local,
         }
         save_checkpoint(self.folder / "last.pt", {**about, **weights, **state})
 
@@ -216,14 +234,10 @@ class Trainer:
             write_atomically(path, lambda file: file.write((json.dumps(report, indent=1) + "\n").encode()))
             where = f" Its samples are listed in {path}."
         raise NonFiniteLossError(
-            f"the loss of step {bad} (epoch {report['epoch']:.2f}, lr {lr:.3g}) is not finite; "
+            f"the loss or gradient of step {bad} (epoch {report['epoch']:.2f}, lr {lr:.3g}) is not finite; "
             f"last finite mean loss {self.last_finite_loss}. Nothing was saved since the last checkpoint.{where} "
             "Lower the learning rate, lengthen the warm-up, clip gradients (optim.clip_grad=1) or use bf16"
         )
-
-    def _autocast(self) -> torch.autocast:
-        precision = self.config.train.precision
-        return torch.autocast(self.device.type, _PRECISION[precision], enabled=precision != "fp32")
 
     def _seed(self, micro_batch: int) -> None:
         # Dropout and stochastic depth draw from the default generators: keyed by the place in the run, they depend
@@ -256,22 +270,20 @@ class Trainer:
         self.log.train(self.step, self.derived.total_steps, record)
         self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
 
-    def _finish_epoch(self, eval_batches: Any) -> None:
-        done = self.step == self.derived.total_steps
-        epochs = round(self.epoch)
-        metrics: dict[str, float] = {}
-        improved = False
-        if done or epochs % self.config.eval.every == 0:
-            metrics = self._evaluate("val", self.model, eval_batches)
-            if self.ema is not None:
-                metrics = self._evaluate("val_ema", self.ema.module, eval_batches)
-            value = metrics[self.task.best_metric]
-            # A network that gives NaN can still be right by chance: it is never the best.
-            improved = math.isfinite(metrics["loss"]) and value > self.best["value"]
-            if improved:
-                self.best = {"value": value, "step": self.step}
+    def _evaluates(self) -> bool:
+        return self.step == self.derived.total_steps or round(self.epoch) % self.config.eval.every == 0
+
+    def _evaluate_epoch(self, eval_batches: Any) -> None:
+        metrics = self._evaluate("val", self.model, eval_batches)
+        if self.ema is not None:
+            metrics = self._evaluate("val_ema", self.ema.module, eval_batches)
+        value = metrics[self.task.best_metric]
+        # A network that gives NaN can still be right by chance: it is never the best.
+        improved = math.isfinite(metrics["loss"]) and value > self.best["value"]
+        if improved:
+            self.best = {"value": value, "step": self.step}
+        self.evaluation_due = False
         self.save(metrics, best=improved)
-        self.meter.restart()
 
     def _evaluate(self, name: str, model: nn.Module, batches: Any) -> dict[str, float]:
         limit = self.max_eval_batches
@@ -281,39 +293,77 @@ class Trainer:
                 batches if limit is None else (batch for _, batch in zip(range(limit), batches, strict=False)),
                 self.task.evaluator(self.device),
                 distributed=self.distributed,
-                autocast=self._autocast(),
+                autocast=autocast(self.device, self.config.train.precision),
                 expected=self.task.val_images if limit is None else None,
             )
         self.log.evaluation(self.step, self.epoch, name, metrics)
         return metrics
 
     def _resume(self) -> dict[str, Tensor] | None:
-        """Loads `last.pt` of the run folder if there is one; returns the running statistics of all processes."""
+        """Loads `last.pt` of the run folder if there is one; returns what each process keeps for itself."""
         path = self.folder / "last.pt" if self.folder is not None else None
-        if path is None or not path.exists():
+        payload = self._read_last(path) if path is not None and path.exists() else None
+        self._all_found_the_same(payload)
+        if payload is None:
             return None
-        payload = read_checkpoint(path)
-        if payload.get("format") != FORMAT or "optimizer" not in payload:
-            raise CheckpointError(
-                f"{path} is no checkpoint that training can go on from: move it away, or use another run.dir"
-            )
         try:
             self.model.load_state_dict(payload["model"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(payload["ema"] or payload["model"])
+            configured = [
+                {key: group[key] for key in _SETTINGS & group.keys()} for group in self.optimizer.param_groups
+            ]
             self.optimizer.load_state_dict(payload["optimizer"])
-            self.scaler.load_state_dict(payload["scaler"])
         except (RuntimeError, ValueError, KeyError) as error:
             first = str(error).splitlines()[0]
             raise CheckpointError(f"{path} is of another model or optimiser than the config: {first}") from None
-        self.step, self.best = payload["step"], payload["best"]
+        for group, settings in zip(self.optimizer.param_groups, configured, strict=True):
+            group.update(settings)  # the state goes on, with the settings of the config (run.allow_changes)
+        if self.scaler.is_enabled() and payload["scaler"]:
+            self.scaler.load_state_dict(payload["scaler"])
+        self.step, self.best, self.evaluation_due = payload["step"], payload["best"], payload["evaluation_due"]
+        self.loss_count = payload["loss_count"]
         self.log.message(f"resuming from {path}: step {self.step} of {self.derived.total_steps}")
-        return payload["local_statistics"]
+        return payload["local"]
 
-    def _load_local_statistics(self, statistics: dict[str, Tensor]) -> None:
-        if len(statistics["model"]) != self.distributed.world_size:
-            logger.info("another number of processes than before: each starts from the averaged batch-norm statistics")
+    def _read_last(self, path: Path) -> dict[str, Any]:
+        """A training checkpoint of this task and these data."""
+        other = (
+            f"start a new run with run.dir=NEW_FOLDER, with model.init_checkpoint={path.parent / 'best.pt'} if you like"
+        )
+        try:
+            payload = read_checkpoint(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; or {other}") from None
+        if payload.get("format") != FORMAT or "optimizer" not in payload:
+            raise CheckpointError(f"{path} is no checkpoint that training can go on from: {other}")
+        if not self.config.run.allow_changes:
+            own = {**self.task.meta(), "images": {"train": self.task.train_images, "val": self.task.val_images}}
+            saved = {**payload["meta"], "images": payload["images"]}
+            changed = [key for key in own if key != "ddfnet" and own[key] != saved.get(key)]
+            if changed:
+                raise CheckpointError(
+                    f"{path} was trained on other data or another model ({', '.join(changed)} differ): {other}, "
+                    "or accept it with run.allow_changes=true"
+                )
+        return payload
+
+    def _all_found_the_same(self, payload: dict[str, Any] | None) -> None:
+        step = torch.tensor(-1 if payload is None else payload["step"], device=self.device)
+        steps = self.distributed.gather(step).tolist()
+        if len(set(steps)) > 1:
+            raise CheckpointError(
+                f"the processes do not see the same {self.folder / 'last.pt'} (steps {steps}; -1: none): "
+                "put run.dir on a disk that all machines share"
+            )
+
+    def _load_local(self, local: dict[str, Tensor]) -> None:
+        rank = self.distributed.rank
+        if len(local["model"]) != self.distributed.world_size:
+            self.loss_sum.copy_(local["loss_sum"].mean())
+            self.log.message("another number of processes: each goes on from the mean of the batch-norm statistics")
             return
-        load_statistics(self.model, statistics["model"][self.distributed.rank])
-        if self.ema is not None and "ema" in statistics:
-            load_statistics(self.ema.module, statistics["ema"][self.distributed.rank])
+        self.loss_sum.copy_(local["loss_sum"][rank])
+        load_statistics(self.model, local["model"][rank])
+        if self.ema is not None and "ema" in local:
+            load_statistics(self.ema.module, local["ema"][rank])

@@ -15,8 +15,7 @@ class ClassificationEvaluator:
     """
 
     def __init__(self, device: torch.device) -> None:
-        # float64 counts are exact up to 2**53; MPS lacks float64, and there float32 is exact up to 2**24 images.
-        self.totals = torch.zeros(4, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+        self.totals = torch.zeros(4, device=device, dtype=torch.float64)  # counts are exact up to 2**53
 
     @torch.no_grad()
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ddfnet.layers.filter_norm import FilterNorm
+from ddfnet.layers.filter_norm import FilterNorm, check_kernel_size
 from ddfnet.ops import ddf
 
 
@@ -30,7 +30,7 @@ class DDF(nn.Module):
         (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride)), same memory format.
 
     Raises:
-        ValueError: an even kernel size, heads that do not divide the channels, a squeeze ratio that leaves no
+        ValueError: an even kernel size or 1, heads that do not divide the channels, a squeeze ratio that leaves no
             hidden channel, or an unknown combine.
     """
 
@@ -49,8 +49,6 @@ class DDF(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
         if heads < 1 or channels % heads:
             raise ValueError(f"heads must divide the channels: got {heads} heads for {channels} channels")
         if combine not in ("mul", "add"):
@@ -61,6 +59,7 @@ class DDF(nn.Module):
                 f"squeeze_ratio={squeeze_ratio} leaves no hidden channel of {channels}: "
                 f"give at least {1 / channels:.3g}"
             )
+        check_kernel_size(kernel_size)
         self.channels, self.kernel_size, self.heads = channels, kernel_size, heads
         self.stride, self.dilation, self.combine = stride, dilation, combine
         factory = {"device": device, "dtype": dtype}

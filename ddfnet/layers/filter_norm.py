@@ -36,6 +36,7 @@ class FilterNorm(nn.Module):
         super().__init__()
         if kind not in ("spatial", "channel"):
             raise ValueError(f"kind must be 'spatial' or 'channel', got {kind!r}")
+        check_kernel_size(kernel_size)
         self.channels, self.kernel_size, self.kind = channels, kernel_size, kind
         alpha = nn.init.calculate_gain(nonlinearity) / kernel_size
         if kind == "channel":
@@ -58,3 +59,9 @@ class FilterNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, kernel_size={self.kernel_size}, kind={self.kind!r}"
+
+
+def check_kernel_size(kernel_size: int) -> None:
+    """Raises ValueError unless a filter of this size can be normalised: a single tap has no standard deviation."""
+    if kernel_size < 3 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}")

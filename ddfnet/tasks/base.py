@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ddfnet.config import Derived
-
-Batch = dict[str, Any]
+from ddfnet.data.device import Batch
 
 
 class Evaluator(Protocol):

@@ -86,7 +86,7 @@ def test_truncated_files_are_called_so(tmp_path, keep):
 
 def test_truncated_safetensors(tmp_path):
     path = tmp_path / "cut.safetensors"
-    save_safetensors(path, model().state_dict(), {"a": 1})
+    save_safetensors(path, model().state_dict(), {"a": 1}, kind="model")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="truncated"):
         read_weights(path)
@@ -152,8 +152,11 @@ def test_official_checkpoint_formats(tmp_path):
 def test_safetensors_carry_weights_and_meta(tmp_path):
     path = tmp_path / "w.safetensors"
     source = model()
-    save_safetensors(path, source.state_dict(), {"classes": ["a", "b"]})
+    save_safetensors(path, source.state_dict(), {"classes": ["a", "b"]}, kind="ema")
     weights = read_weights(path)
+    assert weights.kind == "ema"
+    with pytest.raises(CheckpointError, match="holds the ema weights alone"):
+        read_weights(path, prefer="raw")
     assert weights.meta == {"classes": ["a", "b"]}
     assert all(torch.equal(value, weights.state_dict[key]) for key, value in source.state_dict().items())
 

@@ -53,7 +53,7 @@ def test_local_statistics_would_differ_without_averaging(tiny_config, tmp_path, 
     run_two_processes(tiny_config, tmp_path / "two", "train.epochs=1")
     last = torch.load(tmp_path / "two" / "last.pt", weights_only=True)
     model = torch.load(tmp_path / "two" / kind, weights_only=True)["model"]
-    local = last["local_statistics"]["model"]
+    local = last["local"]["model"]
     assert local.shape[0] == 2
     assert not torch.equal(local[0], local[1])
     mean = torch.cat([v.flatten() for k, v in model.items() if "running" in k])

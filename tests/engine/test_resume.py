@@ -12,7 +12,14 @@ from ddfnet.engine.logging import read_metrics
 from ddfnet.engine.runs import train
 from tests.conftest import TINY, command, environment, launch
 
-LONG = ("train.epochs=12", "run.save_every=3", "train.ema={decay: 0.9}", "model.drop_rate=0.1", "augment.cutmix=1.0")
+LONG = (
+    "train.epochs=12",
+    "run.save_every=3",
+    "run.log_every=2",
+    "train.ema={decay: 0.9}",
+    "model.drop_rate=0.1",
+    "augment.cutmix=1.0",
+)
 
 
 def state(folder):
@@ -35,7 +42,7 @@ def assert_same_bits(a, b, where=""):
 
 
 def assert_same_run(one, two):
-    for part in ("model", "ema", "optimizer", "local_statistics", "best", "step"):
+    for part in ("model", "ema", "optimizer", "local", "best", "step", "loss_count"):
         assert_same_bits(state(one)[part], state(two)[part], part)
 
 
@@ -86,12 +93,13 @@ def test_killed_run_ends_bit_equal(start, tiny_config, tmp_path, uninterrupted):
     process.wait()
     reached = state(folder)["step"]
     assert 0 < reached < 48, "killed in the middle"
-    assert not list(folder.glob("*.tmp.pt"))
+    (folder / ".last.pt.abcdefgh.tmp").write_bytes(b"what a kill during a save leaves behind")
     result = launch("train.py", "--config", tiny_config, f"run.dir={folder}", *LONG)
     assert result.returncode == 0, result.stderr
     assert f"resuming from {folder / 'last.pt'}: step {reached} of 48" in result.stdout
     assert_same_run(folder, uninterrupted)
     assert kept(folder) == kept(uninterrupted)
+    assert not list(folder.glob(".*.tmp"))
 
 
 def test_signal_finishes_the_step_saves_and_asks_for_a_restart(start, tiny_config, tmp_path, uninterrupted):
@@ -115,7 +123,6 @@ def test_two_processes_stop_together_and_resume(start, tiny_config, tmp_path):
     assert "stopped by" in output
     reached = state(folder)["step"]
     assert 0 < reached < 160
-    assert reached % 10 == 0 or reached % 4 == 0  # agreed every 10 steps; saved at the end of each epoch, too
     overrides = (f"run.dir={folder}", "train.epochs=40")
     result = launch("train.py", "--config", tiny_config, *overrides, processes=2)
     assert result.returncode == 0, result.stderr

@@ -2,14 +2,17 @@
 
 import functools
 import json
+import shutil
 
 import pytest
 import torch
 
 import ddfnet
 from ddfnet.config import load_config
+from ddfnet.engine.checkpoint import read_weights
 from ddfnet.engine.logging import read_metrics
-from ddfnet.engine.runs import train
+from ddfnet.engine.run_folder import run_folder_lock
+from ddfnet.engine.runs import load_initial_weights, train
 from ddfnet.errors import CheckpointError, ConfigError, NonFiniteLossError
 
 
@@ -21,7 +24,7 @@ def test_run_folder_holds_config_provenance_metrics_and_checkpoints(tiny_config,
     folder = tmp_path / "run"
     assert run(tiny_config, folder, "run.tensorboard=true", "train.ema={decay: 0.5}") == 0
     assert {p.name for p in folder.iterdir()} == {
-        "best.pt", "best.safetensors", "config.yaml", "last.pt", "metrics.jsonl", "run.json", "tensorboard",
+        ".lock", "best.pt", "best.safetensors", "config.yaml", "last.pt", "metrics.jsonl", "run.json", "tensorboard",
     }  # fmt: skip
     assert "# derived: accumulation = 2" in (folder / "config.yaml").read_text()
     facts = json.loads((folder / "run.json").read_text())["starts"][0]
@@ -72,9 +75,11 @@ def test_ema_is_the_average(tiny_config, tmp_path):
 def test_non_finite_loss_stops_names_the_step_and_saves_nothing(tiny_config, tmp_path):
     folder = tmp_path / "run"
     diverge = ("optim.lr=1e30", "optim.clip_grad=null", "schedule.warmup_epochs=0", "train.epochs=4", "run.log_every=4")
-    with pytest.raises(NonFiniteLossError, match=r"loss of step \d+ .* not finite.*Lower the learning rate"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"loss or gradient of step \d+ .* not finite.*Lower the learning rate"
+    ):
         run(tiny_config, folder, *diverge)
-    assert not (folder / "last.pt").exists()
+    assert not (folder / "last.pt").exists()  # the first one was due after the step that broke it
     report = json.loads(next(folder.glob("nonfinite_step*.json")).read_text())
     assert 1 <= report["step"] < 4
     assert len(report["samples"]) == 8
@@ -117,5 +122,80 @@ def test_initial_checkpoint(tiny_config, tmp_path, capsys):
     best = tmp_path / "a" / "best.safetensors"
     run(tiny_config, tmp_path / "b", "train.epochs=1", f"model.init_checkpoint={best}")
     assert f"weights from {best}" in capsys.readouterr().out
-    first = {name: read_metrics(tmp_path / name / "metrics.jsonl")[0]["loss"] for name in "ab"}
-    assert first["a"] != first["b"]
+    # At learning rate 0 (the first step of the warm-up) the weights are still those of the file.
+    model = ddfnet.create_model("ddf_mul_resnet14_32px", num_classes=5)
+    load_initial_weights(model, best)
+    for key, value in read_weights(best).state_dict.items():
+        assert torch.equal(model.state_dict()[key], value), key
+    # Going on needs the file no more.
+    best.unlink()
+    assert run(tiny_config, tmp_path / "b", "train.epochs=1", f"model.init_checkpoint={best}") == 0
+
+
+def test_infinite_gradient_of_a_finite_loss_is_not_saved(tiny_config, tmp_path, monkeypatch):
+    """Clipping turns an infinite gradient into NaN weights while the loss still looks well."""
+    from ddfnet.tasks import ClassificationTask
+
+    steps = iter(range(1, 100))
+    plain = ClassificationTask.loss
+
+    def poisoned(self, model, batch):
+        result = plain(self, model, batch)
+        if next(steps) == 16:  # the last micro-batch of the second epoch
+            result["loss"] = result["loss"] + (result["loss"] - result["loss"].detach()) * float("1e39")
+        return result
+
+    monkeypatch.setattr(ClassificationTask, "loss", poisoned)
+    with pytest.raises(NonFiniteLossError, match="gradient of step 7 "):
+        run(tiny_config, tmp_path / "run", "run.log_every=100")
+    last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert last["step"] == 4
+    assert all(value.isfinite().all() for value in last["model"].values())
+
+
+def test_failed_evaluation_does_not_cost_the_epoch(tiny_config, picture_tree, tmp_path, monkeypatch):
+    from ddfnet.engine.trainer import Trainer
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_evaluate", lambda *args: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run(tiny_config, folder, "train.epochs=1")
+    assert torch.load(folder / "last.pt", weights_only=True)["step"] == 4
+    assert run(tiny_config, folder, "train.epochs=1") == 0  # evaluates what was saved, trains no more
+    kinds = [(r["kind"], r["step"]) for r in read_metrics(folder / "metrics.jsonl")]
+    assert kinds == [("train", 1), ("train", 2), ("train", 3), ("train", 4), ("val", 4)]
+    assert (folder / "best.pt").exists()
+
+
+def test_changed_settings_are_used_when_accepted(tiny_config, tmp_path):
+    folder = tmp_path / "run"
+    run(tiny_config, folder, "train.epochs=1")
+    run(tiny_config, folder, "train.epochs=2", "optim.weight_decay=0.5", "optim.momentum=0.1", "run.allow_changes=true")
+    groups = torch.load(folder / "last.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.5}
+    assert {group["momentum"] for group in groups} == {0.1}
+
+
+def test_other_data_do_not_continue_a_run(tiny_config, picture_tree, tmp_path):
+    folder, other = tmp_path / "run", tmp_path / "other"
+    run(tiny_config, folder, "train.epochs=1")
+    shutil.copytree(picture_tree, other)
+    (other / "train" / "disc" / "0.png").unlink()
+    with pytest.raises(CheckpointError, match=r"other data.*images differ.*run\.allow_changes=true"):
+        run(tiny_config, folder, "train.epochs=1", f"data.root={other}")
+
+
+def test_a_run_without_its_last_checkpoint_is_not_written_over(tiny_config, tmp_path):
+    folder = tmp_path / "run"
+    run(tiny_config, folder, "train.epochs=1")
+    (folder / "last.pt").unlink()
+    best = (folder / "best.pt").read_bytes()
+    with pytest.raises(ConfigError, match=r"best\.pt but no last\.pt.*run\.dir=NEW_FOLDER"):
+        run(tiny_config, folder, "train.epochs=1")
+    assert (folder / "best.pt").read_bytes() == best
+
+
+def test_two_runs_cannot_share_a_folder(tiny_config, tmp_path):
+    with run_folder_lock(tmp_path / "run"), pytest.raises(ConfigError, match="another process is training"):
+        run(tiny_config, tmp_path / "run")

@@ -86,6 +86,7 @@ def test_autocast_and_memory_format():
     ("arguments", "word"),
     [
         ({"channels": 8, "kernel_size": 4}, "kernel_size"),
+        ({"channels": 8, "kernel_size": 1}, "kernel_size"),
         ({"channels": 8, "heads": 3}, "heads"),
         ({"channels": 8, "combine": "sub"}, "combine"),
         ({"channels": 4, "squeeze_ratio": 0.1}, "squeeze_ratio"),

@@ -142,3 +142,5 @@ def test_mistakes_are_named_and_nothing_is_written(trained, picture_tree, tmp_pa
     (fewer / "ring" / "0.png").write_bytes(b"not a picture")
     fails(DataError, r"ring/0\.png", data=fewer)
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    fails(UserError, "cannot write a report", output=tmp_path / "file" / "out")

@@ -1,6 +1,7 @@
 """Evaluation of a checkpoint on its own: what `eval.py` does."""
 
 import json
+import os
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -67,6 +68,8 @@ def evaluate_checkpoint(
     preprocessing = _override(preprocessing, input_size=input_size, crop_pct=crop_pct, interpolation=interpolation)
     index = _index(found, checkpoint, data, network.num_classes)
     folder = Path(output) if output else checkpoint.parent / f"eval_{checkpoint.name.split('.')[0]}"
+
+    _check_writable(folder)  # before the work, not after it
 
     with distributed_session(device) as distributed:
         network = network.to(distributed.device, memory_format=torch.channels_last)
@@ -189,6 +192,12 @@ def _training_validation_set(checkpoint: Path) -> Path:
     if not path.is_dir():
         raise DataError(f"the validation set of the training run is not at {path.resolve()}: give --data FOLDER")
     return path
+
+
+def _check_writable(folder: Path) -> None:
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"cannot write a report into {folder}: give --output FOLDER")
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--weights", choices=("auto", "raw", "ema"), default="auto", help="auto: the moving average if there is one")
     add("--batch-size", type=int, default=128, metavar="N", help="pictures per process (default %(default)s)")
     add("--workers", default="auto", metavar="N", help="loader processes per rank (default: by the cores)")
-    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default %(default)s")
+    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: that of training")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default %(default)s")
     add("--input-size", type=int, metavar="PIXELS", help="instead of the checkpoint's")
     add("--crop-pct", type=float, metavar="SHARE", help="instead of the checkpoint's: size / crop_pct is the resize")

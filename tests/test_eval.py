@@ -144,3 +144,16 @@ def test_mistakes_are_named_and_nothing_is_written(trained, picture_tree, tmp_pa
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
     fails(UserError, "cannot write a report", output=tmp_path / "file" / "out")
+
+
+def test_precision_is_that_of_training_unless_told(tmp_path, picture_tree):
+    (tmp_path / "tiny.yaml").write_text(TINY.format(root=picture_tree))
+    overrides = [f"run.dir={tmp_path / 'run'}", "train.epochs=1", "train.precision=bf16"]
+    assert train(load_config(tmp_path / "tiny.yaml", overrides)) == 0
+    common = {"device": "cpu", "workers": 0, "output": tmp_path / "out", "batch_size": 4}
+    auto = evaluate_checkpoint(tmp_path / "run" / "best.pt", **common)
+    full = evaluate_checkpoint(tmp_path / "run" / "best.safetensors", data=picture_tree, precision="fp32", **common)
+    (record,) = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "val"]
+    assert (auto["precision"], full["precision"]) == ("bf16", "fp32")
+    assert auto["loss"] == pytest.approx(record["loss"], abs=1e-9)
+    assert auto["loss"] != full["loss"]

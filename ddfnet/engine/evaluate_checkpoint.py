@@ -32,7 +32,7 @@ def evaluate_checkpoint(
     weights: str = "auto",
     batch_size: int = 128,
     workers: int | str = "auto",
-    precision: str = "fp32",
+    precision: str = "auto",
     device: str = "auto",
     input_size: int | None = None,
     crop_pct: float | None = None,
@@ -48,7 +48,8 @@ def evaluate_checkpoint(
         weights: `auto` (the moving average if there is one), `raw` or `ema`.
         batch_size: images per process.
         workers: loader processes per rank, or `auto`.
-        precision: `fp32`, `bf16` or `fp16` autocast.
+        precision: `fp32`, `bf16` or `fp16` autocast; `auto`: that of training, so that the figures are those that
+            training printed (fp32 where the file does not say).
         device: `auto`, `cuda` or `cpu`.
         input_size, crop_pct, interpolation: instead of the checkpoint's preprocessing.
         output: folder of the report; None: `eval_<name>` beside the checkpoint.
@@ -67,6 +68,8 @@ def evaluate_checkpoint(
     network, name, preprocessing = _build(found, checkpoint, model)
     preprocessing = _override(preprocessing, input_size=input_size, crop_pct=crop_pct, interpolation=interpolation)
     index = _index(found, checkpoint, data, network.num_classes)
+    if precision == "auto":
+        precision = found.meta["precision"] if found.meta is not None else "fp32"
     folder = Path(output) if output else checkpoint.parent / f"eval_{checkpoint.name.split('.')[0]}"
 
     _check_writable(folder)  # before the work, not after it

@@ -190,7 +190,13 @@ class Trainer:
         if not self.distributed.is_main:
             return
         about = {
-            "meta": {**self.task.meta(), "step": self.step, "epoch": self.epoch, "metrics": metrics or {}},
+            "meta": {
+                **self.task.meta(),
+                "precision": self.config.train.precision,
+                "step": self.step,
+                "epoch": self.epoch,
+                "metrics": metrics or {},
+            },
             "config": self.config.model_dump(mode="json"),
         }
         if best:

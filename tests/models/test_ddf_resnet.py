@@ -21,6 +21,7 @@ def count(name, **kwargs):
         ("ddf_add_resnet101", {}, 28_146_912),
         ("ddf_mul_resnet152", {}, 37_462_900),
         ("ddf_add_resnet152", {}, 37_462_900),
+        ("ddf_mul_resnet14_32px", {"num_classes": 10}, 363_404),
         ("ddf_mul_resnet50", {"squeeze_ratio": 0.3}, 18_091_484),
         ("ddf_mul_resnet50", {"squeeze_ratio": 0.4}, 19_352_663),
     ],

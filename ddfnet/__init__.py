@@ -5,8 +5,8 @@ Importing the package registers its models with timm.
 
 from ddfnet.layers import DDF, FilterNorm
 from ddfnet.models import create_model, list_models
-from ddfnet.ops import ddf
+from ddfnet.ops import ddf, ddf_up
 
 __version__ = "0.1.0"
 
-__all__ = ["DDF", "FilterNorm", "__version__", "create_model", "ddf", "list_models"]
+__all__ = ["DDF", "FilterNorm", "__version__", "create_model", "ddf", "ddf_up", "list_models"]

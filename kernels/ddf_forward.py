@@ -1,7 +1,8 @@
-"""Forward kernel of the DDF operator."""
+"""Forward kernel of the DDF operators, `ddf` and `ddf_up`."""
 
 import triton
 import triton.language as tl
+from ddfnet.kernels.common import load, multiply_accumulate, replace
 
 
 @triton.jit
@@ -10,102 +11,170 @@ def ddf_forward_kernel(
     channel_filter,
     spatial_filter,
     y,
-    head_channels,
     height,
     width,
-    out_height,
-    out_width,
+    head_channels,
     heads,
-    spatial_batch_stride,
-    spatial_tap_stride,
-    spatial_pixel_stride,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEAD_CHANNELS: tl.constexpr,
     KERNEL_SIZE: tl.constexpr,
     STRIDE: tl.constexpr,
     DILATION: tl.constexpr,
+    SCALE: tl.constexpr,
     MULTIPLY: tl.constexpr,
     HAS_CHANNEL: tl.constexpr,
     HAS_SPATIAL: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    SPATIAL_CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCKS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
+    PHASES: tl.constexpr,
+    TAP_ROWS: tl.constexpr,
 ):
-    """y[b,c,p] = sum over taps t of x[b,c,p+t] * (channel_filter[b,c,t] (*|+) spatial_filter[b,g(c),t,p]).
+    """y[b,c,phase,p] = sum over taps t of x[b,c,p+t] * weight[b,c,phase,t,p], where, with g(c) the head of channel c,
+    weight[b,c,phase,t,p] = channel_filter[b,phase,t,c] (*|+) spatial_filter[b,phase,g(c),t,p].
 
-    One program computes BLOCK_PIXELS flattened output pixels x BLOCK_CHANNELS channels of one head of one image. The
-    grid is flat: channel tiles vary fastest, because the tiles of one pixel block share its spatial filter.
+    `ddf` has one phase; `ddf_up` has SCALE * SCALE of them, phase (a, e) of pixel (i, j) being pixel
+    (i * SCALE + a, j * SCALE + e) of y. p runs over the pixels of the spatial filter, (ceil(H/STRIDE), ceil(W/STRIDE)).
 
-    x, y: both channels_last or both contiguous. channel_filter: contiguous (B, C, k, k). spatial_filter: either format
-    of (B, G*k*k, Ho, Wo), described by three strides. An absent filter (HAS_* false) is not read; pass any pointer.
+    One program computes BLOCKS blocks of BLOCK_Y x BLOCK_X pixels, in PHASES phases, for BLOCK_CHANNELS channels of one
+    head of one image. Each thread owns whole blocks: a value of x that several outputs of a block meet is loaded once.
+    The source loads it for each of them, with the same constants in its address, and the compiler merges equal loads.
+
+    x, y: both channels_last or both contiguous. channel_filter: contiguous (B, phases, k*k, C), accumulator dtype.
+    spatial_filter: contiguous or channels_last (B, phases*G*k*k, Ho, Wo). An absent filter (HAS_* false) is not read.
+    HEIGHT, WIDTH, HEAD_CHANNELS: the sizes as constants, or 0 to take the arguments: constants save address arithmetic.
     INT64: offsets inside one image need 64 bits; offsets between images always have them.
     """
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     AREA: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
     RADIUS: tl.constexpr = KERNEL_SIZE // 2
-    in_pixels = height * width
-    out_pixels = out_height * out_width
+    # With a dilation, neighbours of a block stand DILATION apart: those are the pixels that meet the same values of x.
+    STEP: tl.constexpr = DILATION if STRIDE == 1 else 1
+    height = HEIGHT if HEIGHT > 0 else height
+    width = WIDTH if WIDTH > 0 else width
+    head_channels = HEAD_CHANNELS if HEAD_CHANNELS > 0 else head_channels
+    out_height = (height - 1) // STRIDE + 1
+    out_width = (width - 1) // STRIDE + 1
     channels = head_channels * heads
+    block_rows = tl.cdiv(out_height, STEP * BLOCK_Y) * STEP
+    block_columns = tl.cdiv(out_width, STEP * BLOCK_X) * STEP
     channel_tiles = tl.cdiv(head_channels, BLOCK_CHANNELS)
-    pixel_tiles = tl.cdiv(out_pixels, BLOCK_PIXELS)
+    block_tiles = tl.cdiv(block_rows * block_columns, BLOCKS)
 
+    # channel tiles vary fastest: those of one pixel block share its spatial filter
     program = tl.program_id(0)
     tile = program % channel_tiles
     program = program // channel_tiles
+    first_phase = program % (SCALE * SCALE // PHASES) * PHASES
+    program = program // (SCALE * SCALE // PHASES)
     head = program % heads
     program = program // heads
-    pixel_tile = program % pixel_tiles
-    image = (program // pixel_tiles).to(tl.int64)
+    block_tile = program % block_tiles
+    image = (program // block_tiles).to(tl.int64)
 
+    block = block_tile * BLOCKS + tl.arange(0, BLOCKS)
+    block_ok = block < block_rows * block_columns
+    block_row = block // block_columns
+    block_column = block % block_columns
+    row = block_row // STEP * (STEP * BLOCK_Y) + block_row % STEP
+    column = block_column // STEP * (STEP * BLOCK_X) + block_column % STEP
     channel_in_head = tile * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     channel_ok = channel_in_head < head_channels
     channel = head * head_channels + channel_in_head
-    pixel = pixel_tile * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
-    pixel_ok = pixel < out_pixels
-    row = pixel // out_width * STRIDE
-    column = pixel % out_width * STRIDE
     if INT64:
-        channel = channel.to(tl.int64)
-        pixel = pixel.to(tl.int64)
         row = row.to(tl.int64)
+        column = column.to(tl.int64)
+        channel = channel.to(tl.int64)
+        first_phase = first_phase.to(tl.int64)
         head = head.to(tl.int64)
-        spatial_tap_stride = tl.cast(spatial_tap_stride, tl.int64)
-        spatial_pixel_stride = tl.cast(spatial_pixel_stride, tl.int64)
 
-    x += image * channels * in_pixels
-    y += image * channels * out_pixels
-    channel_filter += (image * channels + channel) * AREA
-    spatial_filter += image * spatial_batch_stride + head * AREA * spatial_tap_stride + pixel * spatial_pixel_stride
     if CHANNELS_LAST:
-        x_channel = channel
-        y_offset = pixel[:, None] * channels + channel[None, :]
+        channel_stride = 1
+        column_stride = channels
     else:
-        x_channel = channel * in_pixels
-        y_offset = pixel[:, None] + channel[None, :] * out_pixels
+        channel_stride = height * width
+        column_stride = 1
+    row_stride = width * column_stride
+    x += image * height * width * channels
+    x_block = x + (row * STRIDE * row_stride + column * STRIDE * column_stride)[:, None]
+    x_block += (channel * channel_stride)[None, :]
+    if SPATIAL_CHANNELS_LAST:
+        tap_stride = 1
+        filter_column_stride = SCALE * SCALE * heads * AREA
+    else:
+        tap_stride = out_height * out_width
+        filter_column_stride = 1
+    spatial_filter += image * (SCALE * SCALE * heads * AREA) * out_height * out_width
+    spatial_block = spatial_filter + (row * out_width + column) * filter_column_stride
+    channel_filter += image * (SCALE * SCALE * AREA) * channels + channel
 
-    acc = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), ACC)
-    for u in range(KERNEL_SIZE):
-        for v in tl.static_range(KERNEL_SIZE):
-            in_row = row + (u - RADIUS) * DILATION
-            in_column = column + (v - RADIUS) * DILATION
-            inside = pixel_ok & (in_row >= 0) & (in_row < height) & (in_column >= 0) & (in_column < width)
-            in_pixel = in_row * width + in_column
-            if CHANNELS_LAST:
-                in_pixel = in_pixel * channels
-            value = tl.load(
-                x + in_pixel[:, None] + x_channel[None, :], mask=inside[:, None] & channel_ok[None, :], other=0.0
-            ).to(ACC)
-            if HAS_CHANNEL:
-                f = tl.load(channel_filter + u * KERNEL_SIZE + v, mask=channel_ok, other=0.0).to(ACC)[None, :]
-            if HAS_SPATIAL:
-                tap_offset = (u * KERNEL_SIZE + v) * spatial_tap_stride
-                s = tl.load(spatial_filter + tap_offset, mask=pixel_ok, other=0.0).to(ACC)[:, None]
-            if HAS_CHANNEL and HAS_SPATIAL:
-                if MULTIPLY:
-                    acc = tl.fma(value * s, f, acc)
-                else:
-                    acc = tl.fma(value, s + f, acc)
-            elif HAS_CHANNEL:
-                acc = tl.fma(value, f, acc)
-            else:
-                acc = tl.fma(value, s, acc)
-    tl.store(y + y_offset, acc.to(y.dtype.element_ty), mask=pixel_ok[:, None] & channel_ok[None, :])
+    accumulators = ()
+    for _ in tl.static_range(PHASES * BLOCK_Y * BLOCK_X):
+        accumulators = accumulators + (tl.zeros((BLOCKS, BLOCK_CHANNELS), ACC),)
+    for outer in range(KERNEL_SIZE // TAP_ROWS):
+        for inner in tl.static_range(TAP_ROWS):
+            u = outer * TAP_ROWS + inner
+            for v in tl.static_range(KERNEL_SIZE):
+                for i in tl.static_range(PHASES):
+                    f = 0.0
+                    s = 0.0
+                    if HAS_CHANNEL:
+                        channel_tap = ((first_phase + i) * AREA + u * KERNEL_SIZE + v) * channels
+                        f = load(channel_filter + channel_tap, channel_ok, ACC)
+                    for oy in tl.static_range(BLOCK_Y):
+                        for ox in tl.static_range(BLOCK_X):
+                            out_row = row + oy * STEP
+                            out_column = column + ox * STEP
+                            ok = block_ok & (out_row < out_height) & (out_column < out_width)
+                            dy = oy * STEP * STRIDE + (u - RADIUS) * DILATION
+                            dx = ox * STEP * STRIDE + (v - RADIUS) * DILATION
+                            in_row = row * STRIDE + dy
+                            in_column = column * STRIDE + dx
+                            inside = block_ok & (in_row >= 0) & (in_row < height)
+                            inside = inside & ((in_column >= 0) & (in_column < width))
+                            value = load(
+                                x_block + dy * row_stride + dx * column_stride,
+                                inside[:, None] & channel_ok[None, :],
+                                ACC,
+                            )
+                            if HAS_SPATIAL:
+                                tap = ((first_phase + i) * heads + head) * AREA + u * KERNEL_SIZE + v
+                                offset = (oy * STEP * out_width + ox * STEP) * filter_column_stride
+                                s = load(spatial_block + tap * tap_stride + offset, ok, ACC)
+                            accumulators = replace(
+                                accumulators,
+                                (i * BLOCK_Y + oy) * BLOCK_X + ox,
+                                multiply_accumulate(
+                                    accumulators[(i * BLOCK_Y + oy) * BLOCK_X + ox],
+                                    value,
+                                    f,
+                                    s,
+                                    MULTIPLY,
+                                    HAS_CHANNEL,
+                                    HAS_SPATIAL,
+                                ),
+                            )
+
+    if not CHANNELS_LAST:
+        channel_stride = out_height * out_width * (SCALE * SCALE)
+    row_stride = out_width * SCALE * column_stride
+    y += image * channels * out_height * out_width * (SCALE * SCALE)
+    y_block = y + (row * SCALE * row_stride + column * SCALE * column_stride)[:, None]
+    y_block += (channel * channel_stride)[None, :]
+    for i in tl.static_range(PHASES):
+        phase = first_phase + i
+        for oy in tl.static_range(BLOCK_Y):
+            for ox in tl.static_range(BLOCK_X):
+                ok = block_ok & (row + oy * STEP < out_height) & (column + ox * STEP < out_width)
+                dy = oy * STEP * SCALE + phase // SCALE
+                dx = ox * STEP * SCALE + phase % SCALE
+                tl.store(
+                    y_block + dy * row_stride + dx * column_stride,
+                    accumulators[(i * BLOCK_Y + oy) * BLOCK_X + ox].to(y.dtype.element_ty),
+                    mask=ok[:, None] & channel_ok[None, :],
+                )

@@ -1,8 +1,9 @@
-"""The DDF operator: the public function, and its registration with `torch.library`.
+"""The DDF operators: the public functions, and their registration with `torch.library`.
 
-Two ops are registered, `ddfnet::ddf` and `ddfnet::ddf_backward`. Each picks its implementation in its body: Triton
-kernels on CUDA, plain PyTorch everywhere else. They are `triton_op`s because torch.compile looks inside those: the CPU
-formulation is fused by Inductor, the Triton launches are seen and not hidden behind an opaque call.
+Two ops are registered, `ddfnet::ddf` and `ddfnet::ddf_backward`; `ddf` calls them with scale 1, `ddf_up` with more.
+Each picks its implementation in its body: Triton kernels on CUDA, plain PyTorch everywhere else. They are `triton_op`s
+because torch.compile looks inside those: the CPU formulation is fused by Inductor, the Triton launches are seen and not
+hidden behind an opaque call.
 """
 
 import importlib.util
@@ -11,7 +12,7 @@ import os
 import torch
 from torch import Tensor
 
-from ddfnet.ops import torch_impl
+from ddfnet.ops import torch_impl, torch_upsampling
 from ddfnet.ops.arguments import check_arguments
 from ddfnet.ops.layout import memory_format_of, output_size
 
@@ -69,16 +70,63 @@ def ddf(
         combine=combine,
         kernel_size=kernel_size,
     )
-    device_type = x.device.type
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        x = _autocast(x, dtype)
-        spatial_filter = None if spatial_filter is None else _autocast(spatial_filter, dtype)
-    return _ddf(x, channel_filter, spatial_filter, kernel_size, stride, dilation, combine == "mul")
+    x, spatial_filter = _autocast(x), _autocast(spatial_filter)
+    return _ddf(x, channel_filter, spatial_filter, kernel_size, stride, dilation, combine == "mul", 1)
 
 
-def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+def ddf_up(
+    x: Tensor,
+    channel_filter: Tensor | None,
+    spatial_filter: Tensor | None,
+    *,
+    scale: int,
+    dilation: int = 1,
+    combine: str = "mul",
+    kernel_size: int | None = None,
+) -> Tensor:
+    """DDF upsampling (Zhou et al., CVPR 2021, section 3.3): scale * scale filters, one for each new pixel.
+
+    With phase p = a*scale + e the place of a new pixel within an old one,
+    `y[b,c, i*scale+a, j*scale+e] = sum over taps (u,v) of x[b, c, i+(u-r)*d, j+(v-r)*d] * F[b,p,c,u,v,i,j]`
+    with F the two filters of phase p combined. The result is written where it belongs: no stack of scale * scale
+    outputs, no pixel shuffle.
+
+    All else is as for `ddf`: sums in float32, memory format, autocast, gradients, torch.compile, errors.
+
+    Args:
+        x: (B, C, H, W), float16, bfloat16, float32 or float64. B may be 0.
+        channel_filter: (B, scale*scale, C, k, k), k odd, or None.
+        spatial_filter: (B, scale*scale*G*k*k, H, W), or None; channel ((p*G + g)*k + u)*k + v holds tap (u, v) of head
+            g of phase p.
+        scale: how many new pixels an old one becomes along each axis; 2 or more.
+        dilation: distance between neighbouring taps, in pixels of x.
+        combine: "mul" or "add": how the two filters become one. Without effect if one is None.
+        kernel_size: k. Needed only if `channel_filter` is None and k cannot be inferred, as for `ddf`.
+
+    Returns:
+        y: (B, C, H*scale, W*scale).
+
+    Raises:
+        ValueError, TypeError: as for `ddf`.
+    """
+    kernel_size = check_arguments(
+        x,
+        channel_filter,
+        spatial_filter,
+        stride=1,
+        dilation=dilation,
+        combine=combine,
+        kernel_size=kernel_size,
+        scale=scale,
+    )
+    x, spatial_filter = _autocast(x), _autocast(spatial_filter)
+    return _ddf(x, channel_filter, spatial_filter, kernel_size, 1, dilation, combine == "mul", scale)
+
+
+def _autocast(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(tensor.device.type):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
 def _runs_on_triton(x: Tensor) -> bool:
@@ -93,12 +141,15 @@ def _forward(
     stride: int,
     dilation: int,
     multiply: bool,
+    scale: int,
 ) -> Tensor:
     if _runs_on_triton(x):
-        from ddfnet.ops import triton_launch as implementation  # imports the kernels, which a CPU run does not need
-    else:
-        implementation = torch_impl
-    return implementation.forward(x, channel_filter, spatial_filter, kernel_size, stride, dilation, multiply)
+        from ddfnet.ops import triton_launch  # imports the kernels, which a CPU run does not need
+
+        return triton_launch.forward(x, channel_filter, spatial_filter, kernel_size, stride, dilation, multiply, scale)
+    if scale > 1:
+        return torch_upsampling.forward(x, channel_filter, spatial_filter, kernel_size, dilation, multiply, scale)
+    return torch_impl.forward(x, channel_filter, spatial_filter, kernel_size, stride, dilation, multiply)
 
 
 def _backward(
@@ -110,27 +161,22 @@ def _backward(
     stride: int,
     dilation: int,
     multiply: bool,
+    scale: int,
     need_x: bool,
     need_channel: bool,
     need_spatial: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    need = (need_x, need_channel, need_spatial)
     if _runs_on_triton(x):
-        from ddfnet.ops import triton_launch as implementation
-    else:
-        implementation = torch_impl
-    return implementation.backward(
-        grad_y,
-        x,
-        channel_filter,
-        spatial_filter,
-        kernel_size,
-        stride,
-        dilation,
-        multiply,
-        need_x,
-        need_channel,
-        need_spatial,
-    )
+        from ddfnet.ops import triton_launch
+
+        settings = (kernel_size, stride, dilation, multiply, scale)
+        return triton_launch.backward(grad_y, x, channel_filter, spatial_filter, *settings, *need)
+    if scale > 1:
+        settings = (kernel_size, dilation, multiply, scale)
+        return torch_upsampling.backward(grad_y, x, channel_filter, spatial_filter, *settings, *need)
+    settings = (kernel_size, stride, dilation, multiply)
+    return torch_impl.backward(grad_y, x, channel_filter, spatial_filter, *settings, *need)
 
 
 # The interpreter touches the data of its arguments, which tracing has not got: there the ops have to be opaque.
@@ -148,8 +194,10 @@ def _(
     stride: int,
     dilation: int,
     multiply: bool,
+    scale: int,
 ) -> Tensor:
-    size = (*x.shape[:2], *output_size(x, stride))
+    height, width = output_size(x, stride)
+    size = (*x.shape[:2], height * scale, width * scale)
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
 
 
@@ -163,6 +211,7 @@ def _(
     stride: int,
     dilation: int,
     multiply: bool,
+    scale: int,
     need_x: bool,
     need_channel: bool,
     need_spatial: bool,
@@ -182,14 +231,14 @@ def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, 
 def _first_order(ctx: torch.autograd.function.FunctionCtx, grad_y: Tensor) -> tuple:
     need = ctx.needs_input_grad[:3]
     grads = _ddf_backward(grad_y, *ctx.saved_tensors, *ctx.settings, *need)
-    return *(grad if needed else None for grad, needed in zip(grads, need, strict=True)), None, None, None, None
+    return *(grad if needed else None for grad, needed in zip(grads, need, strict=True)), None, None, None, None, None
 
 
 def _save_for_double_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
     grad_y, x, channel_filter, spatial_filter, *settings = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(grad_y, x, channel_filter, spatial_filter)
-    ctx.settings, ctx.computed = settings[:4], settings[4:]
+    ctx.settings, ctx.computed = settings[:5], settings[5:]
 
 
 def _second_order(ctx: torch.autograd.function.FunctionCtx, *directions: Tensor | None) -> tuple:
@@ -222,7 +271,7 @@ def _second_order(ctx: torch.autograd.function.FunctionCtx, *directions: Tensor 
         for i, part in enumerate(parts):
             if part is not None:
                 totals[i] = part if totals[i] is None else totals[i] + part
-    return *totals, None, None, None, None, None, None, None
+    return *totals, None, None, None, None, None, None, None, None
 
 
 _ddf.register_autograd(_first_order, setup_context=_save_for_backward)

@@ -1,4 +1,4 @@
-"""The definition of the DDF operator, written to be read. Every other implementation is compared with it."""
+"""The definitions of the DDF operators, written to be read. Every other implementation is compared with them."""
 
 import torch
 import torch.nn.functional as F
@@ -56,3 +56,34 @@ def ddf_reference(
                 weight = factors[0] * factors[1] if combine == "mul" else factors[0] + factors[1]
             y = y + x_padded[:, :, rows, columns] * weight.to(x.dtype)
     return y
+
+
+def ddf_up_reference(
+    x: Tensor,
+    channel_filter: Tensor | None,
+    spatial_filter: Tensor | None,
+    *,
+    scale: int,
+    dilation: int = 1,
+    combine: str = "mul",
+    kernel_size: int | None = None,
+) -> Tensor:
+    """DDF upsampling (DDF, CVPR 2021, section 3.3): a DDF for each phase, its results interleaved.
+
+    Args:
+        x: (B, C, H, W).
+        channel_filter: (B, scale*scale, C, k, k), or None.
+        spatial_filter: (B, scale*scale*G*k*k, H, W), or None.
+        scale: new pixels along each axis of an old one; phase a*scale + e is new pixel (a, e) of them.
+        dilation, combine, kernel_size: as for `ddf_reference`.
+
+    Returns:
+        y: (B, C, H*scale, W*scale).
+    """
+    phases = []
+    for phase in range(scale * scale):
+        channel = None if channel_filter is None else channel_filter[:, phase]
+        spatial = None if spatial_filter is None else spatial_filter.chunk(scale * scale, dim=1)[phase]
+        options = {"dilation": dilation, "combine": combine, "kernel_size": kernel_size}
+        phases.append(ddf_reference(x, channel, spatial, **options))
+    return F.pixel_shuffle(torch.stack(phases, dim=2).flatten(1, 2), scale)

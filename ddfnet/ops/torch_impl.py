@@ -75,7 +75,8 @@ def backward(
             if need_channel:
                 channel_sums.append((correlation * spatial if product else correlation).sum((3, 4)))
             if need_spatial:
-                spatial_sums.append((correlation * channel if product else correlation).sum(2))
+                weighted = correlation * channel if product else correlation
+                spatial_sums.append(weighted.sum(2) if heads == 1 else _sum_heads(weighted))
         if need_channel:
             grad_channel = torch.stack(channel_sums, -1).view(channel_filter.shape).to(channel_filter.dtype)
         if need_spatial:
@@ -116,6 +117,21 @@ def _backward_x(
     terms = zip(_windows(grid, kernel_size, 1, dilation), reversed(channel_taps), spatial_taps, strict=True)
     _multiply_accumulate(grad_x.zero_().unflatten(1, (heads, -1)), terms, multiply)
     return grad_x.to(x.dtype)
+
+
+@torch.library.custom_op("ddfnet::sum_heads", mutates_args=())
+def _sum_heads(weighted: Tensor) -> Tensor:
+    """(B, G, C/G, H, W) -> (B, G, H, W), the sum over the channels of each head, hidden from torch.compile.
+
+    Inductor (torch 2.15) compiles this sum, for several heads in channels_last, into code that writes past the end of
+    each row whose width is no multiple of the vector width.
+    """
+    return weighted.sum(2)
+
+
+@_sum_heads.register_fake
+def _(weighted: Tensor) -> Tensor:
+    return torch.empty_like(weighted.sum(2))
 
 
 def _multiply_accumulate(

@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels: layouts, tile sizes, grids, offset widths, second stage of the reductions."""
+"""Launches of the Triton kernels: layouts, grids, offset widths, second stage of the reductions."""
 
 import contextlib
 from typing import Any
@@ -7,15 +7,20 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
-from ddfnet.kernels.ddf_backward import ddf_backward_filters_kernel, ddf_backward_x_kernel
+from ddfnet.kernels.ddf_backward_filters import ddf_backward_filters_kernel
+from ddfnet.kernels.ddf_backward_x import ddf_backward_x_kernel
 from ddfnet.kernels.ddf_forward import ddf_forward_kernel
 from ddfnet.ops.layout import accumulator_dtype, memory_format_of, output_size
+from ddfnet.ops.triton_tiles import (
+    Tile,
+    backward_filters_tile,
+    backward_x_tile,
+    cdiv,
+    filter_iterations,
+    forward_tile,
+    static_shape,
+)
 
-_MAX_BLOCK_CHANNELS = 64  # one 128-byte line of half-precision channels
-_BLOCK_ELEMENTS = 2048  # 16 accumulators for each thread of 4 warps; with 32, some variants spill
-_CHUNK_TILES = 16  # at most this many pixel tiles that one program of the filter kernel sums before it writes a partial
-# One stage: the loads of a tap are not pipelined through shared memory.
-_OPTIONS = {"num_warps": 4, "num_stages": 1}
 _INT32_ELEMENTS = 2**31
 
 
@@ -27,41 +32,39 @@ def forward(
     stride: int,
     dilation: int,
     multiply: bool,
+    scale: int,
 ) -> Tensor:
-    """y (B, C, Ho, Wo) in the dtype and memory format of x."""
+    """y (B, C, Ho * scale, Wo * scale) in the dtype and memory format of x."""
     memory_format = memory_format_of(x)
     height, width = output_size(x, stride)
-    y = torch.empty((*x.shape[:2], height, width), dtype=x.dtype, device=x.device, memory_format=memory_format)
+    size = (*x.shape[:2], height * scale, width * scale)
+    y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format)
     if y.numel() == 0:
         return y
-    x = x.contiguous(memory_format=memory_format)
-    channel_filter, spatial_filter = _dense_filters(channel_filter, spatial_filter)
-    heads, block_channels, channel_tiles = _channel_blocks(x, spatial_filter, kernel_size)
-    block_pixels = _block_pixels(height * width, block_channels)
-    grid = (_cdiv(height * width, block_pixels) * heads * channel_tiles * x.shape[0],)
+    x = _aligned(x, memory_format)
+    heads = _heads(spatial_filter, kernel_size, scale)
+    head_channels = x.shape[1] // heads
+    wide = memory_format == torch.channels_last
+    tile = forward_tile(head_channels, height, width, kernel_size, stride, dilation, scale, wide)
+    channel_filter, spatial_filter = _dense_filters(x, channel_filter, spatial_filter, scale)
+    step = dilation if stride == 1 else 1
+    programs = _block_programs(tile, head_channels, height, width, step) * heads * x.shape[0]
     _launch(
         ddf_forward_kernel,
-        grid,
+        (programs * (scale * scale // tile.phases),),
+        tile,
         x,
         x if channel_filter is None else channel_filter,
         x if spatial_filter is None else spatial_filter,
         y,
-        x.shape[1] // heads,
         *x.shape[2:],
-        height,
-        width,
+        head_channels,
         heads,
-        *_spatial_strides(spatial_filter),
-        KERNEL_SIZE=kernel_size,
-        STRIDE=stride,
-        DILATION=dilation,
         MULTIPLY=multiply,
         HAS_CHANNEL=channel_filter is not None,
         HAS_SPATIAL=spatial_filter is not None,
-        CHANNELS_LAST=memory_format == torch.channels_last,
-        INT64=_needs_int64(x, y, spatial_filter),
-        BLOCK_PIXELS=block_pixels,
-        BLOCK_CHANNELS=block_channels,
+        PHASES=tile.phases,
+        **_constants(x, y, spatial_filter, head_channels, kernel_size, stride, dilation, scale),
     )
     return y
 
@@ -75,6 +78,7 @@ def backward(
     stride: int,
     dilation: int,
     multiply: bool,
+    scale: int,
     need_x: bool,
     need_channel: bool,
     need_spatial: bool,
@@ -91,15 +95,21 @@ def backward(
             grad_spatial = torch.zeros_like(spatial_filter, memory_format=torch.contiguous_format)
         return grad_x, grad_channel, grad_spatial
 
-    x = x.contiguous(memory_format=memory_format)
-    grad_y = grad_y.contiguous(memory_format=memory_format)
-    channel_filter, spatial_filter = _dense_filters(channel_filter, spatial_filter)
-    settings = (kernel_size, stride, dilation, multiply)
+    x = _aligned(x, memory_format)
+    grad_y = _aligned(grad_y, memory_format)
+    dense_channel, dense_spatial = _dense_filters(x, channel_filter, spatial_filter, scale)
+    settings = (kernel_size, stride, dilation, multiply, scale)
     if need_x:
-        grad_x = _backward_x(grad_y, x, channel_filter, spatial_filter, *settings)
+        grad_x = _backward_x(grad_y, x, dense_channel, dense_spatial, *settings)
     if need_channel or need_spatial:
         grad_channel, grad_spatial = _backward_filters(
-            grad_y, x, channel_filter, spatial_filter, *settings, need_channel, need_spatial
+            grad_y,
+            x,
+            dense_channel,
+            dense_spatial,
+            *settings,
+            channel_filter if need_channel else None,
+            spatial_filter if need_spatial else None,
         )
     return grad_x, grad_channel, grad_spatial
 
@@ -113,35 +123,32 @@ def _backward_x(
     stride: int,
     dilation: int,
     multiply: bool,
+    scale: int,
 ) -> Tensor:
     memory_format = memory_format_of(x)
+    height, width = x.shape[2:]
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
-    heads, block_channels, channel_tiles = _channel_blocks(x, spatial_filter, kernel_size)
-    pixels = x.shape[2] * x.shape[3]
-    block_pixels = _block_pixels(pixels, block_channels)
-    grid = (_cdiv(pixels, block_pixels) * heads * channel_tiles * x.shape[0],)
+    heads = _heads(spatial_filter, kernel_size, scale)
+    head_channels = x.shape[1] // heads
+    wide = memory_format == torch.channels_last
+    tile = backward_x_tile(head_channels, height, width, kernel_size, stride, dilation, wide)
+    step = dilation if stride == 1 else 1
     _launch(
         ddf_backward_x_kernel,
-        grid,
+        (_block_programs(tile, head_channels, height, width, step) * heads * x.shape[0],),
+        tile,
         grad_y,
         x if channel_filter is None else channel_filter,
         x if spatial_filter is None else spatial_filter,
         grad_x,
-        x.shape[1] // heads,
-        *x.shape[2:],
-        *grad_y.shape[2:],
+        height,
+        width,
+        head_channels,
         heads,
-        *_spatial_strides(spatial_filter),
-        KERNEL_SIZE=kernel_size,
-        STRIDE=stride,
-        DILATION=dilation,
         MULTIPLY=multiply,
         HAS_CHANNEL=channel_filter is not None,
         HAS_SPATIAL=spatial_filter is not None,
-        CHANNELS_LAST=memory_format == torch.channels_last,
-        INT64=_needs_int64(x, grad_y, spatial_filter),
-        BLOCK_PIXELS=block_pixels,
-        BLOCK_CHANNELS=block_channels,
+        **_constants(x, grad_y, spatial_filter, head_channels, kernel_size, stride, dilation, scale),
     )
     return grad_x
 
@@ -155,25 +162,35 @@ def _backward_filters(
     stride: int,
     dilation: int,
     multiply: bool,
-    need_channel: bool,
-    need_spatial: bool,
+    scale: int,
+    channel_like: Tensor | None,
+    spatial_like: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    """`channel_like`, `spatial_like`: the filters as they were given; None for a gradient that is not needed."""
     batch, channels = x.shape[:2]
-    heads, block_channels, channel_tiles = _channel_blocks(x, spatial_filter, kernel_size)
-    pixels = grad_y.shape[2] * grad_y.shape[3]
-    block_pixels = _block_pixels(pixels, block_channels)
-    tiles = min(_CHUNK_TILES, _cdiv(pixels, block_pixels))
-    chunks = _cdiv(pixels, block_pixels * tiles)
+    height, width = output_size(x, stride)
+    heads = _heads(spatial_filter, kernel_size, scale)
+    head_channels = channels // heads
+    wide = memory_format_of(x) == torch.channels_last
+    tile = backward_filters_tile(head_channels, height, width, kernel_size, stride, dilation, wide)
+    step = dilation if stride == 1 else 1
+    iterations = filter_iterations(tile, height, width)
+    blocks = cdiv(height, step * tile.block_y) * step * (cdiv(width, step * tile.block_x) * step)
+    chunks = cdiv(blocks, tile.blocks * iterations)
+    channel_tiles = cdiv(head_channels, tile.block_channels)
+    area = kernel_size * kernel_size
     channel_partials = spatial_partials = x.new_empty(0)
-    if need_channel:
-        size = (chunks, batch, channels, kernel_size, kernel_size)
+    if channel_like is not None:
+        size = (chunks, batch, scale * scale, area, channels)
         channel_partials = torch.empty(size, dtype=accumulator_dtype(x), device=x.device)
-    if need_spatial:
-        size = (channel_tiles, *spatial_filter.shape)
-        spatial_partials = torch.empty(size, dtype=accumulator_dtype(x), device=x.device)
+    if spatial_like is not None:
+        # with a single tile of channels this is the gradient already
+        dtype = spatial_like.dtype if channel_tiles == 1 else accumulator_dtype(x)
+        spatial_partials = torch.empty((channel_tiles, *spatial_like.shape), dtype=dtype, device=x.device)
     _launch(
         ddf_backward_filters_kernel,
-        (chunks * heads * channel_tiles * batch,),
+        (batch * heads * channel_tiles * (scale * scale) * (kernel_size // tile.tap_rows) * chunks,),
+        tile,
         grad_y,
         x,
         x if channel_filter is None else channel_filter,
@@ -181,89 +198,103 @@ def _backward_filters(
         channel_partials,
         spatial_partials,
         batch,
-        channels // heads,
         *x.shape[2:],
-        *grad_y.shape[2:],
+        head_channels,
         heads,
-        *_spatial_strides(spatial_filter),
-        tiles,
-        KERNEL_SIZE=kernel_size,
-        STRIDE=stride,
-        DILATION=dilation,
+        iterations,
         PRODUCT=multiply and channel_filter is not None and spatial_filter is not None,
-        NEED_CHANNEL=need_channel,
-        NEED_SPATIAL=need_spatial,
-        CHANNELS_LAST=memory_format_of(x) == torch.channels_last,
-        INT64=_needs_int64(x, grad_y, spatial_filter),
-        BLOCK_PIXELS=block_pixels,
-        BLOCK_CHANNELS=block_channels,
+        NEED_CHANNEL=channel_like is not None,
+        NEED_SPATIAL=spatial_like is not None,
+        **_constants(x, grad_y, spatial_filter, head_channels, kernel_size, stride, dilation, scale),
     )
     grad_channel, grad_spatial = x.new_empty(0), x.new_empty(0)
-    if need_channel:
-        grad_channel = _sum_partials(channel_partials).to(channel_filter.dtype)
-    if need_spatial:
-        grad_spatial = _sum_partials(spatial_partials).to(spatial_filter.dtype)
+    if channel_like is not None:
+        sums = _sum_partials(channel_partials).transpose(2, 3)  # (B, phases, C, k*k)
+        grad_channel = torch.empty_like(channel_like, memory_format=torch.contiguous_format)
+        grad_channel.copy_(sums.reshape(channel_like.shape))
+    if spatial_like is not None:
+        grad_spatial = _sum_partials(spatial_partials).to(spatial_like.dtype)
     return grad_channel, grad_spatial
 
 
-def _launch(kernel: Any, grid: tuple[int], *arguments: Any, **constants: Any) -> None:
+def _launch(kernel: Any, grid: tuple[int], tile: Tile, *arguments: Any, **constants: Any) -> None:
+    constants |= {
+        "BLOCK_Y": tile.block_y,
+        "BLOCK_X": tile.block_x,
+        "BLOCKS": tile.blocks,
+        "BLOCK_CHANNELS": tile.block_channels,
+        "TAP_ROWS": tile.tap_rows,
+    }
     device = arguments[0].device
     if device.type == "cpu":  # the interpreter, which some versions of torch cannot wrap
         kernel[grid](*arguments, **constants)
         return
     # Triton launches on the current device. A trace is no launch, and whoever runs it selects the device.
     on_device = contextlib.nullcontext() if torch.compiler.is_compiling() else torch.cuda.device(device)
-    with on_device:
-        wrap_triton(kernel)[grid](*arguments, **constants, **_OPTIONS)
+    with on_device:  # one stage: nothing is pipelined through shared memory
+        wrap_triton(kernel)[grid](*arguments, **constants, num_warps=tile.warps, num_stages=1)
 
 
-def _dense_filters(channel_filter: Tensor | None, spatial_filter: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The channel filter contiguous, the spatial filter in either memory format: the kernels take strides for it."""
+def _constants(
+    x: Tensor,
+    y: Tensor,
+    spatial_filter: Tensor | None,
+    head_channels: int,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+    scale: int,
+) -> dict[str, Any]:
+    """What all three kernels are compiled for."""
+    height, width, static_channels = static_shape(x, head_channels)
+    tensors = (x, y) if spatial_filter is None else (x, y, spatial_filter)
+    return {
+        "HEIGHT": height,
+        "WIDTH": width,
+        "HEAD_CHANNELS": static_channels,
+        "KERNEL_SIZE": kernel_size,
+        "STRIDE": stride,
+        "DILATION": dilation,
+        "SCALE": scale,
+        "CHANNELS_LAST": memory_format_of(x) == torch.channels_last,
+        "SPATIAL_CHANNELS_LAST": spatial_filter is not None and memory_format_of(spatial_filter) == torch.channels_last,
+        # whether an offset inside one image can pass 2^31; the offset of an image is always 64 bits wide
+        "INT64": any(tensor.shape[1] * tensor.shape[2] * tensor.shape[3] >= _INT32_ELEMENTS for tensor in tensors),
+    }
+
+
+def _block_programs(tile: Tile, head_channels: int, height: int, width: int, step: int) -> int:
+    """Programs for all pixels and channels of one head of one image; neighbours of a block stand `step` apart."""
+    blocks = cdiv(height, step * tile.block_y) * step * (cdiv(width, step * tile.block_x) * step)
+    return cdiv(blocks, tile.blocks) * cdiv(head_channels, tile.block_channels)
+
+
+def _heads(spatial_filter: Tensor | None, kernel_size: int, scale: int) -> int:
+    return 1 if spatial_filter is None else spatial_filter.shape[1] // (scale * scale * kernel_size * kernel_size)
+
+
+def _aligned(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Dense, and starting on 16 bytes: Triton would read a view that does not with 2-byte loads."""
+    tensor = tensor.contiguous(memory_format=memory_format)
+    if tensor.storage_offset() * tensor.element_size() % 16 != 0:
+        tensor = tensor.clone(memory_format=memory_format)
+    return tensor
+
+
+def _dense_filters(
+    x: Tensor, channel_filter: Tensor | None, spatial_filter: Tensor | None, scale: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """The channel filter as (B, phases, k*k, C) in the dtype of the sums; the spatial filter in either memory format.
+
+    The channel filter is small. With channels last and no conversion to do, a thread reads the weights of its eight
+    channels with two loads a tap.
+    """
     if channel_filter is not None:
-        channel_filter = channel_filter.contiguous()
+        taps = channel_filter.reshape(x.shape[0], scale * scale, x.shape[1], -1).transpose(2, 3)
+        channel_filter = taps.to(accumulator_dtype(x)).contiguous()
     if spatial_filter is not None:
         spatial_filter = spatial_filter.contiguous(memory_format=memory_format_of(spatial_filter))
     return channel_filter, spatial_filter
-
-
-def _spatial_strides(spatial_filter: Tensor | None) -> tuple[int, int, int]:
-    """Batch, tap and pixel stride of a dense spatial filter, from its shape: strides of axes of size 1 mean nothing."""
-    if spatial_filter is None:
-        return 0, 0, 0
-    _, taps, height, width = spatial_filter.shape
-    if memory_format_of(spatial_filter) == torch.channels_last:
-        return taps * height * width, 1, taps
-    return taps * height * width, height * width, 1
-
-
-def _channel_blocks(x: Tensor, spatial_filter: Tensor | None, kernel_size: int) -> tuple[int, int, int]:
-    """Heads, channels in a tile, and tiles in a head: a tile never crosses from one head into the next."""
-    heads = 1 if spatial_filter is None else spatial_filter.shape[1] // (kernel_size * kernel_size)
-    head_channels = x.shape[1] // heads
-    block_channels = _power_of_two(head_channels, _MAX_BLOCK_CHANNELS)
-    return heads, block_channels, _cdiv(head_channels, block_channels)
-
-
-def _block_pixels(pixels: int, block_channels: int) -> int:
-    return _power_of_two(pixels, min(_BLOCK_ELEMENTS // block_channels, 256))
-
-
-def _power_of_two(at_least: int, at_most: int) -> int:
-    """The smallest power of two >= at_least, but no more than at_most, which is one itself."""
-    block = 1
-    while block < at_least and block < at_most:
-        block *= 2
-    return block
-
-
-def _cdiv(numerator: int, denominator: int) -> int:
-    return (numerator + denominator - 1) // denominator  # triton.cdiv, but also for symbolic sizes
-
-
-def _needs_int64(x: Tensor, y: Tensor, spatial_filter: Tensor | None) -> bool:
-    """Whether an offset inside one image can pass 2^31; the offset of an image is always 64 bits wide."""
-    tensors = (x, y) if spatial_filter is None else (x, y, spatial_filter)
-    return any(tensor.shape[1] * tensor.shape[2] * tensor.shape[3] >= _INT32_ELEMENTS for tensor in tensors)
 
 
 def _sum_partials(partials: Tensor) -> Tensor:

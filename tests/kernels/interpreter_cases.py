@@ -4,15 +4,21 @@ The public function on CPU tensors goes through the same launches and kernels as
 so that an element that no kernel writes shows in the relative error.
 """
 
+import os
+
 import pytest
 import torch
+from covering import covering_cases
 from ddf_cases import FORMATS, TOLERANCE, evaluate, expected, make_inputs, relative_error
 
 from ddfnet.kernels import ddf_forward
-from ddfnet.ops import ddf, ddf_reference, triton_launch
+from ddfnet.ops import ddf, ddf_reference, ddf_up, triton_launch, triton_tiles
 
-# The interpreter truncates float32 to bfloat16, where the GPU rounds.
-TOLERANCE = {**TOLERANCE, torch.bfloat16: 5e-3}
+# Any three options in all combinations; DDFNET_INTERPRETER_STRENGTH=10 takes the full product of all of them.
+STRENGTH = int(os.environ.get("DDFNET_INTERPRETER_STRENGTH", "3"))
+
+# The interpreter truncates float32 to bfloat16, where the GPU rounds: up to one unit in the last place.
+TOLERANCE = {**TOLERANCE, torch.bfloat16: 2**-7}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,9 +43,9 @@ def launches(monkeypatch):
     return names
 
 
-def check(inputs, **options):
+def check(inputs, *, function=ddf, **options):
     dtype = inputs[0].dtype
-    actual, exact = evaluate(ddf, inputs, **options), expected(inputs, **options)
+    actual, exact = evaluate(function, inputs, **options), expected(inputs, **options)
     for name, a, e in zip(("y", "gradient 1", "gradient 2", "gradient 3"), actual, exact, strict=False):
         assert relative_error(a, e) <= TOLERANCE[dtype], name
     return actual
@@ -51,59 +57,113 @@ def test_the_interpreter_is_what_runs(launches):
     assert launches == ["ddf_forward_kernel", "ddf_backward_x_kernel", "ddf_backward_filters_kernel"]
 
 
-OPTIONS = [
-    # kernel_size, stride, dilation, heads, combine, filters, memory format, dtype
-    (3, 1, 1, 1, "mul", "both", "channels_last", torch.float32),
-    (3, 1, 1, 1, "mul", "both", "contiguous", torch.float32),
-    (3, 1, 1, 1, "add", "both", "channels_last", torch.float32),
-    (3, 2, 1, 1, "mul", "both", "channels_last", torch.float32),
-    (3, 2, 1, 1, "add", "both", "contiguous", torch.float32),
-    (3, 1, 2, 1, "mul", "both", "channels_last", torch.float32),
-    (3, 2, 3, 1, "mul", "both", "contiguous", torch.float32),
-    (3, 3, 1, 1, "mul", "both", "channels_last", torch.float32),
-    (3, 1, 1, 2, "mul", "both", "channels_last", torch.float32),
-    (3, 2, 2, 2, "add", "both", "contiguous", torch.float32),
-    (3, 1, 1, 1, "mul", "channel", "channels_last", torch.float32),
-    (3, 2, 1, 1, "add", "channel", "contiguous", torch.float32),
-    (3, 1, 1, 1, "add", "spatial", "channels_last", torch.float32),
-    (3, 2, 1, 2, "mul", "spatial", "contiguous", torch.float32),
-    (1, 1, 1, 1, "mul", "both", "channels_last", torch.float32),
-    (5, 1, 1, 1, "mul", "both", "channels_last", torch.float32),
-    (5, 2, 2, 2, "add", "both", "contiguous", torch.float32),
-    (7, 1, 1, 1, "mul", "both", "channels_last", torch.float32),
-    (3, 1, 1, 1, "mul", "both", "channels_last", torch.float16),
-    (3, 2, 1, 2, "add", "both", "contiguous", torch.float16),
-    (3, 1, 1, 1, "mul", "both", "channels_last", torch.bfloat16),
-    (3, 2, 1, 1, "add", "both", "contiguous", torch.bfloat16),
-    (3, 1, 1, 1, "mul", "both", "channels_last", torch.float64),
-    (3, 2, 1, 2, "add", "both", "contiguous", torch.float64),
-]
+OPTIONS = {
+    "kernel_size": [3, 5, 7],
+    "stride": [1, 2, 3, 4],  # 4: blocks of the kernel for grad_x are no longer multiples of the stride
+    "dilation": [1, 2, 4],
+    "heads": [1, 2],
+    "combine": ["mul", "add"],
+    "filters": ["both", "channel", "spatial"],
+    "memory_format": ["channels_last", "contiguous"],
+    "dtype": [torch.float32, torch.float16, torch.bfloat16],
+    "constant_shapes": [True, False],
+    "int64": [False, True],
+}
+UP_OPTIONS = {
+    "scale": [2, 3, 4],
+    **{key: OPTIONS[key] for key in ("heads", "combine", "filters", "memory_format", "dtype", "constant_shapes")},
+}
 
 
-@pytest.mark.parametrize(
-    ("kernel_size", "stride", "dilation", "heads", "combine", "filters", "memory_format", "dtype"), OPTIONS
-)
-def test_options(kernel_size, stride, dilation, heads, combine, filters, memory_format, dtype):
+@pytest.fixture
+def set_policy(monkeypatch):
+    """Whether shapes are constants of the kernels, and whether offsets inside an image have 64 bits."""
+
+    def set_policy(constant_shapes=True, int64=False):
+        monkeypatch.setattr(triton_tiles, "_MAX_STATIC_SHAPES", 10**6 if constant_shapes else 0)
+        monkeypatch.setattr(triton_tiles, "_static_shapes", set())
+        monkeypatch.setattr(triton_launch, "_INT32_ELEMENTS", 1 if int64 else 2**31)
+
+    return set_policy
+
+
+def name(case):
+    return "-".join(str(value).replace("torch.", "") for value in case.values())
+
+
+@pytest.mark.parametrize("case", covering_cases(OPTIONS, STRENGTH), ids=name)
+def test_options(case, set_policy):
+    set_policy(case["constant_shapes"], case["int64"])
+    memory_format = FORMATS[case["memory_format"]]
+    shared = {key: case[key] for key in ("kernel_size", "stride")}
     inputs = make_inputs(
-        1, 12, 7, 5, kernel_size=kernel_size, heads=heads, stride=stride, filters=filters, dtype=dtype,
-        memory_format=FORMATS[memory_format],
+        1, 12, 7, 5, heads=case["heads"], filters=case["filters"], dtype=case["dtype"],
+        memory_format=memory_format, **shared,
     )  # fmt: skip
-    y, grad_x, *_ = check(inputs, stride=stride, dilation=dilation, combine=combine, kernel_size=kernel_size)
-    assert y.is_contiguous(memory_format=FORMATS[memory_format])
+    y, grad_x, *_ = check(inputs, dilation=case["dilation"], combine=case["combine"], **shared)
+    assert y.is_contiguous(memory_format=memory_format)
+    assert grad_x.stride() == inputs[0].stride()
+
+
+@pytest.mark.parametrize("case", covering_cases(UP_OPTIONS, STRENGTH), ids=name)
+def test_upsampling_options(case, set_policy):
+    set_policy(case["constant_shapes"])
+    memory_format = FORMATS[case["memory_format"]]
+    scale = case["scale"]
+    inputs = make_inputs(
+        1, 6, 4, 3, scale=scale, heads=case["heads"], filters=case["filters"], dtype=case["dtype"],
+        memory_format=memory_format,
+    )  # fmt: skip
+    y, grad_x, *_ = check(inputs, scale=scale, combine=case["combine"], kernel_size=3, function=ddf_up)
+    assert y.is_contiguous(memory_format=memory_format)
     assert grad_x.stride() == inputs[0].stride()
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_several_images_channel_tiles_and_chunks(memory_format, monkeypatch):
-    """More than 64 channels and more pixels than a chunk: both reductions have a second stage."""
-    monkeypatch.setattr(triton_launch, "_CHUNK_TILES", 2)
-    check(make_inputs(2, 72, 9, 10, memory_format=FORMATS[memory_format]))
+@pytest.mark.parametrize("function", [ddf, ddf_up])
+def test_float64(function, memory_format):
+    options = {"scale": 2} if function is ddf_up else {"stride": 2}
+    inputs = make_inputs(1, 6, 5, 4, dtype=torch.float64, memory_format=FORMATS[memory_format], **options)
+    check(inputs, function=function, **options)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "options"),
+    [(1, {}), (1, {"stride": 2}), (9, {}), (9, {"stride": 2}), (9, {"stride": 5}), (9, {"dilation": 2}), (15, {})],
+)
+def test_other_kernel_sizes(kernel_size, options):
+    """Sizes for which no tile is tuned."""
+    inputs = make_inputs(1, 2, 3, 4, kernel_size=kernel_size, stride=options.get("stride", 1))
+    check(inputs, kernel_size=kernel_size, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"scale": 5}, {"scale": 2, "dilation": 2}, {"scale": 2, "kernel_size": 5}], ids=str
+)
+def test_other_upsampling(options):
+    sizes = {key: value for key, value in options.items() if key != "dilation"}
+    check(make_inputs(1, 2, 3, 4, **sizes), function=ddf_up, **options)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_64_bit_offsets(memory_format, monkeypatch):
-    monkeypatch.setattr(triton_launch, "_INT32_ELEMENTS", 1)
-    check(make_inputs(2, 6, 5, 7, heads=2, stride=2, memory_format=FORMATS[memory_format]), stride=2)
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"dilation": 3}, {"scale": 2}], ids=str)
+def test_several_images_channel_tiles_and_chunks(memory_format, options, monkeypatch):
+    """More channels than a tile and more pixels than a chunk: both reductions have a second stage."""
+    monkeypatch.setattr(triton_tiles, "_CHUNK_PIXELS", 8)
+    channels = 72 if memory_format == "channels_last" else 18
+    sizes = {key: value for key, value in options.items() if key != "dilation"}
+    inputs = make_inputs(2, channels, 4, 5, memory_format=FORMATS[memory_format], **sizes)
+    check(inputs, function=ddf_up if "scale" in options else ddf, **options)
+
+
+def test_constant_shapes_are_limited_and_do_not_change_the_bits(set_policy):
+    results = []
+    for constant_shapes in (True, False):
+        set_policy(constant_shapes)
+        results.append(evaluate(ddf, make_inputs(1, 8)))
+        assert bool(triton_tiles._static_shapes) == constant_shapes
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 3, 4), (1, 5, 1, 1), (1, 3, 2, 1)])
@@ -184,4 +244,4 @@ def test_second_order():
 def test_opcheck():
     inputs = make_inputs(1, 4, 3, 3)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.ddfnet.ddf.default, (*inputs, 3, 1, 1, True), test_utils=tests)
+    torch.library.opcheck(torch.ops.ddfnet.ddf.default, (*inputs, 3, 1, 1, True, 1), test_utils=tests)

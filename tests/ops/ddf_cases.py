@@ -1,8 +1,8 @@
-"""Random arguments for the operator's tests, and comparisons with its definition in float64."""
+"""Random arguments for the operators' tests, and comparisons with their definitions in float64."""
 
 import torch
 
-from ddfnet.ops import ddf_reference
+from ddfnet.ops import ddf_reference, ddf_up_reference
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -16,6 +16,7 @@ def make_inputs(
     kernel_size=3,
     heads=1,
     stride=1,
+    scale=None,
     filters="both",
     dtype=torch.float32,
     filter_dtype=None,
@@ -23,7 +24,10 @@ def make_inputs(
     requires_grad=True,
     seed=0,
 ):
-    """x, channel filter, spatial filter; `filters` is "both", "channel" or "spatial", and the other one is None."""
+    """x, channel filter, spatial filter, for `ddf` or, with a scale, for `ddf_up`.
+
+    `filters` is "both", "channel" or "spatial", and the other one is None.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def tensor(*shape, dtype):
@@ -35,8 +39,12 @@ def make_inputs(
     filter_dtype = filter_dtype or dtype
     out = (height - 1) // stride + 1, (width - 1) // stride + 1
     x = tensor(batch, channels, height, width, dtype=dtype)
-    channel = tensor(batch, channels, kernel_size, kernel_size, dtype=filter_dtype) if filters != "spatial" else None
-    spatial = tensor(batch, heads * kernel_size**2, *out, dtype=filter_dtype) if filters != "channel" else None
+    channel = spatial = None
+    if filters != "spatial":
+        phases = () if scale is None else (scale**2,)
+        channel = tensor(batch, *phases, channels, kernel_size, kernel_size, dtype=filter_dtype)
+    if filters != "channel":
+        spatial = tensor(batch, (scale or 1) ** 2 * heads * kernel_size**2, *out, dtype=filter_dtype)
     return x, channel, spatial
 
 
@@ -54,7 +62,7 @@ def evaluate(function, inputs, **options):
 def expected(inputs, *, dtype=None, **options):
     """The same by the definition in float64, from the same rounded inputs (and grad_y rounded to `dtype`)."""
     doubles = [None if t is None else t.detach().double().requires_grad_() for t in inputs]
-    y = ddf_reference(*doubles, **options)
+    y = (ddf_up_reference if "scale" in options else ddf_reference)(*doubles, **options)
     grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     grad_y = grad_y.to(dtype or inputs[0].dtype).double()
     return [y, *torch.autograd.grad(y, present(doubles), grad_y)]

@@ -29,7 +29,7 @@ def test_opcheck(combine, filters, stride, memory_format):
     inputs = make_inputs(
         2, 4, 5, 6, kernel_size=1, stride=stride, filters=filters, memory_format=FORMATS[memory_format], heads=2
     )
-    settings = (1, stride, 1, combine == "mul")
+    settings = (1, stride, 1, combine == "mul", 1)
     torch.library.opcheck(torch.ops.ddfnet.ddf.default, (*inputs, *settings))
     grad_y = torch.randn_like(ddf(*inputs, stride=stride, combine=combine))
     needed = [tensor is not None for tensor in inputs]
@@ -40,7 +40,7 @@ def test_opcheck(combine, filters, stride, memory_format):
 def test_fake_implementations_agree_with_the_real_ones(filters):
     for stride, memory_format in ((1, "channels_last"), (2, "contiguous")):
         inputs = make_inputs(2, 4, 6, 5, stride=stride, filters=filters, memory_format=FORMATS[memory_format])
-        settings = (3, stride, 1, True)
+        settings = (3, stride, 1, True, 1)
         tests = ("test_schema", "test_faketensor")
         torch.library.opcheck(torch.ops.ddfnet.ddf.default, (*inputs, *settings), test_utils=tests)
         grad_y = torch.randn_like(ddf(*inputs, stride=stride, kernel_size=3))
@@ -160,7 +160,7 @@ def test_the_cuda_path_traces_into_triton_launches(monkeypatch):
     class Both(torch.nn.Module):
         def forward(self, x, channel_filter, spatial_filter):
             y = ddf(x, channel_filter, spatial_filter)
-            settings = (3, 1, 1, True, True, True, True)
+            settings = (3, 1, 1, True, 1, True, True, True)
             return (y, *torch.ops.ddfnet.ddf_backward(y, x, channel_filter, spatial_filter, *settings))
 
     with FakeTensorMode():

@@ -35,7 +35,7 @@ def test_a_tensor_in_both_formats_at_once(shape, name):
     """One channel or one pixel: the fake implementation must take the same decision as the real one."""
     inputs = make_inputs(*shape, requires_grad=False)
     inputs = [inputs[0].contiguous(memory_format=FORMATS[name]), *inputs[1:]]
-    arguments = (*inputs, 3, 1, 1, True)
+    arguments = (*inputs, 3, 1, 1, True, 1)
     torch.library.opcheck(torch.ops.ddfnet.ddf.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -73,7 +73,7 @@ def test_only_needed_gradients(needed, combine):
 
 def test_backward_skips_the_work_of_gradients_not_needed():
     x, channel, spatial = make_inputs(requires_grad=False)
-    grads = torch.ops.ddfnet.ddf_backward(torch.ones_like(x), x, channel, spatial, 3, 1, 1, True, False, True, False)
+    grads = torch.ops.ddfnet.ddf_backward(torch.ones_like(x), x, channel, spatial, 3, 1, 1, True, 1, False, True, False)
     assert [grad.numel() for grad in grads] == [0, channel.numel(), 0]
 
 

@@ -1,0 +1,178 @@
+"""Backward kernel of the DDF operators for the gradients of both filters."""
+
+import triton
+import triton.language as tl
+from ddfnet.kernels.common import load, replace
+
+
+@triton.jit
+def ddf_backward_filters_kernel(
+    grad_y,
+    x,
+    channel_filter,
+    spatial_filter,
+    channel_partials,
+    spatial_partials,
+    batch,
+    height,
+    width,
+    head_channels,
+    heads,
+    iterations,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEAD_CHANNELS: tl.constexpr,
+    KERNEL_SIZE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    SCALE: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    NEED_CHANNEL: tl.constexpr,
+    NEED_SPATIAL: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    SPATIAL_CHANNELS_LAST: tl.constexpr,
+    INT64: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    TAP_ROWS: tl.constexpr,
+):
+    """Partial sums of both filter gradients; with w[b,c,t,p] = grad_y[b,c,phase,p] * x[b,c,p+t]:
+
+    channel_partials[chunk,b,phase,t,c] = sum over the pixels p of a chunk of w * spatial_filter (or w alone),
+    spatial_partials[tile,b,phase,g,t,p] = sum over the channels c of a tile of w * channel_filter (or w alone).
+
+    One program walks over a chunk of `iterations` x BLOCKS blocks of BLOCK_Y x BLOCK_X output pixels of one phase, for
+    BLOCK_CHANNELS channels of one head of one image and TAP_ROWS rows of taps. The sums over pixels stay in registers
+    on the way, one accumulator a tap. Each partial has one writer and the caller adds them up: no atomics, hence the
+    same bits every time.
+
+    PRODUCT: the filters are multiplied, so that each gradient is weighted with the other filter.
+    Partials are contiguous: (chunks, B, phases, k*k, C) in the accumulator dtype, and
+    (tiles per head, B, phases*G*k*k, Ho, Wo) in any dtype. Layouts and flags are those of `ddf_forward_kernel`.
+    """
+    ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    AREA: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
+    RADIUS: tl.constexpr = KERNEL_SIZE // 2
+    STEP: tl.constexpr = DILATION if STRIDE == 1 else 1  # as in the forward kernel
+    height = HEIGHT if HEIGHT > 0 else height
+    width = WIDTH if WIDTH > 0 else width
+    head_channels = HEAD_CHANNELS if HEAD_CHANNELS > 0 else head_channels
+    out_height = (height - 1) // STRIDE + 1
+    out_width = (width - 1) // STRIDE + 1
+    channels = head_channels * heads
+    block_rows = tl.cdiv(out_height, STEP * BLOCK_Y) * STEP
+    block_columns = tl.cdiv(out_width, STEP * BLOCK_X) * STEP
+    channel_tiles = tl.cdiv(head_channels, BLOCK_CHANNELS)
+    chunks = tl.cdiv(block_rows * block_columns, BLOCKS * iterations)
+
+    program = tl.program_id(0)
+    tile = program % channel_tiles
+    program = program // channel_tiles
+    first_row = program % (KERNEL_SIZE // TAP_ROWS) * TAP_ROWS
+    program = program // (KERNEL_SIZE // TAP_ROWS)
+    phase = program % (SCALE * SCALE)
+    program = program // (SCALE * SCALE)
+    head = program % heads
+    program = program // heads
+    chunk = program % chunks
+    image = (program // chunks).to(tl.int64)
+
+    channel_in_head = tile * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    channel_ok = channel_in_head < head_channels
+    channel = head * head_channels + channel_in_head
+    first_tap = phase * AREA + first_row * KERNEL_SIZE
+    first_spatial_tap = (phase * heads + head) * AREA + first_row * KERNEL_SIZE
+    if INT64:
+        channel = channel.to(tl.int64)
+        first_tap = first_tap.to(tl.int64)
+        first_spatial_tap = first_spatial_tap.to(tl.int64)
+
+    if CHANNELS_LAST:
+        x_channel_stride = 1
+        y_channel_stride = 1
+        column_stride = channels
+    else:
+        x_channel_stride = height * width
+        y_channel_stride = out_height * out_width * (SCALE * SCALE)
+        column_stride = 1
+    x_row_stride = width * column_stride
+    y_row_stride = out_width * SCALE * column_stride
+    out_pixels = out_height * out_width
+    if SPATIAL_CHANNELS_LAST:
+        tap_stride = 1
+        filter_column_stride = SCALE * SCALE * heads * AREA
+    else:
+        tap_stride = out_pixels
+        filter_column_stride = 1
+    x += image * height * width * channels + (first_row - RADIUS) * DILATION * x_row_stride
+    grad_y += image * channels * out_pixels * (SCALE * SCALE)
+    grad_y += phase // SCALE * y_row_stride + phase % SCALE * column_stride
+    channel_filter += (image * (SCALE * SCALE * AREA) + first_tap) * channels + channel
+    spatial_filter += image * (SCALE * SCALE * heads * AREA) * out_pixels + first_spatial_tap * tap_stride
+    channel_partials += ((chunk.to(tl.int64) * batch + image) * (SCALE * SCALE * AREA) + first_tap) * channels + channel
+    spatial_partials += (tile.to(tl.int64) * batch + image) * (SCALE * SCALE * heads * AREA) * out_pixels
+    spatial_partials += first_spatial_tap * out_pixels
+
+    sums = ()
+    for _ in tl.static_range(TAP_ROWS * KERNEL_SIZE if NEED_CHANNEL else 0):
+        sums = sums + (tl.zeros((BLOCKS, BLOCK_CHANNELS), ACC),)
+    for iteration in range(iterations):
+        block = (chunk * iterations + iteration) * BLOCKS + tl.arange(0, BLOCKS)
+        block_ok = block < block_rows * block_columns
+        block_row = block // block_columns
+        block_column = block % block_columns
+        row = block_row // STEP * (STEP * BLOCK_Y) + block_row % STEP
+        column = block_column // STEP * (STEP * BLOCK_X) + block_column % STEP
+        if INT64:
+            row = row.to(tl.int64)
+            column = column.to(tl.int64)
+        x_block = x + (row * STRIDE * x_row_stride + column * STRIDE * column_stride)[:, None]
+        x_block += (channel * x_channel_stride)[None, :]
+        y_block = grad_y + (row * SCALE * y_row_stride + column * SCALE * column_stride)[:, None]
+        y_block += (channel * y_channel_stride)[None, :]
+        pixel = row * out_width + column
+        # stored after the last load only: the compiler merges no loads across a store
+        totals = ()
+        for u in tl.static_range(TAP_ROWS):
+            for v in tl.static_range(KERNEL_SIZE):
+                if PRODUCT and NEED_SPATIAL:
+                    f = load(channel_filter + (u * KERNEL_SIZE + v) * channels, channel_ok, ACC)
+                for oy in tl.static_range(BLOCK_Y):
+                    for ox in tl.static_range(BLOCK_X):
+                        ok = block_ok & (row + oy * STEP < out_height) & (column + ox * STEP < out_width)
+                        # grad_y is the same for every tap: the compiler merges these loads, and those of x
+                        y_offset = oy * STEP * SCALE * y_row_stride + ox * STEP * SCALE * column_stride
+                        value = load(y_block + y_offset, ok[:, None] & channel_ok[None, :], ACC)
+                        dy = oy * STEP * STRIDE + u * DILATION
+                        dx = ox * STEP * STRIDE + (v - RADIUS) * DILATION
+                        in_row = row * STRIDE + (first_row - RADIUS) * DILATION + dy
+                        in_column = column * STRIDE + dx
+                        inside = block_ok & (in_row >= 0) & (in_row < height)
+                        inside = inside & ((in_column >= 0) & (in_column < width))
+                        x_offset = dy * x_row_stride + dx * column_stride
+                        w = value * load(x_block + x_offset, inside[:, None] & channel_ok[None, :], ACC)
+                        offset = oy * STEP * out_width + ox * STEP
+                        if NEED_SPATIAL:
+                            weighted = w * f[None, :] if PRODUCT else w
+                            totals = totals + (tl.sum(weighted, axis=1),)
+                        if NEED_CHANNEL:
+                            if PRODUCT:
+                                tap = (u * KERNEL_SIZE + v) * tap_stride
+                                s = load(spatial_filter + tap + (pixel + offset) * filter_column_stride, ok, ACC)
+                                total = tl.fma(w, tl.broadcast_to(s[:, None], w.shape), sums[u * KERNEL_SIZE + v])
+                            else:
+                                total = sums[u * KERNEL_SIZE + v] + w
+                            sums = replace(sums, u * KERNEL_SIZE + v, total)
+        if NEED_SPATIAL:
+            for t in tl.static_range(TAP_ROWS * KERNEL_SIZE):
+                for oy in tl.static_range(BLOCK_Y):
+                    for ox in tl.static_range(BLOCK_X):
+                        ok = block_ok & (row + oy * STEP < out_height) & (column + ox * STEP < out_width)
+                        target = spatial_partials + t * out_pixels + pixel + (oy * STEP * out_width + ox * STEP)
+                        total = totals[(t * BLOCK_Y + oy) * BLOCK_X + ox]
+                        tl.store(target, total.to(spatial_partials.dtype.element_ty), mask=ok)
+    if NEED_CHANNEL:
+        for t in tl.static_range(TAP_ROWS * KERNEL_SIZE):
+            tl.store(channel_partials + t * channels, tl.sum(sums[t], axis=0), mask=channel_ok)

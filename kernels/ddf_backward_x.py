@@ -1,0 +1,189 @@
+"""Backward kernel of the DDF operators for the gradient of x."""
+
+import triton
+import triton.language as tl
+from ddfnet.kernels.common import load, multiply_accumulate, replace
+
+
+@triton.jit
+def ddf_backward_x_kernel(
+    grad_y,
+    channel_filter,
+    spatial_filter,
+    grad_x,
+    height,
+    width,
+    head_channels,
+    heads,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEAD_CHANNELS: tl.constexpr,
+    KERNEL_SIZE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    SCALE: tl.constexpr,
+    MULTIPLY: tl.constexpr,
+    HAS_CHANNEL: tl.constexpr,
+    HAS_SPATIAL: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    SPATIAL_CHANNELS_LAST: tl.constexpr,
+    INT64: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    TAP_ROWS: tl.constexpr,
+):
+    """grad_x[b,c,q] = sum over phases and taps t of grad_y[b,c,phase,p] * weight[b,c,phase,t,p], where p meets q by t.
+
+    The transpose of `ddf_forward_kernel`, written as a gather: one program sums what reaches BLOCKS blocks of
+    BLOCK_Y x BLOCK_X input pixels, so that each element is written once, in a fixed order of additions.
+
+    Output pixel p meets input pixel q with tap (u, v) if p * STRIDE = q - ((u, v) - RADIUS) * DILATION. When the
+    sides of a block are multiples of the stride, which taps meet anything is known at compile time for each pixel of
+    the block: with k = 3 and stride 2, nine taps for the four pixels of a block instead of 36.
+
+    Layouts and flags are those of `ddf_forward_kernel`; grad_y and grad_x are in the memory format of x. If SCALE > 1,
+    STRIDE is 1.
+    """
+    ACC: tl.constexpr = tl.float64 if grad_y.dtype.element_ty == tl.float64 else tl.float32
+    AREA: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
+    RADIUS: tl.constexpr = KERNEL_SIZE // 2
+    STEP: tl.constexpr = DILATION if STRIDE == 1 else 1  # as in the forward kernel
+    ALIGNED: tl.constexpr = BLOCK_Y % STRIDE == 0 and BLOCK_X % STRIDE == 0
+    height = HEIGHT if HEIGHT > 0 else height
+    width = WIDTH if WIDTH > 0 else width
+    head_channels = HEAD_CHANNELS if HEAD_CHANNELS > 0 else head_channels
+    out_height = (height - 1) // STRIDE + 1
+    out_width = (width - 1) // STRIDE + 1
+    channels = head_channels * heads
+    block_rows = tl.cdiv(height, STEP * BLOCK_Y) * STEP
+    block_columns = tl.cdiv(width, STEP * BLOCK_X) * STEP
+    channel_tiles = tl.cdiv(head_channels, BLOCK_CHANNELS)
+    block_tiles = tl.cdiv(block_rows * block_columns, BLOCKS)
+
+    program = tl.program_id(0)
+    tile = program % channel_tiles
+    program = program // channel_tiles
+    head = program % heads
+    program = program // heads
+    block_tile = program % block_tiles
+    image = (program // block_tiles).to(tl.int64)
+
+    block = block_tile * BLOCKS + tl.arange(0, BLOCKS)
+    block_ok = block < block_rows * block_columns
+    block_row = block // block_columns
+    block_column = block % block_columns
+    row = block_row // STEP * (STEP * BLOCK_Y) + block_row % STEP
+    column = block_column // STEP * (STEP * BLOCK_X) + block_column % STEP
+    channel_in_head = tile * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    channel_ok = channel_in_head < head_channels
+    channel = head * head_channels + channel_in_head
+    if INT64:
+        row = row.to(tl.int64)
+        column = column.to(tl.int64)
+        channel = channel.to(tl.int64)
+        head = head.to(tl.int64)
+
+    if CHANNELS_LAST:
+        channel_stride = 1
+        column_stride = channels
+    else:
+        channel_stride = out_height * out_width * (SCALE * SCALE)
+        column_stride = 1
+    row_stride = out_width * SCALE * column_stride
+    grad_y += image * channels * out_height * out_width * (SCALE * SCALE)
+    if ALIGNED:
+        origin_row = row // STRIDE
+        origin_column = column // STRIDE
+    else:
+        origin_row = row * 0
+        origin_column = column * 0
+    y_block = grad_y + (origin_row * SCALE * row_stride + origin_column * SCALE * column_stride)[:, None]
+    y_block += (channel * channel_stride)[None, :]
+    if SPATIAL_CHANNELS_LAST:
+        tap_stride = 1
+        filter_column_stride = SCALE * SCALE * heads * AREA
+    else:
+        tap_stride = out_height * out_width
+        filter_column_stride = 1
+    spatial_filter += image * (SCALE * SCALE * heads * AREA) * out_height * out_width
+    spatial_block = spatial_filter + (origin_row * out_width + origin_column) * filter_column_stride
+    channel_filter += image * (SCALE * SCALE * AREA) * channels + channel
+
+    accumulators = ()
+    for _ in tl.static_range(BLOCK_Y * BLOCK_X):
+        accumulators = accumulators + (tl.zeros((BLOCKS, BLOCK_CHANNELS), ACC),)
+    for phase in range(SCALE * SCALE):
+        for outer in range(KERNEL_SIZE // TAP_ROWS):
+            for inner in tl.static_range(TAP_ROWS):
+                u = outer * TAP_ROWS + inner
+                for v in tl.static_range(KERNEL_SIZE):
+                    f = 0.0
+                    s = 0.0
+                    if HAS_CHANNEL:
+                        channel_tap = (phase * AREA + u * KERNEL_SIZE + v) * channels
+                        f = load(channel_filter + channel_tap, channel_ok, ACC)
+                    for oy in tl.static_range(BLOCK_Y):
+                        for ox in tl.static_range(BLOCK_X):
+                            if (
+                                STRIDE == 1
+                                or not ALIGNED
+                                or (
+                                    (oy * STEP - (inner - RADIUS) * DILATION) % STRIDE == 0
+                                    and (ox * STEP - (v - RADIUS) * DILATION) % STRIDE == 0
+                                )
+                            ):
+                                # the output pixel relative to the origin, times the stride
+                                dy = oy * STEP - (u - RADIUS) * DILATION
+                                dx = ox * STEP - (v - RADIUS) * DILATION
+                                if ALIGNED:
+                                    dy = dy // STRIDE
+                                    dx = dx // STRIDE
+                                    meets = block_ok
+                                else:
+                                    meets = block_ok & ((row + dy) % STRIDE == 0) & ((column + dx) % STRIDE == 0)
+                                    # a negative position is masked before its quotient is used
+                                    meets = meets & (row + dy >= 0) & (column + dx >= 0)
+                                    dy = (row + dy) // STRIDE
+                                    dx = (column + dx) // STRIDE
+                                out_row = origin_row + dy
+                                out_column = origin_column + dx
+                                meets = meets & (out_row >= 0) & (out_row < out_height)
+                                meets = meets & ((out_column >= 0) & (out_column < out_width))
+                                y_row = dy * SCALE + phase // SCALE
+                                y_column = dx * SCALE + phase % SCALE
+                                y_offset = y_row * row_stride + y_column * column_stride
+                                if not ALIGNED:
+                                    y_offset = y_offset[:, None]
+                                value = load(y_block + y_offset, meets[:, None] & channel_ok[None, :], ACC)
+                                if HAS_SPATIAL:
+                                    tap = (phase * heads + head) * AREA + u * KERNEL_SIZE + v
+                                    pixel = (dy * out_width + dx) * filter_column_stride
+                                    s = load(spatial_block + tap * tap_stride + pixel, meets, ACC)
+                                accumulators = replace(
+                                    accumulators,
+                                    oy * BLOCK_X + ox,
+                                    multiply_accumulate(
+                                        accumulators[oy * BLOCK_X + ox],
+                                        value,
+                                        f,
+                                        s,
+                                        MULTIPLY,
+                                        HAS_CHANNEL,
+                                        HAS_SPATIAL,
+                                    ),
+                                )
+
+    if not CHANNELS_LAST:
+        channel_stride = height * width
+    grad_x += image * channels * height * width
+    x_block = grad_x + (row * width + column)[:, None] * column_stride + (channel * channel_stride)[None, :]
+    for oy in tl.static_range(BLOCK_Y):
+        for ox in tl.static_range(BLOCK_X):
+            ok = block_ok & (row + oy * STEP < height) & (column + ox * STEP < width)
+            tl.store(
+                x_block + (oy * STEP * width + ox * STEP) * column_stride,
+                accumulators[oy * BLOCK_X + ox].to(grad_x.dtype.element_ty),
+                mask=ok[:, None] & channel_ok[None, :],
+            )

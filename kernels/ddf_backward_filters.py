@@ -133,18 +133,19 @@ def ddf_backward_filters_kernel(
         y_block = grad_y + (row * SCALE * y_row_stride + column * SCALE * column_stride)[:, None]
         y_block += (channel * y_channel_stride)[None, :]
         pixel = row * out_width + column
-        # stored after the last load only: the compiler merges no loads across a store
-        totals = ()
+        grads = ()
+        for oy in tl.static_range(BLOCK_Y):
+            for ox in tl.static_range(BLOCK_X):
+                ok = block_ok & (row + oy * STEP < out_height) & (column + ox * STEP < out_width)
+                y_offset = oy * STEP * SCALE * y_row_stride + ox * STEP * SCALE * column_stride
+                grads = grads + (load(y_block + y_offset, ok[:, None] & channel_ok[None, :], ACC),)
         for u in tl.static_range(TAP_ROWS):
+            totals = ()
             for v in tl.static_range(KERNEL_SIZE):
                 if PRODUCT and NEED_SPATIAL:
                     f = load(channel_filter + (u * KERNEL_SIZE + v) * channels, channel_ok, ACC)
                 for oy in tl.static_range(BLOCK_Y):
                     for ox in tl.static_range(BLOCK_X):
-                        ok = block_ok & (row + oy * STEP < out_height) & (column + ox * STEP < out_width)
-                        # grad_y is the same for every tap: the compiler merges these loads, and those of x
-                        y_offset = oy * STEP * SCALE * y_row_stride + ox * STEP * SCALE * column_stride
-                        value = load(y_block + y_offset, ok[:, None] & channel_ok[None, :], ACC)
                         dy = oy * STEP * STRIDE + u * DILATION
                         dx = ox * STEP * STRIDE + (v - RADIUS) * DILATION
                         in_row = row * STRIDE + (first_row - RADIUS) * DILATION + dy
@@ -152,27 +153,31 @@ def ddf_backward_filters_kernel(
                         inside = block_ok & (in_row >= 0) & (in_row < height)
                         inside = inside & ((in_column >= 0) & (in_column < width))
                         x_offset = dy * x_row_stride + dx * column_stride
-                        w = value * load(x_block + x_offset, inside[:, None] & channel_ok[None, :], ACC)
-                        offset = oy * STEP * out_width + ox * STEP
+                        value = load(x_block + x_offset, inside[:, None] & channel_ok[None, :], ACC)
+                        w = grads[oy * BLOCK_X + ox] * value
                         if NEED_SPATIAL:
                             weighted = w * f[None, :] if PRODUCT else w
                             totals = totals + (tl.sum(weighted, axis=1),)
                         if NEED_CHANNEL:
                             if PRODUCT:
-                                tap = (u * KERNEL_SIZE + v) * tap_stride
-                                s = load(spatial_filter + tap + (pixel + offset) * filter_column_stride, ok, ACC)
+                                ok = block_ok & (row + oy * STEP < out_height) & (column + ox * STEP < out_width)
+                                offset = (pixel + (oy * STEP * out_width + ox * STEP)) * filter_column_stride
+                                s = load(spatial_filter + (u * KERNEL_SIZE + v) * tap_stride + offset, ok, ACC)
                                 total = tl.fma(w, tl.broadcast_to(s[:, None], w.shape), sums[u * KERNEL_SIZE + v])
                             else:
                                 total = sums[u * KERNEL_SIZE + v] + w
                             sums = replace(sums, u * KERNEL_SIZE + v, total)
-        if NEED_SPATIAL:
-            for t in tl.static_range(TAP_ROWS * KERNEL_SIZE):
-                for oy in tl.static_range(BLOCK_Y):
-                    for ox in tl.static_range(BLOCK_X):
-                        ok = block_ok & (row + oy * STEP < out_height) & (column + ox * STEP < out_width)
-                        target = spatial_partials + t * out_pixels + pixel + (oy * STEP * out_width + ox * STEP)
-                        total = totals[(t * BLOCK_Y + oy) * BLOCK_X + ox]
-                        tl.store(target, total.to(spatial_partials.dtype.element_ty), mask=ok)
+            # Stored after the last load of a row of taps: the compiler merges no loads across a store, and loads of x
+            # are shared along a row. Keeping the totals of all rows until the end would take more registers.
+            if NEED_SPATIAL:
+                for v in tl.static_range(KERNEL_SIZE):
+                    for oy in tl.static_range(BLOCK_Y):
+                        for ox in tl.static_range(BLOCK_X):
+                            ok = block_ok & (row + oy * STEP < out_height) & (column + ox * STEP < out_width)
+                            target = spatial_partials + (u * KERNEL_SIZE + v) * out_pixels
+                            target += pixel + (oy * STEP * out_width + ox * STEP)
+                            total = totals[(v * BLOCK_Y + oy) * BLOCK_X + ox]
+                            tl.store(target, total.to(spatial_partials.dtype.element_ty), mask=ok)
     if NEED_CHANNEL:
         for t in tl.static_range(TAP_ROWS * KERNEL_SIZE):
             tl.store(channel_partials + t * channels, tl.sum(sums[t], axis=0), mask=channel_ok)

@@ -172,7 +172,7 @@ def _backward_filters(
     heads = _heads(spatial_filter, kernel_size, scale)
     head_channels = channels // heads
     wide = memory_format_of(x) == torch.channels_last
-    tile = backward_filters_tile(head_channels, height, width, kernel_size, stride, dilation, wide)
+    tile = backward_filters_tile(head_channels, height, width, kernel_size, stride, dilation, wide, x.element_size())
     step = dilation if stride == 1 else 1
     iterations = filter_iterations(tile, height, width)
     blocks = cdiv(height, step * tile.block_y) * step * (cdiv(width, step * tile.block_x) * step)
@@ -217,14 +217,19 @@ def _backward_filters(
     return grad_channel, grad_spatial
 
 
-def _launch(kernel: Any, grid: tuple[int], tile: Tile, *arguments: Any, **constants: Any) -> None:
-    constants |= {
+def tile_constants(tile: Tile) -> dict[str, int]:
+    """The constants of every kernel that describe what one program computes."""
+    return {
         "BLOCK_Y": tile.block_y,
         "BLOCK_X": tile.block_x,
         "BLOCKS": tile.blocks,
         "BLOCK_CHANNELS": tile.block_channels,
         "TAP_ROWS": tile.tap_rows,
     }
+
+
+def _launch(kernel: Any, grid: tuple[int], tile: Tile, *arguments: Any, **constants: Any) -> None:
+    constants |= tile_constants(tile)
     device = arguments[0].device
     if device.type == "cpu":  # the interpreter, which some versions of torch cannot wrap
         kernel[grid](*arguments, **constants)

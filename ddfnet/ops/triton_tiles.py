@@ -35,6 +35,12 @@ class Tile:
     warps: int
     phases: int = 1
 
+    @property
+    def elements_per_thread(self) -> int:
+        """Accumulators of a thread of the forward kernel and of the one for grad_x."""
+        elements = self.blocks * self.block_y * self.block_x * self.block_channels * self.phases
+        return elements // (32 * self.warps)
+
 
 def forward_tile(
     head_channels: int, height: int, width: int, kernel_size: int, stride: int, dilation: int, scale: int, wide: bool
@@ -72,31 +78,29 @@ def backward_x_tile(
 
 
 def backward_filters_tile(
-    head_channels: int, height: int, width: int, kernel_size: int, stride: int, dilation: int, wide: bool
+    head_channels: int, height: int, width: int, kernel_size: int, stride: int, dilation: int, wide: bool, itemsize: int
 ) -> Tile:
-    """For `ddf_backward_filters_kernel`, height and width being those of the spatial filter.
+    """For `ddf_backward_filters_kernel`, height and width being those of the spatial filter, itemsize that of x.
 
-    One warp: sums over channels then need no shared memory and no barrier. Each thread holds an accumulator per tap
-    and element: all nine of a 3x3 filter, one row of taps of a larger one.
+    Each thread holds an accumulator per tap and element, all nine taps of a 3x3 filter or one row of a larger one, of
+    one 16-byte load. Registers are what is short, so that pixels share few loads. One warp: sums over channels then
+    need no shared memory and no barrier.
     """
     tap_rows = kernel_size if kernel_size <= 3 else 1
+    step = dilation if stride == 1 else 1
     if wide:
-        block_y, block_x = (1, 2) if kernel_size <= 3 else (1, 4)
-        if not _worth_blocking(height, width, block_y, block_x, dilation if stride == 1 else 1):
-            block_x = 1
+        block_y, block_x = (1, 1) if kernel_size <= 3 else (1, 2)
+        elements = 32 * max(16 // itemsize, 2)
     else:
-        block_y, block_x = (2, 1) if kernel_size <= 3 else (1, 1)
-        if not _worth_blocking(height, width, block_y, block_x, dilation if stride == 1 else 1):
-            block_y = 1
-    accumulators = tap_rows * kernel_size
-    elements = 256 if wide else 128
-    warps = 1
-    while accumulators * elements // (32 * warps) > 72 and warps < 4:
-        warps *= 2
-    while accumulators * elements // (32 * warps) > 72 and elements > 32:
+        block_y, block_x = (2, 1) if kernel_size <= 3 and itemsize <= 4 else (1, 1)
+        elements = 128 if itemsize <= 4 else 64
+    if not _worth_blocking(height, width, block_y, block_x, step):
+        block_y, block_x = 1, 1
+    while tap_rows * kernel_size * elements > 72 * 32 and elements > 32:
         elements //= 2
     block_channels = min(_power_of_two(head_channels, _MAX_BLOCK_CHANNELS if wide else 4), elements)
-    return _fit(Tile(block_y, block_x, elements // block_channels, block_channels, tap_rows, warps), height, width)
+    blocks = elements // block_channels
+    return _fit(Tile(block_y, block_x, blocks, block_channels, tap_rows, 1), height, width)
 
 
 def filter_iterations(tile: Tile, height: int, width: int) -> int:

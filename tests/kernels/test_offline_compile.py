@@ -1,127 +1,107 @@
-"""Every kernel compiles for sm_80 and sm_90 without a GPU: within the resources, without spills, without atomics."""
+"""Kernels compile without a GPU: within the resources, without spills or atomics, with wide loads. A quick subset.
+
+The whole matrix is `python scripts/compile_matrix.py`.
+"""
 
 import importlib.util
 import os
-import re
+import sys
 
 import pytest
+import torch
+
+from tests.conftest import ROOT
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
-from ddfnet.kernels.ddf_backward import ddf_backward_filters_kernel, ddf_backward_x_kernel
-from ddfnet.kernels.ddf_forward import ddf_forward_kernel
-from offline import SHARED_LIMIT, compile_for, missing_tools
+sys.path.insert(0, str(ROOT / "scripts"))
+import compile_matrix
+from offline_compile import compile_launch, missing_tools, record_launches
 
-from ddfnet.ops import triton_launch
+sys.path.pop(0)
 
 if missing_tools():
     pytest.skip(missing_tools(), allow_module_level=True)
 
-KERNELS = {
-    "forward": ddf_forward_kernel,
-    "backward_x": ddf_backward_x_kernel,
-    "backward_filters": ddf_backward_filters_kernel,
-}
-POINTERS = ("x", "y", "grad_y", "grad_x", "channel_filter", "spatial_filter")
-PARTIALS = ("channel_partials", "spatial_partials")
+CASES = [(kernel, 90, variant) for kernel in compile_matrix.KERNELS for variant in compile_matrix.quick_variants()]
+CASES += [(kernel, arch, compile_matrix.Variant()) for kernel in compile_matrix.KERNELS for arch in (80, 86, 89, 100)]
+FAST = (2, 64, 56, 56)
 
 
-def compile_variant(
-    name,
-    arch,
-    folder,
-    *,
-    dtype="bf16",
-    kernel_size=3,
-    stride=1,
-    multiply=True,
-    channel=True,
-    spatial=True,
-    channels_last=True,
-    int64=False,
-    ones=("heads",),
-    divisible=("head_channels", "height", "width", "out_height", "out_width"),
-):
-    """`ones`: the sizes equal to 1, which the launcher turns into constants; `divisible`: the multiples of 16."""
-    kernel = KERNELS[name]
-    constants = dict(
-        KERNEL_SIZE=kernel_size,
-        STRIDE=stride,
-        DILATION=1,
-        MULTIPLY=multiply,
-        HAS_CHANNEL=channel,
-        HAS_SPATIAL=spatial,
-        PRODUCT=multiply and channel and spatial,
-        NEED_CHANNEL=channel,
-        NEED_SPATIAL=spatial,
-        CHANNELS_LAST=channels_last,
-        INT64=int64,
-        BLOCK_PIXELS=triton_launch._block_pixels(56 * 56, 64),
-        BLOCK_CHANNELS=64,
-        # planar spatial filter
-        spatial_pixel_stride=1,
-        **dict.fromkeys(ones, 1),
-    )
-    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
-    partial = "*fp64" if dtype == "fp64" else "*fp32"
-    types = dict.fromkeys(kernel.arg_names, "i32")
-    types |= dict.fromkeys(POINTERS, f"*{dtype}") | dict.fromkeys(PARTIALS, partial)
-    return compile_for(
-        kernel,
-        types=types,
-        constants=constants,
-        divisible=divisible,
-        arch=arch,
-        folder=folder,
-        **triton_launch._OPTIONS,
-    )
+@pytest.mark.parametrize(("kernel", "arch", "variant"), CASES, ids=str)
+def test_compiles_within_limits(kernel, arch, variant):
+    compiled, _ = compile_matrix.compile_variant(variant, kernel, arch)
+    assert not compiled.faults(arch)
 
 
-# A few variants that between them take every branch of every kernel.
-VARIANTS = {
-    "bf16": {},
-    "fp16 add stride 2": {"dtype": "fp16", "multiply": False, "stride": 2},
-    "fp32 contiguous": {"dtype": "fp32", "channels_last": False},
-    "fp32 no channel filter, 64-bit offsets": {"dtype": "fp32", "channel": False, "int64": True},
-    "bf16 no spatial filter, one pixel": {
-        "spatial": False,
-        "ones": ("heads", "channels", "height", "width", "out_height", "out_width"),
-    },
-}
-CASES = [(name, 90, variant) for name in KERNELS for variant in VARIANTS]
-CASES += [(name, 80, "bf16") for name in KERNELS]
+@pytest.mark.parametrize("kernel", compile_matrix.KERNELS)
+def test_half_precision_channels_last_moves_16_bytes_at_a_time(kernel):
+    """x, grad_y, channel filter, y and grad_x: all but the spatial filter and its gradient, one value a pixel."""
+    launch = record_launches(FAST, dtype=torch.bfloat16)[kernel]
+    compiled = compile_launch(launch, 90)
+    loads = {name: count for name, count in compiled.instructions.items() if name.startswith("LDG")}
+    narrow = {name: count for name, count in loads.items() if not name.endswith(".128")}
+    taps, outputs = 9, launch.tile.block_y * launch.tile.block_x
+    if kernel == "ddf_backward_filters_kernel":
+        assert outputs == 1
+        assert narrow.pop("LDG.E.64") == taps  # a lane reads two channels of the filter; the warp exchanges them
+        inputs = taps + 1  # x for each tap, and grad_y
+    else:
+        assert outputs == 4
+        inputs = 16 + 2 * taps  # the 4x4 values that a block of 2x2 meets, each loaded once, and the channel filter
+    assert narrow == {"LDG.E.U16": taps * outputs}
+    assert loads["LDG.E.128"] == inputs
+    stores = {name: count for name, count in compiled.instructions.items() if name.startswith("STG")}
+    if kernel != "ddf_backward_filters_kernel":
+        assert stores == {"STG.E.128": outputs}
 
 
-@pytest.mark.parametrize(("name", "arch", "variant"), CASES)
-def test_compiles_within_limits(name, arch, variant, tmp_path):
-    resources = compile_variant(name, arch, tmp_path, **VARIANTS[variant])
-    assert resources.local == 0, "spills to local memory"
-    assert resources.stack == 0, "spills to the stack"
-    assert resources.shared <= SHARED_LIMIT[arch]
-    assert resources.registers * resources.threads <= 65536
-    atomics = re.findall(r"\b(?:atom|red)\.[\w.]+", resources.ptx)
-    assert not atomics, "an atomic addition makes results depend on timing"
+def test_alignment_is_what_makes_loads_wide(monkeypatch):
+    """The check above can fail: without the launcher's promise of aligned pointers, no load is wide."""
+    launch = record_launches(FAST, dtype=torch.bfloat16)["ddf_forward_kernel"]
+    original = compile_launch.__globals__["ASTSource"]
+
+    def unaligned(**arguments):
+        return original(**{**arguments, "attrs": {}})
+
+    monkeypatch.setitem(compile_launch.__globals__, "ASTSource", unaligned)
+    assert compile_launch(launch, 90).wide("LDG") == 0
 
 
-@pytest.mark.parametrize("name", KERNELS)
-def test_float64_compiles(name, tmp_path):
-    resources = compile_variant(name, 90, tmp_path, dtype="fp64")
-    assert "fma.rn.f64" in resources.ptx
-    assert "fma.rn.f32" not in resources.ptx, "arithmetic in single precision"
+@pytest.mark.parametrize("kernel", compile_matrix.KERNELS)
+def test_multiply_and_add_are_one_instruction_whatever_the_default(kernel):
+    launch = record_launches(FAST, dtype=torch.bfloat16)[kernel]
+    for fusion in (True, False):
+        counts = compile_launch(launch, 90, enable_fp_fusion=fusion).instructions
+        fused = sum(count for name, count in counts.items() if name.startswith("FFMA"))
+        outputs = launch.tile.elements_per_thread
+        assert fused >= 9 * outputs
 
 
-@pytest.mark.parametrize("name", KERNELS)
-def test_channels_last_half_precision_is_read_and_fused(name, tmp_path):
-    """With a multiple of 16 channels: 16 bytes a load, and multiply and add in one instruction."""
-    ptx = compile_variant(name, 90, tmp_path).ptx
-    assert re.search(r"ld\.global\.v4\.b32", ptx)
-    assert "fma.rn.f32" in ptx
-    assert not re.search(r"\badd\.(rn\.)?f32", ptx) or name == "backward_filters"  # that one reduces
+@pytest.mark.parametrize("kernel", compile_matrix.KERNELS)
+def test_float64_is_computed_in_float64(kernel):
+    compiled = compile_launch(record_launches((1, 32, 8, 8), dtype=torch.float64)[kernel], 90)
+    assert not compiled.faults(90)
+    assert "fma.rn.f64" in compiled.ptx
+    assert "fma.rn.f32" not in compiled.ptx, "arithmetic in single precision"
 
 
-def test_channels_last_without_that_multiple_still_compiles(tmp_path):
-    resources = compile_variant("forward", 90, tmp_path, divisible=())
-    assert resources.stack == 0
+@pytest.mark.parametrize("channels", [1, 3, 20])
+def test_channels_that_are_no_multiple_of_anything_still_compile(channels):
+    for launch in record_launches((1, channels, 9, 7)).values():
+        assert not compile_launch(launch, 90).faults(90)
+
+
+def test_a_fault_is_reported():
+    """A tile far too large: the report must name the spills."""
+    launch = record_launches(FAST, dtype=torch.float32)["ddf_forward_kernel"]
+    launch.constants["BLOCKS"] = 256
+    assert any("spill" in fault for fault in compile_launch(launch, 90).faults(90))
+
+
+def test_the_command_line(capsys):
+    assert compile_matrix.main(["--quick", "--archs", "90", "--kernels", "ddf_forward_kernel"]) == 0
+    assert "6 of 6 within limits" in capsys.readouterr().out

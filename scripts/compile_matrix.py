@@ -1,0 +1,180 @@
+#!/usr/bin/env python
+"""Compile every variant of the kernels for NVIDIA GPUs, without one, and fail on spills and excess resources.
+
+    python scripts/compile_matrix.py                              # all variants and architectures: about 40 minutes
+    python scripts/compile_matrix.py --archs 90 --jobs 2          # one architecture
+    python scripts/compile_matrix.py --quick                      # what the tests compile: under two minutes
+    python scripts/compile_matrix.py --output docs/kernels.md     # and write the table of registers and instructions
+
+Each variant is what the operator would launch for a map of 64 channels of 56 x 56 pixels (upsampling: 25 x 25), with
+the sizes as constants ("constant") and as arguments ("argument"). Exit code 0: all within limits; 1: some are not;
+2: bad arguments, or Triton came without its tools.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
+
+import torch
+import triton
+from offline_compile import SHARED_LIMIT, Compiled, compile_launch, missing_tools, record_launches
+
+from ddfnet.ops import triton_tiles
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+KERNELS = ("ddf_forward_kernel", "ddf_backward_x_kernel", "ddf_backward_filters_kernel")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One combination of the options of the operators."""
+
+    dtype: str = "bf16"
+    kernel_size: int = 3
+    stride: int = 1
+    scale: int = 1
+    combine: str = "mul"
+    filters: str = "both"
+    layout: str = "channels_last"
+    sizes: str = "constant"
+
+    def __str__(self) -> str:
+        what = f"ddf_up x{self.scale}" if self.scale > 1 else f"stride {self.stride}"
+        weights = self.combine if self.filters == "both" else f"{self.filters} only"
+        return f"{self.dtype} k{self.kernel_size} {what} {weights} {self.layout} {self.sizes}"
+
+
+def all_variants() -> list[Variant]:
+    """Every dtype, kernel size, stride, combination and layout; then the rarer options one by one."""
+    names = ("dtype", "kernel_size", "stride", "combine", "layout")
+    values = (("bf16", "fp16", "fp32"), (3, 5, 7), (1, 2), ("mul", "add"), ("channels_last", "contiguous"))
+    variants = [Variant(**dict(zip(names, case, strict=True))) for case in itertools.product(*values)]
+    for dtype, layout in itertools.product(("bf16", "fp32"), ("channels_last", "contiguous")):
+        base = {"dtype": dtype, "layout": layout}
+        variants += [Variant(**base, scale=scale) for scale in (2, 3, 4)]
+        variants += [Variant(**base, filters=filters) for filters in ("channel", "spatial")]
+        variants += [Variant(**base, stride=stride, sizes="argument") for stride in (1, 2)]
+        variants += [Variant(**base, stride=3), Variant(**base, stride=4), Variant(**base, kernel_size=9)]
+    return [*variants, *(Variant(dtype="fp64", layout=layout) for layout in ("channels_last", "contiguous"))]
+
+
+def quick_variants() -> list[Variant]:
+    """A few that between them take every branch of every kernel."""
+    return [
+        Variant(),
+        Variant(dtype="fp16", stride=2, combine="add"),
+        Variant(dtype="fp32", layout="contiguous"),
+        Variant(filters="spatial", kernel_size=7),
+        Variant(filters="channel", sizes="argument"),
+        Variant(scale=2),
+    ]
+
+
+def compile_variant(variant: Variant, kernel: str, arch: int) -> tuple[Compiled, float]:
+    """The compiled kernel, and machine instructions for each element it computes (in a step of its loop, if any)."""
+    side = 25 if variant.scale > 1 else 56
+    limit, triton_tiles._MAX_STATIC_SHAPES = triton_tiles._MAX_STATIC_SHAPES, 1000 * (variant.sizes == "constant")
+    triton_tiles._static_shapes.clear()
+    try:
+        launch = record_launches(
+            (2, 64, side, side),
+            dtype=DTYPES[variant.dtype],
+            kernel_size=variant.kernel_size,
+            stride=variant.stride,
+            scale=variant.scale,
+            combine=variant.combine,
+            filters=variant.filters,
+            channels_last=variant.layout == "channels_last",
+        )[kernel]
+    finally:
+        triton_tiles._MAX_STATIC_SHAPES = limit
+    compiled = compile_launch(launch, arch)
+    return compiled, compiled.step / launch.tile.elements_per_thread
+
+
+def _compile(job: tuple[Variant, str, int]) -> tuple[Variant, str, int, Compiled, float, list[str]]:
+    variant, kernel, arch = job
+    compiled, per_element = compile_variant(variant, kernel, arch)
+    return variant, kernel, arch, compiled, per_element, compiled.faults(arch)
+
+
+def run(jobs: list[tuple[Variant, str, int]], processes: int) -> Iterator[tuple]:
+    """Compile all jobs; results come in their order."""
+    if processes == 1:
+        yield from map(_compile, jobs)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        yield from pool.map(_compile, jobs)
+
+
+def table(results: list[tuple], archs: list[int]) -> str:
+    """Registers per architecture, instructions and loads of one of them, as Markdown."""
+    shown = 90 if 90 in archs else archs[0]
+    head = ["variant", *(f"sm_{arch}" for arch in archs), f"instructions (sm_{shown})", "16-byte loads", "shared"]
+    lines = []
+    for kernel in KERNELS:
+        lines += [f"\n## {kernel}\n", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+        rows: dict[Variant, dict[int, tuple]] = {}
+        for variant, name, arch, compiled, per_element, faults in results:
+            if name == kernel:
+                rows.setdefault(variant, {})[arch] = (compiled, per_element, faults)
+        for variant, cells in rows.items():
+            registers = []
+            for arch in archs:
+                compiled, _, faults = cells[arch]
+                spills = f" ({compiled.spills} spills)" if compiled.spills else ""
+                registers.append(f"**{', '.join(faults)}**" if faults else f"{compiled.registers}{spills}")
+            compiled, per_element, _ = cells[shown]
+            loads = sum(n for name, n in compiled.instructions.items() if name.startswith("LDG"))
+            numbers = [f"{per_element:.1f}", f"{compiled.wide('LDG')} of {loads}", str(compiled.shared)]
+            lines.append("| " + " | ".join([str(variant), *registers, *numbers]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+HEADER = """# What the kernels compile to
+
+Made by `python scripts/compile_matrix.py --output docs/kernels.md` with Triton {triton}, without a GPU: every variant
+compiled for each architecture, registers of a thread. "Instructions" is the number of machine instructions for each
+element that the program computes: of the body of its loop, if it has one (over pixels, phases, or rows of taps: then
+the number is that of one row), else of the whole program. "16-byte loads" counts loads of either kind in the code. A
+variant that asks for more than a GPU has, or spills in more than 1 % of its instructions, is printed in bold and fails
+the command; fewer spills are a trade of the assembler's own, and shown.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archs", type=int, nargs="+", default=sorted(SHARED_LIMIT), choices=sorted(SHARED_LIMIT))
+    parser.add_argument("--quick", action="store_true", help="only the variants that the tests compile")
+    parser.add_argument("--kernels", nargs="+", default=KERNELS, choices=KERNELS)
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument("--output", type=Path, help="write the table to this Markdown file")
+    options = parser.parse_args(arguments)
+    if missing_tools():
+        print(f"compile_matrix: {missing_tools()}", file=sys.stderr)
+        return 2
+    variants = quick_variants() if options.quick else all_variants()
+    jobs = list(itertools.product(variants, options.kernels, options.archs))
+    results, failed = [], 0
+    for count, result in enumerate(run(jobs, options.jobs), 1):
+        variant, kernel, arch, compiled, per_element, faults = result
+        results.append(result)
+        failed += bool(faults)
+        verdict = "; ".join(faults) or "ok" + (f" ({compiled.spills} spills)" if compiled.spills else "")
+        print(f"{count}/{len(jobs)} sm_{arch} {kernel} {variant}: {compiled.registers} registers, {per_element:.1f} "
+              f"instructions/element, {verdict}", flush=True)  # fmt: skip
+    print(f"{len(jobs) - failed} of {len(jobs)} within limits")
+    if options.output:
+        text = HEADER.format(triton=triton.__version__) + table(results, options.archs)
+        options.output.write_text(text)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Compile every variant of the kernels for NVIDIA GPUs, without one, and fail on spills and excess resources.
 
-    python scripts/compile_matrix.py                              # all variants and architectures: about 40 minutes
+    python scripts/compile_matrix.py                              # all variants and architectures: about an hour
     python scripts/compile_matrix.py --archs 90 --jobs 2          # one architecture
     python scripts/compile_matrix.py --quick                      # what the tests compile: under two minutes
     python scripts/compile_matrix.py --output docs/kernels.md     # and write the table of registers and instructions
@@ -23,12 +23,35 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 import torch
 import triton
-from offline_compile import SHARED_LIMIT, Compiled, compile_launch, missing_tools, record_launches
+from offline_compile import (
+    SHARED_LIMIT,
+    Compiled,
+    Launch,
+    compile_launch,
+    missing_tools,
+    record_launches,
+    record_spatial_filters,
+)
 
 from ddfnet.ops import triton_tiles
 
+Job = tuple["Variant | Branch", str, int]  # what, kernel, architecture
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 KERNELS = ("ddf_forward_kernel", "ddf_backward_x_kernel", "ddf_backward_filters_kernel")
+BRANCH_KERNELS = ("spatial_filters_kernel", "spatial_filters_backward_kernel")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One combination of the options of the fused spatial branch."""
+
+    dtype: str = "bf16"
+    kernel_size: int = 3
+    stride: int = 1
+    heads: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.dtype} k{self.kernel_size} stride {self.stride} heads {self.heads}"
 
 
 @dataclass(frozen=True)
@@ -64,6 +87,13 @@ def all_variants() -> list[Variant]:
     return [*variants, *(Variant(dtype="fp64", layout=layout) for layout in ("channels_last", "contiguous"))]
 
 
+def all_branches() -> list[Branch]:
+    """Every kernel size and stride, and several heads; float32 is fused for one head of 3x3 taps only."""
+    branches = [Branch(*case) for case in itertools.product(("bf16", "fp16"), (3, 5, 7), (1, 2))]
+    branches += [Branch("fp32", stride=stride) for stride in (1, 2)]
+    return branches + [Branch(heads=heads) for heads in (2, 3, 8)]
+
+
 def quick_variants() -> list[Variant]:
     """A few that between them take every branch of every kernel."""
     return [
@@ -76,13 +106,24 @@ def quick_variants() -> list[Variant]:
     ]
 
 
-def compile_variant(variant: Variant, kernel: str, arch: int) -> tuple[Compiled, float]:
+def compile_variant(variant: Variant | Branch, kernel: str, arch: int) -> tuple[Compiled, float]:
     """The compiled kernel, and machine instructions for each element it computes (in a step of its loop, if any)."""
+    launch = _record_branch(variant, kernel) if isinstance(variant, Branch) else _record(variant, kernel)
+    compiled = compile_launch(launch, arch)
+    return compiled, compiled.step / launch.elements_per_thread
+
+
+def _record_branch(branch: Branch, kernel: str) -> Launch:
+    settings = {"kernel_size": branch.kernel_size, "stride": branch.stride, "heads": branch.heads}
+    return record_spatial_filters((2, 128, 28, 28), dtype=DTYPES[branch.dtype], **settings)[kernel]
+
+
+def _record(variant: Variant, kernel: str) -> Launch:
     side = 25 if variant.scale > 1 else 56
     limit, triton_tiles._MAX_STATIC_SHAPES = triton_tiles._MAX_STATIC_SHAPES, 1000 * (variant.sizes == "constant")
     triton_tiles._static_shapes.clear()
     try:
-        launch = record_launches(
+        return record_launches(
             (2, 64, side, side),
             dtype=DTYPES[variant.dtype],
             kernel_size=variant.kernel_size,
@@ -94,17 +135,15 @@ def compile_variant(variant: Variant, kernel: str, arch: int) -> tuple[Compiled,
         )[kernel]
     finally:
         triton_tiles._MAX_STATIC_SHAPES = limit
-    compiled = compile_launch(launch, arch)
-    return compiled, compiled.step / launch.tile.elements_per_thread
 
 
-def _compile(job: tuple[Variant, str, int]) -> tuple[Variant, str, int, Compiled, float, list[str]]:
+def _compile(job: Job) -> tuple[Variant | Branch, str, int, Compiled, float, list[str]]:
     variant, kernel, arch = job
     compiled, per_element = compile_variant(variant, kernel, arch)
     return variant, kernel, arch, compiled, per_element, compiled.faults(arch)
 
 
-def run(jobs: list[tuple[Variant, str, int]], processes: int) -> Iterator[tuple]:
+def run(jobs: list[Job], processes: int) -> Iterator[tuple]:
     """Compile all jobs; results come in their order."""
     if processes == 1:
         yield from map(_compile, jobs)
@@ -118,7 +157,7 @@ def table(results: list[tuple], archs: list[int]) -> str:
     shown = 90 if 90 in archs else archs[0]
     head = ["variant", *(f"sm_{arch}" for arch in archs), f"instructions (sm_{shown})", "16-byte loads", "shared"]
     lines = []
-    for kernel in KERNELS:
+    for kernel in (*KERNELS, *BRANCH_KERNELS):
         lines += [f"\n## {kernel}\n", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
         rows: dict[Variant, dict[int, tuple]] = {}
         for variant, name, arch, compiled, per_element, faults in results:
@@ -152,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", type=int, nargs="+", default=sorted(SHARED_LIMIT), choices=sorted(SHARED_LIMIT))
     parser.add_argument("--quick", action="store_true", help="only the variants that the tests compile")
-    parser.add_argument("--kernels", nargs="+", default=KERNELS, choices=KERNELS)
+    parser.add_argument("--kernels", nargs="+", default=KERNELS + BRANCH_KERNELS, choices=KERNELS + BRANCH_KERNELS)
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--output", type=Path, help="write the table to this Markdown file")
     options = parser.parse_args(arguments)
@@ -160,7 +199,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"compile_matrix: {missing_tools()}", file=sys.stderr)
         return 2
     variants = quick_variants() if options.quick else all_variants()
-    jobs = list(itertools.product(variants, options.kernels, options.archs))
+    branches = [Branch(), Branch("fp32", 3, 2)] if options.quick else all_branches()
+    ours = [kernel for kernel in KERNELS if kernel in options.kernels]
+    of_branch = [kernel for kernel in BRANCH_KERNELS if kernel in options.kernels]
+    jobs = [*itertools.product(variants, ours, options.archs), *itertools.product(branches, of_branch, options.archs)]
     results, failed = [], 0
     for count, result in enumerate(run(jobs, options.jobs), 1):
         variant, kernel, arch, compiled, per_element, faults = result

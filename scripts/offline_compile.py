@@ -4,11 +4,13 @@ A launch is recorded, not made up: the operator runs on meta tensors, and what i
 arguments, constants) is compiled with the specialisation that Triton's launcher would add.
 """
 
+import math
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ddfnet.ops import triton_launch
-from ddfnet.ops.triton_tiles import Tile
+from ddfnet.ops import spatial_filters_launch, triton_launch
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # bytes of shared memory one block may ask for
@@ -32,12 +33,19 @@ _TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel, the tile of one program, its arguments by name, and the constants it is compiled for."""
+    """A kernel, its arguments by name, the constants it is compiled for, and the options of the compiler."""
 
     kernel: triton.JITFunction
-    tile: Tile
     arguments: dict[str, Any]
     constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def elements_per_thread(self) -> int:
+        """Elements of x or y that a thread has in one step of the loop of its program, if it has one."""
+        sizes = ("BLOCK_Y", "BLOCK_X", "BLOCKS", "BLOCK_PIXELS", "BLOCK_CHANNELS", "PHASES")
+        return math.prod(self.constants.get(size, 1) for size in sizes) // (32 * self.num_warps)
 
 
 @dataclass(frozen=True)
@@ -121,20 +129,54 @@ def record_launches(
     tensors = (x, None if filters == "spatial" else channel_filter, None if filters == "channel" else spatial_filter)
     settings = (kernel_size, stride, dilation, combine == "mul", scale)
 
-    launches = {}
-
-    def record(kernel: Any, grid: tuple[int], tile: Tile, *arguments: Any, **constants: Any) -> None:
-        constants |= triton_launch.tile_constants(tile)
-        names = [name for name in kernel.arg_names if name not in constants]
-        launches[kernel.fn.__name__] = Launch(kernel, tile, dict(zip(names, arguments, strict=True)), constants)
-
-    launch, triton_launch._launch = triton_launch._launch, record
-    try:
+    def call() -> None:
         y = triton_launch.forward(*tensors, *settings)
         need = (True, tensors[1] is not None, tensors[2] is not None)
         triton_launch.backward(y, *tensors, *settings, *need)
+
+    return _recorded(call)
+
+
+def record_spatial_filters(
+    shape: tuple[int, int, int, int],
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    kernel_size: int = 3,
+    stride: int = 1,
+    heads: int = 1,
+) -> dict[str, Launch]:
+    """What the fused spatial branch of a DDF layer would launch, by kernel name."""
+    x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
+    weight = torch.empty(heads * kernel_size**2, shape[1], 1, 1, device="meta")
+    bias = torch.empty(heads * kernel_size**2, device="meta")
+    settings = (kernel_size, heads, stride, 0.47)
+
+    def call() -> None:
+        filters, pooled, inverse_std = spatial_filters_launch.forward(x, weight, bias, *settings)
+        spatial_filters_launch.backward(filters, pooled, x, weight, filters, inverse_std, *settings)
+
+    return _recorded(call)
+
+
+def _recorded(call: Callable[[], None]) -> dict[str, Launch]:
+    launches = {}
+
+    def record(
+        kernel: Any, grid: tuple[int], *arguments: Any, num_warps: int, num_stages: int, **constants: Any
+    ) -> None:
+        names = [name for name in kernel.arg_names if name not in constants]
+        bound = dict(zip(names, arguments, strict=True))
+        launches[kernel.fn.__name__] = Launch(kernel, bound, constants, num_warps, num_stages)
+
+    modules = (triton_launch, spatial_filters_launch)
+    original = triton_launch.launch
+    for module in modules:
+        module.launch = record
+    try:
+        call()
     finally:
-        triton_launch._launch = launch
+        for module in modules:
+            module.launch = original
     return launches
 
 
@@ -148,6 +190,9 @@ def compile_launch(launch: Launch, arch: int, **options: Any) -> Compiled:
     for name, value in launch.arguments.items():
         if isinstance(value, torch.Tensor):
             signature[name] = _TYPES[value.dtype]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+            continue
         elif value == 1:  # the launcher makes a constant of it
             constants[name] = 1
             continue
@@ -162,7 +207,7 @@ def compile_launch(launch: Launch, arch: int, **options: Any) -> Compiled:
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs=attributes,
     )
-    options = {"num_warps": launch.tile.warps, "num_stages": 1, **options}
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **options}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

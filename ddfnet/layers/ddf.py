@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from ddfnet.layers.filter_norm import FilterNorm, check_kernel_size
 from ddfnet.ops import ddf
+from ddfnet.ops.ddf import autocast
+from ddfnet.ops.spatial_filters import fusible, spatial_filters
 
 
 class DDF(nn.Module):
@@ -25,6 +27,10 @@ class DDF(nn.Module):
         squeeze_ratio: sigma; the channel branch has int(C * sigma) hidden channels.
         combine: `mul` or `add`, how the two filters meet.
         nonlinearity: what follows the layer, for the gain of the filter normalisation.
+        fused_filters: on CUDA, predict the spatial filters and pool x in one kernel where that applies: channels_last
+            in half precision, or in float32 with one head of 3x3 taps. Same parameters, and the same numbers but for
+            rounding: the kernel keeps in float32 what the layers round to the dtype of x. It has no second-order
+            gradients. Also an attribute, to switch it later.
 
     Shape:
         (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride)), same memory format.
@@ -45,6 +51,7 @@ class DDF(nn.Module):
         squeeze_ratio: float = 0.2,
         combine: Literal["mul", "add"] = "mul",
         nonlinearity: str = "relu",
+        fused_filters: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -61,7 +68,7 @@ class DDF(nn.Module):
             )
         check_kernel_size(kernel_size)
         self.channels, self.kernel_size, self.heads = channels, kernel_size, heads
-        self.stride, self.dilation, self.combine = stride, dilation, combine
+        self.stride, self.dilation, self.combine, self.fused_filters = stride, dilation, combine, fused_filters
         factory = {"device": device, "dtype": dtype}
         taps = kernel_size**2
         self.spatial_branch = nn.Sequential(
@@ -77,9 +84,35 @@ class DDF(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        channel_filter = self.channel_branch(x).view(-1, self.channels, self.kernel_size, self.kernel_size)
-        spatial_filter = self.spatial_branch(x)
+        cast = autocast(x)
+        if self.fused_filters and fusible(cast, self.kernel_size, self.heads) and not self._is_customised():
+            conv, norm = self.spatial_branch
+            spatial_filter, pooled = spatial_filters(
+                cast,
+                conv.weight,
+                conv.bias,
+                kernel_size=self.kernel_size,
+                heads=self.heads,
+                stride=self.stride,
+                alpha=norm.std,
+            )
+            channel_filter = pooled[..., None, None].to(cast.dtype)
+            for layer in list(self.channel_branch)[1:]:
+                channel_filter = layer(channel_filter)
+        else:
+            channel_filter = self.channel_branch(x)
+            spatial_filter = self.spatial_branch(x)
+        channel_filter = channel_filter.view(-1, self.channels, self.kernel_size, self.kernel_size)
         return ddf(x, channel_filter, spatial_filter, stride=self.stride, dilation=self.dilation, combine=self.combine)
+
+    def _is_customised(self) -> bool:
+        """Whether the layers that the fused kernel replaces were exchanged or hooked (quantised, adapted, counted)."""
+        pool, conv, norm = self.channel_branch[0], *self.spatial_branch
+        replaced = type(conv) is not nn.Conv2d or type(norm) is not FilterNorm or type(pool) is not nn.AdaptiveAvgPool2d
+        return replaced or any(
+            layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+            for layer in (pool, conv, norm, self.spatial_branch, self.channel_branch)
+        )
 
     def extra_repr(self) -> str:
         return (

@@ -17,7 +17,7 @@ class DDFBottleneck(Bottleneck):
     """timm's bottleneck with `conv2` replaced by a DDF of the same channels, stride and dilation.
 
     Args (besides those of timm's `Bottleneck`):
-        combine, squeeze_ratio, heads: see `ddfnet.DDF`.
+        combine, squeeze_ratio, heads, fused_filters: see `ddfnet.DDF`.
     """
 
     def __init__(
@@ -26,6 +26,7 @@ class DDFBottleneck(Bottleneck):
         combine: Literal["mul", "add"] = "mul",
         squeeze_ratio: float = 0.2,
         heads: int = 1,
+        fused_filters: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -40,6 +41,7 @@ class DDFBottleneck(Bottleneck):
             heads=heads,
             squeeze_ratio=squeeze_ratio,
             combine=combine,
+            fused_filters=fused_filters,
             device=conv.weight.device,
             dtype=conv.weight.dtype,
         )
@@ -105,7 +107,7 @@ def _create(
     **model_args: Any,
 ) -> ResNet:
     # The options of the DDF belong to the block; timm hands `block_args` on to it.
-    options = {key: kwargs.pop(key) for key in ("squeeze_ratio", "heads") if key in kwargs}
+    options = {key: kwargs.pop(key) for key in ("squeeze_ratio", "heads", "fused_filters") if key in kwargs}
     block_args = {"combine": combine, **options, **kwargs.pop("block_args", {})}
     model_args = {"block": DDFBottleneck, "layers": layers, "block_args": block_args, **model_args, **kwargs}
     return build_model_with_cfg(model_class, variant, pretrained, **model_args)
@@ -113,37 +115,37 @@ def _create(
 
 @register_model
 def ddf_mul_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """DDF-ResNet50, filters multiplied: 16.8 M parameters. Options: squeeze_ratio, heads."""
+    """DDF-ResNet50, filters multiplied: 16.8 M parameters. Options: squeeze_ratio, heads, fused_filters."""
     return _create("ddf_mul_resnet50", pretrained, (3, 4, 6, 3), "mul", kwargs)
 
 
 @register_model
 def ddf_mul_resnet101(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """DDF-ResNet101, filters multiplied: 28.1 M parameters. Options: squeeze_ratio, heads."""
+    """DDF-ResNet101, filters multiplied: 28.1 M parameters. Options: squeeze_ratio, heads, fused_filters."""
     return _create("ddf_mul_resnet101", pretrained, (3, 4, 23, 3), "mul", kwargs)
 
 
 @register_model
 def ddf_mul_resnet152(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """DDF-ResNet152, filters multiplied: 37.5 M parameters. Options: squeeze_ratio, heads."""
+    """DDF-ResNet152, filters multiplied: 37.5 M parameters. Options: squeeze_ratio, heads, fused_filters."""
     return _create("ddf_mul_resnet152", pretrained, (3, 8, 36, 3), "mul", kwargs)
 
 
 @register_model
 def ddf_add_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """DDF-ResNet50, filters added: 16.8 M parameters. Options: squeeze_ratio, heads."""
+    """DDF-ResNet50, filters added: 16.8 M parameters. Options: squeeze_ratio, heads, fused_filters."""
     return _create("ddf_add_resnet50", pretrained, (3, 4, 6, 3), "add", kwargs)
 
 
 @register_model
 def ddf_add_resnet101(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """DDF-ResNet101, filters added: 28.1 M parameters. Options: squeeze_ratio, heads."""
+    """DDF-ResNet101, filters added: 28.1 M parameters. Options: squeeze_ratio, heads, fused_filters."""
     return _create("ddf_add_resnet101", pretrained, (3, 4, 23, 3), "add", kwargs)
 
 
 @register_model
 def ddf_add_resnet152(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """DDF-ResNet152, filters added: 37.5 M parameters. Options: squeeze_ratio, heads."""
+    """DDF-ResNet152, filters added: 37.5 M parameters. Options: squeeze_ratio, heads, fused_filters."""
     return _create("ddf_add_resnet152", pretrained, (3, 8, 36, 3), "add", kwargs)
 
 

@@ -1,13 +1,8 @@
 """The DDF operators: the public functions, and their registration with `torch.library`.
 
 Two ops are registered, `ddfnet::ddf` and `ddfnet::ddf_backward`; `ddf` calls them with scale 1, `ddf_up` with more.
-Each picks its implementation in its body: Triton kernels on CUDA, plain PyTorch everywhere else. They are `triton_op`s
-because torch.compile looks inside those: the CPU formulation is fused by Inductor, the Triton launches are seen and not
-hidden behind an opaque call.
+Each picks its implementation in its body: Triton kernels on CUDA, plain PyTorch everywhere else.
 """
-
-import importlib.util
-import os
 
 import torch
 from torch import Tensor
@@ -15,10 +10,7 @@ from torch import Tensor
 from ddfnet.ops import torch_impl, torch_upsampling
 from ddfnet.ops.arguments import check_arguments
 from ddfnet.ops.layout import memory_format_of, output_size
-
-_HAS_TRITON = importlib.util.find_spec("triton") is not None  # absent on macOS and Windows
-# Triton's interpreter runs the kernels on CPU tensors. It reads this variable when the kernels are imported.
-_INTERPRETED = _HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+from ddfnet.ops.registration import define_op, runs_on_triton
 
 
 def ddf(
@@ -70,7 +62,7 @@ def ddf(
         combine=combine,
         kernel_size=kernel_size,
     )
-    x, spatial_filter = _autocast(x), _autocast(spatial_filter)
+    x, spatial_filter = autocast(x), autocast(spatial_filter)
     return _ddf(x, channel_filter, spatial_filter, kernel_size, stride, dilation, combine == "mul", 1)
 
 
@@ -119,18 +111,15 @@ def ddf_up(
         kernel_size=kernel_size,
         scale=scale,
     )
-    x, spatial_filter = _autocast(x), _autocast(spatial_filter)
+    x, spatial_filter = autocast(x), autocast(spatial_filter)
     return _ddf(x, channel_filter, spatial_filter, kernel_size, 1, dilation, combine == "mul", scale)
 
 
-def _autocast(tensor: Tensor | None) -> Tensor | None:
+def autocast(tensor: Tensor | None) -> Tensor | None:
+    """`tensor` in the dtype of the autocast region it is in; float64 is left alone."""
     if tensor is None or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(tensor.device.type):
         return tensor
     return tensor.to(torch.get_autocast_dtype(tensor.device.type))
-
-
-def _runs_on_triton(x: Tensor) -> bool:
-    return _HAS_TRITON and (x.device.type == "cuda" or (_INTERPRETED and x.device.type == "cpu"))
 
 
 def _forward(
@@ -143,8 +132,8 @@ def _forward(
     multiply: bool,
     scale: int,
 ) -> Tensor:
-    if _runs_on_triton(x):
-        from ddfnet.ops import triton_launch  # imports the kernels, which a CPU run does not need
+    if runs_on_triton(x):
+        from ddfnet.ops import triton_launch  # imports the kernels, which a run on the CPU does not need
 
         return triton_launch.forward(x, channel_filter, spatial_filter, kernel_size, stride, dilation, multiply, scale)
     if scale > 1:
@@ -167,7 +156,7 @@ def _backward(
     need_spatial: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     need = (need_x, need_channel, need_spatial)
-    if _runs_on_triton(x):
+    if runs_on_triton(x):
         from ddfnet.ops import triton_launch
 
         settings = (kernel_size, stride, dilation, multiply, scale)
@@ -179,10 +168,8 @@ def _backward(
     return torch_impl.backward(grad_y, x, channel_filter, spatial_filter, *settings, *need)
 
 
-# The interpreter touches the data of its arguments, which tracing has not got: there the ops have to be opaque.
-_define = torch.library.custom_op if _INTERPRETED else torch.library.triton_op
-_ddf = _define("ddfnet::ddf", _forward, mutates_args=())
-_ddf_backward = _define("ddfnet::ddf_backward", _backward, mutates_args=())
+_ddf = define_op("ddfnet::ddf", _forward)
+_ddf_backward = define_op("ddfnet::ddf_backward", _backward)
 
 
 @_ddf.register_fake

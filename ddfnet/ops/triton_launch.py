@@ -229,15 +229,20 @@ def tile_constants(tile: Tile) -> dict[str, int]:
 
 
 def _launch(kernel: Any, grid: tuple[int], tile: Tile, *arguments: Any, **constants: Any) -> None:
-    constants |= tile_constants(tile)
+    # one stage: nothing is pipelined through shared memory
+    launch(kernel, grid, *arguments, num_warps=tile.warps, num_stages=1, **tile_constants(tile), **constants)
+
+
+def launch(kernel: Any, grid: tuple[int], *arguments: Any, num_warps: int, num_stages: int, **constants: Any) -> None:
+    """Launch `kernel` on the device of its first argument, or record the launch where torch.compile traces it."""
     device = arguments[0].device
     if device.type == "cpu":  # the interpreter, which some versions of torch cannot wrap
         kernel[grid](*arguments, **constants)
         return
     # Triton launches on the current device. A trace is no launch, and whoever runs it selects the device.
     on_device = contextlib.nullcontext() if torch.compiler.is_compiling() else torch.cuda.device(device)
-    with on_device:  # one stage: nothing is pipelined through shared memory
-        wrap_triton(kernel)[grid](*arguments, **constants, num_warps=tile.warps, num_stages=1)
+    with on_device:
+        wrap_triton(kernel)[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
 
 
 def _constants(

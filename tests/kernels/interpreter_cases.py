@@ -12,7 +12,9 @@ from covering import covering_cases
 from ddf_cases import FORMATS, TOLERANCE, evaluate, expected, make_inputs, relative_error
 
 from ddfnet.kernels import ddf_forward
-from ddfnet.ops import ddf, ddf_reference, ddf_up, triton_launch, triton_tiles
+from ddfnet.layers import DDF
+from ddfnet.ops import ddf, ddf_reference, ddf_up, spatial_filters_launch, triton_launch, triton_tiles
+from ddfnet.ops.spatial_filters import fusible, plain_spatial_filters, spatial_filters
 
 # Any three options in all combinations; DDFNET_INTERPRETER_STRENGTH=10 takes the full product of all of them.
 STRENGTH = int(os.environ.get("DDFNET_INTERPRETER_STRENGTH", "3"))
@@ -29,17 +31,21 @@ def _poison():
     torch.use_deterministic_algorithms(False)
 
 
+def recording(launch, names):
+    """`launch`, which also adds the name of each kernel to `names`."""
+
+    def record(kernel, *arguments, **options):
+        names.append(kernel.fn.__name__)
+        launch(kernel, *arguments, **options)
+
+    return record
+
+
 @pytest.fixture(autouse=True)
 def launches(monkeypatch):
-    """The names of the kernels launched, in order."""
+    """The names of the kernels of the operators launched, in order."""
     names = []
-    launch = triton_launch._launch
-
-    def record(kernel, *arguments, **constants):
-        names.append(kernel.fn.__name__)
-        launch(kernel, *arguments, **constants)
-
-    monkeypatch.setattr(triton_launch, "_launch", record)
+    monkeypatch.setattr(triton_launch, "launch", recording(triton_launch.launch, names))
     return names
 
 
@@ -245,3 +251,85 @@ def test_opcheck():
     inputs = make_inputs(1, 4, 3, 3)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.ddfnet.ddf.default, (*inputs, 3, 1, 1, True, 1), test_utils=tests)
+
+
+BRANCHES = [
+    # kernel_size, heads, stride, dtype, bias
+    (3, 1, 1, torch.float32, True),
+    (3, 1, 2, torch.float32, False),
+    (3, 1, 1, torch.float16, True),
+    (3, 3, 2, torch.float16, True),
+    (5, 2, 1, torch.float16, False),
+    (7, 1, 3, torch.float16, True),
+]
+
+
+@pytest.mark.parametrize(("kernel_size", "heads", "stride", "dtype", "bias"), BRANCHES)
+def test_spatial_filters(kernel_size, heads, stride, dtype, bias):
+    """Against the definition in float64. No bfloat16: the interpreter's matrix product of it is wrong."""
+    generator = torch.Generator().manual_seed(0)
+    taps = heads * kernel_size**2
+    x = torch.randn(2, 70, 9, 8, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(taps, 70, 1, 1, generator=generator) / 70**0.5
+    inputs = [x, weight, *([torch.randn(taps, generator=generator)] if bias else [])]
+    options = {"kernel_size": kernel_size, "heads": heads, "stride": stride, "alpha": 0.4}
+    assert fusible(x, kernel_size, heads)
+
+    def evaluate(function, dtype):
+        tensors = [tensor.to(dtype or tensor.dtype).requires_grad_() for tensor in inputs]
+        filters, pooled = function(*tensors, *([] if bias else [None]), **options)[:2]
+        grads = [torch.sin(torch.arange(float(out.numel()))).view(out.shape).to(out.dtype) for out in (filters, pooled)]
+        return [filters, pooled, *torch.autograd.grad((filters, pooled), tensors, grads)]
+
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-3
+    actual, exact = evaluate(spatial_filters, None), evaluate(plain_spatial_filters, torch.float64)
+    for index, (a, e) in enumerate(zip(actual, exact, strict=True)):
+        assert relative_error(a, e) <= tolerance, index
+    assert actual[2].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("stride", "heads"), [(1, 1), (2, 2)])
+def test_the_layer_is_the_same_with_and_without_the_fused_kernel(stride, heads, launches, monkeypatch):
+    monkeypatch.setattr(spatial_filters_launch, "launch", recording(spatial_filters_launch.launch, launches))
+    torch.manual_seed(0)
+    layer = DDF(20, stride=stride, heads=heads, squeeze_ratio=0.5).half()
+    x = torch.randn(2, 20, 7, 6).half().contiguous(memory_format=torch.channels_last).requires_grad_()
+    results = []
+    for layer.fused_filters in (True, False):
+        launches.clear()
+        y = layer(x)
+        parameters = [x, *layer.parameters()]
+        results.append([y, *torch.autograd.grad(y, parameters, torch.cos(y.detach()))])
+        fused = {"spatial_filters_kernel", "spatial_filters_backward_kernel"}
+        assert (fused <= set(launches)) == layer.fused_filters
+    for a, b in zip(*results, strict=True):
+        assert relative_error(a, b.double()) < 5e-3
+
+
+def test_a_layer_with_hooks_or_exchanged_parts_keeps_them(launches, monkeypatch):
+    monkeypatch.setattr(spatial_filters_launch, "launch", recording(spatial_filters_launch.launch, launches))
+    x = torch.randn(1, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+    layer = DDF(16)
+    layer(x)
+    assert "spatial_filters_kernel" in launches
+    launches.clear()
+    seen = []
+    handle = layer.spatial_branch[0].register_forward_hook(lambda *_: seen.append(1))
+    layer(x)
+    handle.remove()
+    assert seen
+    layer.channel_branch[0] = torch.nn.AdaptiveMaxPool2d(1)
+    layer(x)
+    assert "spatial_filters_kernel" not in launches
+
+
+def test_second_order_of_the_fused_kernel_says_what_to_do():
+    layer = DDF(16)
+    x = torch.randn(1, 16, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="fused_filters=False"):
+        grad.square().sum().backward()
+    layer.fused_filters = False
+    (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    grad.square().sum().backward()
+    assert x.grad.isfinite().all()

@@ -27,6 +27,8 @@ if missing_tools():
     pytest.skip(missing_tools(), allow_module_level=True)
 
 CASES = [(kernel, 90, variant) for kernel in compile_matrix.KERNELS for variant in compile_matrix.quick_variants()]
+CASES += [(kernel, 90, compile_matrix.Branch("fp32", 3, 2)) for kernel in compile_matrix.BRANCH_KERNELS]
+CASES += [(kernel, 80, compile_matrix.Branch()) for kernel in compile_matrix.BRANCH_KERNELS]
 CASES += [(kernel, arch, compile_matrix.Variant()) for kernel in compile_matrix.KERNELS for arch in (80, 86, 89, 100)]
 FAST = (2, 64, 56, 56)
 
@@ -44,7 +46,7 @@ def test_half_precision_channels_last_moves_16_bytes_at_a_time(kernel):
     compiled = compile_launch(launch, 90)
     loads = {name: count for name, count in compiled.instructions.items() if name.startswith("LDG")}
     narrow = {name: count for name, count in loads.items() if not name.endswith(".128")}
-    taps, outputs = 9, launch.tile.block_y * launch.tile.block_x
+    taps, outputs = 9, launch.constants["BLOCK_Y"] * launch.constants["BLOCK_X"]
     if kernel == "ddf_backward_filters_kernel":
         assert outputs == 1
         assert narrow.pop("LDG.E.64") == taps  # a lane reads two channels of the filter; the warp exchanges them
@@ -77,8 +79,7 @@ def test_multiply_and_add_are_one_instruction_whatever_the_default(kernel):
     for fusion in (True, False):
         counts = compile_launch(launch, 90, enable_fp_fusion=fusion).instructions
         fused = sum(count for name, count in counts.items() if name.startswith("FFMA"))
-        outputs = launch.tile.elements_per_thread
-        assert fused >= 9 * outputs
+        assert fused >= 9 * launch.elements_per_thread
 
 
 @pytest.mark.parametrize("kernel", compile_matrix.KERNELS)

@@ -1,7 +1,5 @@
 """`ddf` under the compilers: opcheck, torch.compile without a graph break, dynamic shapes, torch.export."""
 
-import importlib.util
-
 import pytest
 import torch
 from ddf_cases import FORMATS, make_inputs, present
@@ -10,6 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._functorch.aot_autograd import aot_export_module
 from torch._subclasses import FakeTensorMode
 
+from ddfnet import DDF
 from ddfnet.ops import ddf
 
 
@@ -145,30 +144,82 @@ class FakeDriver:
         return GPUTarget("cuda", 90, 32)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_the_cuda_path_traces_into_triton_launches(monkeypatch):
-    """Fake CUDA tensors need no GPU: the launch code runs up to the kernels, which the trace records.
-
-    PyTorch analyses which pointers each kernel writes. If it gave up it would take all of them for outputs, and tracing
-    would fail for inputs that require gradients.
-    """
-    import triton
-
+@pytest.fixture
+def no_gpu_needed(monkeypatch):
+    """Fake CUDA tensors: the launch code runs up to the kernels, which the trace records."""
+    triton = pytest.importorskip("triton")
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     monkeypatch.setattr(triton.runtime.driver, "_active", FakeDriver())
-
-    class Both(torch.nn.Module):
-        def forward(self, x, channel_filter, spatial_filter):
-            y = ddf(x, channel_filter, spatial_filter)
-            settings = (3, 1, 1, True, 1, True, True, True)
-            return (y, *torch.ops.ddfnet.ddf_backward(y, x, channel_filter, spatial_filter, *settings))
-
     with FakeTensorMode():
-        x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-        inputs = (x, torch.empty(2, 64, 3, 3, device="cuda"), torch.empty(2, 9, 14, 14, device="cuda"))
-        graph, signature = aot_export_module(Both(), inputs, trace_joint=False)
-    launches = [node for node in graph.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
-    assert len(launches) == 3
+        yield
+
+
+def written_by_kernels(function, *inputs):
+    """Names of the arguments that each kernel launched writes, according to PyTorch's analysis of the kernels.
+
+    If that gave up it would take all of them for outputs, and tracing would fail for inputs that require gradients.
+    """
+
+    class Traced(torch.nn.Module):
+        def forward(self, *inputs):
+            return function(*inputs)
+
+    graph, signature = aot_export_module(Traced(), inputs, trace_joint=False)
     assert not signature.user_inputs_to_mutate
-    written = [node.kwargs["tensors_to_clone"] for node in launches]
+    nodes = [node for node in graph.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
+    return [node.kwargs["tensors_to_clone"] for node in nodes]
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_cuda_path_traces_into_triton_launches(no_gpu_needed, scale, stride):
+    if scale > 1 and stride > 1:
+        pytest.skip("upsampling has no stride")
+
+    def both(x, channel_filter, spatial_filter):
+        y = torch.ops.ddfnet.ddf(x, channel_filter, spatial_filter, 3, stride, 1, True, scale)
+        settings = (3, stride, 1, True, scale, True, True, True)
+        return (y, *torch.ops.ddfnet.ddf_backward(y, x, channel_filter, spatial_filter, *settings))
+
+    x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    channel_filter = torch.empty(2, scale**2, 64, 3, 3, device="cuda")
+    spatial_filter = torch.empty(2, scale**2 * 9, 14 // stride, 14 // stride, device="cuda")
+    written = written_by_kernels(both, x, channel_filter if scale > 1 else channel_filter[:, 0], spatial_filter)
     assert written == [["y"], ["grad_x"], ["channel_partials", "spatial_partials"]]
+
+
+def test_the_layer_traces_into_its_fused_kernels_on_cuda(no_gpu_needed):
+    layer = DDF(64, device="cuda", dtype=torch.bfloat16)
+    x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    written = written_by_kernels(lambda x: (layer(x),), x)
+    assert [sorted(names) for names in written] == [["inverse_std", "pool_partials", "spatial_filter"], ["y"]]
+    layer.fused_filters = False
+    assert written_by_kernels(lambda x: (layer(x),), x) == [["y"]]
+
+
+def test_the_fused_backward_traces_on_cuda(no_gpu_needed):
+    x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    filters = torch.empty(2, 9, 14, 14, device="cuda", dtype=torch.bfloat16)
+    pooled, weight = torch.empty(2, 64, device="cuda"), torch.empty(9, 64, 1, 1, device="cuda")
+    inverse_std = torch.empty(2, 1, 14, 14, device="cuda")
+    tensors = (filters, pooled, x, weight, filters, inverse_std)
+    written = written_by_kernels(
+        lambda *tensors: torch.ops.ddfnet.spatial_filters_backward(*tensors, 3, 1, 1, 0.5), *tensors
+    )
+    assert [sorted(names) for names in written] == [["grad_logits", "grad_x"]]
+
+
+@pytest.mark.parametrize(("heads", "stride"), [(1, 1), (2, 2)])
+def test_spatial_filters_opcheck(heads, stride):
+    x = torch.randn(2, 16, 5, 6).to(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.randn(heads * 9, 16, 1, 1, requires_grad=True), torch.randn(heads * 9, requires_grad=True)
+    torch.library.opcheck(torch.ops.ddfnet.spatial_filters.default, (x, weight, bias, 3, heads, stride, 0.5))
+
+
+def test_compiled_sums_over_heads_stay_in_bounds():
+    """Inductor's own code for this sum wrote past the end of its rows: width 11, 16 channels a head, channels_last."""
+    inputs = make_inputs(2, 32, 13, 11, heads=2, memory_format=torch.channels_last)
+    y = torch.compile(ddf, fullgraph=True)(*inputs, kernel_size=3)
+    grads = torch.autograd.grad(y, inputs, torch.ones_like(y))
+    for a, b in zip(grads, torch.autograd.grad(ddf(*inputs, kernel_size=3), inputs, torch.ones_like(y)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

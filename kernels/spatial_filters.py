@@ -1,0 +1,189 @@
+"""Kernels of the DDF layer's spatial branch: 1x1 convolution, filter normalisation and global pooling in one pass."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def spatial_filters_kernel(
+    x,
+    weight,
+    bias,
+    spatial_filter,
+    inverse_std,
+    pool_partials,
+    channels,
+    height,
+    width,
+    alpha,
+    HEADS: tl.constexpr,
+    AREA: tl.constexpr,
+    STRIDE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    PADDED_AREA: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """Of BLOCK_PIXELS pixels of one image: the normalised filters, and the sum over those pixels of each channel.
+
+    logits[p,g,t] = bias[g,t] + sum over c of x[b,p,c] * weight[g,t,c]
+    inverse_std[b,g,p] = 1 / (standard deviation over t of logits[p,g,t] + 1e-10)
+    spatial_filter[b,g,t,p] = alpha * (logits[p,g,t] - mean over t) * inverse_std[b,g,p]
+    pool_partials[b,tile,c] = sum over the pixels p of the tile of x[b,p,c]
+
+    x is read once, and it is nearly all that is read or written. With a stride, every pixel is pooled but only those on
+    the grid of the stride have filters. The taps are padded to powers of two, as tensor cores ask for.
+
+    x: channels_last (B, C, H, W), float16, bfloat16 or float32. weight: (G*AREA, C), bias: (G*AREA,), any float dtype.
+    spatial_filter: contiguous (B, G*AREA, Ho, Wo); inverse_std: float32 (B, G, Ho, Wo); pool_partials: float32.
+    """
+    pixels = height * width
+    tiles = tl.cdiv(pixels, BLOCK_PIXELS)
+    program = tl.program_id(0)
+    tile = program % tiles
+    image = (program // tiles).to(tl.int64)
+    pixel = tile * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+    pixel_ok = pixel < pixels
+    tap = tl.arange(0, PADDED_HEADS * PADDED_AREA)
+    head = tap // PADDED_AREA
+    tap_ok = (tap % PADDED_AREA < AREA) & (head < HEADS)
+    row_of_weight = head * AREA + tap % PADDED_AREA
+
+    x += image * pixels * channels
+    pool_partials += (image * tiles + tile) * channels
+    logits = tl.zeros((BLOCK_PIXELS, PADDED_HEADS * PADDED_AREA), tl.float32)
+    for first in range(0, channels, BLOCK_CHANNELS):
+        channel = first + tl.arange(0, BLOCK_CHANNELS)
+        channel_ok = channel < channels
+        value = tl.load(
+            x + pixel.to(tl.int64)[:, None] * channels + channel[None, :],
+            mask=pixel_ok[:, None] & channel_ok[None, :],
+            other=0.0,
+        )
+        w = tl.load(
+            weight + row_of_weight[None, :] * channels + channel[:, None],
+            mask=tap_ok[None, :] & channel_ok[:, None],
+            other=0.0,
+        )
+        logits = tl.dot(value, w.to(value.dtype), logits, input_precision="ieee")
+        tl.store(pool_partials + channel, tl.sum(value.to(tl.float32), axis=0), mask=channel_ok)
+    if HAS_BIAS:
+        logits += tl.load(bias + row_of_weight, mask=tap_ok, other=0.0).to(tl.float32)[None, :]
+
+    taps = tl.reshape(logits, (BLOCK_PIXELS, PADDED_HEADS, PADDED_AREA))
+    valid = tl.reshape(tl.broadcast_to(tap_ok[None, :], logits.shape), taps.shape)
+    mean = tl.sum(tl.where(valid, taps, 0.0), axis=2) / AREA
+    centred = tl.where(valid, taps - mean[:, :, None], 0.0)
+    variance = tl.sum(centred * centred, axis=2) / (AREA - 1)
+    inverse = 1.0 / (tl.sqrt(variance) + 1e-10)
+    filters = tl.reshape(centred * inverse[:, :, None] * alpha, logits.shape)
+
+    row = pixel // width
+    column = pixel % width
+    out_height = (height - 1) // STRIDE + 1
+    out_width = (width - 1) // STRIDE + 1
+    on_grid = pixel_ok & (row % STRIDE == 0) & (column % STRIDE == 0)
+    out_pixel = row // STRIDE * out_width + column // STRIDE
+    out_pixels = out_height * out_width
+    spatial_filter += image * (HEADS * AREA) * out_pixels
+    tl.store(
+        spatial_filter + row_of_weight[None, :] * out_pixels + out_pixel[:, None],
+        filters.to(spatial_filter.dtype.element_ty),
+        mask=on_grid[:, None] & tap_ok[None, :],
+    )
+    each_head = tl.arange(0, PADDED_HEADS)
+    inverse_std += image * HEADS * out_pixels
+    tl.store(
+        inverse_std + each_head[None, :] * out_pixels + out_pixel[:, None],
+        inverse,
+        mask=on_grid[:, None] & (each_head < HEADS)[None, :],
+    )
+
+
+@triton.jit
+def spatial_filters_backward_kernel(
+    grad_filter,
+    grad_pooled,
+    weight,
+    spatial_filter,
+    inverse_std,
+    grad_x,
+    grad_logits,
+    channels,
+    height,
+    width,
+    alpha,
+    HEADS: tl.constexpr,
+    AREA: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    PADDED_AREA: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """Gradient of x from the filters and the pool, and gradients of the logits, for BLOCK_PIXELS pixels of one image.
+
+    With z the normalised logits and g the gradient of z: grad_logits = (g - mean(g) - z * sum(g*z) / (AREA-1)) / std,
+    grad_x[b,p,c] = sum over taps of grad_logits[p,t] * weight[t,c] + grad_pooled[b,c] / pixels.
+
+    grad_filter and spatial_filter: contiguous (B, G*AREA, Ho, Wo). grad_pooled: float32 (B, C).
+    grad_x: channels_last. grad_logits: (B, H*W, PADDED_HEADS*PADDED_AREA) in the dtype of x, 0 for padded taps and for
+    pixels off the grid of the stride; a matrix product makes the gradients of weight and bias of it.
+    """
+    pixels = height * width
+    tiles = tl.cdiv(pixels, BLOCK_PIXELS)
+    program = tl.program_id(0)
+    tile = program % tiles
+    image = (program // tiles).to(tl.int64)
+    pixel = tile * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+    pixel_ok = pixel < pixels
+    tap = tl.arange(0, PADDED_HEADS * PADDED_AREA)
+    head = tap // PADDED_AREA
+    tap_ok = (tap % PADDED_AREA < AREA) & (head < HEADS)
+    row_of_weight = head * AREA + tap % PADDED_AREA
+
+    row = pixel // width
+    column = pixel % width
+    out_height = (height - 1) // STRIDE + 1
+    out_width = (width - 1) // STRIDE + 1
+    on_grid = pixel_ok & (row % STRIDE == 0) & (column % STRIDE == 0)
+    out_pixel = row // STRIDE * out_width + column // STRIDE
+    out_pixels = out_height * out_width
+    offset = image * (HEADS * AREA) * out_pixels + row_of_weight[None, :] * out_pixels + out_pixel[:, None]
+    mask = on_grid[:, None] & tap_ok[None, :]
+    grad = tl.load(grad_filter + offset, mask=mask, other=0.0).to(tl.float32) * alpha
+    normal = tl.load(spatial_filter + offset, mask=mask, other=0.0).to(tl.float32) / alpha
+    each_head = tl.arange(0, PADDED_HEADS)
+    inverse = tl.load(
+        inverse_std + (image * HEADS + each_head[None, :]) * out_pixels + out_pixel[:, None],
+        mask=on_grid[:, None] & (each_head < HEADS)[None, :],
+        other=0.0,
+    )
+    grad = tl.reshape(grad, (BLOCK_PIXELS, PADDED_HEADS, PADDED_AREA))
+    normal = tl.reshape(normal, (BLOCK_PIXELS, PADDED_HEADS, PADDED_AREA))
+    mean = tl.sum(grad, axis=2) / AREA
+    along = tl.sum(grad * normal, axis=2) / (AREA - 1)
+    grad = (grad - mean[:, :, None] - normal * along[:, :, None]) * inverse[:, :, None]
+    grad = tl.reshape(grad, (BLOCK_PIXELS, PADDED_HEADS * PADDED_AREA))
+    grad = tl.where(mask, grad, 0.0).to(grad_logits.dtype.element_ty)
+    logit_offset = (image * pixels + pixel)[:, None] * (PADDED_HEADS * PADDED_AREA) + tap[None, :]
+    tl.store(grad_logits + logit_offset, grad, mask=tl.broadcast_to(pixel_ok[:, None], grad.shape))
+
+    grad_x += image * pixels * channels
+    grad_pooled += image * channels
+    for first in range(0, channels, BLOCK_CHANNELS):
+        channel = first + tl.arange(0, BLOCK_CHANNELS)
+        channel_ok = channel < channels
+        w = tl.load(
+            weight + row_of_weight[:, None] * channels + channel[None, :],
+            mask=tap_ok[:, None] & channel_ok[None, :],
+            other=0.0,
+        )
+        total = tl.dot(grad, w.to(grad.dtype), input_precision="ieee")
+        total += tl.load(grad_pooled + channel, mask=channel_ok, other=0.0)[None, :] / pixels
+        tl.store(
+            grad_x + pixel.to(tl.int64)[:, None] * channels + channel[None, :],
+            total.to(grad_x.dtype.element_ty),
+            mask=pixel_ok[:, None] & channel_ok[None, :],
+        )

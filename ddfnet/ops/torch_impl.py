@@ -9,6 +9,7 @@ rest. The arguments are those of the ops in `ddf.py`, already checked there.
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddfnet.ops.layout import accumulator_dtype, memory_format_of, output_size
@@ -36,7 +37,7 @@ def forward(
     spatial_taps = _spatial_taps(spatial_filter, dtype, heads, area)
     windows = _windows(x_padded, kernel_size, stride, dilation)
     terms = zip(windows, channel_taps, spatial_taps, strict=True)
-    _multiply_accumulate(y.zero_().unflatten(1, (heads, -1)), terms, multiply)
+    y = _multiply_accumulate(y.zero_().unflatten(1, (heads, -1)), terms, multiply).flatten(1, 2)
     return y.to(x.dtype)
 
 
@@ -115,7 +116,7 @@ def _backward_x(
         windows = _windows(spatial_grid.unflatten(1, (heads, area)), kernel_size, 1, dilation)
         spatial_taps = [window[:, :, area - 1 - tap, None] for tap, window in enumerate(windows)]
     terms = zip(_windows(grid, kernel_size, 1, dilation), reversed(channel_taps), spatial_taps, strict=True)
-    _multiply_accumulate(grad_x.zero_().unflatten(1, (heads, -1)), terms, multiply)
+    grad_x = _multiply_accumulate(grad_x.zero_().unflatten(1, (heads, -1)), terms, multiply).flatten(1, 2)
     return grad_x.to(x.dtype)
 
 
@@ -135,16 +136,22 @@ def _(weighted: Tensor) -> Tensor:
 
 
 def _multiply_accumulate(
-    out: Tensor, terms: Iterable[tuple[Tensor, Tensor | None, Tensor | None]], multiply: bool
-) -> None:
-    """Add window * (channel factor combined with spatial factor) to `out` for each term; a factor may be absent."""
+    total: Tensor, terms: Iterable[tuple[Tensor, Tensor | None, Tensor | None]], multiply: bool
+) -> Tensor:
+    """`total` + the sum of window * (channel factor combined with spatial factor); a factor may be absent."""
     for window, channel, spatial in terms:
         if multiply and channel is not None and spatial is not None:
-            out.addcmul_(window * channel, spatial)
+            total = _addcmul(total, window * channel, spatial)
         else:  # w * (f + g) = w * f + w * g: two passes, but no temporary of the size of x
             for factor in (channel, spatial):
                 if factor is not None:
-                    out.addcmul_(window, factor)
+                    total = _addcmul(total, window, factor)
+    return total
+
+
+def _addcmul(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """total + a * b. In place, unless torch.compile fuses the whole chain, which it does for pure expressions only."""
+    return torch.addcmul(total, a, b) if torch.compiler.is_compiling() else total.addcmul_(a, b)
 
 
 def _embed(
@@ -157,6 +164,8 @@ def _embed(
     step: int = 1,
 ) -> Tensor:
     """`tensor` on every `step`-th pixel of a zero (height, width) map, inside a border of `padding` zeros."""
+    if step == 1:
+        return F.pad(tensor.to(dtype).contiguous(memory_format=memory_format), (padding,) * 4)
     size = (*tensor.shape[:2], height + 2 * padding, width + 2 * padding)
     out = torch.empty(size, dtype=dtype, device=tensor.device, memory_format=memory_format).zero_()
     out[..., padding : padding + height : step, padding : padding + width : step].copy_(tensor)
@@ -184,11 +193,10 @@ def _spatial_taps(spatial_filter: Tensor | None, dtype: torch.dtype, heads: int,
 
 
 def _windows(padded: Tensor, kernel_size: int, stride: int, dilation: int) -> list[Tensor]:
-    """For each tap a view (..., Ho, Wo) of a padded map: what this tap meets in the window of each output pixel.
-
-    Selected from one strided view rather than sliced by bounds: fewer expressions where sizes are symbolic.
-    """
-    span = (kernel_size - 1) * dilation + 1
-    view = padded.unfold(-2, span, stride).unfold(-2, span, stride)
-    taps = range(0, span, dilation)
-    return [view[..., row, column] for row in taps for column in taps]
+    """For each tap a view (..., Ho, Wo) of a padded map: what this tap meets in the window of each output pixel."""
+    border = (kernel_size - 1) * dilation
+    # so that size - border is the size without its padding, and the slices have ceil(size / stride) elements
+    height, width = padded.shape[-2] - border, padded.shape[-1] - border
+    starts = range(0, border + 1, dilation)
+    rows = [padded[..., row : row + height : stride, :] for row in starts]
+    return [view[..., column : column + width : stride] for view in rows for column in starts]

@@ -1,16 +1,16 @@
-"""Few cases that still meet every combination of values of any two (or three) options."""
+"""Few cases that still meet every combination of values of any two (or three) options: each is compiled or slow."""
 
 import itertools
 import random
 
 
-def covering_cases(options, strength):
+def covering_cases(options, strength, seed=0):
     """Cases, as dicts, such that each combination of values of any `strength` of the `options` occurs in one of them.
 
-    `options`: name -> list of values. Greedy, with a fixed seed: of some random completions of a combination not met
+    `options`: name -> list of values. Greedy: of some random completions of a combination not met
     yet, the one that meets most others is taken. The full product has no fewer combinations, only more repetitions.
     """
-    rng = random.Random(0)
+    rng = random.Random(seed)
     names = list(options)
     missing = {
         (chosen, values)

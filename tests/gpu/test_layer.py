@@ -1,0 +1,105 @@
+"""The `DDF` layer on CUDA against the same layer on the CPU in float64, outputs and all gradients."""
+
+import copy
+
+import pytest
+import torch
+from ddf_cases import FORMATS, relative_error
+from gpu_cases import DEVICE
+
+from ddfnet import DDF
+
+pytestmark = pytest.mark.gpu
+
+# Relative L2. Filter normalisation divides by a standard deviation of few taps, which enlarges what rounding left.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-2}
+
+
+def make(channels=24, size=(15, 13), memory_format=torch.contiguous_format, **options):
+    """A layer in float64 on the CPU, its input, and a gradient of its output."""
+    torch.manual_seed(0)
+    layer = DDF(channels, **options).double()
+    x = torch.randn(4, channels, *size, dtype=torch.float64).float().double().contiguous(memory_format=memory_format)
+    with torch.no_grad():
+        for parameter in layer.parameters():  # the numbers that float32 holds, on both sides
+            parameter.copy_(parameter.float())
+        grad_y = torch.randn_like(layer(x)).bfloat16().double()
+    return layer, x, grad_y
+
+
+def run(layer, x, grad_y, autocast=False):
+    """Output and the gradients of x and of every parameter, by name."""
+    x = x.detach().requires_grad_()
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=autocast):
+        y = layer(x)
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+    grads = torch.autograd.grad(y, (x, *parameters), grad_y.to(y.dtype))
+    return dict(zip(("y", "x", *names), (y.detach(), *grads), strict=True))
+
+
+def on_device(layer, *tensors):
+    """Copies in float32; `.to` keeps the memory format."""
+    return copy.deepcopy(layer).float().to(DEVICE), *(tensor.float().to(DEVICE) for tensor in tensors)
+
+
+def assert_close(actual, exact, limit):
+    errors = {name: relative_error(actual[name].cpu(), exact[name]) for name in exact}
+    assert all(error <= limit for error in errors.values()), errors  # false for NaN too
+
+
+OPTIONS = [
+    (3, 1, 1, "mul"), (3, 2, 1, "mul"), (3, 1, 2, "mul"), (3, 2, 2, "add"), (3, 1, 1, "add"),
+    (5, 1, 1, "mul"), (5, 2, 2, "mul"), (5, 1, 2, "add"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize(("kernel_size", "stride", "heads", "combine"), OPTIONS)
+def test_float32_against_the_cpu(kernel_size, stride, heads, combine, format_name):
+    layer, x, grad_y = make(
+        kernel_size=kernel_size, stride=stride, heads=heads, combine=combine, memory_format=FORMATS[format_name]
+    )
+    actual = run(*on_device(layer, x, grad_y))
+    assert actual["y"].is_contiguous(memory_format=FORMATS[format_name])
+    assert_close(actual, run(layer, x, grad_y), TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize(("kernel_size", "stride", "heads"), [(3, 1, 1), (3, 2, 1), (3, 1, 2), (5, 1, 1)])
+def test_bfloat16_autocast_against_the_cpu(kernel_size, stride, heads):
+    layer, x, grad_y = make(
+        kernel_size=kernel_size, stride=stride, heads=heads, memory_format=torch.channels_last
+    )  # fmt: skip
+    actual = run(*on_device(layer, x, grad_y), autocast=True)
+    assert actual["y"].dtype == torch.bfloat16
+    assert_close(actual, run(layer, x, grad_y), TOLERANCE[torch.bfloat16])
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("kernel_size", "stride", "heads"), [(3, 1, 1), (3, 2, 1), (3, 1, 2), (5, 2, 1)])
+def test_fused_and_separate_filters_agree(kernel_size, stride, heads, autocast):
+    """Each against float64, so that the one that is wrong shows."""
+    layer, x, grad_y = make(
+        64, kernel_size=kernel_size, stride=stride, heads=heads, memory_format=torch.channels_last
+    )  # fmt: skip
+    layer.fused_filters = False
+    exact = run(layer, x, grad_y)
+    for fused in (False, True):
+        device_layer, *tensors = on_device(layer, x, grad_y)
+        device_layer.fused_filters = fused
+        actual = run(device_layer, *tensors, autocast=autocast)
+        assert_close(actual, exact, TOLERANCE[torch.bfloat16 if autocast else torch.float32])
+
+
+def test_odd_channels_and_other_memory_formats():
+    """72 channels are more than one tile; a transposed picture is neither contiguous nor channels_last."""
+    layer, x, grad_y = make(72, size=(14, 14), heads=2)
+    x, grad_y = x.transpose(2, 3), grad_y.transpose(2, 3)
+    actual = run(*on_device(layer, x, grad_y))
+    assert_close(actual, run(layer, x, grad_y), TOLERANCE[torch.float32])
+
+
+def test_eval_mode_gives_the_same():
+    layer, x, _ = on_device(*make(64, memory_format=torch.channels_last))
+    with torch.no_grad():
+        trained = layer(x)
+        torch.testing.assert_close(layer.eval()(x), trained, rtol=1e-5, atol=1e-5)

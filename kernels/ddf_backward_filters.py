@@ -13,7 +13,6 @@ def ddf_backward_filters_kernel(
     spatial_filter,
     channel_partials,
     spatial_partials,
-    batch,
     height,
     width,
     head_channels,
@@ -40,8 +39,8 @@ def ddf_backward_filters_kernel(
 ):
     """Partial sums of both filter gradients; with w[b,c,t,p] = grad_y[b,c,phase,p] * x[b,c,p+t]:
 
-    channel_partials[chunk,b,phase,t,c] = sum over the pixels p of a chunk of w * spatial_filter (or w alone),
-    spatial_partials[tile,b,phase,g,t,p] = sum over the channels c of a tile of w * channel_filter (or w alone).
+    channel_partials[b,chunk,phase,t,c] = sum over the pixels p of a chunk of w * spatial_filter (or w alone),
+    spatial_partials[b,tile,phase,g,t,p] = sum over the channels c of a tile of w * channel_filter (or w alone).
 
     One program walks over a chunk of `iterations` x BLOCKS blocks of BLOCK_Y x BLOCK_X output pixels of one phase, for
     BLOCK_CHANNELS channels of one head of one image and TAP_ROWS rows of taps. The sums over pixels stay in registers
@@ -49,13 +48,13 @@ def ddf_backward_filters_kernel(
     same bits every time.
 
     PRODUCT: the filters are multiplied, so that each gradient is weighted with the other filter.
-    Partials are contiguous: (chunks, B, phases, k*k, C) in the accumulator dtype, and
-    (tiles per head, B, phases*G*k*k, Ho, Wo) in any dtype. Layouts and flags are those of `ddf_forward_kernel`.
+    Partials are contiguous: (B, chunks, phases, k*k, C) in the accumulator dtype, and
+    (B, tiles per head, phases*G*k*k, Ho, Wo) in any dtype. Layouts and flags are those of `ddf_forward_kernel`.
     """
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     AREA: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
     RADIUS: tl.constexpr = KERNEL_SIZE // 2
-    STEP: tl.constexpr = DILATION if STRIDE == 1 else 1  # as in the forward kernel
+    STEP: tl.constexpr = DILATION if STRIDE == 1 and BLOCK_Y * BLOCK_X > 1 else 1  # as in the forward kernel
     height = HEIGHT if HEIGHT > 0 else height
     width = WIDTH if WIDTH > 0 else width
     head_channels = HEAD_CHANNELS if HEAD_CHANNELS > 0 else head_channels
@@ -97,9 +96,12 @@ def ddf_backward_filters_kernel(
         x_channel_stride = height * width
         y_channel_stride = out_height * out_width * (SCALE * SCALE)
         column_stride = 1
+    out_pixels = out_height * out_width
+    if INT64:
+        column_stride = tl.cast(column_stride, tl.int64)
+        out_pixels = tl.cast(out_pixels, tl.int64)
     x_row_stride = width * column_stride
     y_row_stride = out_width * SCALE * column_stride
-    out_pixels = out_height * out_width
     if SPATIAL_CHANNELS_LAST:
         tap_stride = 1
         filter_column_stride = SCALE * SCALE * heads * AREA
@@ -111,8 +113,8 @@ def ddf_backward_filters_kernel(
     grad_y += phase // SCALE * y_row_stride + phase % SCALE * column_stride
     channel_filter += (image * (SCALE * SCALE * AREA) + first_tap) * channels + channel
     spatial_filter += image * (SCALE * SCALE * heads * AREA) * out_pixels + first_spatial_tap * tap_stride
-    channel_partials += ((chunk.to(tl.int64) * batch + image) * (SCALE * SCALE * AREA) + first_tap) * channels + channel
-    spatial_partials += (tile.to(tl.int64) * batch + image) * (SCALE * SCALE * heads * AREA) * out_pixels
+    channel_partials += ((image * chunks + chunk) * (SCALE * SCALE * AREA) + first_tap) * channels + channel
+    spatial_partials += (image * channel_tiles + tile) * (SCALE * SCALE * heads * AREA) * out_pixels
     spatial_partials += first_spatial_tap * out_pixels
 
     sums = ()

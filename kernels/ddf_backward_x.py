@@ -49,7 +49,7 @@ def ddf_backward_x_kernel(
     ACC: tl.constexpr = tl.float64 if grad_y.dtype.element_ty == tl.float64 else tl.float32
     AREA: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
     RADIUS: tl.constexpr = KERNEL_SIZE // 2
-    STEP: tl.constexpr = DILATION if STRIDE == 1 else 1  # as in the forward kernel
+    STEP: tl.constexpr = DILATION if STRIDE == 1 and BLOCK_Y * BLOCK_X > 1 else 1  # as in the forward kernel
     ALIGNED: tl.constexpr = BLOCK_Y % STRIDE == 0 and BLOCK_X % STRIDE == 0
     height = HEIGHT if HEIGHT > 0 else height
     width = WIDTH if WIDTH > 0 else width
@@ -91,6 +91,8 @@ def ddf_backward_x_kernel(
     else:
         channel_stride = out_height * out_width * (SCALE * SCALE)
         column_stride = 1
+    if INT64:
+        column_stride = tl.cast(column_stride, tl.int64)
     row_stride = out_width * SCALE * column_stride
     grad_y += image * channels * out_height * out_width * (SCALE * SCALE)
     if ALIGNED:

@@ -54,7 +54,7 @@ def ddf_forward_kernel(
     AREA: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
     RADIUS: tl.constexpr = KERNEL_SIZE // 2
     # With a dilation, neighbours of a block stand DILATION apart: those are the pixels that meet the same values of x.
-    STEP: tl.constexpr = DILATION if STRIDE == 1 else 1
+    STEP: tl.constexpr = DILATION if STRIDE == 1 and BLOCK_Y * BLOCK_X > 1 else 1
     height = HEIGHT if HEIGHT > 0 else height
     width = WIDTH if WIDTH > 0 else width
     head_channels = HEAD_CHANNELS if HEAD_CHANNELS > 0 else head_channels
@@ -99,6 +99,8 @@ def ddf_forward_kernel(
     else:
         channel_stride = height * width
         column_stride = 1
+    if INT64:
+        column_stride = tl.cast(column_stride, tl.int64)
     row_stride = width * column_stride
     x += image * height * width * channels
     x_block = x + (row * STRIDE * row_stride + column * STRIDE * column_stride)[:, None]

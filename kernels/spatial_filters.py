@@ -48,7 +48,7 @@ def spatial_filters_kernel(
     tap = tl.arange(0, PADDED_HEADS * PADDED_AREA)
     head = tap // PADDED_AREA
     tap_ok = (tap % PADDED_AREA < AREA) & (head < HEADS)
-    row_of_weight = head * AREA + tap % PADDED_AREA
+    row_of_weight = (head * AREA + tap % PADDED_AREA).to(tl.int64)
 
     x += image * pixels * channels
     pool_partials += (image * tiles + tile) * channels
@@ -92,7 +92,7 @@ def spatial_filters_kernel(
         filters.to(spatial_filter.dtype.element_ty),
         mask=on_grid[:, None] & tap_ok[None, :],
     )
-    each_head = tl.arange(0, PADDED_HEADS)
+    each_head = tl.arange(0, PADDED_HEADS).to(tl.int64)
     inverse_std += image * HEADS * out_pixels
     tl.store(
         inverse_std + each_head[None, :] * out_pixels + out_pixel[:, None],
@@ -141,7 +141,7 @@ def spatial_filters_backward_kernel(
     tap = tl.arange(0, PADDED_HEADS * PADDED_AREA)
     head = tap // PADDED_AREA
     tap_ok = (tap % PADDED_AREA < AREA) & (head < HEADS)
-    row_of_weight = head * AREA + tap % PADDED_AREA
+    row_of_weight = (head * AREA + tap % PADDED_AREA).to(tl.int64)
 
     row = pixel // width
     column = pixel % width
@@ -154,7 +154,7 @@ def spatial_filters_backward_kernel(
     mask = on_grid[:, None] & tap_ok[None, :]
     grad = tl.load(grad_filter + offset, mask=mask, other=0.0).to(tl.float32) * alpha
     normal = tl.load(spatial_filter + offset, mask=mask, other=0.0).to(tl.float32) / alpha
-    each_head = tl.arange(0, PADDED_HEADS)
+    each_head = tl.arange(0, PADDED_HEADS).to(tl.int64)
     inverse = tl.load(
         inverse_std + (image * HEADS + each_head[None, :]) * out_pixels + out_pixel[:, None],
         mask=on_grid[:, None] & (each_head < HEADS)[None, :],

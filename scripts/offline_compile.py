@@ -58,7 +58,7 @@ class Compiled:
         shared: bytes of a program.
         instructions: machine instructions by opcode, e.g. "LDG.E.128".
         step: number of instructions of the longest loop, or of the whole program if it has none.
-        ptx: the code before the machine's.
+        ptx: the code before the machine's; ttir: what Triton made of the source, with all offsets.
     """
 
     registers: int
@@ -69,6 +69,7 @@ class Compiled:
     instructions: Counter
     step: int
     ptx: str
+    ttir: str
 
     @property
     def spills(self) -> int:
@@ -217,9 +218,8 @@ def compile_launch(launch: Launch, arch: int, **options: Any) -> Compiled:
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", resources).groups())
     opcodes, step = _instructions(assembly)
     threads = compiled.metadata.num_warps * 32
-    return Compiled(
-        registers, stack, local, compiled.metadata.shared, threads, Counter(opcodes), step, compiled.asm["ptx"]
-    )
+    shared, code = compiled.metadata.shared, compiled.asm
+    return Compiled(registers, stack, local, shared, threads, Counter(opcodes), step, code["ptx"], code["ttir"])
 
 
 def _instructions(assembly: str) -> tuple[list[str], int]:

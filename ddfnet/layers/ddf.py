@@ -96,7 +96,8 @@ class DDF(nn.Module):
                 stride=self.stride,
                 alpha=norm.std,
             )
-            channel_filter = pooled[..., None, None].to(cast.dtype)
+            x = cast  # what the kernel saved for backward is what the operator saves
+            channel_filter = pooled[..., None, None].to(x.dtype)
             for layer in list(self.channel_branch)[1:]:
                 channel_filter = layer(channel_filter)
         else:

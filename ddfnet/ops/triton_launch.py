@@ -8,13 +8,16 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from ddfnet.kernels.ddf_backward_filters import ddf_backward_filters_kernel
+from ddfnet.kernels.ddf_backward_spatial import ddf_backward_spatial_kernel
 from ddfnet.kernels.ddf_backward_x import ddf_backward_x_kernel
 from ddfnet.kernels.ddf_forward import ddf_forward_kernel
 from ddfnet.ops.layout import accumulator_dtype, memory_format_of, output_size
 from ddfnet.ops.triton_tiles import (
     Tile,
     backward_filters_tile,
+    backward_spatial_tile,
     backward_x_tile,
+    block_count,
     cdiv,
     filter_iterations,
     forward_tile,
@@ -47,8 +50,7 @@ def forward(
     wide = memory_format == torch.channels_last
     tile = forward_tile(head_channels, height, width, kernel_size, stride, dilation, scale, wide)
     channel_filter, spatial_filter = _dense_filters(x, channel_filter, spatial_filter, scale)
-    step = dilation if stride == 1 else 1
-    programs = _block_programs(tile, head_channels, height, width, step) * heads * x.shape[0]
+    programs = _block_programs(tile, head_channels, height, width, stride, dilation) * heads * x.shape[0]
     _launch(
         ddf_forward_kernel,
         (programs * (scale * scale // tile.phases),),
@@ -101,16 +103,14 @@ def backward(
     settings = (kernel_size, stride, dilation, multiply, scale)
     if need_x:
         grad_x = _backward_x(grad_y, x, dense_channel, dense_spatial, *settings)
+    tensors = (grad_y, x, dense_channel, dense_spatial)
+    if need_spatial and memory_format == torch.contiguous_format:
+        grad_spatial = _backward_spatial(*tensors, *settings, spatial_filter)
+        need_spatial = False
     if need_channel or need_spatial:
-        grad_channel, grad_spatial = _backward_filters(
-            grad_y,
-            x,
-            dense_channel,
-            dense_spatial,
-            *settings,
-            channel_filter if need_channel else None,
-            spatial_filter if need_spatial else None,
-        )
+        like = channel_filter if need_channel else None, spatial_filter if need_spatial else None
+        grad_channel, grads = _backward_filters(*tensors, *settings, *like)
+        grad_spatial = grads if need_spatial else grad_spatial
     return grad_x, grad_channel, grad_spatial
 
 
@@ -131,11 +131,10 @@ def _backward_x(
     heads = _heads(spatial_filter, kernel_size, scale)
     head_channels = x.shape[1] // heads
     wide = memory_format == torch.channels_last
-    tile = backward_x_tile(head_channels, height, width, kernel_size, stride, dilation, wide)
-    step = dilation if stride == 1 else 1
+    tile = backward_x_tile(head_channels, height, width, kernel_size, stride, dilation, scale, wide)
     _launch(
         ddf_backward_x_kernel,
-        (_block_programs(tile, head_channels, height, width, step) * heads * x.shape[0],),
+        (_block_programs(tile, head_channels, height, width, stride, dilation) * heads * x.shape[0],),
         tile,
         grad_y,
         x if channel_filter is None else channel_filter,
@@ -151,6 +150,42 @@ def _backward_x(
         **_constants(x, grad_y, spatial_filter, head_channels, kernel_size, stride, dilation, scale),
     )
     return grad_x
+
+
+def _backward_spatial(
+    grad_y: Tensor,
+    x: Tensor,
+    channel_filter: Tensor | None,
+    spatial_filter: Tensor,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+    multiply: bool,
+    scale: int,
+    spatial_like: Tensor,
+) -> Tensor:
+    """`spatial_like`: the spatial filter as it was given."""
+    height, width = output_size(x, stride)
+    heads = _heads(spatial_filter, kernel_size, scale)
+    head_channels = x.shape[1] // heads
+    grad_spatial = torch.empty_like(spatial_like, memory_format=torch.contiguous_format)
+    tile = backward_spatial_tile(head_channels, height, width, kernel_size, x.element_size())
+    programs = cdiv(height * width, tile.blocks) * (kernel_size // tile.tap_rows) * (scale * scale) * heads
+    _launch(
+        ddf_backward_spatial_kernel,
+        (programs * x.shape[0],),
+        tile,
+        grad_y,
+        x,
+        x if channel_filter is None else channel_filter,
+        grad_spatial,
+        *x.shape[2:],
+        head_channels,
+        heads,
+        PRODUCT=multiply and channel_filter is not None,
+        **_constants(x, grad_y, spatial_filter, head_channels, kernel_size, stride, dilation, scale),
+    )
+    return grad_spatial
 
 
 def _backward_filters(
@@ -173,20 +208,19 @@ def _backward_filters(
     head_channels = channels // heads
     wide = memory_format_of(x) == torch.channels_last
     tile = backward_filters_tile(head_channels, height, width, kernel_size, stride, dilation, wide, x.element_size())
-    step = dilation if stride == 1 else 1
     iterations = filter_iterations(tile, height, width)
-    blocks = cdiv(height, step * tile.block_y) * step * (cdiv(width, step * tile.block_x) * step)
-    chunks = cdiv(blocks, tile.blocks * iterations)
+    chunks = cdiv(block_count(tile, height, width, stride, dilation), tile.blocks * iterations)
     channel_tiles = cdiv(head_channels, tile.block_channels)
     area = kernel_size * kernel_size
     channel_partials = spatial_partials = x.new_empty(0)
     if channel_like is not None:
-        size = (chunks, batch, scale * scale, area, channels)
+        size = (batch, chunks, scale * scale, area, channels)
         channel_partials = torch.empty(size, dtype=accumulator_dtype(x), device=x.device)
     if spatial_like is not None:
         # with a single tile of channels this is the gradient already
         dtype = spatial_like.dtype if channel_tiles == 1 else accumulator_dtype(x)
-        spatial_partials = torch.empty((channel_tiles, *spatial_like.shape), dtype=dtype, device=x.device)
+        size = (batch, channel_tiles, *spatial_like.shape[1:])
+        spatial_partials = torch.empty(size, dtype=dtype, device=x.device)
     _launch(
         ddf_backward_filters_kernel,
         (batch * heads * channel_tiles * (scale * scale) * (kernel_size // tile.tap_rows) * chunks,),
@@ -197,7 +231,6 @@ def _backward_filters(
         x if spatial_filter is None else spatial_filter,
         channel_partials,
         spatial_partials,
-        batch,
         *x.shape[2:],
         head_channels,
         heads,
@@ -212,8 +245,11 @@ def _backward_filters(
         sums = _sum_partials(channel_partials).transpose(2, 3)  # (B, phases, C, k*k)
         grad_channel = torch.empty_like(channel_like, memory_format=torch.contiguous_format)
         grad_channel.copy_(sums.reshape(channel_like.shape))
+        del sums, channel_partials  # before more is allocated
     if spatial_like is not None:
-        grad_spatial = _sum_partials(spatial_partials).to(spatial_like.dtype)
+        grad_spatial = _sum_partials(spatial_partials)
+        del spatial_partials
+        grad_spatial = grad_spatial.to(spatial_like.dtype)
     return grad_channel, grad_spatial
 
 
@@ -273,9 +309,9 @@ def _constants(
     }
 
 
-def _block_programs(tile: Tile, head_channels: int, height: int, width: int, step: int) -> int:
-    """Programs for all pixels and channels of one head of one image; neighbours of a block stand `step` apart."""
-    blocks = cdiv(height, step * tile.block_y) * step * (cdiv(width, step * tile.block_x) * step)
+def _block_programs(tile: Tile, head_channels: int, height: int, width: int, stride: int, dilation: int) -> int:
+    """Programs for all pixels and channels of one head of one image."""
+    blocks = block_count(tile, height, width, stride, dilation)
     return cdiv(blocks, tile.blocks) * cdiv(head_channels, tile.block_channels)
 
 
@@ -308,4 +344,4 @@ def _dense_filters(
 
 
 def _sum_partials(partials: Tensor) -> Tensor:
-    return partials.squeeze(0) if partials.shape[0] == 1 else partials.sum(0)
+    return partials.squeeze(1) if partials.shape[1] == 1 else partials.sum(1)

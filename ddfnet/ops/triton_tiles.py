@@ -50,7 +50,7 @@ def forward_tile(
     `wide`: channels lie next to each other in memory (channels_last).
     """
     if scale > 1:  # a program's outputs are the phases of one input pixel, which all meet the same inputs
-        block_y, block_x, tap_rows = 1, 1, kernel_size if kernel_size <= 3 else 1
+        block_y, block_x, tap_rows = 1, 1, 1
         phases = max(n for n in (1, 2, 3, 4) if scale * scale % n == 0)
     else:
         block_y, block_x, tap_rows = _neighbours(height, width, kernel_size, stride, dilation, wide)
@@ -62,10 +62,12 @@ def forward_tile(
 
 
 def backward_x_tile(
-    head_channels: int, height: int, width: int, kernel_size: int, stride: int, dilation: int, wide: bool
+    head_channels: int, height: int, width: int, kernel_size: int, stride: int, dilation: int, scale: int, wide: bool
 ) -> Tile:
     """For `ddf_backward_x_kernel`, height and width being those of x."""
-    if stride == 1:
+    if scale > 1 and not wide:  # pixels of a phase are `scale` apart: loads of single values, which blocks only add to
+        block_y, block_x, tap_rows = 1, 1, kernel_size if kernel_size <= 3 else 1
+    elif stride == 1:
         block_y, block_x, tap_rows = _neighbours(height, width, kernel_size, stride, dilation, wide)
     elif stride <= 3 and kernel_size <= 7:  # blocks of stride x stride pixels: each tap meets known ones of them
         block_y, block_x, tap_rows = stride, stride, kernel_size
@@ -103,25 +105,45 @@ def backward_filters_tile(
     return _fit(Tile(block_y, block_x, blocks, block_channels, tap_rows, 1), height, width)
 
 
+def backward_spatial_tile(head_channels: int, height: int, width: int, kernel_size: int, itemsize: int) -> Tile:
+    """For `ddf_backward_spatial_kernel`, height and width being those of the spatial filter, itemsize that of x."""
+    tap_rows = kernel_size if kernel_size <= 3 else 1
+    elements = 128 if itemsize <= 4 else 64
+    while tap_rows * kernel_size * elements > 72 * 32 and elements > 32:
+        elements //= 2
+    block_channels = _power_of_two(head_channels, 4)
+    return _fit(Tile(1, 1, elements // block_channels, block_channels, tap_rows, 1), height, width)
+
+
 def filter_iterations(tile: Tile, height: int, width: int) -> int:
     """Steps of one program of `ddf_backward_filters_kernel`, each over `tile.blocks` blocks."""
     pixels = tile.blocks * tile.block_y * tile.block_x
     return max(min(_CHUNK_PIXELS, height * width) // pixels, 1)
 
 
+def block_count(tile: Tile, height: int, width: int, stride: int, dilation: int) -> int:
+    """Blocks that cover a map, as the kernels count them: neighbours of a block may stand `dilation` apart."""
+    step = dilation if stride == 1 and tile.block_y * tile.block_x > 1 else 1
+    return cdiv(height, step * tile.block_y) * step * (cdiv(width, step * tile.block_x) * step)
+
+
 def static_shape(x: Tensor, head_channels: int) -> tuple[int, int, int]:
-    """(H, W, channels of a head) as constants to compile into the kernels, or zeros to pass them as arguments.
+    """(H, W, channels of a head) as constants to compile into the kernels; zeros for those to pass as arguments.
 
     As constants, offsets become part of the load instructions: a quarter fewer instructions. But each shape is then
     compiled for itself, some seconds, so the first shapes of a process get it and later ones share general kernels:
-    a detector sees thousands. Symbolic sizes (torch.compile with dynamic shapes) always take the general ones.
+    a detector sees thousands. Symbolic sizes (torch.compile with dynamic shapes) always take the general ones. The
+    channels are few different numbers, and constant in all cases: the layout of a program, and with it the order of
+    its sums, depends on how many there are.
     """
-    sizes = (x.shape[2], x.shape[3], head_channels)
-    if any(isinstance(size, torch.SymInt) for size in sizes):
-        return 0, 0, 0
+    height, width = x.shape[2:]
+    channels = 0 if isinstance(head_channels, torch.SymInt) else head_channels
+    if channels == 0 or isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt):
+        return 0, 0, channels
+    sizes = (height, width, channels)
     if sizes not in _static_shapes and len(_static_shapes) < _MAX_STATIC_SHAPES:
         _static_shapes.add(sizes)
-    return sizes if sizes in _static_shapes else (0, 0, 0)
+    return sizes if sizes in _static_shapes else (0, 0, channels)
 
 
 def _neighbours(

@@ -235,9 +235,7 @@ def test_peak_memory(memory_format):
     """Inputs, output and gradients, and at most a tenth more: no copy of a picture, no unfolded tensor."""
     shapes = ((64, 64, 56, 56), (64, 64, 3, 3), (64, 9, 56, 56), (64, 64, 56, 56))
     inputs = [
-        random_tensor(
-            shape, torch.bfloat16, seed=i, memory_format=memory_format if i != 1 else torch.contiguous_format
-        )
+        random_tensor(shape, torch.bfloat16, seed=i, memory_format=memory_format if i != 1 else torch.contiguous_format)
         for i, shape in enumerate(shapes)
     ]
     *inputs, grad_y = inputs

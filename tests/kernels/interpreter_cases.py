@@ -59,7 +59,7 @@ def check(inputs, *, function=ddf, **options):
 
 def test_the_interpreter_is_what_runs(launches):
     assert type(ddf_forward.ddf_forward_kernel).__name__ == "InterpretedFunction"
-    check(make_inputs(1, 16))
+    check(make_inputs(1, 16, memory_format=torch.channels_last))
     assert launches == ["ddf_forward_kernel", "ddf_backward_x_kernel", "ddf_backward_filters_kernel"]
 
 
@@ -194,17 +194,23 @@ def test_strided_inputs_and_gradients():
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+FILTERS, SPATIAL = "ddf_backward_filters_kernel", "ddf_backward_spatial_kernel"
+
+
 @pytest.mark.parametrize(
-    ("needed", "backward"),
+    ("memory_format", "needed", "backward"),
     [
-        ((True, False, False), ["ddf_backward_x_kernel"]),
-        ((False, True, False), ["ddf_backward_filters_kernel"]),
-        ((False, False, True), ["ddf_backward_filters_kernel"]),
-        ((True, False, True), ["ddf_backward_x_kernel", "ddf_backward_filters_kernel"]),
+        ("channels_last", (True, False, False), ["ddf_backward_x_kernel"]),
+        ("channels_last", (False, True, False), [FILTERS]),
+        ("channels_last", (False, False, True), [FILTERS]),
+        ("channels_last", (True, False, True), ["ddf_backward_x_kernel", FILTERS]),
+        ("contiguous", (False, True, False), [FILTERS]),
+        ("contiguous", (False, False, True), [SPATIAL]),
+        ("contiguous", (False, True, True), [SPATIAL, FILTERS]),
     ],
 )
-def test_kernels_of_gradients_not_needed_are_not_launched(needed, backward, launches):
-    inputs = make_inputs(1, 8)
+def test_kernels_of_gradients_not_needed_are_not_launched(memory_format, needed, backward, launches):
+    inputs = make_inputs(1, 8, memory_format=FORMATS[memory_format])
     full = evaluate(ddf, inputs)[1:]
     launches.clear()
     for tensor, wanted in zip(inputs, needed, strict=True):

@@ -197,7 +197,7 @@ def table(results: list[tuple], archs: list[int]) -> str:
 
 HEADER = """# What the kernels compile to
 
-Made by `python scripts/compile_matrix.py --output docs/kernels.md` with Triton {triton}, without a GPU: every variant
+Made by `python scripts/compile_matrix.py {arguments}` with Triton {triton}, without a GPU: {what},
 compiled for each architecture, registers of a thread. "Instructions" is the number of machine instructions for each
 element that the program computes: of the body of its loop, if it has one (over pixels, phases, or rows of taps: then
 the number is that of one row), else of the whole program. "16-byte loads" counts loads of either kind in the code. A
@@ -233,7 +233,9 @@ def main(arguments: list[str] | None = None) -> int:
               f"instructions/element, {verdict}", flush=True)  # fmt: skip
     print(f"{len(jobs) - failed} of {len(jobs)} within limits")
     if options.output:
-        text = HEADER.format(triton=triton.__version__) + table(results, options.archs)
+        what = "the variants that the tests compile" if options.quick else "every variant"
+        given = " ".join(sys.argv[1:] if arguments is None else arguments)
+        text = HEADER.format(arguments=given, triton=triton.__version__, what=what) + table(results, options.archs)
         options.output.write_text(text)
     return 1 if failed else 0
 

@@ -76,7 +76,7 @@ def ddf_up(
     combine: str = "mul",
     kernel_size: int | None = None,
 ) -> Tensor:
-    """DDF upsampling (Zhou et al., CVPR 2021, section 3.3): scale * scale filters, one for each new pixel.
+    """DDF upsampling (Zhou et al., CVPR 2021, section 6): scale * scale filters, one for each new pixel.
 
     With phase p = a*scale + e the place of a new pixel within an old one,
     `y[b,c, i*scale+a, j*scale+e] = sum over taps (u,v) of x[b, c, i+(u-r)*d, j+(v-r)*d] * F[b,p,c,u,v,i,j]`

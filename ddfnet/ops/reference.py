@@ -68,7 +68,7 @@ def ddf_up_reference(
     combine: str = "mul",
     kernel_size: int | None = None,
 ) -> Tensor:
-    """DDF upsampling (DDF, CVPR 2021, section 3.3): a DDF for each phase, its results interleaved.
+    """DDF upsampling (DDF, CVPR 2021, section 6): a DDF for each phase, its results interleaved.
 
     Args:
         x: (B, C, H, W).

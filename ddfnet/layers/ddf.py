@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ddfnet.layers.filter_norm import FilterNorm, check_kernel_size
+from ddfnet.layers.filter_norm import FilterNorm, check_kernel_size, normalization_layer
 from ddfnet.ops import ddf
 from ddfnet.ops.ddf import autocast
 from ddfnet.ops.spatial_filters import fusible, spatial_filters
@@ -26,6 +26,10 @@ class DDF(nn.Module):
         heads: number of spatial filters; channel c uses filter c // (C / heads).
         squeeze_ratio: sigma; the channel branch has int(C * sigma) hidden channels.
         combine: `mul` or `add`, how the two filters meet.
+        filters: `both`, or only the `spatial` or the `channel` ones (table 3); the absent branch is None, and the
+            options of the other one alone (heads, or squeeze_ratio) and `combine` have nothing to act on.
+        normalization: of the predicted filters: `filter` (`FilterNorm`), or its rivals in table 3, `batch` and
+            `sigmoid`.
         nonlinearity: what follows the layer, for the gain of the filter normalisation.
         fused_filters: on CUDA, predict the spatial filters and pool x in one kernel where that applies: channels_last
             in half precision, or in float32 with one head of 3x3 taps. Same parameters, and the same numbers but for
@@ -37,7 +41,7 @@ class DDF(nn.Module):
 
     Raises:
         ValueError: an even kernel size or 1, heads that do not divide the channels, a squeeze ratio that leaves no
-            hidden channel, or an unknown combine.
+            hidden channel, several heads without spatial filters, or an unknown combine, filters or normalization.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class DDF(nn.Module):
         heads: int = 1,
         squeeze_ratio: float = 0.2,
         combine: Literal["mul", "add"] = "mul",
+        filters: Literal["both", "spatial", "channel"] = "both",
+        normalization: Literal["filter", "batch", "sigmoid"] = "filter",
         nonlinearity: str = "relu",
         fused_filters: bool = True,
         device: torch.device | str | None = None,
@@ -60,54 +66,81 @@ class DDF(nn.Module):
             raise ValueError(f"heads must divide the channels: got {heads} heads for {channels} channels")
         if combine not in ("mul", "add"):
             raise ValueError(f"combine must be 'mul' or 'add', got {combine!r}")
-        hidden = int(channels * squeeze_ratio)
-        if hidden < 1:
-            raise ValueError(
-                f"squeeze_ratio={squeeze_ratio} leaves no hidden channel of {channels}: "
-                f"give at least {1 / channels:.3g}"
-            )
+        if filters not in ("both", "spatial", "channel"):
+            raise ValueError(f"filters must be 'both', 'spatial' or 'channel', got {filters!r}")
+        if filters == "channel" and heads > 1:
+            raise ValueError(f"heads share spatial filters, and filters='channel' has none: got {heads} heads")
         check_kernel_size(kernel_size)
         self.channels, self.kernel_size, self.heads = channels, kernel_size, heads
         self.stride, self.dilation, self.combine, self.fused_filters = stride, dilation, combine, fused_filters
         factory = {"device": device, "dtype": dtype}
         taps = kernel_size**2
-        self.spatial_branch = nn.Sequential(
-            nn.Conv2d(channels, heads * taps, 1, stride=stride, **factory),
-            FilterNorm(heads, kernel_size, "spatial", nonlinearity=nonlinearity),
-        )
-        self.channel_branch = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(channels, hidden, 1, **factory),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, channels * taps, 1, **factory),
-            FilterNorm(channels, kernel_size, "channel", nonlinearity=nonlinearity, **factory),
-        )
+
+        def normalize(count: int, kind: Literal["spatial", "channel"]) -> nn.Module:
+            return normalization_layer(normalization, count, kernel_size, kind, nonlinearity=nonlinearity, **factory)
+
+        self.spatial_branch = self.channel_branch = None
+        if filters != "channel":
+            self.spatial_branch = nn.Sequential(
+                nn.Conv2d(channels, heads * taps, 1, stride=stride, **factory), normalize(heads, "spatial")
+            )
+        if filters != "spatial":
+            hidden = int(channels * squeeze_ratio)
+            if hidden < 1:
+                raise ValueError(
+                    f"squeeze_ratio={squeeze_ratio} leaves no hidden channel of {channels}: "
+                    f"give at least {1 / channels:.3g}"
+                )
+            self.channel_branch = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1),
+                nn.Conv2d(channels, hidden, 1, **factory),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(hidden, channels * taps, 1, **factory),
+                normalize(channels, "channel"),
+            )
 
     def forward(self, x: Tensor) -> Tensor:
+        k = self.kernel_size
         cast = autocast(x)
-        if self.fused_filters and fusible(cast, self.kernel_size, self.heads) and not self._is_customised():
-            conv, norm = self.spatial_branch
-            spatial_filter, pooled = spatial_filters(
-                cast,
-                conv.weight,
-                conv.bias,
-                kernel_size=self.kernel_size,
-                heads=self.heads,
-                stride=self.stride,
-                alpha=norm.std,
-            )
-            x = cast  # what the kernel saved for backward is what the operator saves
-            channel_filter = pooled[..., None, None].to(x.dtype)
-            for layer in list(self.channel_branch)[1:]:
-                channel_filter = layer(channel_filter)
+        if self.fused_filters and fusible(cast, k, self.heads) and not self._is_customised():
+            x = cast  # what the kernel saves for backward is what the operator saves
+            channel_filter, spatial_filter = self._fused_branches(x)
         else:
-            channel_filter = self.channel_branch(x)
-            spatial_filter = self.spatial_branch(x)
-        channel_filter = channel_filter.view(-1, self.channels, self.kernel_size, self.kernel_size)
-        return ddf(x, channel_filter, spatial_filter, stride=self.stride, dilation=self.dilation, combine=self.combine)
+            channel_filter = self.channel_branch(x) if self.channel_branch is not None else None
+            spatial_filter = self.spatial_branch(x) if self.spatial_branch is not None else None
+        if channel_filter is not None:
+            channel_filter = channel_filter.view(-1, self.channels, k, k)
+        return ddf(
+            x,
+            channel_filter,
+            spatial_filter,
+            kernel_size=k,
+            stride=self.stride,
+            dilation=self.dilation,
+            combine=self.combine,
+        )
+
+    def _fused_branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both filters, the spatial ones and the pooled x from a single pass over x."""
+        conv, norm = self.spatial_branch
+        spatial_filter, pooled = spatial_filters(
+            x,
+            conv.weight,
+            conv.bias,
+            kernel_size=self.kernel_size,
+            heads=self.heads,
+            stride=self.stride,
+            alpha=norm.std,
+        )
+        channel_filter = pooled[..., None, None].to(x.dtype)
+        for layer in list(self.channel_branch)[1:]:
+            channel_filter = layer(channel_filter)
+        return channel_filter, spatial_filter
 
     def _is_customised(self) -> bool:
-        """Whether the layers that the fused kernel replaces were exchanged or hooked (quantised, adapted, counted)."""
+        """Whether the layers that the fused kernel replaces are others (ablations, quantised, adapted) or hooked."""
+        if self.channel_branch is None or self.spatial_branch is None:
+            return True
         pool, conv, norm = self.channel_branch[0], *self.spatial_branch
         replaced = type(conv) is not nn.Conv2d or type(norm) is not FilterNorm or type(pool) is not nn.AdaptiveAvgPool2d
         return replaced or any(
@@ -116,7 +149,9 @@ class DDF(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
-            f"heads={self.heads}, combine={self.combine!r}"
-        )
+        text = f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}"
+        if self.channel_branch is None:
+            return f"{text}, heads={self.heads}, filters='spatial'"
+        if self.spatial_branch is None:
+            return f"{text}, filters='channel'"
+        return f"{text}, heads={self.heads}, combine={self.combine!r}"

@@ -1,4 +1,4 @@
-"""Filter normalisation (Zhou et al., CVPR 2021, eq. 3)."""
+"""Filter normalisation (Zhou et al., CVPR 2021, eq. 3), and what the paper compares it with (table 3)."""
 
 from typing import Literal
 
@@ -59,6 +59,35 @@ class FilterNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, kernel_size={self.kernel_size}, kind={self.kind!r}"
+
+
+def normalization_layer(
+    normalization: Literal["filter", "batch", "sigmoid"],
+    channels: int,
+    kernel_size: int,
+    kind: Literal["spatial", "channel"],
+    *,
+    nonlinearity: str = "linear",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """What stands behind the logits of a filter: (B, channels*k*k, H, W) -> the same shape.
+
+    Args:
+        normalization: `filter`: `FilterNorm`; `batch`: batch normalisation of each tap, with PyTorch's start (unit
+            weights); `sigmoid`. The last two are the rivals of the paper's table 3, which gives no details of them.
+        channels, kernel_size, kind, nonlinearity: see `FilterNorm`; the rivals do not need the last two.
+
+    Raises:
+        ValueError: another normalization.
+    """
+    if normalization == "filter":
+        return FilterNorm(channels, kernel_size, kind, nonlinearity=nonlinearity, device=device, dtype=dtype)
+    if normalization == "batch":
+        return nn.BatchNorm2d(channels * kernel_size**2, device=device, dtype=dtype)
+    if normalization == "sigmoid":
+        return nn.Sigmoid()
+    raise ValueError(f"normalization must be 'filter', 'batch' or 'sigmoid', got {normalization!r}")
 
 
 def check_kernel_size(kernel_size: int) -> None:

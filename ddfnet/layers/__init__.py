@@ -1,6 +1,9 @@
 """Layers with content-adaptive filters."""
 
+from ddfnet.layers.bam import BAM
 from ddfnet.layers.ddf import DDF
+from ddfnet.layers.dynamic_depthwise import CondConv, DepthwiseCondConv, DepthwiseWeightNet
 from ddfnet.layers.filter_norm import FilterNorm
+from ddfnet.layers.involution import Involution
 
-__all__ = ["DDF", "FilterNorm"]
+__all__ = ["BAM", "DDF", "CondConv", "DepthwiseCondConv", "DepthwiseWeightNet", "FilterNorm", "Involution"]

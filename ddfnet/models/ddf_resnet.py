@@ -107,7 +107,10 @@ def _cfg(**overrides: Any) -> dict[str, Any]:
     }
 
 
-_SMALL_IMAGE_CFG = _cfg(input_size=(3, 32, 32), pool_size=(4, 4), crop_pct=1.0, num_classes=10)
+def small_image_cfg() -> dict[str, Any]:
+    """timm's record of a model for pictures of 32 pixels and 10 classes."""
+    return _cfg(input_size=(3, 32, 32), pool_size=(4, 4), crop_pct=1.0, num_classes=10)
+
 
 default_cfgs = generate_default_cfgs(
     {
@@ -119,9 +122,9 @@ default_cfgs = generate_default_cfgs(
         "ddf_add_resnet50.untrained": _cfg(),
         "ddf_add_resnet101.untrained": _cfg(),
         "ddf_add_resnet152.untrained": _cfg(),
-        "ddf_mul_resnet14_32px.untrained": _SMALL_IMAGE_CFG,
-        "ddf_add_resnet14_32px.untrained": _SMALL_IMAGE_CFG,
-        "resnet14_32px.untrained": _SMALL_IMAGE_CFG,
+        "ddf_mul_resnet14_32px.untrained": small_image_cfg(),
+        "ddf_add_resnet14_32px.untrained": small_image_cfg(),
+        "resnet14_32px.untrained": small_image_cfg(),
     }
 )
 

@@ -6,12 +6,12 @@ from typing import Any
 import timm
 from torch import nn
 
-from ddfnet.models import ddf_resnet
+from ddfnet.models import baselines, ddf_resnet
 
 
 def list_models() -> list[str]:
-    """Names of the models of this package, sorted."""
-    return sorted({name.split(".")[0] for name in ddf_resnet.default_cfgs})
+    """Names of the models of this package (DDF-ResNets and the baselines timm lacks), sorted."""
+    return sorted({name.split(".")[0] for name in (*ddf_resnet.default_cfgs, *baselines.default_cfgs)})
 
 
 def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:

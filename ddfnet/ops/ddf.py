@@ -117,7 +117,9 @@ def ddf_up(
 
 def autocast(tensor: Tensor | None) -> Tensor | None:
     """`tensor` in the dtype of the autocast region it is in; float64 is left alone."""
-    if tensor is None or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(tensor.device.type):
+    if tensor is None or tensor.dtype == torch.float64 or tensor.is_meta:  # autocast knows no meta device
+        return tensor
+    if not torch.is_autocast_enabled(tensor.device.type):
         return tensor
     return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 

@@ -1,0 +1,66 @@
+"""Bottleneck attention module (Park et al., BMVC 2018)."""
+
+import torch
+from torch import Tensor, nn
+
+
+class BAM(nn.Module):
+    """Bottleneck attention module (Park et al., "BAM", BMVC 2018, eq. 1 to 4 and figure 2).
+
+    `x * (1 + sigmoid(channel(x) + spatial(x)))`. The channel branch sees the globally averaged input, the spatial
+    branch a map of C / reduction channels through two dilated 3x3 convolutions.
+
+    The sum is the paper's (eq. 2); the authors' code multiplies the branches. Batch normalisation follows each hidden
+    layer, as in the authors' code; the paper's eq. 3 and 4 write it at the end of each branch. Since the channel branch
+    normalises over the samples alone, training needs at least two of them per process.
+
+    Args:
+        channels: C, input and output channels.
+        reduction: both branches have C // reduction hidden channels.
+        dilation: of the 3x3 convolutions.
+
+    Shape:
+        (B, C, H, W) -> (B, C, H, W), same memory format.
+
+    Raises:
+        ValueError: a reduction that leaves no hidden channel, or a dilation below 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        dilation: int = 4,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not 1 <= reduction <= channels:
+            raise ValueError(
+                f"reduction={reduction} leaves no hidden channel of {channels}: give a number from 1 to {channels}"
+            )
+        if dilation < 1:
+            raise ValueError(f"dilation: got {dilation}, expected at least 1")
+        factory = {"device": device, "dtype": dtype}
+        hidden = channels // reduction
+
+        def conv_norm_relu(inputs: int, **conv: int) -> list[nn.Module]:
+            # the biases do nothing before a batch normalisation; they are in the authors' code and its counts
+            return [nn.Conv2d(inputs, hidden, **conv, **factory), nn.BatchNorm2d(hidden, **factory), nn.ReLU(True)]
+
+        dilated = {"kernel_size": 3, "padding": dilation, "dilation": dilation}
+        self.channel_branch = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            *conv_norm_relu(channels, kernel_size=1),
+            nn.Conv2d(hidden, channels, 1, **factory),
+        )
+        self.spatial_branch = nn.Sequential(
+            *conv_norm_relu(channels, kernel_size=1),
+            *conv_norm_relu(hidden, **dilated),
+            *conv_norm_relu(hidden, **dilated),
+            nn.Conv2d(hidden, 1, 1, **factory),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + (self.channel_branch(x) + self.spatial_branch(x)).sigmoid())

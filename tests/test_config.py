@@ -97,6 +97,15 @@ def test_numbers_as_people_write_them(minimal, text, value):
         ("model.kwargs={num_classes: 3}", ["model.kwargs.num_classes", "model.num_classes"]),
         ("model.kwargs={pretrained: true}", ["model.kwargs.pretrained", "model.init_checkpoint"]),
         ("run.seed=-1", ["run.seed=-1", "at least 0"]),
+        ("data.input.train_size=0", ["data.input.train_size=0", "at least 1"]),
+        ("augment.repeats=0", ["augment.repeats=0", "at least 1"]),
+        ("augment.repeats=1.5", ["augment.repeats=1.5", "whole number"]),
+        ("loss.bce_threshold=0", ["loss.bce_threshold=0", "greater than 0"]),
+        ("loss.bce_threshold=1.0", ["loss.bce_threshold=1.0", "less than 1"]),
+        (
+            "augment={trivial_augment: true, rand_augment: rand-m7}",
+            ["augment.trivial_augment=true", "augment.rand_augment=rand-m7", "augment.rand_augment=null"],
+        ),
     ],
 )
 def test_mistakes_name_key_value_and_fix(minimal, override, parts):
@@ -192,10 +201,18 @@ def test_paper_recipe_is_the_released_one():
     ("overrides", "key", "reason"),
     [
         (["augment.color_jitter=0.3", "augment.rand_augment=rand-m7"], "augment.color_jitter", "rand_augment"),
+        (["augment.color_jitter=0.3", "augment.trivial_augment=true"], "augment.color_jitter", "trivial_augment"),
         (["augment.crop=pad", "augment.scale=[0.5, 1]"], "augment.scale", "crop is pad"),
         (["augment.erasing.count=2"], "augment.erasing.count", "erasing.p is 0"),
         (["augment.mixup_prob=0.5"], "augment.mixup_prob", "are 0"),
         (["augment.mixup_switch_prob=0.1", "augment.mixup=0.2"], "augment.mixup_switch_prob", "not both"),
+        (["loss.bce_threshold=0.2"], "loss.bce_threshold", "loss.name is cross_entropy"),
+        (["loss.name=bce", "loss.bce_threshold=0.2"], "loss.bce_threshold", "0 and 1 already"),
+        (
+            ["loss.name=bce", "loss.bce_threshold=0.2", "loss.label_smoothing=0.1"],
+            "loss.label_smoothing",
+            "bce_threshold makes the targets 0 and 1 again",
+        ),
         (["optim.base_batch=512"], "optim.base_batch", "optim.lr is used"),
         (["optim.clip_mode=value"], "optim.clip_mode", "clip_grad is null"),
         (["optim.name=adamw", "optim.momentum=0.5"], "optim.momentum", "adamw has none"),
@@ -211,6 +228,8 @@ def test_keys_without_effect_are_said(minimal, overrides, key, reason):
 def test_effective_and_unwritten_keys_are_not_noted(minimal):
     assert ineffective_keys(load_config(minimal)) == []
     assert ineffective_keys(load_config(minimal, ["augment.color_jitter=0.3", "optim.momentum=0.5"])) == []
+    mixed = ["loss.name=bce", "loss.bce_threshold=0.2", "loss.label_smoothing=0.1", "augment.mixup=0.1"]
+    assert ineffective_keys(load_config(minimal, mixed)) == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)

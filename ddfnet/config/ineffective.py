@@ -22,22 +22,32 @@ def ineffective_keys(loaded: LoadedConfig) -> list[str]:
 
 
 def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
-    augment, optim, schedule = config.augment, config.optim, config.schedule
+    augment, loss, optim, schedule = config.augment, config.loss, config.optim, config.schedule
+    mixes = bool(augment.mixup or augment.cutmix)
     if augment.color_jitter and augment.rand_augment and not augment.rand_augment.startswith("3a"):
         yield "augment.color_jitter", "augment.rand_augment takes its place (timm's rule)"
+    if augment.color_jitter and augment.trivial_augment:
+        yield "augment.color_jitter", "augment.trivial_augment takes its place"
     if augment.crop == "pad":
         yield "augment.scale", "augment.crop is pad"
         yield "augment.ratio", "augment.crop is pad"
     if augment.erasing.p == 0:
         yield "augment.erasing.mode", "augment.erasing.p is 0"
         yield "augment.erasing.count", "augment.erasing.p is 0"
-    if not (augment.mixup or augment.cutmix):
+    if not mixes:
         yield "augment.mixup_prob", "augment.mixup and augment.cutmix are 0"
     if not (augment.mixup and augment.cutmix):
         yield "augment.mixup_switch_prob", "augment.mixup and augment.cutmix are not both on"
     total_epochs = config.train.epochs + schedule.cooldown_epochs
     if augment.mixup_off_epoch is not None and augment.mixup_off_epoch >= total_epochs:
         yield "augment.mixup_off_epoch", f"the run ends after {total_epochs:g} epochs"
+    if loss.bce_threshold is not None:
+        if loss.name != "bce":
+            yield "loss.bce_threshold", f"loss.name is {loss.name}"
+        elif not mixes and not loss.label_smoothing:
+            yield "loss.bce_threshold", "without mixing and label smoothing the targets are 0 and 1 already"
+        elif not mixes and loss.label_smoothing <= loss.bce_threshold < 1 - loss.label_smoothing:
+            yield "loss.label_smoothing", "loss.bce_threshold makes the targets 0 and 1 again"
     if optim.lr is not None:
         yield "optim.base_batch", "optim.lr is used as it is"
     if optim.clip_grad is None:

@@ -74,7 +74,9 @@ class ModelConfig(Section):
 
 class InputConfig(Section):
     size: Positive = 224
-    """Side of the square input, pixels."""
+    """Side of the square input, pixels; the checkpoint remembers it."""
+    train_size: Positive | None = None
+    """Side of the training crops, pixels, where it is not the evaluation's (e.g. 160 beside size=224). null: size."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
     """Evaluation: the short side is resized to size / crop_pct, then the centre is cropped."""
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
@@ -116,7 +118,7 @@ class ErasingConfig(Section):
 
 class AugmentConfig(Section):
     crop: Literal["random_resized", "pad"] = "random_resized"
-    """pad: zero-pad by size/8 and crop at random, for small pictures."""
+    """pad: zero-pad by 1/8 of the training size and crop at random, for small pictures."""
     scale: Pair = (0.08, 1.0)
     """Area range of the random resized crop."""
     ratio: Pair = (3 / 4, 4 / 3)
@@ -128,9 +130,14 @@ class AugmentConfig(Section):
     vflip: Fraction = 0.0
     """Probability of a vertical flip."""
     color_jitter: NonNegative = 0.4
-    """Brightness, contrast and saturation jitter; as in timm, off while rand_augment is set."""
+    """Brightness, contrast and saturation jitter; off while rand_augment (as in timm) or trivial_augment is set."""
     rand_augment: str | None = None
     """A timm auto-augment string, e.g. rand-m7-mstd0.5-inc1."""
+    trivial_augment: bool = False
+    """TrivialAugment (wide): one random operation of random strength per image. Instead of rand_augment."""
+    repeats: Positive = 1
+    """Repeated augmentation: each image so many times in a row, augmented anew each time. An epoch keeps its number of
+    samples, so it shows 1/repeats of the images."""
     erasing: ErasingConfig = ErasingConfig()
     mixup: NonNegative = 0.0
     """alpha of mixup; 0: off."""
@@ -144,7 +151,12 @@ class AugmentConfig(Section):
     """Epoch from which mixup and cutmix stay off. null: never."""
 
     @model_validator(mode="after")
-    def _mixup_off_needs_mixup(self) -> "AugmentConfig":
+    def _keys_agree(self) -> "AugmentConfig":
+        if self.trivial_augment and self.rand_augment is not None:
+            raise ValueError(
+                f"augment.trivial_augment=true and augment.rand_augment={self.rand_augment} contradict: to use one, "
+                "switch the other off (augment.rand_augment=null or augment.trivial_augment=false)"
+            )
         if self.mixup_off_epoch is not None and self.mixup == 0 and self.cutmix == 0:
             raise ValueError("augment.mixup_off_epoch is set but augment.mixup and augment.cutmix are 0: unset one")
         for key in ("scale", "ratio"):
@@ -158,6 +170,9 @@ class LossConfig(Section):
     name: Literal["cross_entropy", "bce"] = "cross_entropy"
     """bce: one binary cross-entropy per class."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    bce_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """bce: targets above it count as 1, the others as 0, so that each class in a mixed image is wholly there.
+    null: targets as they are mixed."""
 
 
 class OptimConfig(Section):

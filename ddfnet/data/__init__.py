@@ -5,7 +5,7 @@ from ddfnet.data.device import EvalBatchTransform, TrainBatchTransform
 from ddfnet.data.digits import render_digits
 from ddfnet.data.folder import FolderIndex, index_folder
 from ddfnet.data.loader import eval_batches, train_batches
-from ddfnet.data.sampler import TrainSampler, eval_indices, permutation, steps_per_epoch
+from ddfnet.data.sampler import TrainSampler, epoch_order, eval_indices, permutation, steps_per_epoch
 from ddfnet.data.transforms import INTERPOLATIONS, Preprocessing, eval_transform, train_transform
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "TrainBatchTransform",
     "TrainDataset",
     "TrainSampler",
+    "epoch_order",
     "eval_batches",
     "eval_indices",
     "eval_transform",

@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset, get_worker_info
 
 from ddfnet.data.folder import FolderIndex
-from ddfnet.data.rng import REPLACEMENT, SAMPLE, key_seeds, keyed_generators, seed_generators
+from ddfnet.data.rng import REPLACEMENT, SAMPLE, entry_key, key_seeds, keyed_generators, seed_generators
 from ddfnet.data.sampler import Request
 from ddfnet.errors import DataError
 
@@ -56,12 +56,12 @@ def decode_error(error: Exception) -> str:
 class TrainDataset(Dataset):
     """Augmented training images.
 
-    `dataset[(epoch, i)]` returns `(image, label, i, problem)`: image uint8 (3, H, W), `problem` an empty string or, if
-    image i is broken, the reason. A broken image is replaced by another one of the set, drawn by (seed, epoch, i,
-    attempt), together with its label.
+    `dataset[(epoch, i, repeat)]` returns `(image, label, i, problem)`: image uint8 (3, H, W), `problem` an empty string
+    or, if image i is broken, the reason. A broken image is replaced by another one of the set, drawn by (seed, epoch,
+    i, attempt) and so the same one in each repeat, together with its label.
 
-    The augmentation depends on (seed, epoch, i) alone: the global generators are keyed before each image. In the main
-    process they are left as found (about 0.15 ms per image); in a worker nobody else uses them.
+    The augmentation depends on (seed, epoch, i, repeat) alone: the global generators are keyed before each image. In
+    the main process they are left as found (about 0.15 ms per image); in a worker nobody else uses them.
 
     Args:
         index: the images.
@@ -81,9 +81,9 @@ class TrainDataset(Dataset):
         return len(self.index)
 
     def __getitem__(self, request: Request) -> tuple[torch.Tensor, int, int, str]:
-        epoch, i = request
+        epoch, i, repeat = request
         image, label, problem = self._read(epoch, i)
-        key = (SAMPLE, self.seed, epoch, i)
+        key = entry_key(SAMPLE, self.seed, epoch, i, repeat)
         if get_worker_info() is not None:
             seed_generators(*key)
             return self.transform(image), label, i, problem

@@ -6,7 +6,7 @@ import torch
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 
-from ddfnet.data.rng import BATCH, keyed_generators
+from ddfnet.data.rng import BATCH, entry_key, keyed_generators
 from ddfnet.data.transforms import Preprocessing
 
 Batch = dict[str, Any]
@@ -50,8 +50,8 @@ class EvalBatchTransform:
 class TrainBatchTransform:
     """Normalise, then erase, then mix a training batch on its device.
 
-    Draws are keyed by (seed, epoch, index of the batch's first image): they do not depend on the number of processes
-    or on restarts, and the global generators of the main process are left as found.
+    Draws are keyed by (seed, epoch, index and repeat of the batch's first image): they do not depend on the number of
+    processes or on restarts, and the global generators of the main process are left as found.
 
     Args:
         preprocessing: gives mean and std.
@@ -136,8 +136,8 @@ class TrainBatchTransform:
         """Transform one batch.
 
         Args:
-            batch: "image" (B, 3, H, W) uint8 and "target" (B,) int64 on the device; "index" (B,) int64 on the CPU and
-                "epoch" int.
+            batch: "image" (B, 3, H, W) uint8 and "target" (B,) int64 on the device; "index" and "repeat" (B,) int64 on
+                the CPU and "epoch" int.
 
         Returns:
             The batch with "image" float32 and "target" int64 (B,), or float32 (B, num_classes) if mixing is on.
@@ -145,7 +145,9 @@ class TrainBatchTransform:
         image, target = self.normalize(batch["image"]), batch["target"]
         if self.erasing is not None or self.mixup is not None:
             epoch = batch["epoch"]
-            with keyed_generators(BATCH, self.seed, epoch, int(batch["index"][0]), device=self.device):
+            # The repeats of one image may lead micro-batches of the same step: without "repeat" those would mix alike.
+            key = entry_key(BATCH, self.seed, epoch, int(batch["index"][0]), int(batch["repeat"][0]))
+            with keyed_generators(*key, device=self.device):
                 if self.erasing is not None:
                     image = self.erasing(image)
                 if self.mixup is not None:

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 from ddfnet.data.dataset import EvalDataset, TrainDataset, Transform
 from ddfnet.data.device import Batch
 from ddfnet.data.folder import FolderIndex
-from ddfnet.data.sampler import TrainSampler, eval_indices
+from ddfnet.data.sampler import Request, TrainSampler, eval_indices
 from ddfnet.errors import DataError
 
 _log = logging.getLogger("ddfnet")
@@ -50,7 +50,7 @@ def train_batches(
 
     Returns:
         Iterator over one dictionary per micro-batch: "image" and "target" on the device (see `TrainBatchTransform`),
-        "index" int64 (B,) on the CPU, "epoch" int. Closing it, or dropping it, ends the workers.
+        "index" and "repeat" int64 (B,) on the CPU, "epoch" int. Closing it, or dropping it, ends the workers.
 
     Raises:
         DataError: while iterating, if more than `max_broken` of the images (and more than 10 different ones) are
@@ -99,13 +99,18 @@ class _TrainReader(Dataset):
     def __init__(self, dataset: TrainDataset) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, requests: list[tuple[int, int]]) -> Batch | DataError:
+    def __getitems__(self, requests: list[Request]) -> Batch | DataError:
         try:
             images, labels, indices, problems = zip(*(self.dataset[request] for request in requests), strict=True)
         except DataError as error:
             return error  # as a value: raised here, its message would reach the user inside a worker's traceback
         broken = [(i, problem) for i, problem in zip(indices, problems, strict=True) if problem]
-        return {**_collate(images, labels, indices), "epoch": requests[0][0], "broken": broken}
+        return {
+            **_collate(images, labels, indices),
+            "repeat": torch.tensor([repeat for _, _, repeat in requests], dtype=torch.int64),
+            "epoch": requests[0][0],
+            "broken": broken,
+        }
 
 
 class _EvalReader(Dataset):

@@ -23,6 +23,12 @@ def key_seeds(*key: int) -> tuple[int, int, int]:
     return struct.unpack("<QIQ", digest)
 
 
+def entry_key(kind: int, seed: int, epoch: int, index: int, repeat: int) -> tuple[int, ...]:
+    """Key of the draws for one entry of an epoch. The first showing of an image has the key that it has without
+    repeated augmentation, so a run without repeats draws what it did before there were any."""
+    return (kind, seed, epoch, index, repeat) if repeat else (kind, seed, epoch, index)
+
+
 def seed_generators(*key: int) -> None:
     """Seed `random`, numpy's global generator and torch's default (CPU) generator from `key`.
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ddfnet.errors import DataError
 
-Request = tuple[int, int]  # (epoch, image index)
+Request = tuple[int, int, int]  # (epoch, image index, repeat of the image within the epoch)
 
 
 def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
@@ -16,6 +16,19 @@ def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
         int64 (length,), a permutation of `range(length)` that depends on the arguments only.
     """
     return np.random.default_rng((seed, epoch)).permutation(length)
+
+
+def epoch_order(length: int, seed: int, epoch: int, repeats: int = 1) -> np.ndarray:
+    """What one epoch reads, in order: the permutation, each image `repeats` times in a row, cut off after `length`.
+
+    With `repeats` above 1 this is repeated augmentation (Hoffer et al., arXiv 1901.09335, in the form that made it
+    common: as many samples per epoch as before, so only the first `length / repeats` images of the permutation).
+
+    Returns:
+        int64 (length, 2): image index, and which repeat of the image it is, counted from 0.
+    """
+    places = np.arange(length)
+    return np.stack([permutation(length, seed, epoch)[places // repeats], places % repeats], axis=1)
 
 
 def steps_per_epoch(length: int, global_batch: int) -> int:
@@ -38,12 +51,15 @@ def steps_per_epoch(length: int, global_batch: int) -> int:
 class TrainSampler:
     """Batch sampler over a whole run, from one optimiser step to another.
 
-    Step s consumes `global_batch` consecutive entries of its epoch's permutation, cut into
+    Step s consumes `global_batch` consecutive entries of its epoch's order (`epoch_order`), cut into
     `world_size * accumulation` micro-batches by stride. Micro-batch `m * world_size + rank` belongs to this process as
     its m-th of the step: N processes, and one process that accumulates N micro-batches, see the same micro-batches.
     Starting at any step costs nothing.
 
-    Iterating yields lists of (epoch, index), `accumulation` of them per step; `len()` counts the lists.
+    The stride also spreads the repeats of an image over as many micro-batches as there are. They share one step, but
+    for an image at the border of two steps where `repeats` does not divide `global_batch`.
+
+    Iterating yields lists of (epoch, index, repeat), `accumulation` of them per step; `len()` counts the lists.
 
     Args:
         length: images in the training set.
@@ -52,6 +68,7 @@ class TrainSampler:
         accumulation: micro-batches per step and process.
         seed: keys the permutations.
         start_step, end_step: first step, and the step after the last.
+        repeats: times that an epoch shows each of its images.
 
     Raises:
         ValueError: an argument is out of range, or `global_batch` does not divide into equal micro-batches.
@@ -69,6 +86,7 @@ class TrainSampler:
         seed: int,
         start_step: int,
         end_step: int,
+        repeats: int = 1,
     ) -> None:
         if world_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"rank must be in [0, world_size), got rank={rank} with world_size={world_size}")
@@ -78,6 +96,8 @@ class TrainSampler:
             raise ValueError(f"0 <= start_step <= end_step must hold, got start_step={start_step}, end_step={end_step}")
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
+        if repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {repeats}")
         self.steps_per_epoch = steps_per_epoch(length, global_batch)
         self.micro_batches = world_size * accumulation
         if global_batch % self.micro_batches:
@@ -94,6 +114,7 @@ class TrainSampler:
         self.seed = seed
         self.start_step = start_step
         self.end_step = end_step
+        self.repeats = repeats
 
     def __len__(self) -> int:
         return (self.end_step - self.start_step) * self.accumulation
@@ -103,12 +124,12 @@ class TrainSampler:
         for step in range(self.start_step, self.end_step):
             epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch:
-                order, order_epoch = permutation(self.length, self.seed, epoch), epoch
+                order, order_epoch = epoch_order(self.length, self.seed, epoch, self.repeats), epoch
             base = step_of_epoch * self.global_batch
             for m in range(self.accumulation):
                 q = m * self.world_size + self.rank
-                indices = order[base + q : base + self.global_batch : self.micro_batches]
-                yield [(epoch, i) for i in indices.tolist()]
+                entries = order[base + q : base + self.global_batch : self.micro_batches]
+                yield [(epoch, i, repeat) for i, repeat in entries.tolist()]
 
 
 def eval_indices(length: int, rank: int, world_size: int) -> range:

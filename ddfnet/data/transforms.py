@@ -7,7 +7,7 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.data.transforms import str_to_interp_mode
-from torchvision.transforms import Compose, RandomCrop, Resize
+from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize, TrivialAugmentWide
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -79,18 +79,23 @@ def train_transform(
     vflip: float = 0.0,
     color_jitter: float | tuple[float, ...] | None = 0.4,
     rand_augment: str | None = None,
+    trivial_augment: bool = False,
     crop: str = "random_resized",
 ) -> Callable:
     """Training augmentation of one image.
 
     Args:
-        preprocessing: gives the output size, and the mean colour that fills what an operation leaves empty.
+        preprocessing: gives the output size (here that of the training crops), and the mean colour that fills what an
+            operation leaves empty.
         interpolation: of the crop's resize, one of `INTERPOLATIONS`, or "random" (bilinear or bicubic, timm's default).
         scale, ratio: range of the crop's area (share of the image) and of its width / height.
         hflip, vflip: probability of a flip.
         color_jitter: strength of brightness, contrast and saturation, or one number for each (and hue). **Off whenever
             `rand_augment` is given, except with 3-Augment**: timm's rule, kept so that its recipes mean the same here.
+            Off as well with `trivial_augment`, whose recipes have none.
         rand_augment: timm's policy string, such as "rand-m7-mstd0.5-inc1", "augmix-m5-w4-d2", "original", "v0", "3a".
+        trivial_augment: TrivialAugment in its wide form (arXiv 2103.10158; torchvision's), bilinear, at the place of
+            `rand_augment` and instead of it.
         crop: "random_resized" (ImageNet), or "pad" for small images (CIFAR): short side to `input_size`, then a crop of
             `input_size` from the image padded by `input_size // 8` black pixels; `scale` and `ratio` do not act.
 
@@ -99,7 +104,7 @@ def train_transform(
         numpy and torch.
 
     Raises:
-        ValueError: an argument is out of range, or a policy string is malformed.
+        ValueError: an argument is out of range, a policy string is malformed, or two policies are given.
     """
     _check_interpolation(interpolation, ("random", *INTERPOLATIONS))
     for name, (low, high) in {"scale": scale, "ratio": ratio}.items():
@@ -112,6 +117,8 @@ def train_transform(
         raise ValueError(f"crop must be 'random_resized' or 'pad', got {crop!r}")
     if rand_augment is not None:
         _check_policy(rand_augment)
+        if trivial_augment:
+            raise ValueError(f"rand_augment={rand_augment!r} and trivial_augment=True contradict: give one of them")
 
     size = preprocessing.input_size
     geometry, colour, to_tensor = create_transform(
@@ -123,7 +130,7 @@ def train_transform(
         ratio=ratio,
         hflip=hflip,
         vflip=vflip,
-        color_jitter=color_jitter or None,
+        color_jitter=None if trivial_augment else color_jitter or None,
         auto_augment=rand_augment,
         interpolation=interpolation,
         mean=preprocessing.mean,
@@ -134,7 +141,11 @@ def train_transform(
         resize = preprocessing.interpolation if interpolation == "random" else interpolation
         # timm's first step is its random resized crop, the flips follow.
         steps = [Resize(size, str_to_interp_mode(resize)), RandomCrop(size, padding=size // 8), *steps[1:]]
-    return Compose([*steps, *colour.transforms, *to_tensor.transforms])
+    policy = colour.transforms
+    if trivial_augment:
+        fill = [min(255, round(255 * value)) for value in preprocessing.mean]  # as timm fills
+        policy = [TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=fill)]
+    return Compose([*steps, *policy, *to_tensor.transforms])
 
 
 def eval_transform(preprocessing: Preprocessing) -> Callable:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from ddfnet.data import (
     Preprocessing,
     TrainBatchTransform,
     TrainSampler,
+    epoch_order,
     eval_batches,
     eval_transform,
     index_folder,
-    permutation,
     train_batches,
     train_transform,
 )
@@ -60,7 +61,7 @@ class ClassificationTask:
         augment = config.augment
         try:
             self._transform = train_transform(
-                self.preprocessing,
+                replace(self.preprocessing, input_size=settings.train_size or settings.size),
                 interpolation=augment.interpolation,
                 scale=augment.scale,
                 ratio=augment.ratio,
@@ -68,12 +69,14 @@ class ClassificationTask:
                 vflip=augment.vflip,
                 color_jitter=augment.color_jitter,
                 rand_augment=augment.rand_augment,
+                trivial_augment=augment.trivial_augment,
                 crop=augment.crop,
             )
         except ValueError as error:
             raise ConfigError(f"augment: {error}") from None
-        smoothing = config.loss.label_smoothing
-        self._bce = BinaryCrossEntropy(smoothing=smoothing) if config.loss.name == "bce" else None
+        self._bce = None
+        if config.loss.name == "bce":
+            self._bce = BinaryCrossEntropy(config.loss.label_smoothing, target_threshold=config.loss.bce_threshold)
 
     def build_model(self) -> nn.Module:
         """The model of the configuration with random weights."""
@@ -117,6 +120,7 @@ class ClassificationTask:
             seed=config.run.seed,
             start_step=start_step,
             end_step=derived.total_steps,
+            repeats=augment.repeats,
         )
         return train_batches(
             self._train,
@@ -174,8 +178,8 @@ class ClassificationTask:
         """Paths of the images of one optimiser step, in the order of the global batch."""
         epoch, place = divmod(step, derived.steps_per_epoch)
         batch = self.config.train.batch_size
-        order = permutation(self.train_images, self.config.run.seed, epoch)[place * batch : (place + 1) * batch]
-        return [self._train.path(int(i)) for i in order]
+        order = epoch_order(self.train_images, self.config.run.seed, epoch, self.config.augment.repeats)
+        return [self._train.path(i) for i in order[place * batch : (place + 1) * batch, 0].tolist()]
 
 
 def worker_count(workers: int | str) -> int:

@@ -12,11 +12,12 @@ from PIL import Image, ImageFile, PngImagePlugin
 from ddfnet.data import EvalDataset, TrainDataset, eval_transform, index_folder, open_rgb, train_transform
 from ddfnet.errors import DataError
 
-POLICIES = [None, "rand-m7-mstd0.5-inc1", "augmix-m5-w2", "original-mstd0.5", "3a"]
+POLICIES = [None, "rand-m7-mstd0.5-inc1", "augmix-m5-w2", "original-mstd0.5", "3a", "trivial"]
 
 
 def dataset(index, small, seed=0, policy="rand-m7-mstd0.5-inc1"):
-    return TrainDataset(index, train_transform(small, rand_augment=policy), seed=seed)
+    chosen = {"trivial_augment": True} if policy == "trivial" else {"rand_augment": policy}
+    return TrainDataset(index, train_transform(small, **chosen), seed=seed)
 
 
 def global_states():
@@ -24,23 +25,25 @@ def global_states():
 
 
 def test_item_is_a_uint8_image_with_label_index_and_no_problem(index, small):
-    image, label, i, problem = dataset(index, small)[(0, 7)]
+    image, label, i, problem = dataset(index, small)[(0, 7, 0)]
     assert (image.dtype, tuple(image.shape)) == (torch.uint8, (3, 24, 24))
     assert (label, i, problem) == (1, 7, "")
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_pixels_depend_on_seed_epoch_and_index_only(index, small, policy):
-    forward = {i: dataset(index, small, policy=policy)[(2, i)][0] for i in range(18)}
+def test_pixels_depend_on_seed_epoch_index_and_repeat_only(index, small, policy):
+    forward = {i: dataset(index, small, policy=policy)[(2, i, 0)][0] for i in range(18)}
     random.seed(99)
     np.random.seed(99)
     torch.manual_seed(99)
     again = dataset(index, small, policy=policy)
     for i in reversed(range(18)):
-        assert torch.equal(again[(2, i)][0], forward[i])
-    other_epoch = sum(torch.equal(again[(3, i)][0], forward[i]) for i in range(18))
-    other_seed = sum(torch.equal(dataset(index, small, 1, policy)[(2, i)][0], forward[i]) for i in range(18))
-    assert other_epoch == other_seed == 0
+        assert torch.equal(again[(2, i, 0)][0], forward[i])
+    other_epoch = sum(torch.equal(again[(3, i, 0)][0], forward[i]) for i in range(18))
+    other_seed = sum(torch.equal(dataset(index, small, 1, policy)[(2, i, 0)][0], forward[i]) for i in range(18))
+    other_repeat = sum(torch.equal(again[(2, i, 1)][0], forward[i]) for i in range(18))
+    assert other_epoch == other_seed == other_repeat == 0
+    assert torch.equal(again[(2, 5, 1)][0], dataset(index, small, policy=policy)[(2, 5, 1)][0])
 
 
 def test_every_generator_that_the_transforms_use_is_keyed(index):
@@ -48,17 +51,33 @@ def test_every_generator_that_the_transforms_use_is_keyed(index):
         return random.random(), random.gauss(0, 1), np.random.rand(), torch.rand(2)
 
     draws = TrainDataset(index, draw_all, seed=0)
-    first, second = draws[(0, 3)][0], draws[(0, 3)][0]
+    first, second = draws[(0, 3, 0)][0], draws[(0, 3, 0)][0]
     assert first[:3] == second[:3]
     assert torch.equal(first[3], second[3])
-    third = draws[(0, 4)][0]
+    third = draws[(0, 4, 0)][0]
     assert all(a != b for a, b in zip(first[:3], third[:3], strict=True))
     assert not torch.equal(first[3], third[3])
 
 
+def test_draws_are_pinned(index):
+    """Other draws for the first showing of an image would change resumed runs; those of repeats are others."""
+
+    def draw_all(image):
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    draws = TrainDataset(index, draw_all, seed=11)
+    pinned = {
+        (2, 7, 0): (0.3521992785315222, 0.9776445250726562, 0.6654453873634338),
+        (0, 3, 0): (0.6995687810553616, 0.3642000490973265, 0.5679237842559814),
+    }
+    for request, expected in pinned.items():
+        assert draws[request][0] == pytest.approx(expected, rel=1e-7)
+    assert len({draws[(2, 7, repeat)][0] for repeat in range(5)}) == 5
+
+
 def test_leaves_the_callers_generators_alone(index, small):
     before = global_states()
-    dataset(index, small)[(0, 0)]
+    dataset(index, small)[(0, 0, 0)]
     EvalDataset(index, eval_transform(small))[0]
     assert global_states() == before
 
@@ -70,7 +89,7 @@ def test_restores_the_generators_after_a_failing_transform(index):
 
     before = global_states()
     with pytest.raises(RuntimeError, match="defect"):
-        TrainDataset(index, fail, seed=0)[(0, 0)]
+        TrainDataset(index, fail, seed=0)[(0, 0, 0)]
     assert global_states() == before
 
 
@@ -82,10 +101,12 @@ def break_file(index, i, content=b"not an image"):
 def test_broken_training_image_is_replaced_the_same_way_every_time(index, small):
     break_file(index, 4)
     data = dataset(index, small)
-    image, _, i, problem = data[(0, 4)]
+    image, _, i, problem = data[(0, 4, 0)]
     assert i == 4
     assert "UnidentifiedImageError" in problem
-    assert torch.equal(image, dataset(index, small)[(0, 4)][0])
+    assert torch.equal(image, dataset(index, small)[(0, 4, 0)][0])
+    shown = TrainDataset(index, np.asarray, seed=0)
+    assert np.array_equal(shown[(0, 4, 0)][0], shown[(0, 4, 2)][0])  # repeats share the stand-in
     stand_ins = {data._replacement(epoch, 4, 1) for epoch in range(30)}
     assert len(stand_ins) > 5
     assert 4 not in stand_ins
@@ -99,7 +120,7 @@ def test_a_replacement_brings_its_own_label(tmp_path, small):
     originals = [np.asarray(open_rgb(index.path(i))) for i in range(6)]
     break_file(index, 2)
     for epoch in range(8):
-        image, label, _, problem = shown[(epoch, 2)]
+        image, label, _, problem = shown[(epoch, 2, 0)]
         assert problem
         assert label != 2
         assert np.array_equal(np.asarray(image), originals[label])
@@ -109,19 +130,19 @@ def test_broken_replacements_are_replaced_too(index, small):
     data = dataset(index, small)
     break_file(index, 4)
     break_file(index, data._replacement(0, 4, 1))
-    assert data[(0, 4)][3]
+    assert data[(0, 4, 0)][3]
 
 
 def test_gives_up_when_everything_is_broken(index, small):
     for i in range(len(index)):
         break_file(index, i)
     with pytest.raises(DataError, match=r"004\.png is broken .*check_data\.py"):
-        dataset(index, small)[(0, 4)]
+        dataset(index, small)[(0, 4, 0)]
 
 
 def test_a_defect_in_a_transform_is_not_taken_for_a_broken_image(index):
     with pytest.raises(ZeroDivisionError):
-        TrainDataset(index, lambda image: 1 / 0, seed=0)[(0, 0)]
+        TrainDataset(index, lambda image: 1 / 0, seed=0)[(0, 0, 0)]
 
 
 def test_evaluation_refuses_a_broken_image(index, small):
@@ -135,7 +156,7 @@ def test_evaluation_refuses_a_broken_image(index, small):
 
 def test_a_missing_file_is_a_broken_image(index, small):
     os.remove(index.path(3))
-    assert "FileNotFoundError" in dataset(index, small)[(0, 3)][3]
+    assert "FileNotFoundError" in dataset(index, small)[(0, 3, 0)][3]
     with pytest.raises(DataError, match="FileNotFoundError"):
         EvalDataset(index, eval_transform(small))[3]
 
@@ -212,7 +233,7 @@ def test_truncated_files_are_errors(tmp_path, suffix, share):
 def test_reasons_are_one_line_without_the_path(index, small):
     break_file(index, 0)
     os.remove(index.path(1))
-    reasons = [dataset(index, small)[(0, i)][3] for i in range(2)]
+    reasons = [dataset(index, small)[(0, i, 0)][3] for i in range(2)]
     assert reasons[0] == "UnidentifiedImageError: not an image, or its header is damaged"
     assert reasons[1] == "FileNotFoundError: No such file or directory"
 

@@ -9,12 +9,13 @@ from ddfnet.data import EvalBatchTransform, Preprocessing, TrainBatchTransform
 PREPROCESSING = Preprocessing(input_size=16, mean=(0.1, 0.5, 0.7), std=(0.2, 0.3, 0.5))
 
 
-def batch(epoch=0, first=5, size=8, key=0):
+def batch(epoch=0, first=5, size=8, key=0, repeat=0):
     generator = torch.Generator().manual_seed(key)
     return {
         "image": torch.randint(0, 256, (size, 3, 16, 16), dtype=torch.uint8, generator=generator),
         "target": torch.arange(size) % 4,
         "index": torch.arange(first, first + size),
+        "repeat": torch.full((size,), repeat),
         "epoch": epoch,
     }
 
@@ -120,7 +121,7 @@ def test_cutmix_pastes_a_rectangle_and_weighs_targets_by_area():
 OPTIONS = {"erasing_prob": 0.5, "mixup_alpha": 0.8, "cutmix_alpha": 1.0}
 
 
-def test_draws_depend_on_seed_epoch_and_first_index_only():
+def test_draws_depend_on_seed_epoch_first_index_and_repeat_only():
     first = transform(**OPTIONS)(batch(2, 5))
     random.seed(7)
     np.random.seed(7)
@@ -134,8 +135,16 @@ def test_draws_depend_on_seed_epoch_and_first_index_only():
         transform(seed=1, **OPTIONS)(batch(2, 5)),
         transform(**OPTIONS)(batch(3, 5)),
         transform(**OPTIONS)(batch(2, 6)),
+        transform(**OPTIONS)(batch(2, 5, repeat=1)),
     ):
         assert not torch.equal(first["image"], other["image"])
+
+
+def test_draws_are_pinned():
+    """Other draws for the first showing of an image would change resumed runs."""
+    one = {**batch(epoch=3, size=2), "index": torch.tensor([9, 4]), "target": torch.tensor([0, 1])}
+    mixed = transform(seed=5, micro_batch=2, mixup_alpha=0.4)(one)["target"]
+    torch.testing.assert_close(mixed[:, :2], torch.tensor([[0.44603637, 0.5539636], [0.5539636, 0.44603637]]))
 
 
 def test_leaves_the_global_generators_alone():

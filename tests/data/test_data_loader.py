@@ -30,7 +30,9 @@ from ddfnet.errors import DataError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def stream(index, small, *, workers=0, rank=0, world_size=1, accumulation=1, start=0, end=8, seed=0, **options):
+def stream(
+    index, small, *, workers=0, rank=0, world_size=1, accumulation=1, start=0, end=8, seed=0, repeats=1, **options
+):
     sampler = TrainSampler(
         length=len(index),
         global_batch=8,
@@ -40,6 +42,7 @@ def stream(index, small, *, workers=0, rank=0, world_size=1, accumulation=1, sta
         seed=seed,
         start_step=start,
         end_step=end,
+        repeats=repeats,
     )
     batch_transform = TrainBatchTransform(
         small,
@@ -81,7 +84,7 @@ def assert_same(one, other):
     assert len(one) == len(other) > 0
     for a, b in zip(one, other, strict=True):
         assert a["epoch"] == b["epoch"]
-        for key in ("image", "target", "index"):
+        for key in ("image", "target", "index", "repeat"):
             assert torch.equal(a[key], b[key])
 
 
@@ -114,19 +117,21 @@ def test_batches_have_the_promised_form(index, small):
     batches = list(stream(index, small, end=5))
     assert [batch["epoch"] for batch in batches] == [0, 0, 1, 1, 2]
     for batch in batches:
-        assert set(batch) == {"image", "target", "index", "epoch"}
+        assert set(batch) == {"image", "target", "index", "repeat", "epoch"}
         assert batch["image"].shape == (8, 3, 24, 24)
         assert batch["image"].is_contiguous(memory_format=torch.channels_last)
         assert batch["image"].dtype == batch["target"].dtype == torch.float32
         assert batch["target"].shape == (8, 3)
-        assert batch["index"].dtype == torch.int64
-        assert batch["index"].device.type == "cpu"
+        for key in ("index", "repeat"):
+            assert batch[key].dtype == torch.int64
+            assert batch[key].device.type == "cpu"
 
 
-def test_same_batches_for_any_number_of_workers(index, small):
-    in_process = list(stream(index, small))
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_same_batches_for_any_number_of_workers(index, small, repeats):
+    in_process = list(stream(index, small, repeats=repeats))
     for workers in (1, 2):
-        assert_same(stream(index, small, workers=workers), in_process)
+        assert_same(stream(index, small, workers=workers, repeats=repeats), in_process)
 
 
 def test_other_seed_and_epoch_give_other_pixels(index, small):
@@ -136,19 +141,19 @@ def test_other_seed_and_epoch_give_other_pixels(index, small):
     assert len(again) == 8
 
 
-def test_resumed_stream_is_the_tail(index, small):
-    full = list(stream(index, small))
-    assert_same(stream(index, small, start=3, workers=2), full[3:])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_resumed_stream_is_the_tail(index, small, repeats):
+    full = list(stream(index, small, repeats=repeats))
+    assert_same(stream(index, small, start=3, workers=2, repeats=repeats), full[3:])
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (4, 1), (2, 2)])
-def test_processes_see_what_one_process_accumulates(index, small, world_size, accumulation):
+def test_processes_see_what_one_process_accumulates(index, small, world_size, accumulation, repeats):
     """To the pixel, with augmentation, erasing and mixup."""
-    single = list(stream(index, small, accumulation=world_size * accumulation, end=4))
-    ranks = [
-        list(stream(index, small, rank=r, world_size=world_size, accumulation=accumulation, end=4))
-        for r in range(world_size)
-    ]
+    single = list(stream(index, small, accumulation=world_size * accumulation, end=4, repeats=repeats))
+    layout = {"world_size": world_size, "accumulation": accumulation, "repeats": repeats}
+    ranks = [list(stream(index, small, rank=r, end=4, **layout)) for r in range(world_size)]
     together = [
         ranks[r][step * accumulation + m] for step in range(4) for m in range(accumulation) for r in range(world_size)
     ]

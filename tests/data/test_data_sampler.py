@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ddfnet.data import TrainSampler, eval_indices, permutation, steps_per_epoch
+from ddfnet.data import TrainSampler, epoch_order, eval_indices, permutation, steps_per_epoch
 from ddfnet.errors import DataError
 
 BASE = {"length": 103, "global_batch": 24, "seed": 3, "start_step": 0, "end_step": 11}
@@ -32,21 +32,67 @@ def test_steps_take_consecutive_entries_of_the_epochs_permutation():
     for step, batch in enumerate(sampler()):
         epoch, position = divmod(step, per_epoch)
         expected = permutation(103, 3, epoch)[position * 24 : (position + 1) * 24]
-        assert batch == [(epoch, i) for i in expected.tolist()]
+        assert batch == [(epoch, i, 0) for i in expected.tolist()]
 
 
 def test_an_epoch_shows_no_image_twice():
     batches = list(sampler(end_step=4))
-    seen = [i for batch in batches for _, i in batch]
+    seen = [i for batch in batches for _, i, _ in batch]
     assert len(seen) == 96
     assert len(set(seen)) == 96
 
 
+def test_batches_are_pinned():
+    """Without repeats, the order is the one from before there were any."""
+    batches = list(sampler(length=11, global_batch=4, rank=1, world_size=2, seed=6, end_step=4))
+    assert batches == [[(0, 9, 0), (0, 10, 0)], [(0, 3, 0), (0, 0, 0)], [(1, 10, 0), (1, 7, 0)], [(1, 4, 0), (1, 2, 0)]]
+
+
+def test_repeats_show_the_first_images_of_the_permutation_several_times():
+    order = epoch_order(11, 6, 2, repeats=3)
+    first = permutation(11, 6, 2)[:4].tolist()
+    assert order.tolist() == [[i, repeat] for i in first for repeat in range(3)][:11]
+    assert np.array_equal(epoch_order(11, 6, 2)[:, 0], permutation(11, 6, 2))
+    assert not epoch_order(11, 6, 2)[:, 1].any()
+    assert not np.array_equal(order, epoch_order(11, 6, 3, repeats=3))
+    assert set(epoch_order(3, 0, 0, repeats=8)[:, 0].tolist()) == {int(permutation(3, 0, 0)[0])}
+
+
+def test_an_epoch_with_repeats_is_as_long_and_shows_fewer_images():
+    batches = list(sampler(repeats=3, end_step=4))
+    assert len(batches) == len(list(sampler(end_step=4))) == 4
+    shown = [i for batch in batches for _, i, _ in batch]
+    assert len(shown) == 96
+    assert len(set(shown)) == 32
+    assert all(shown.count(i) == 3 for i in shown)
+
+
+@pytest.mark.parametrize("repeats", [2, 4])
+def test_repeats_of_an_image_fall_on_different_processes_of_one_step(repeats):
+    ranks = [list(sampler(rank=r, world_size=4, repeats=repeats)) for r in range(4)]
+    for step in range(BASE["end_step"]):
+        where = {}
+        for rank, batches in enumerate(ranks):
+            for _, i, repeat in batches[step]:
+                where.setdefault(i, {})[repeat] = rank
+        assert all(len(set(places.values())) == len(places) == repeats for places in where.values())
+
+
+def test_repeats_that_do_not_divide_the_batch_go_on_in_the_next_step():
+    """global_batch = 24 and 5 repeats: the cut image is the only one that two steps share."""
+    first, second = (list(batch) for batch in sampler(repeats=5, end_step=2))
+    shared = {i for _, i, _ in first} & {i for _, i, _ in second}
+    assert shared == {first[-1][1]}
+    assert [repeat for _, i, repeat in first + second if i in shared] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize(("world_size", "accumulation"), [(4, 1), (2, 2), (1, 4)])
-def test_processes_and_accumulation_share_micro_batches(world_size, accumulation):
+def test_processes_and_accumulation_share_micro_batches(world_size, accumulation, repeats):
     """Micro-batch q of a step is the same list wherever it is read."""
-    single = list(sampler(accumulation=4))
-    ranks = [list(sampler(rank=r, world_size=world_size, accumulation=accumulation)) for r in range(world_size)]
+    single = list(sampler(accumulation=4, repeats=repeats))
+    layout = {"world_size": world_size, "accumulation": accumulation, "repeats": repeats}
+    ranks = [list(sampler(rank=r, **layout)) for r in range(world_size)]
     for step in range(BASE["end_step"]):
         together = [ranks[r][step * accumulation + m] for m in range(accumulation) for r in range(world_size)]
         assert together == single[4 * step : 4 * step + 4]
@@ -61,9 +107,10 @@ def test_micro_batches_partition_the_step():
         assert sorted(itertools.chain(*pieces)) == sorted(batch)
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 9, 11])
-def test_resuming_is_the_tail_of_the_full_run(start):
-    layout = {"rank": 1, "world_size": 2, "accumulation": 2}
+def test_resuming_is_the_tail_of_the_full_run(start, repeats):
+    layout = {"rank": 1, "world_size": 2, "accumulation": 2, "repeats": repeats}
     full = list(sampler(**layout))
     resumed = sampler(**layout, start_step=start)
     assert list(resumed) == full[2 * start :]
@@ -100,6 +147,7 @@ def test_too_small_a_set():
         ({"start_step": 12}, "start_step=12"),
         ({"global_batch": 0}, "global_batch"),
         ({"seed": -1}, "seed"),
+        ({"repeats": 0}, "repeats must be at least 1, got 0"),
     ],
 )
 def test_wrong_arguments(changes, message):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torchvision import transforms as tv
 
 from ddfnet.data import INTERPOLATIONS, Preprocessing, eval_transform, train_transform
 
@@ -126,6 +127,34 @@ def test_color_jitter_is_off_with_a_policy_except_3_augment(policy, jitters):
     assert any(type(step).__name__ == "ColorJitter" for step in steps) == jitters
 
 
+def test_trivial_augment_takes_the_place_of_the_policy_and_of_the_jitter():
+    """Against torchvision's own chain: crop, flip, TrivialAugment."""
+    image = picture(120, 96)
+    preprocessing = Preprocessing(input_size=48, mean=(0.2, 0.5, 0.8))
+    ours = train_transform(preprocessing, interpolation="bilinear", trivial_augment=True, color_jitter=0.4)
+    bilinear = tv.InterpolationMode.BILINEAR
+    theirs = tv.Compose(
+        [
+            *train_transform(preprocessing, interpolation="bilinear", color_jitter=None).transforms[:-1],
+            tv.TrivialAugmentWide(interpolation=bilinear, fill=[51, 128, 204]),
+            tv.PILToTensor(),
+        ]
+    )
+    plain = train_transform(preprocessing, interpolation="bilinear", color_jitter=None)
+    changed = 0
+    for seed in range(30):
+        made = seeded(lambda: ours(image), seed)
+        assert made.dtype == torch.uint8
+        assert torch.equal(made, seeded(lambda: theirs(image), seed))
+        changed += not torch.equal(made, seeded(lambda: plain(image), seed))
+    assert changed > 15
+
+
+def test_two_policies_are_refused():
+    with pytest.raises(ValueError, match=r"rand_augment='rand-m7' and trivial_augment=True contradict"):
+        train_transform(Preprocessing(), rand_augment="rand-m7", trivial_augment=True)
+
+
 def test_color_jitter_zero_is_none():
     for value in (0, 0.0, None):
         steps = train_transform(Preprocessing(), color_jitter=value).transforms
@@ -223,10 +252,11 @@ def test_every_interpolation_works(interpolation):
     assert train_transform(preprocessing, interpolation=interpolation)(picture(40, 32)).shape == (3, 24, 24)
 
 
-@pytest.mark.parametrize("policy", [None, "rand-m7-mstd0.5-inc1", "augmix-m5", "v0", "3a"])
+@pytest.mark.parametrize("policy", [None, "rand-m7-mstd0.5-inc1", "augmix-m5", "v0", "3a", "trivial"])
 def test_transforms_pickle(policy):
     """Where workers are spawned instead of forked, they travel by pickle."""
     image = picture(40, 32)
-    transform = train_transform(Preprocessing(input_size=24), rand_augment=policy)
+    chosen = {"trivial_augment": True} if policy == "trivial" else {"rand_augment": policy}
+    transform = train_transform(Preprocessing(input_size=24), **chosen)
     again = pickle.loads(pickle.dumps(transform))
     assert torch.equal(seeded(lambda: transform(image)), seeded(lambda: again(image)))

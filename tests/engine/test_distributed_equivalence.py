@@ -27,9 +27,11 @@ def run_two_processes(config, folder, *overrides):
     return losses(folder)
 
 
-def test_two_processes_equal_two_micro_batches(tiny_config, tmp_path):
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_two_processes_equal_two_micro_batches(tiny_config, tmp_path, repeats):
     """Augmentation, erasing, mixup and dropout included: all are keyed by the place in the run."""
     noisy = ("augment.erasing.p=0.5", "augment.mixup=0.2", "model.drop_rate=0.2", "train.ema={decay: 0.9}")
+    noisy = (*noisy, f"augment.repeats={repeats}")
     one = run_here(tiny_config, tmp_path / "one", *noisy)
     two = run_two_processes(tiny_config, tmp_path / "two", *noisy)
     assert len(one) == len(two) == 12

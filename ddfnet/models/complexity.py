@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -66,9 +65,7 @@ def _element_count(model: nn.Module) -> Iterator[list[int]]:
 
     handles = []
     for module in model.modules():
-        # timm's fused norm and activation are two layers to a counter.
-        weight = 3 if isinstance(module, BatchNormAct2d) else 2 if isinstance(module, nn.BatchNorm2d) else 0
-        weight = 1 if isinstance(module, nn.ReLU) else weight
+        weight = 2 if isinstance(module, nn.BatchNorm2d) else 1 if isinstance(module, nn.ReLU) else 0
         if weight:
             handles.append(module.register_forward_hook(lambda _, __, output, weight=weight: count(weight, output)))
     try:

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ddfnet import DDF, FilterNorm, ddf
+from ddfnet.ops import ddf_reference
 
 
 def test_spatial_filter_norm_is_the_formula():
@@ -49,6 +51,54 @@ def test_forward_is_branches_then_operator(stride, combine):
     torch.testing.assert_close(layer(x), ddf(x, channel, spatial, stride=stride, combine=combine))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_one_kind_of_filter_alone(stride):
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 7, 5, dtype=torch.float64)
+    spatial = DDF(8, stride=stride, heads=2, filters="spatial").double()
+    assert spatial.channel_branch is None
+    torch.testing.assert_close(
+        spatial(x), ddf_reference(x, None, spatial.spatial_branch(x), stride=stride, kernel_size=3)
+    )
+    channel = DDF(8, stride=stride, filters="channel").double()
+    assert channel.spatial_branch is None
+    filters = channel.channel_branch(x).view(2, 8, 3, 3)
+    torch.testing.assert_close(channel(x), ddf_reference(x, filters, None, stride=stride))
+    for layer in (spatial, channel):
+        layer(x).square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())
+
+
+def test_rival_normalizations():
+    torch.manual_seed(0)
+    x = torch.randn(4, 8, 6, 6, dtype=torch.float64)
+    for kind, of_logits in (
+        ("batch", lambda logits: F.batch_norm(logits, None, None, training=True)),
+        ("sigmoid", torch.sigmoid),
+    ):
+        layer = DDF(8, heads=2, normalization=kind, squeeze_ratio=0.5).double()
+        conv1, conv2 = layer.channel_branch[1], layer.channel_branch[3]
+        channel = of_logits(conv2(conv1(x.mean((2, 3), keepdim=True)).relu())).view(4, 8, 3, 3)
+        spatial = of_logits(layer.spatial_branch[0](x))
+        torch.testing.assert_close(layer(x), ddf_reference(x, channel, spatial))
+
+
+def test_half_precision_and_training_of_the_variants():
+    x = torch.randn(4, 8, 6, 6)
+    for options in ({"filters": "spatial"}, {"filters": "channel"}, {"normalization": "batch"}):
+        layer = DDF(8, **options)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        assert y.dtype == torch.bfloat16, options
+        y.float().square().sum().backward()
+        assert torch.isfinite(layer(x)).all()
+
+
+def test_the_meta_device_computes_nothing():
+    layer = DDF(8, stride=2, device="meta")
+    assert layer(torch.empty(1, 8, 7, 7, device="meta")).shape == (1, 8, 4, 4)
+
+
 def test_official_state_dict_names_and_shapes():
     # layer1.0.conv2 of the official DDF-ResNet50: width 64, 12 hidden channels
     shapes = {name: tuple(tensor.shape) for name, tensor in DDF(64).state_dict().items()}
@@ -90,6 +140,9 @@ def test_autocast_and_memory_format():
         ({"channels": 8, "heads": 3}, "heads"),
         ({"channels": 8, "combine": "sub"}, "combine"),
         ({"channels": 4, "squeeze_ratio": 0.1}, "squeeze_ratio"),
+        ({"channels": 8, "filters": "none"}, "filters"),
+        ({"channels": 8, "normalization": "layer"}, "normalization"),
+        ({"channels": 8, "filters": "channel", "heads": 2}, "2 heads"),
     ],
 )
 def test_bad_arguments_are_named(arguments, word):

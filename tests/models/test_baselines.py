@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 
+import ddfnet
 from ddfnet.layers.bam import BAM
 from ddfnet.models import baselines
 
@@ -34,7 +35,8 @@ def one_block_per_stage(name, **kwargs):
 
 
 def test_every_model_is_listed():
-    assert {name.split(".")[0] for name in baselines.default_cfgs} == set(PARAMETERS)
+    assert {name.split(".")[0] for name in baselines.default_cfgs} == {*PARAMETERS, "dw_resnet14_32px"}
+    assert set(ddfnet.list_models()) >= set(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

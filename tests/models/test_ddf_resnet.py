@@ -3,8 +3,11 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 
 import ddfnet
+from ddfnet import DDF
+from ddfnet.models import DDFBasicBlock
 
 
 def count(name, **kwargs):
@@ -22,8 +25,15 @@ def count(name, **kwargs):
         ("ddf_mul_resnet152", {}, 37_462_900),
         ("ddf_add_resnet152", {}, 37_462_900),
         ("ddf_mul_resnet14_32px", {"num_classes": 10}, 363_404),
+        ("ddf_mul_resnet18", {}, 7_691_032),
+        ("ddf_add_resnet18", {}, 7_691_032),
         ("ddf_mul_resnet50", {"squeeze_ratio": 0.3}, 18_091_484),
         ("ddf_mul_resnet50", {"squeeze_ratio": 0.4}, 19_352_663),
+        ("ddf_mul_resnet50", {"filters": "spatial"}, 14_273_912),
+        ("ddf_mul_resnet50", {"filters": "channel"}, 16_809_620),
+        # per layer: a weight and a bias for each tap of batch norm, against the channel branch's one scale
+        ("ddf_mul_resnet50", {"normalization": "batch"}, 16_843_748 + 9 * 3776 + 2 * 9 * 16),
+        ("ddf_mul_resnet50", {"normalization": "sigmoid"}, 16_843_748 - 9 * 3776),
     ],
 )
 def test_parameter_counts(name, kwargs, parameters):
@@ -51,6 +61,45 @@ def test_every_bottleneck_has_the_stride_and_dilation_of_the_convolution_it_repl
                     assert ours[name].stride == base[name].stride[0], name
                     assert ours[name].dilation == base[name].dilation[0], name
                     assert ours[name].channels == base[name].in_channels, name
+
+
+def test_options_reach_every_layer():
+    options = {"kernel_size": 5, "heads": 2, "normalization": "sigmoid", "fused_filters": False, "squeeze_ratio": 0.25}
+    with torch.device("meta"):
+        model = ddfnet.create_model("ddf_add_resnet18", **options)
+    layers = [module for module in model.modules() if isinstance(module, DDF)]
+    assert len(layers) == 16
+    for layer in layers:
+        assert (layer.kernel_size, layer.heads, layer.combine, layer.fused_filters) == (5, 2, "add", False)
+        assert isinstance(layer.spatial_branch[1], torch.nn.Sigmoid)
+        assert layer.channel_branch[1].out_channels == layer.channels // 4
+
+
+@pytest.mark.parametrize("options", [{"filters": "spatal"}, {"normalization": "layer"}, {"filter": "spatial"}])
+def test_a_mistyped_option_is_an_error(options):
+    with pytest.raises(ValueError, match=next(iter(options.values())) if "filter" not in options else "filter"):
+        ddfnet.create_model("ddf_mul_resnet50", **options)
+
+
+def test_basic_block_is_ddf_then_pointwise():
+    torch.manual_seed(0)
+    block = DDFBasicBlock(8, 16, stride=2, downsample=torch.nn.Conv2d(8, 16, 1, 2), ddf_args={"squeeze_ratio": 0.5})
+    block = block.double().eval()
+    x = torch.randn(2, 8, 9, 7, dtype=torch.float64)
+    y = block.bn1(F.conv2d(block.conv1.ddf(x), block.conv1.pointwise.weight)).relu()
+    y = block.bn2(F.conv2d(block.conv2.ddf(y), block.conv2.pointwise.weight)) + block.downsample(x)
+    assert y.shape == (2, 16, 5, 4)
+    torch.testing.assert_close(block(x), y.relu())
+
+
+def test_small_images_and_the_stride_of_their_stem():
+    x = torch.randn(2, 3, 32, 32)
+    for name in ("ddf_mul_resnet14_32px", "resnet14_32px", "dw_resnet14_32px"):
+        for stride in (1, 2):
+            maps = timm.create_model(name, features_only=True, stem_stride=stride).eval()
+            reductions = maps.feature_info.reduction()
+            assert reductions == [stride * r for r in (1, 1, 2, 4, 8)]
+            assert [m.shape[-1] for m in maps(x)] == [32 // r for r in reductions]
 
 
 def test_features_only_and_output_stride():

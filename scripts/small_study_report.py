@@ -1,0 +1,201 @@
+"""The report of scripts/reproduce_small.py: what each variant reached, as a page, JSON and a chart."""
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import benchmarking as bench
+import torch
+
+from ddfnet.config import load_config
+from ddfnet.models.complexity import Complexity, model_complexity
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a variant is.
+
+    Attributes:
+        label: for tables and charts.
+        overrides: of the study's YAML.
+        paper: top-1 of its counterpart in the paper, ResNet50 on ImageNet; None: not in the paper.
+    """
+
+    label: str
+    overrides: tuple[str, ...] = ()
+    paper: float | None = None
+
+
+# In the order of the paper's table 3; ddf_add is from the released models.
+VARIANTS = {
+    "dense": Variant("dense 3x3 convolution", ("model.name=resnet14_32px",), 77.2),
+    "depthwise": Variant("static depthwise 3x3", ("model.name=dw_resnet14_32px",)),
+    "spatial": Variant("spatial filters only", ("model.kwargs.filters=spatial",), 74.4),
+    "channel": Variant("channel filters only", ("model.kwargs.filters=channel",), 78.7),
+    "ddf": Variant("both (DDF)", (), 79.1),
+    "ddf_add": Variant("both, added", ("model.name=ddf_add_resnet14_32px",), 78.8),
+    "batch_norm": Variant("batch norm for filter norm", ("model.kwargs.normalization=batch",), 76.0),
+    "sigmoid": Variant("sigmoid for filter norm", ("model.kwargs.normalization=sigmoid",), 78.2),
+    "sigma_0.3": Variant("squeeze ratio 0.3", ("model.kwargs.squeeze_ratio=0.3",), 79.0),
+    "sigma_0.4": Variant("squeeze ratio 0.4", ("model.kwargs.squeeze_ratio=0.4",), 79.2),
+}
+# What the paper says of two variants: the first is the better one.
+CLAIMS = (
+    ("ddf", "dense"),
+    ("channel", "dense"),
+    ("dense", "spatial"),
+    ("ddf", "channel"),
+    ("ddf", "spatial"),
+    ("ddf", "batch_norm"),
+    ("ddf", "sigmoid"),
+    ("ddf", "ddf_add"),
+)
+Scores = dict[str, dict[int, float]]
+
+
+def read_score(folder: Path) -> tuple[float, int] | None:
+    """(top-1 in %, held-out pictures) after the last epoch of a finished run; None if it has not finished."""
+    try:
+        total = json.loads((folder / "run.json").read_text())["starts"][-1]["derived"]["total_steps"]
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        record = json.loads(line)
+        if record["kind"] == "val" and record["step"] == total:
+            return record["top1"], record["n"]
+    return None
+
+
+def write_report(output: Path, runs: dict[tuple[str, int], Path], config: Path, data: Path, command: str) -> None:
+    """Writes OUTPUT.md, OUTPUT.json and OUTPUT.png from the runs that have finished.
+
+    Raises:
+        ValueError: none has.
+    """
+    scores: Scores = {}
+    finished = {key: score for key, folder in runs.items() if (score := read_score(folder)) is not None}
+    for (variant, seed), (top1, _) in finished.items():
+        scores.setdefault(variant, {})[seed] = top1
+    if not scores:
+        raise ValueError(f"no run of the study has finished under {next(iter(runs.values())).parent}")
+    scores = {variant: scores[variant] for variant in VARIANTS if variant in scores}
+    classes = sum(path.is_dir() for path in (data / "train").iterdir())
+    costs = {variant: _complexity(config, variant, classes) for variant in scores}
+    start = json.loads((runs[next(iter(finished))] / "run.json").read_text())["starts"][0]
+    facts = _facts(start, config, data.name, held_out=next(iter(finished.values()))[1])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    record = {"command": command, **facts, "top1": scores, "missing": sorted(map(str, set(runs) - set(finished)))}
+    bench.write_json(output.with_suffix(".json"), record)
+    bench.write_text(output.with_suffix(".md"), _markdown(output, command, facts, scores, costs))
+    _chart(output.with_suffix(".png"), scores, costs)
+    for path in (output.with_suffix(ending) for ending in (".md", ".json", ".png")):
+        print(path)
+
+
+def _complexity(config: Path, variant: str, classes: int) -> Complexity:
+    settings = load_config(config, ["data.root=unused", *VARIANTS[variant].overrides]).config
+    size = settings.data.input.size
+    return model_complexity(settings.model.name, (3, size, size), num_classes=classes, **settings.model.kwargs)
+
+
+def _facts(start: dict[str, Any], config: Path, data: str, held_out: int) -> dict[str, Any]:
+    settings = load_config(config, ["data.root=unused"]).config
+    packages = start["packages"]
+    images = start["derived"]["steps_per_epoch"] * settings.train.batch_size
+    return {
+        "data": data,
+        "config": config.name,
+        "images_per_epoch": images,
+        "held_out": held_out,
+        "epochs": settings.train.epochs,
+        "date": start["time"][:10],
+        "device": ", ".join(start["gpus"]) or bench.environment(torch.device("cpu"))["cpu"],
+        "git": start["git"],
+        "versions": {name: packages[name] for name in ("torch", "timm", "triton")},
+    }
+
+
+def _markdown(output: Path, command: str, facts: dict[str, Any], scores: Scores, costs: dict[str, Complexity]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    seeds = sorted({seed for by_seed in scores.values() for seed in by_seed})
+    lines = [
+        "# The paper's table 3 at small scale\n",
+        f"`{command}`\n",
+        f"{facts['data']}: {facts['images_per_epoch']:,} training pictures per epoch, {facts['epochs']} epochs, "
+        f"{facts['held_out']:,} held-out pictures; configs/study/{facts['config']}; {facts['device']}; {versions}; "
+        f"commit {(facts['git'] or 'unknown')[:12]}; {facts['date']}.\n",
+        "Same recipe for every variant, not tuned for any; accuracy of the last epoch, in %. The paper's column is "
+        "ResNet50 on ImageNet: its order is to be compared, not its numbers.\n",
+        f"![Accuracy of each variant and seed]({output.name}.png)\n",
+        f"| variant | parameters | M multiply-adds | top-1 | std | {' | '.join(f'seed {s}' for s in seeds)} | paper |",
+        "| --- " * (6 + len(seeds)) + "|",
+    ]
+    for variant, by_seed in scores.items():
+        cost, values = costs[variant], list(by_seed.values())
+        cells = [
+            VARIANTS[variant].label,
+            f"{cost.parameters:,}",
+            f"{cost.multiply_adds / 1e6:.2f}",
+            f"{statistics.mean(values):.2f}",
+            f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-",
+            *(f"{by_seed[seed]:.2f}" if seed in by_seed else "-" for seed in seeds),
+            f"{VARIANTS[variant].paper:.1f}" if VARIANTS[variant].paper is not None else "-",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    noise = 100 * (0.25 / facts["held_out"]) ** 0.5
+    lines += [
+        "\n## What the paper says of pairs, and what came out here\n",
+        "Differences of top-1 between runs of the same seed. One whose sign changes with the seed is noise; the choice "
+        f"of the {facts['held_out']:,} held-out pictures alone gives each accuracy a standard error of up to "
+        f"{noise:.1f} points.\n",
+        "| the paper says | by | here, mean | seeds that agree |",
+        "| --- | --- | --- | --- |",
+    ]
+    for better, worse in CLAIMS:
+        shared = sorted(set(scores.get(better, {})) & set(scores.get(worse, {})))
+        if not shared:
+            continue
+        differences = [scores[better][seed] - scores[worse][seed] for seed in shared]
+        printed = VARIANTS[better].paper - VARIANTS[worse].paper
+        claim = f"{VARIANTS[better].label} > {VARIANTS[worse].label}"
+        agree = sum(difference > 0 for difference in differences)
+        lines.append(f"| {claim} | {printed:+.1f} | {statistics.mean(differences):+.2f} | {agree} of {len(shared)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _chart(path: Path, scores: Scores, costs: dict[str, Complexity]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    labels = [VARIANTS[variant].label for variant in scores]
+    for row, (variant, by_seed) in enumerate(scores.items()):
+        values = list(by_seed.values())
+        mean = statistics.mean(values)
+        color = {"dense": "#D9690D", "ddf": "#1F6FB5"}.get(variant, "#5B6770")
+        left.plot(values, [row] * len(values), "o", color=color, ms=5, alpha=0.45)
+        left.plot([mean], [row], "|", color=color, ms=18, mew=2.5)
+        cost = costs[variant].multiply_adds / 1e6
+        spread = statistics.stdev(values) if len(values) > 1 else 0
+        right.errorbar([cost], [mean], yerr=[spread], fmt="o", color=color, ms=6, capsize=3)
+        named = variant in ("dense", "ddf")
+        if named:
+            right.annotate(
+                VARIANTS[variant].label, (cost, mean), (0, 12), textcoords="offset points", color=color, ha="center"
+            )
+    left.set_yticks(range(len(labels)), labels)
+    left.invert_yaxis()
+    left.set(xlabel="top-1, % (dots: seeds; bar: mean)")
+    right.set(xlabel="million multiply-adds", ylabel="top-1, % (mean, standard deviation of the seeds)")
+    right.margins(x=0.2, y=0.15)
+    for axes in (left, right):
+        axes.grid(color="#E4E8EC")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)

@@ -1,0 +1,190 @@
+#!/usr/bin/env python
+"""Write docs/paper.md: the paper's tables beside what this code gives.
+
+    python scripts/write_paper_docs.py
+
+Parameters and multiply-adds are counted here from the configs. Accuracy comes from docs/results/: to record a run, copy
+the report.json that eval.py wrote to docs/results/<path of the config with - for />.json, e.g.
+docs/results/ablations-sigmoid.json, and run this again.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run from a checkout without `pip install`
+
+import torch
+from paper_tables import TABLES, Row, Table
+
+from ddfnet import DDF
+from ddfnet.config import Config, load_config
+from ddfnet.models.complexity import Complexity, model_complexity
+
+IMAGENET_VAL = 50_000
+HEAD = """# The paper, table by table
+
+Written by `python scripts/write_paper_docs.py` from the configs and from `docs/results/`; do not edit by hand.
+
+"Paper" columns are the figures printed by Zhou et al. (CVPR 2021) and its supplement; accuracy is top-1 / top-5 in % on
+the ImageNet-1k validation set at 224 pixels. The other columns are this project's:
+
+- **parameters** and **multiply-adds** are counted from the config, and again by the tests. Multiply-adds come from
+  PyTorch's `FlopCounterMode`, where a DDF costs one per tap and output. "As papers count" adds 2 per output of a batch
+  normalisation and 1 per output of a ReLU, as common counters do: it gives the 2.298 B that the paper prints for
+  DDF-ResNet50 within 0.1 %, and the 4.1 B usually printed for ResNet50
+  ([`complexity.py`](../ddfnet/models/complexity.py)).
+- **measured** is an accuracy reached by this code, with the number of pictures it was measured on, or "not measured".
+
+Each row is one command: `torchrun --nproc-per-node 8 train.py --config configs/<config> data.root=/data/imagenet`.
+"""
+# What the paper shows besides the networks above.
+TAIL = """
+## Tables 2 and A: memory and latency of the operator
+
+`python scripts/benchmark_op.py` measures ours beside depthwise and dense convolution; results stand in
+[`docs/benchmarks/`](benchmarks/), each with its hardware. The paper's figures (one RTX 2080 Ti) cannot be compared with
+another machine's, and there are no figures from a GPU here yet.
+
+## Tables 6 and 7: detection, joint depth upsampling
+
+The operator `ddfnet.ddf_up` is here; detection with DDF-Up in the feature pyramid and the depth network are not yet.
+
+## Modern recipes
+
+Not in the paper: recipes that have raised ResNet50 since. The reported figures are for plain ResNet50, by the authors
+of the recipes.
+
+{recipes}
+## At small scale
+
+[The study](small_study.md) trains the variants of table 3 on small real pictures, with several seeds.
+"""
+
+
+@dataclass(frozen=True)
+class Modern:
+    config: str
+    recipe: str
+    reported: str
+
+
+MODERN = (
+    Modern("modern/ddf_resnet50_a2.yaml", "ResNet strikes back A2, 300 epochs", "79.8"),
+    Modern("modern/ddf_resnet50_a3.yaml", "ResNet strikes back A3, 100 epochs at 160 px", "78.1"),
+    Modern("modern/resnet50_a3.yaml", "the same with ResNet50", "78.1"),
+    Modern("modern/ddf_resnet50_v2.yaml", "torchvision V2, 600 epochs at 176 px, EMA", "80.86"),
+    Modern("modern/ddf_resnet50_long.yaml", "the paper's, 300 epochs, mixup, CutMix, EMA: our guess", "-"),
+    Modern("modern/ddf_resnet50_160_224.yaml", "the paper's, trained at 160 px, tested at 224", "-"),
+)
+
+
+def config_complexity(path: Path) -> Complexity:
+    """Complexity of a config's model at its evaluation size, with ImageNet's 1000 classes."""
+    config: Config = load_config(path, ["data.root=unused"]).config
+    size = config.data.input.size
+    return model_complexity(config.model.name, (3, size, size), num_classes=1000, **config.model.kwargs)
+
+
+def result_path(config: str, folder: Path) -> Path:
+    return folder / f"{config.removesuffix('.yaml').replace('/', '-')}.json"
+
+
+def measured(config: str, folder: Path) -> str:
+    """Accuracy of a recorded run of this config, or "not measured".
+
+    Raises:
+        ValueError: the recorded report is of another model.
+    """
+    path = result_path(config, folder)
+    if not path.is_file():
+        return "not measured"
+    report = json.loads(path.read_text())
+    expected = load_config(ROOT / "configs" / config, ["data.root=unused"]).config.model.name
+    if report["model"] != expected:
+        raise ValueError(f"{path} reports {report['model']}, but configs/{config} trains {expected}")
+    device = ", ".join(sorted(set(report["environment"]["gpus"]))) or "CPU"
+    where = "" if report["n"] == IMAGENET_VAL else f" of {report['n']:,} pictures, not ImageNet's {IMAGENET_VAL:,}"
+    accuracy = f"{report['top1']:.2f} / {report['top5']:.2f}{where}"
+    return f"{accuracy} ({device}, {report['date'][:10]}, [report](results/{path.name}))"
+
+
+def table_markdown(table: Table, costs: dict[str, Complexity], results: Path) -> str:
+    lines = [f"\n## {table.title}\n"]
+    if table.text:
+        lines.append(f"{table.text}\n")
+    lines += [
+        "| network | config | paper: M parameters, B FLOPs | parameters | B multiply-adds (as papers count) "
+        "| paper: top-1 / top-5 | measured |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    notes: list[str] = []
+    for row in table.rows:
+        mark = ""
+        if row.note:
+            if row.note not in notes:
+                notes.append(row.note)
+            mark = f" [{notes.index(row.note) + 1}]"
+        lines.append(f"| {row.label}{mark} | {_ours(row, costs, results)} |")
+    lines += ["", *(f"[{number}] {note}.  " for number, note in enumerate(notes, 1))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _ours(row: Row, costs: dict[str, Complexity], results: Path) -> str:
+    printed = f"{row.parameters or '-'}, {row.flops or '-'}"
+    accuracy = "-" if row.top1 is None else f"{row.top1}"
+    if row.retrained is not None:
+        accuracy += f" (retrained {row.retrained})"
+    if row.top5 is not None:
+        accuracy += f" / {row.top5}"
+    if row.config is None:
+        return f"none | {printed} | - | - | {accuracy} | -"
+    cost = costs[row.config]
+    link = f"[{Path(row.config).stem}](../configs/{row.config})"
+    counted = f"{cost.multiply_adds / 1e9:.3f} ({cost.printed / 1e9:.3f})"
+    return f"{link} | {printed} | {cost.parameters:,} | {counted} | {accuracy} | {measured(row.config, results)}"
+
+
+def layer_table() -> str:
+    """Table 1: parameters of one layer, the paper's formula beside the layer's own."""
+    lines = [
+        "\n## Table 1: parameters of one layer\n",
+        "The paper's formula is c k^2 + sigma c^2 (1 + k^2); ours adds the biases and the learned scale of the channel",
+        "filters' normalisation, and rounds sigma c down as the released code does.\n",
+        "| channels c, k = 3, sigma = 0.2 | convolution c^2 k^2 | depthwise c k^2 | DDF, by the formula | the layer |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for c in (64, 256, 512):
+        layer = DDF(c, device="meta")
+        counts = (9 * c**2, 9 * c, round(9 * c + 0.2 * c**2 * 10), sum(p.numel() for p in layer.parameters()))
+        lines.append(f"| {c} | " + " | ".join(f"{count:,}" for count in counts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def modern_table(results: Path) -> str:
+    lines = ["| config | recipe | reported for ResNet50 | measured |", "| --- | --- | --- | --- |"]
+    for row in MODERN:
+        link = f"[{Path(row.config).stem}](../configs/{row.config})"
+        lines.append(f"| {link} | {row.recipe} | {row.reported} | {measured(row.config, results)} |")
+    return "\n".join(lines) + "\n"
+
+
+def markdown(results: Path = ROOT / "docs" / "results") -> str:
+    configs = sorted({row.config for table in TABLES for row in table.rows if row.config})
+    costs: dict[str, Any] = {config: config_complexity(ROOT / "configs" / config) for config in configs}
+    tables = "".join(table_markdown(table, costs, results) for table in TABLES)
+    return HEAD + layer_table() + tables + TAIL.format(recipes=modern_table(results))
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    (ROOT / "docs" / "paper.md").write_text(markdown())
+    print("wrote docs/paper.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

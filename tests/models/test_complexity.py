@@ -1,0 +1,70 @@
+"""FLOP formulas of the operators, and the two counting conventions."""
+
+import pytest
+import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import ddfnet
+from ddfnet import ddf, ddf_up
+from ddfnet.models.complexity import count_complexity, model_complexity
+from ddfnet.ops.spatial_filters import spatial_filters
+
+
+def flops(call):
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def test_a_ddf_costs_what_a_depthwise_convolution_costs():
+    x = torch.randn(2, 8, 9, 7)
+    for stride in (1, 2):
+        spatial = torch.randn(2, 18, -(-9 // stride), -(-7 // stride))
+        conv = nn.Conv2d(8, 8, 3, stride=stride, padding=1, groups=8)
+        expected = flops(lambda conv=conv: conv(x))
+        assert expected == 2 * 9 * conv(x).numel()
+        assert flops(lambda s=spatial, stride=stride: ddf(x, torch.randn(2, 8, 3, 3), s, stride=stride)) == expected
+
+
+def test_upsampling_counts_its_new_pixels():
+    x, spatial = torch.randn(1, 4, 5, 6), torch.randn(1, 4 * 25, 5, 6)
+    assert flops(lambda: ddf_up(x, None, spatial, scale=2)) == 2 * 25 * 4 * 10 * 12
+
+
+@pytest.mark.parametrize("needed", [("x",), ("x", "c"), ("x", "c", "s")])
+def test_each_gradient_costs_one_more_forward(needed):
+    tensors = {"x": torch.randn(1, 4, 6, 6), "c": torch.randn(1, 4, 3, 3), "s": torch.randn(1, 9, 6, 6)}
+    for name in needed:
+        tensors[name].requires_grad_()
+    assert flops(lambda: ddf(*tensors.values()).sum().backward()) == (1 + len(needed)) * 2 * 9 * 4 * 36
+
+
+def test_fused_spatial_filters_count_as_their_convolution():
+    x = torch.randn(2, 8, 6, 6).to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(9, 8, 1, 1, requires_grad=True)
+
+    def forward():
+        return spatial_filters(x, weight, torch.zeros(9), kernel_size=3, heads=1, stride=2, alpha=1.0)
+
+    forward_flops = 2 * 2 * 9 * 9 * 8
+    assert flops(forward) == forward_flops
+    assert flops(lambda: forward()[0].sum().backward()) == 3 * forward_flops
+
+
+def test_both_conventions_by_hand():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), BatchNormAct2d(4), nn.Flatten())
+    model.append(nn.Linear(4 * 64, 5))
+    cost = count_complexity(model, (3, 8, 8))
+    elements = 4 * 64
+    assert cost.parameters == 4 * 27 + 4 + 8 + 8 + 5 * 256 + 5
+    assert cost.multiply_adds == 27 * elements + 5 * 256
+    assert cost.printed == cost.multiply_adds + (2 + 1 + 3) * elements
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_meta_and_real_models_count_alike():
+    real = count_complexity(ddfnet.create_model("ddf_mul_resnet14_32px"), (3, 32, 32))
+    assert real == model_complexity("ddf_mul_resnet14_32px", (3, 32, 32))

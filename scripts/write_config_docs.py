@@ -9,7 +9,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout without installation
 
-from ddfnet.config import Config, key_paths, section_type
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from ddfnet.config import SCHEMAS, Config, key_paths, section_type
 
 HEAD = """# Configuration
 
@@ -40,33 +43,45 @@ def type_name(schema: dict[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         return " / ".join(map(str, schema.get("enum", [schema.get("const")])))
     if schema["type"] == "array":
-        return f"list of {schema['minItems']} numbers"
+        lengths = {"minItems", "maxItems"} & set(schema)
+        count = f"{schema['minItems']} " if len(lengths) == 2 else "at least one of " if lengths else ""
+        return f"list of {count}numbers"
     limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     bounds = [f"{word} {schema[limit]:g}" for limit, word in limits.items() if limit in schema]
     return ", ".join([schema["type"], *bounds])
 
 
 def markdown() -> str:
-    """The whole page."""
-    definitions = Config.model_json_schema()["$defs"]
+    """The whole page: what all tasks share, then what each has of its own."""
+    shared = [name for name in Config.model_fields if name not in ("task", "model", "data")]
+    page = HEAD + _tables(Config, shared, "Every task")
+    for task, schema in SCHEMAS.items():
+        default = ", the default" if task == "classification" else ""
+        own = [name for name in schema.model_fields if name not in shared and name != "task"]
+        page += _tables(schema, own, f"`task: {task}`{default}")
+    return page
+
+
+def _tables(schema: type[BaseModel], names: list[str], heading: str) -> str:
+    definitions = schema.model_json_schema()["$defs"]
     sections: dict[str, list[str]] = {}
-    owner = {"": Config}
-    for path, field in key_paths():
+    owner = {"": schema}
+    for path, field in key_paths(schema):
         name, parent = ".".join(path), ".".join(path[:-1])
+        if path[0] not in names:
+            continue
         if section_type(field.annotation) is not None:
             owner[name] = section_type(field.annotation)
             continue
-        if not parent:
-            continue  # `task` has one value so far
         kind = type_name(definitions[owner[parent].__name__]["properties"][path[-1]])
         default = "required" if field.is_required() else f"`{_flow(field.get_default(call_default_factory=True))}`"
         meaning = " ".join((field.description or "").split())
         sections.setdefault(parent, []).append(f"| `{name}` | {kind} | {default} | {meaning} |")
     tables = [
-        "\n".join([f"\n## {name}\n", "| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""])
+        "\n".join([f"\n### {name}\n", "| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""])
         for name, rows in sections.items()
     ]
-    return HEAD + "".join(tables)
+    return f"\n## {heading}\n" + "".join(tables)
 
 
 def _flow(value: Any) -> str:
@@ -75,14 +90,19 @@ def _flow(value: Any) -> str:
 
 def json_schema() -> str:
     """JSON schema for editors; `base` is a key of the files, not of the resolved configuration."""
-    schema = Config.model_json_schema()
-    schema["properties"]["base"] = {
-        "description": "One or several parent files, relative to this one.",
-        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
-    }
-    for part in (schema, *schema["$defs"].values()):
+    references, schema = models_json_schema([(model, "validation") for model in SCHEMAS.values()])
+    for model in SCHEMAS.values():
+        schema["$defs"][model.__name__]["properties"]["base"] = {
+            "description": "One or several parent files, relative to this one.",
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+        }
+    for part in schema["$defs"].values():
         part.pop("required", None)  # a file need not be complete: parents and overrides add to it
-    return json.dumps(_whole(schema), indent=1) + "\n"
+    branches: Any = references[SCHEMAS["classification"], "validation"]
+    for task in ("detection", "depth"):  # a file that names no task is one of classification
+        condition = {"properties": {"task": {"const": task}}, "required": ["task"]}
+        branches = {"if": condition, "then": references[SCHEMAS[task], "validation"], "else": branches}
+    return json.dumps(_whole({**schema, **branches}), indent=1) + "\n"
 
 
 def _whole(value: Any) -> Any:

@@ -109,10 +109,10 @@ def test_perfect_and_useless_predictions_are_counted_as_such():
     logits[2, 6] = 8  # second best is right
     logits[3] = torch.tensor([6.0, 9, 5, 4, 3, 2, 1])  # right is the last of all
     evaluator.update_logits(logits, target)
-    assert evaluator.totals[:3].tolist() == [4, 2, 3]
-    assert evaluator.compute()["top1"] == 50
+    assert evaluator.share()[:3].tolist() == [4, 2, 3]
+    assert evaluator.compute([evaluator.share()])["top1"] == 50
     expected = torch.nn.functional.cross_entropy(logits.double(), target)
-    assert evaluator.compute()["loss"] == pytest.approx(expected.item(), rel=1e-6)
+    assert evaluator.compute([evaluator.share()])["loss"] == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_mistakes_are_named_and_nothing_is_written(trained, picture_tree, tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from timm.optim import get_optimizer_info
 
+from ddfnet.config.classification import ClassificationConfig
 from ddfnet.config.loading import LoadedConfig
 from ddfnet.config.schema import Config
 
@@ -22,7 +23,23 @@ def ineffective_keys(loaded: LoadedConfig) -> list[str]:
 
 
 def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
-    augment, loss, optim, schedule = config.augment, config.loss, config.optim, config.schedule
+    optim, schedule = config.optim, config.schedule
+    if isinstance(config, ClassificationConfig):
+        yield from _in_classification(config)
+    if optim.lr is not None:
+        yield "optim.base_batch", "optim.lr is used as it is"
+    if optim.clip_grad is None:
+        yield "optim.clip_mode", "optim.clip_grad is null"
+    if not _has_momentum(optim.name):
+        yield "optim.momentum", f"{optim.name} has none"
+    if schedule.name != "step":
+        yield "schedule.gamma", f"schedule.name is {schedule.name}"
+    if schedule.warmup_epochs == 0:
+        yield "schedule.warmup_lr", "schedule.warmup_epochs is 0"
+
+
+def _in_classification(config: ClassificationConfig) -> Iterator[tuple[str, str]]:
+    augment, loss = config.augment, config.loss
     mixes = bool(augment.mixup or augment.cutmix)
     if augment.color_jitter and augment.rand_augment and not augment.rand_augment.startswith("3a"):
         yield "augment.color_jitter", "augment.rand_augment takes its place (timm's rule)"
@@ -38,7 +55,7 @@ def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
         yield "augment.mixup_prob", "augment.mixup and augment.cutmix are 0"
     if not (augment.mixup and augment.cutmix):
         yield "augment.mixup_switch_prob", "augment.mixup and augment.cutmix are not both on"
-    total_epochs = config.train.epochs + schedule.cooldown_epochs
+    total_epochs = config.train.epochs + config.schedule.cooldown_epochs
     if augment.mixup_off_epoch is not None and augment.mixup_off_epoch >= total_epochs:
         yield "augment.mixup_off_epoch", f"the run ends after {total_epochs:g} epochs"
     if loss.bce_threshold is not None:
@@ -48,14 +65,6 @@ def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
             yield "loss.bce_threshold", "without mixing and label smoothing the targets are 0 and 1 already"
         elif not mixes and loss.label_smoothing <= loss.bce_threshold < 1 - loss.label_smoothing:
             yield "loss.label_smoothing", "loss.bce_threshold makes the targets 0 and 1 again"
-    if optim.lr is not None:
-        yield "optim.base_batch", "optim.lr is used as it is"
-    if optim.clip_grad is None:
-        yield "optim.clip_mode", "optim.clip_grad is null"
-    if not _has_momentum(optim.name):
-        yield "optim.momentum", f"{optim.name} has none"
-    if schedule.warmup_epochs == 0:
-        yield "schedule.warmup_lr", "schedule.warmup_epochs is 0"
 
 
 def _has_momentum(optimizer: str) -> bool:

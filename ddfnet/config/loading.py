@@ -9,10 +9,18 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ddfnet.config.classification import ClassificationConfig
+from ddfnet.config.depth import DepthConfig
+from ddfnet.config.detection import DetectionConfig
 from ddfnet.config.schema import Config
 from ddfnet.config.yaml_reader import KeyPath, parse_value, read_yaml
 from ddfnet.errors import ConfigError
 
+SCHEMAS: dict[str, type[Config]] = {
+    "classification": ClassificationConfig,
+    "detection": DetectionConfig,
+    "depth": DepthConfig,
+}
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 
@@ -51,16 +59,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
 
 
 def validate(values: dict[str, Any], origins: dict[KeyPath, str] | None = None) -> Config:
-    """Checks a nested dict against the schema; origins make the message say where each faulty value stands."""
+    """Checks a nested dict against the schema of its task; origins tell a message where each faulty value stands."""
+    origins = origins or {}
+    task = values.get("task", "classification")
+    if not isinstance(task, str) or task not in SCHEMAS:
+        where = f" ({origins['task',]})" if ("task",) in origins else ""
+        raise ConfigError(f"task={_flow(task)}{where} must be {' or '.join(SCHEMAS)}")
+    schema = SCHEMAS[task]
     try:
-        return Config.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        faults = _explain(error.errors(), origins or {})
+        faults = _explain(error.errors(), origins, schema)
         head = "the configuration has a fault" if len(faults) == 1 else f"the configuration has {len(faults)} faults"
         raise ConfigError("\n  ".join([f"{head}:", *faults])) from None
 
 
-def key_paths(model: type[BaseModel] = Config, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+def key_paths(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
     """All valid key paths with their pydantic field, sections before their members."""
     for name, field in model.model_fields.items():
         yield (*prefix, name), field
@@ -86,7 +100,7 @@ def dump_config(values: dict[str, Any], origins: dict[KeyPath, str] | None) -> s
             path = (*prefix, key)
             indent = "  " * len(prefix)
             # An empty dict is a value; a dict below a free-form key (model.kwargs) is written as one, too.
-            if isinstance(value, dict) and value and path[-1] != "kwargs":
+            if isinstance(value, dict) and value and not _is_free_form(path):
                 lines.append(f"{indent}{key}:")
                 walk(value, path)
                 continue
@@ -114,7 +128,7 @@ def _origin(path: KeyPath, origins: dict[KeyPath, str]) -> str:
 
 
 def _is_free_form(path: KeyPath) -> bool:
-    return path[-1] == "kwargs"
+    return path[-1] in ("kwargs", "backbone_kwargs")
 
 
 def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
@@ -178,16 +192,16 @@ def _paths(value: dict[str, Any]) -> Iterator[KeyPath]:
             yield from ((str(key), *rest) for rest in _paths(inner))
 
 
-def _explain(faults: list[Any], origins: dict[KeyPath, str]) -> list[str]:
+def _explain(faults: list[Any], origins: dict[KeyPath, str], schema: type[Config]) -> list[str]:
     """Pydantic's faults as sentences: key, value, origin, what is wrong, and the fix."""
     by_key: dict[str, str] = {}
     for fault in faults:
-        path = _key_path(fault)
+        path = _key_path(fault, schema)
         key = ".".join(path)
         where = next((f" ({origins[path[:n]]})" for n in range(len(path), 0, -1) if path[:n] in origins), "")
         wrong = fault["type"]
         if wrong == "extra_forbidden":
-            by_key[key] = f"unknown key {key}{where}{_suggest(key)}"
+            by_key[key] = f"unknown key {key}{where}{_suggest(key, schema)}"
         elif wrong == "missing":
             by_key[key] = f"{key} is required: add it to the file or give {key}=VALUE on the command line"
         elif wrong == "value_error":
@@ -201,9 +215,9 @@ def _explain(faults: list[Any], origins: dict[KeyPath, str]) -> list[str]:
     return list(by_key.values())
 
 
-def _key_path(fault: Any) -> KeyPath:
+def _key_path(fault: Any, schema: type[Config]) -> KeyPath:
     # Pydantic adds the member of a union, or the index in a list, to the location: keep what is a key.
-    valid = {path for path, _ in key_paths()}
+    valid = {path for path, _ in key_paths(schema)}
     path: KeyPath = ()
     for part in map(str, fault["loc"]):
         if path in valid and (*path, part) not in valid and fault["type"] != "extra_forbidden":
@@ -242,8 +256,8 @@ def _expectation(fault: Any) -> str:
     return fault["msg"].removeprefix("Input should be ")
 
 
-def _suggest(key: str) -> str:
-    names = {".".join(path): path[-1] for path, _ in key_paths()}
+def _suggest(key: str, schema: type[Config]) -> str:
+    names = {".".join(path): path[-1] for path, _ in key_paths(schema)}
     close = [name for name, leaf in names.items() if leaf == key.rsplit(".", 1)[-1]]  # right name, wrong section
     close = close or difflib.get_close_matches(key, names, n=1, cutoff=0.7)
     if not close:  # nearly right name, wrong section

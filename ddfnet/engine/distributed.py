@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,6 +46,14 @@ class Distributed:
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
         dist.all_gather(parts, tensor.contiguous())
         return torch.stack(parts)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank, on every process; tensors in them must be on the CPU."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def _reduce_(self, tensor: Tensor, op: dist.ReduceOp) -> Tensor:
         if self.world_size > 1:

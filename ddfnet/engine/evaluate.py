@@ -9,13 +9,14 @@ from torch import nn
 
 from ddfnet.engine.distributed import Distributed
 from ddfnet.errors import raised_on_one_process
+from ddfnet.tasks.base import Evaluator
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
     batches: Iterable[dict[str, Any]],
-    evaluator: Any,
+    evaluator: Evaluator,
     *,
     distributed: Distributed,
     autocast: AbstractContextManager,
@@ -26,7 +27,7 @@ def evaluate(
     Args:
         model: set to eval mode here, and back to its former mode at the end.
         batches: this process's share; nothing padded, nothing dropped.
-        evaluator: `update(model, batch)`, `totals` (a tensor that adds up over processes), `compute()`.
+        evaluator: of the task.
         autocast: the precision of the forward pass.
         expected: size of the whole set; a different count raises RuntimeError.
     """
@@ -36,8 +37,7 @@ def evaluate(
         for batch in batches:
             evaluator.update(model, batch)
     model.train(was_training)
-    distributed.sum_(evaluator.totals)
-    metrics = evaluator.compute()
+    metrics = evaluator.compute(distributed.gather_objects(evaluator.share()))
     if expected is not None and metrics["n"] != expected:
         raise RuntimeError(f"evaluated {metrics['n']} images of {expected}: some were lost or counted twice")
     return metrics

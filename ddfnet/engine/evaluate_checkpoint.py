@@ -96,7 +96,6 @@ def evaluate_checkpoint(
             expected=len(index),
         )
         seconds = time.perf_counter() - started
-        _, top1_count, top5_count, _ = evaluator.totals.tolist()
         report = {
             "checkpoint": str(checkpoint),
             "weights": found.kind,
@@ -104,8 +103,8 @@ def evaluate_checkpoint(
             "parameters": sum(p.numel() for p in network.parameters()),
             "data": str(index.root),
             **metrics,
-            "top1_count": int(top1_count),
-            "top5_count": int(top5_count),
+            "top1_count": round(metrics["top1"] * metrics["n"] / 100),
+            "top5_count": round(metrics["top5"] * metrics["n"] / 100),
             "preprocessing": preprocessing.to_dict(),
             "precision": precision,
             "processes": distributed.world_size,

@@ -41,12 +41,15 @@ def learning_rate(step: int, schedule: ScheduleConfig, derived: Derived) -> floa
     """The learning rate of one optimiser step: a pure function, so nothing of it needs saving.
 
     The first `warmup_steps` rise linearly from warmup_lr towards the peak; the cosine counts from step 0 (as timm's
-    does with its default settings) and stays at min_lr after `schedule_steps`.
+    does with its default settings) and stays at min_lr after `schedule_steps`, and so do the milestones.
     """
     if step < derived.warmup_steps:
         return schedule.warmup_lr + (derived.lr - schedule.warmup_lr) * step / derived.warmup_steps
     if schedule.name == "constant":
         return derived.lr
+    if schedule.name == "step":
+        falls = sum(step >= round(epoch * derived.steps_per_epoch) for epoch in schedule.milestones)
+        return derived.lr * schedule.gamma**falls
     progress = min(1.0, step / derived.schedule_steps)
     return schedule.min_lr + (derived.lr - schedule.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 

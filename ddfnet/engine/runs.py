@@ -13,7 +13,7 @@ from ddfnet.engine.logging import RunLog
 from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_folder
 from ddfnet.engine.signals import EXIT_INTERRUPTED, StopSignal
 from ddfnet.engine.trainer import Trainer
-from ddfnet.tasks import TASKS
+from ddfnet.tasks import create_task
 
 DRY_RUN_STEPS = 2
 DRY_RUN_EVAL_BATCHES = 2
@@ -43,11 +43,11 @@ def train(loaded: LoadedConfig, *, dry_run: bool = False) -> int:
 
 def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, dry_run: bool) -> int:
     config, notes = loaded.config, ineffective_keys(loaded)
-    task = TASKS[config.task](config)
+    task = create_task(config)
     if dry_run:
         config, note = _dry_run_config(config, distributed, task.train_images)
         notes.append(note)
-        task = TASKS[config.task](config)
+        task = create_task(config)
     derived = derive(config, world_size=distributed.world_size, train_images=task.train_images)
     if dry_run:
         derived = Derived(**{**derived.as_dict(), "total_steps": DRY_RUN_STEPS})
@@ -95,7 +95,7 @@ def load_initial_weights(model: nn.Module, path: str | Path) -> str:
         CheckpointError: the file does not fit the model otherwise.
     """
     weights = read_weights(path)
-    classifier = model.pretrained_cfg.get("classifier", "fc")
+    classifier = getattr(model, "pretrained_cfg", {}).get("classifier", "fc")
     own = model.state_dict()
     left = [
         key

@@ -74,7 +74,7 @@ class Trainer:
             self.ema = ModelEmaV3(self.model, decay=settings.ema.decay, use_warmup=settings.ema.warmup)
 
         self.step = 0
-        self.best: dict[str, Any] = {"value": -math.inf, "step": None}
+        self.best: dict[str, Any] = {"value": math.inf if task.lower_is_better else -math.inf, "step": None}
         self.evaluation_due = False  # an epoch has ended and was saved, but not evaluated
         self.meter = Meter()
         self.loss_sum = torch.zeros((), device=self.device)
@@ -284,8 +284,9 @@ class Trainer:
         if self.ema is not None:
             metrics = self._evaluate("val_ema", self.ema.module, eval_batches)
         value = metrics[self.task.best_metric]
+        better = value < self.best["value"] if self.task.lower_is_better else value > self.best["value"]
         # A network that gives NaN can still be right by chance: it is never the best.
-        improved = math.isfinite(metrics["loss"]) and value > self.best["value"]
+        improved = better and all(map(math.isfinite, metrics.values()))
         if improved:
             self.best = {"value": value, "step": self.step}
         self.evaluation_due = False

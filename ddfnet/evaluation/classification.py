@@ -1,5 +1,6 @@
 """Exact classification metrics: integer counts and a float64 loss sum, which add up over processes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +11,7 @@ from torch import Tensor, nn
 class ClassificationEvaluator:
     """Counts images, top-1 and top-5 hits and sums the cross-entropy, on the device and without host syncs.
 
-    `totals` of several processes are added up, then `compute` turns them into metrics. With fewer than five classes
-    top-5 counts every class there is.
+    With fewer than five classes top-5 counts every class there is.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,7 +31,11 @@ class ClassificationEvaluator:
         counts = torch.stack([hits.new_tensor(len(target), dtype=torch.int64), hits[:, 0].sum(), hits.sum()])
         self.totals += torch.cat([counts.to(self.totals), losses.sum(dtype=self.totals.dtype)[None]])
 
-    def compute(self) -> dict[str, float]:
-        """`top1`, `top5` in percent, mean `loss`, and `n`, the images counted."""
-        n, top1, top5, loss = self.totals.tolist()
+    def share(self) -> Tensor:
+        """Images, top-1 hits, top-5 hits and sum of losses of this process: float64 (4,) on the CPU."""
+        return self.totals.cpu()
+
+    def compute(self, shares: Sequence[Tensor]) -> dict[str, float]:
+        """`top1`, `top5` in percent, mean `loss`, and `n`, the images counted, over the shares of all processes."""
+        n, top1, top5, loss = torch.stack(list(shares)).sum(0).tolist()
         return {"top1": 100 * top1 / n, "top5": 100 * top5 / n, "loss": loss / n, "n": int(n)}

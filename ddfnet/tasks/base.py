@@ -1,6 +1,6 @@
 """What a task gives to the engine: data, loss, evaluator. It knows nothing of processes, precision or checkpoints."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,20 +11,24 @@ from ddfnet.data.device import Batch
 
 
 class Evaluator(Protocol):
-    """Accumulates over batches; `totals` of several processes add up before `compute`."""
-
-    totals: Tensor
+    """Accumulates over the batches of one process; the shares of all processes make the metrics."""
 
     def update(self, model: nn.Module, batch: Batch) -> None: ...
 
-    def compute(self) -> dict[str, float]: ...
+    def share(self) -> Any:
+        """What this process has seen, on the CPU: sums, counts or records, whatever `compute` needs."""
+
+    def compute(self, shares: Sequence[Any]) -> dict[str, float]:
+        """Metrics of the whole set from the shares of all processes; `n` is the number of images counted."""
 
 
 class Task(Protocol):
     """One kind of training: what differs between tasks, and nothing else."""
 
     best_metric: str
-    """Key of the evaluator's result that ranks checkpoints; higher is better."""
+    """Key of the evaluator's result that ranks checkpoints."""
+    lower_is_better: bool
+    """Whether the best checkpoint is the one of the lowest `best_metric`."""
     train_images: int
     val_images: int
 

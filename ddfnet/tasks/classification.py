@@ -12,7 +12,7 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 import ddfnet
-from ddfnet.config import Config, Derived
+from ddfnet.config import ClassificationConfig, Derived
 from ddfnet.data import (
     EvalBatchTransform,
     Preprocessing,
@@ -39,9 +39,9 @@ class ClassificationTask:
         ConfigError: fewer classes in the model than in the data, or a malformed augmentation.
     """
 
-    best_metric = "top1"
+    best_metric, lower_is_better = "top1", False
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ClassificationConfig) -> None:
         self.config = config
         root = Path(config.data.root)
         self._train = index_folder(root / config.data.train)

@@ -42,6 +42,13 @@ def test_constant_schedule():
     assert [learning_rate(s, schedule, derived) for s in (0, 5, 10, 59)] == pytest.approx([0.0, 0.2, 0.4, 0.4])
 
 
+def test_step_schedule_falls_at_its_milestones():
+    derived = Derived(1, 1, 0.4, 10, schedule_steps=120, warmup_steps=5, total_steps=120)
+    schedule = ScheduleConfig(name="step", milestones=[8, 11], warmup_epochs=0.5)
+    rates = [learning_rate(step, schedule, derived) for step in (0, 5, 79, 80, 109, 110, 119)]
+    assert rates == pytest.approx([0, 0.4, 0.4, 0.04, 0.04, 0.004, 0.004])
+
+
 def test_no_weight_decay_on_one_dimensional_parameters():
     model = ddfnet.create_model("ddf_mul_resnet14_32px")
     groups = build_optimizer(model, config(weight_decay=0.05), 0.1).param_groups

@@ -3,10 +3,21 @@
 Importing the package registers its models with timm.
 """
 
-from ddfnet.layers import DDF, FilterNorm
+from ddfnet.layers import CARAFE, DDF, DDFUp, FilterNorm, Involution
 from ddfnet.models import create_model, list_models
 from ddfnet.ops import ddf, ddf_up
 
 __version__ = "0.1.0"
 
-__all__ = ["DDF", "FilterNorm", "__version__", "create_model", "ddf", "ddf_up", "list_models"]
+__all__ = [
+    "CARAFE",
+    "DDF",
+    "DDFUp",
+    "FilterNorm",
+    "Involution",
+    "__version__",
+    "create_model",
+    "ddf",
+    "ddf_up",
+    "list_models",
+]

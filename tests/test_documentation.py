@@ -31,7 +31,9 @@ def test_generated_pages_are_current(tmp_path):
     assert "optim" in schema["$defs"]["DetectionConfig"]["properties"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/config.md", "kernels/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/config.md", "docs/paper.md", "kernels/README.md"]
+)
 def test_links_and_named_files_exist(page):
     text = (ROOT / page).read_text()
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]

@@ -7,7 +7,7 @@ import torch
 from ddf_cases import FORMATS, relative_error
 from gpu_cases import DEVICE
 
-from ddfnet import DDF
+from ddfnet import CARAFE, DDF, DDFUp
 
 pytestmark = pytest.mark.gpu
 
@@ -103,3 +103,30 @@ def test_eval_mode_gives_the_same():
     with torch.no_grad():
         trained = layer(x)
         torch.testing.assert_close(layer.eval()(x), trained, rtol=1e-5, atol=1e-5)
+
+
+VARIANTS = [
+    {"filters": "spatial", "heads": 2},
+    {"filters": "channel", "stride": 2},
+    {"normalization": "batch"},
+    {"normalization": "sigmoid", "stride": 2},
+]
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_variants_of_the_ablations(options, format_name):
+    layer, x, grad_y = make(memory_format=FORMATS[format_name], **options)
+    assert_close(run(*on_device(layer, x, grad_y)), run(layer, x, grad_y), TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_upsampling_layers(guided):
+    torch.manual_seed(0)
+    layer = DDFUp(16, 2, guidance_channels=8 if guided else None).double()
+    tensors = [torch.randn(2, 16, 7, 9, dtype=torch.float64).float().double()]
+    tensors += [torch.randn(2, 8, 14, 18, dtype=torch.float64).float().double()] if guided else []
+    for module in (layer, CARAFE(16).double()) if not guided else (layer,):
+        exact = module.float().double()(*tensors)
+        actual = copy.deepcopy(module).float().to(DEVICE)(*(tensor.float().to(DEVICE) for tensor in tensors))
+        assert relative_error(actual.cpu(), exact) <= TOLERANCE[torch.float32]

@@ -12,6 +12,7 @@ Writes OUTPUT.md, OUTPUT.json and OUTPUT.png. Exit code 2 for a mistake in the i
 """
 
 import argparse
+import hashlib
 import os
 import shlex
 import subprocess
@@ -24,26 +25,32 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 from small_study_report import VARIANTS, write_report
 
+from ddfnet.config import load_config
 from ddfnet.data.digits import render_digits
+from ddfnet.data.folder import is_image_name
 from ddfnet.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIG = ROOT / "configs" / "study" / "cpu.yaml"
 
 
+def study_folder(runs: Path, data: Path, images_per_class: int) -> Path:
+    """Where the runs on these pictures go: other pictures must never continue or stand for them."""
+    name = f"{data.name}_{images_per_class or 'all'}_per_class"
+    return runs / f"{name}_{hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:8]}"
+
+
 def subset(data: Path, images_per_class: int, folder: Path) -> Path:
     """A folder of links to the first training pictures of each class by name, and to all held-out ones.
 
     Raises:
-        ValueError: `data` has no train/ and val/, or a class has fewer pictures.
+        ValueError: a class has fewer pictures.
     """
-    if not (data / "train").is_dir() or not (data / "val").is_dir():
-        raise ValueError(f"--data {data} must hold train/ and val/, each with one folder per class")
     if images_per_class == 0:
         return data
-    out = folder / f"data_{images_per_class}_per_class"
+    out = folder / "data"
     for source in sorted(path for path in (data / "train").iterdir() if path.is_dir()):
-        pictures = sorted(source.iterdir())
+        pictures = sorted(path for path in source.iterdir() if is_image_name(path.name))
         if len(pictures) < images_per_class:
             raise ValueError(
                 f"{source} has {len(pictures)} pictures: lower --images-per-class to that, or give 0 for all"
@@ -81,6 +88,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = _parse(argv)
     try:
+        for option in ("seeds", "jobs"):
+            if getattr(arguments, option) < 1:
+                raise ValueError(f"--{option} must be at least 1, got {getattr(arguments, option)}")
+        if arguments.images_per_class < 0:
+            raise ValueError(f"--images-per-class must not be negative, got {arguments.images_per_class}; 0 takes all")
+        load_config(arguments.config, ["data.root=unused"])
         unknown = sorted(set(arguments.variants) - set(VARIANTS))
         if unknown:
             raise ValueError(f"--variants {' '.join(unknown)}: there are {', '.join(VARIANTS)}")
@@ -88,16 +101,19 @@ def main(argv: list[str] | None = None) -> int:
         if data is None:
             data, per_class = arguments.runs / "digits", 0
             render_digits(data)
+        if not (data / "train").is_dir() or not (data / "val").is_dir():
+            raise ValueError(f"--data {data} must hold train/ and val/, each with one folder per class")
+        folder = study_folder(arguments.runs, data, per_class)
         runs = {
             # Seeds outside: a study that is cut short has compared all variants.
-            (variant, seed): arguments.runs / f"{arguments.config.stem}_{variant}_seed{seed}"
+            (variant, seed): folder / f"{arguments.config.stem}_{variant}_seed{seed}"
             for seed in range(arguments.seeds)
             for variant in arguments.variants
         }
         if not arguments.report_only:
-            _train_all(arguments, subset(data, per_class, arguments.runs), runs)
-        write_report(arguments.output, runs, arguments.config, data, _command(arguments))
-    except (UserError, ValueError) as error:
+            _train_all(arguments, subset(data, per_class, folder), runs)
+        write_report(arguments.output, runs, data, _command(arguments))
+    except (UserError, ValueError, RuntimeError) as error:
         print(f"reproduce_small: {error}", file=sys.stderr)
         return 2
     return 0

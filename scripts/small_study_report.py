@@ -9,7 +9,8 @@ from typing import Any
 import benchmarking as bench
 import torch
 
-from ddfnet.config import load_config
+from ddfnet.config import ClassificationConfig, validate
+from ddfnet.config.yaml_reader import read_yaml
 from ddfnet.models.complexity import Complexity, model_complexity
 
 
@@ -69,11 +70,15 @@ def read_score(folder: Path) -> tuple[float, int] | None:
     return None
 
 
-def write_report(output: Path, runs: dict[tuple[str, int], Path], config: Path, data: Path, command: str) -> None:
+def write_report(output: Path, runs: dict[tuple[str, int], Path], data: Path, command: str) -> None:
     """Writes OUTPUT.md, OUTPUT.json and OUTPUT.png from the runs that have finished.
 
+    Args:
+        runs: run folder of each variant and seed.
+        data: what the study was given; its name and its number of classes are reported.
+
     Raises:
-        ValueError: none has.
+        ValueError: none has finished, or two differ in more than the network and the seed.
     """
     scores: Scores = {}
     finished = {key: score for key, folder in runs.items() if (score := read_score(folder)) is not None}
@@ -82,10 +87,12 @@ def write_report(output: Path, runs: dict[tuple[str, int], Path], config: Path, 
     if not scores:
         raise ValueError(f"no run of the study has finished under {next(iter(runs.values())).parent}")
     scores = {variant: scores[variant] for variant in VARIANTS if variant in scores}
+    configs = {key: validate(read_yaml(runs[key] / "config.yaml")[0]) for key in finished}
+    _check_one_recipe({runs[key]: config for key, config in configs.items()})
     classes = sum(path.is_dir() for path in (data / "train").iterdir())
-    costs = {variant: _complexity(config, variant, classes) for variant in scores}
-    start = json.loads((runs[next(iter(finished))] / "run.json").read_text())["starts"][0]
-    facts = _facts(start, config, data.name, held_out=next(iter(finished.values()))[1])
+    costs = {variant: _complexity(configs[variant, next(iter(scores[variant]))], classes) for variant in scores}
+    starts = [json.loads((runs[key] / "run.json").read_text())["starts"][0] for key in finished]
+    facts = _facts(starts, next(iter(configs.values())), data.name, held_out=next(iter(finished.values()))[1])
     output.parent.mkdir(parents=True, exist_ok=True)
     record = {"command": command, **facts, "top1": scores, "missing": sorted(map(str, set(runs) - set(finished)))}
     bench.write_json(output.with_suffix(".json"), record)
@@ -95,26 +102,37 @@ def write_report(output: Path, runs: dict[tuple[str, int], Path], config: Path, 
         print(path)
 
 
-def _complexity(config: Path, variant: str, classes: int) -> Complexity:
-    settings = load_config(config, ["data.root=unused", *VARIANTS[variant].overrides]).config
-    size = settings.data.input.size
-    return model_complexity(settings.model.name, (3, size, size), num_classes=classes, **settings.model.kwargs)
+def _check_one_recipe(configs: dict[Path, ClassificationConfig]) -> None:
+    recipes = {folder: config.model_dump(exclude={"model", "run"}) for folder, config in configs.items()}
+    first, *others = recipes
+    for folder in others:
+        if recipes[folder] != recipes[first]:
+            raise ValueError(f"{first} and {folder} were trained with different recipes or data: give another --runs")
 
 
-def _facts(start: dict[str, Any], config: Path, data: str, held_out: int) -> dict[str, Any]:
-    settings = load_config(config, ["data.root=unused"]).config
-    packages = start["packages"]
-    images = start["derived"]["steps_per_epoch"] * settings.train.batch_size
+def _complexity(config: ClassificationConfig, classes: int) -> Complexity:
+    size = config.data.input.size
+    return model_complexity(config.model.name, (3, size, size), num_classes=classes, **config.model.kwargs)
+
+
+def _facts(starts: list[dict[str, Any]], config: ClassificationConfig, data: str, held_out: int) -> dict[str, Any]:
+    """What the page says of the runs; what differs between them is listed."""
+
+    def all_of(values: list[str]) -> str:
+        return ", ".join(sorted(set(values)))
+
+    cpu = bench.environment(torch.device("cpu"))["cpu"]
+    packages = [start["packages"] for start in starts]
     return {
         "data": data,
-        "config": config.name,
-        "images_per_epoch": images,
+        "images_per_epoch": starts[0]["derived"]["steps_per_epoch"] * config.train.batch_size,
         "held_out": held_out,
-        "epochs": settings.train.epochs,
-        "date": start["time"][:10],
-        "device": ", ".join(start["gpus"]) or bench.environment(torch.device("cpu"))["cpu"],
-        "git": start["git"],
-        "versions": {name: packages[name] for name in ("torch", "timm", "triton")},
+        "epochs": config.train.epochs,
+        "recipe": f"{config.optim.name}, learning rate {starts[0]['derived']['lr']:g}, batch {config.train.batch_size}",
+        "date": all_of([start["time"][:10] for start in starts]),
+        "device": all_of([", ".join(start["gpus"]) or cpu for start in starts]),
+        "git": all_of([(start["git"] or "unknown")[:12] for start in starts]),
+        "versions": {name: all_of([p[name] for p in packages]) for name in ("torch", "timm")},
     }
 
 
@@ -125,10 +143,11 @@ def _markdown(output: Path, command: str, facts: dict[str, Any], scores: Scores,
         "# The paper's table 3 at small scale\n",
         f"`{command}`\n",
         f"{facts['data']}: {facts['images_per_epoch']:,} training pictures per epoch, {facts['epochs']} epochs, "
-        f"{facts['held_out']:,} held-out pictures; configs/study/{facts['config']}; {facts['device']}; {versions}; "
-        f"commit {(facts['git'] or 'unknown')[:12]}; {facts['date']}.\n",
-        "Same recipe for every variant, not tuned for any; accuracy of the last epoch, in %. The paper's column is "
-        "ResNet50 on ImageNet: its order is to be compared, not its numbers.\n",
+        f"{facts['held_out']:,} held-out pictures; {facts['recipe']}; {facts['device']}; {versions}; "
+        f"commit {facts['git']}; {facts['date']}.\n",
+        "One recipe for every variant (configs/study/base.yaml says how it was chosen); accuracy of the last epoch, "
+        "in %. The paper's column is ResNet50 on ImageNet (`both, added`: from the README of its code): the order is "
+        "to be compared, not the numbers.\n",
         f"![Accuracy of each variant and seed]({output.name}.png)\n",
         f"| variant | parameters | M multiply-adds | top-1 | std | {' | '.join(f'seed {s}' for s in seeds)} | paper |",
         "| --- " * (6 + len(seeds)) + "|",
@@ -154,6 +173,7 @@ def _markdown(output: Path, command: str, facts: dict[str, Any], scores: Scores,
         "| the paper says | by | here, mean | seeds that agree |",
         "| --- | --- | --- | --- |",
     ]
+    verdicts: dict[str, list[str]] = {"every": [], "some": [], "no": []}
     for better, worse in CLAIMS:
         shared = sorted(set(scores.get(better, {})) & set(scores.get(worse, {})))
         if not shared:
@@ -162,8 +182,11 @@ def _markdown(output: Path, command: str, facts: dict[str, Any], scores: Scores,
         printed = VARIANTS[better].paper - VARIANTS[worse].paper
         claim = f"{VARIANTS[better].label} > {VARIANTS[worse].label}"
         agree = sum(difference > 0 for difference in differences)
+        verdicts["every" if agree == len(shared) else "some" if agree else "no"].append(claim)
         lines.append(f"| {claim} | {printed:+.1f} | {statistics.mean(differences):+.2f} | {agree} of {len(shared)} |")
-    return "\n".join(lines) + "\n"
+    lines.append("")
+    lines += [f"With {how} seed: {'; '.join(claims)}.\n" for how, claims in verdicts.items() if claims]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _chart(path: Path, scores: Scores, costs: dict[str, Complexity]) -> None:

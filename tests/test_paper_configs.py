@@ -18,7 +18,7 @@ OTHERS = {"demo.yaml", "study/base.yaml", "study/cpu.yaml", "study/gpu.yaml"}
 EXPERIMENTS = sorted(
     path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS / "base"
 )
-EXPERIMENTS = [name for name in EXPERIMENTS if name not in OTHERS]
+EXPERIMENTS = [name for name in EXPERIMENTS if name not in OTHERS and not name.startswith(("detection/", "depth/"))]
 ROWS = [row for table in TABLES for row in table.rows if row.config]
 # The printed count is that of another variant (see the row's note).
 WRONG_IN_THE_PAPER = {("baselines/res2net50_14w_8s.yaml", "25.7")}
@@ -42,7 +42,7 @@ def test_sizes_are_those_the_paper_prints(row: Row):
     if row.flops is None:
         return
     if len(row.flops.partition(".")[2]) == 3:
-        assert cost.printed / 1e9 == pytest.approx(float(row.flops), rel=0.002)
+        assert cost.printed / 1e9 == pytest.approx(float(row.flops), rel=0.001)
     else:  # the tables mix the conventions: SE-ResNet101's 7.8 B is plain, ResNeXt50's 4.3 B is not
         assert row.flops in (digits(cost.multiply_adds / 1e9, row.flops), digits(cost.printed / 1e9, row.flops))
 
@@ -59,6 +59,10 @@ def test_headers_are_true(name):
     for row in ROWS:
         if row.config == name and row.top1 is not None:
             assert f"{row.retrained or row.top1} %" in header["paper"], row
+    printed = [row for row in ROWS if row.config == name and row.flops]
+    printed = max(printed, key=lambda row: len(row.flops), default=None)  # the one with the most digits
+    if printed is not None:
+        assert header["paper"].endswith(f"{printed.parameters} M parameters, {printed.flops} B FLOPs")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -1,6 +1,8 @@
 """docs/paper.md is what its script writes, measured runs get in, and the small-scale study reports what it ran."""
 
 import json
+import re
+import shutil
 
 import pytest
 import reproduce_small
@@ -39,7 +41,9 @@ def test_what_nobody_measured_is_called_so(page):
 
 def report(**changes):
     environment = {"gpus": ["GPU A", "GPU A"]}
-    values = {"model": "ddf_mul_resnet50", "top1": 79.123, "top5": 94.5, "n": 50_000, "date": "2026-01-02T03:04:05"}
+    values = {"model": "ddf_mul_resnet50", "model_kwargs": {"normalization": "sigmoid"}}
+    values["preprocessing"] = {"input_size": 224, "crop_pct": 0.875}
+    values |= {"top1": 79.123, "top5": 94.5, "n": 50_000, "date": "2026-01-02T03:04:05"}
     return {**values, "environment": environment, **changes}
 
 
@@ -54,9 +58,14 @@ def test_a_measured_run_gets_into_its_row(tmp_path):
     assert "of 1,000 pictures, not ImageNet's 50,000 (CPU," in write_paper_docs.measured(
         "ablations/sigmoid.yaml", tmp_path
     )
-    path.write_text(json.dumps(report(model="resnet50")))
-    with pytest.raises(ValueError, match="reports resnet50, but configs"):
-        write_paper_docs.measured("ablations/sigmoid.yaml", tmp_path)
+    for change, message in (
+        ({"model": "resnet50"}, "the model resnet50, but configs/ablations/sigmoid"),
+        ({"model_kwargs": {}}, "the model arguments {}, but"),
+        ({"preprocessing": {"input_size": 288, "crop_pct": 0.875}}, "the input size 288, but"),
+    ):
+        path.write_text(json.dumps(report(**change)))
+        with pytest.raises(ValueError, match=re.escape(message)):
+            write_paper_docs.measured("ablations/sigmoid.yaml", tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +78,19 @@ def study(tmp_path_factory, picture_tree):
     arguments += ["--variants", "dense", "ddf", "--runs", folder / "runs", "--output", folder / "out" / "study"]
     arguments = [str(argument) for argument in arguments]
     assert reproduce_small.main(arguments) == 0
-    return folder, arguments
+    (runs,) = (folder / "runs").iterdir()
+    return folder, arguments, runs
 
 
 def test_the_study_reports_the_runs_it_made(study):
-    folder, _ = study
+    folder, _, runs = study
     record = json.loads((folder / "out/study.json").read_text())
     assert record["held_out"] == 25
     assert record["images_per_epoch"] == 16  # 20 pictures, two steps of 8
     assert record["missing"] == []
     for variant in ("dense", "ddf"):
         for seed in (0, 1):
-            lines = (folder / f"runs/tiny_{variant}_seed{seed}/metrics.jsonl").read_text().splitlines()
+            lines = (runs / f"tiny_{variant}_seed{seed}/metrics.jsonl").read_text().splitlines()
             assert record["top1"][variant][str(seed)] == json.loads(lines[-1])["top1"]
     page = (folder / "out/study.md").read_text()
     dense, ddf = (list(record["top1"][name].values()) for name in ("dense", "ddf"))
@@ -93,16 +103,16 @@ def test_the_study_reports_the_runs_it_made(study):
 
 
 def test_the_study_goes_on_where_it_stopped(study, capsys):
-    folder, arguments = study
-    before = (folder / "runs/tiny_ddf_seed0/last.pt").stat().st_mtime_ns
-    (folder / "runs/tiny_dense_seed1/metrics.jsonl").unlink()
+    folder, arguments, runs = study
+    before = (runs / "tiny_ddf_seed0/last.pt").stat().st_mtime_ns
+    (runs / "tiny_dense_seed1/metrics.jsonl").unlink()
     assert reproduce_small.main([*arguments, "--report-only"]) == 0
     assert json.loads((folder / "out/study.json").read_text())["missing"] == ["('dense', 1)"]
-    for path in (folder / "runs/tiny_dense_seed1").iterdir():
+    for path in (runs / "tiny_dense_seed1").iterdir():
         path.unlink()
     assert reproduce_small.main(arguments) == 0
     assert json.loads((folder / "out/study.json").read_text())["missing"] == []
-    assert (folder / "runs/tiny_ddf_seed0/last.pt").stat().st_mtime_ns == before
+    assert (runs / "tiny_ddf_seed0/last.pt").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(
@@ -112,12 +122,34 @@ def test_the_study_goes_on_where_it_stopped(study, capsys):
         (["--images-per-class", "9"], "has 7 pictures: lower --images-per-class"),
         (["--data", "nowhere"], "must hold train/ and val/"),
         (["--report-only", "--runs", "nowhere"], "no run of the study has finished under nowhere"),
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["--images-per-class", "-5"], "--images-per-class must not be negative, got -5"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
 def test_mistakes_are_named(study, change, message, capsys):
-    _, arguments = study
+    _, arguments, _ = study
     assert reproduce_small.main([*arguments, *change]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_other_pictures_have_other_runs(study, tmp_path, picture_tree, capsys):
+    _, arguments, _ = study
+    same_name = tmp_path / picture_tree.name
+    shutil.copytree(picture_tree, same_name)
+    assert reproduce_small.main([*arguments, "--report-only", "--data", str(same_name)]) == 2
+    assert "no run of the study has finished" in capsys.readouterr().err
+
+
+def test_runs_of_two_recipes_are_not_compared(study):
+    folder, _, runs = study
+    two = {("dense", 0): runs / "tiny_dense_seed0", ("ddf", 0): folder / "other"}
+    shutil.copytree(runs / "tiny_ddf_seed0", folder / "other")
+    config = folder / "other" / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.001", "lr: 0.002"))
+    with pytest.raises(ValueError, match="were trained with different recipes"):
+        small_study_report.write_report(folder / "mixed", two, folder, "command")
 
 
 def test_every_claim_is_about_variants_of_the_paper():

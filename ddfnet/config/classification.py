@@ -40,6 +40,10 @@ class ModelConfig(ModelSection):
             "drop_path_rate": "set model.drop_path_rate",
             "pretrained": "give a file as model.init_checkpoint",
             "in_chans": "pictures have three channels",
+            "checkpoint_path": "give a file as model.init_checkpoint",
+            "features_only": "training needs the classifier",
+            "block": "choose another model.name",
+            "block_args": "the options of a DDF are given directly, e.g. model.kwargs.heads",
         }
         for key, fix in own.items():
             if key in self.kwargs:

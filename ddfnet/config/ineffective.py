@@ -32,6 +32,10 @@ def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
         yield "optim.clip_mode", "optim.clip_grad is null"
     if not _has_momentum(optim.name):
         yield "optim.momentum", f"{optim.name} has none"
+    late = [epoch for epoch in schedule.milestones if epoch >= config.train.epochs]
+    if late:
+        when = " and ".join(f"{epoch:g}" for epoch in late)
+        yield "schedule.milestones", f"{when} is after the end, {config.train.epochs} epochs"
     if schedule.name != "step":
         yield "schedule.gamma", f"schedule.name is {schedule.name}"
     if schedule.warmup_epochs == 0:

@@ -41,7 +41,7 @@ def learning_rate(step: int, schedule: ScheduleConfig, derived: Derived) -> floa
     """The learning rate of one optimiser step: a pure function, so nothing of it needs saving.
 
     The first `warmup_steps` rise linearly from warmup_lr towards the peak; the cosine counts from step 0 (as timm's
-    does with its default settings) and stays at min_lr after `schedule_steps`, and so do the milestones.
+    does with its default settings) and stays at min_lr after `schedule_steps`. Milestones count from step 0 as well.
     """
     if step < derived.warmup_steps:
         return schedule.warmup_lr + (derived.lr - schedule.warmup_lr) * step / derived.warmup_steps

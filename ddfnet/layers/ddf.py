@@ -24,12 +24,12 @@ class DDF(nn.Module):
         kernel_size: k, odd.
         stride, dilation: as for `nn.Conv2d`; the padding is dilation * (k // 2).
         heads: number of spatial filters; channel c uses filter c // (C / heads).
-        squeeze_ratio: sigma; the channel branch has int(C * sigma) hidden channels.
+        squeeze_ratio: sigma; the channel branch has int(C * sigma) hidden channels. None: 0.2.
         combine: `mul` or `add`, how the two filters meet.
-        filters: `both`, or only the `spatial` or the `channel` ones (table 3); the absent branch is None, and the
-            options of the other one alone (heads, or squeeze_ratio) and `combine` have nothing to act on.
+        filters: `both`, or only the `spatial` or the `channel` ones (table 3); the absent branch is None, and
+            `combine` has nothing to act on.
         normalization: of the predicted filters: `filter` (`FilterNorm`), or its rivals in table 3, `batch` and
-            `sigmoid`.
+            `sigmoid`. `batch` normalises the channel filters over the pictures alone: training needs at least two.
         nonlinearity: what follows the layer, for the gain of the filter normalisation.
         fused_filters: on CUDA, predict the spatial filters and pool x in one kernel where that applies: channels_last
             in half precision, or in float32 with one head of 3x3 taps. Same parameters, and the same numbers but for
@@ -41,7 +41,9 @@ class DDF(nn.Module):
 
     Raises:
         ValueError: an even kernel size or 1, heads that do not divide the channels, a squeeze ratio that leaves no
-            hidden channel, several heads without spatial filters, or an unknown combine, filters or normalization.
+            hidden channel, heads or a squeeze ratio without their branch, or an unknown combine, filters or
+            normalization.
+        TypeError: a kernel size or heads that are no int, or a squeeze ratio that is no number.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class DDF(nn.Module):
         stride: int = 1,
         dilation: int = 1,
         heads: int = 1,
-        squeeze_ratio: float = 0.2,
+        squeeze_ratio: float | None = None,
         combine: Literal["mul", "add"] = "mul",
         filters: Literal["both", "spatial", "channel"] = "both",
         normalization: Literal["filter", "batch", "sigmoid"] = "filter",
@@ -62,42 +64,29 @@ class DDF(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if heads < 1 or channels % heads:
-            raise ValueError(f"heads must divide the channels: got {heads} heads for {channels} channels")
+        check_heads(heads, channels)
         if combine not in ("mul", "add"):
             raise ValueError(f"combine must be 'mul' or 'add', got {combine!r}")
         if filters not in ("both", "spatial", "channel"):
             raise ValueError(f"filters must be 'both', 'spatial' or 'channel', got {filters!r}")
         if filters == "channel" and heads > 1:
             raise ValueError(f"heads share spatial filters, and filters='channel' has none: got {heads} heads")
+        if filters == "spatial" and squeeze_ratio is not None:
+            raise ValueError(f"filters='spatial' has no channel branch to squeeze: got squeeze_ratio={squeeze_ratio}")
         check_kernel_size(kernel_size)
         self.channels, self.kernel_size, self.heads = channels, kernel_size, heads
         self.stride, self.dilation, self.combine, self.fused_filters = stride, dilation, combine, fused_filters
         factory = {"device": device, "dtype": dtype}
-        taps = kernel_size**2
-
-        def normalize(count: int, kind: Literal["spatial", "channel"]) -> nn.Module:
-            return normalization_layer(normalization, count, kernel_size, kind, nonlinearity=nonlinearity, **factory)
-
+        norm = {"normalization": normalization, "nonlinearity": nonlinearity, **factory}
         self.spatial_branch = self.channel_branch = None
         if filters != "channel":
             self.spatial_branch = nn.Sequential(
-                nn.Conv2d(channels, heads * taps, 1, stride=stride, **factory), normalize(heads, "spatial")
+                nn.Conv2d(channels, heads * kernel_size**2, 1, stride=stride, **factory),
+                normalization_layer(channels=heads, kernel_size=kernel_size, kind="spatial", **norm),
             )
         if filters != "spatial":
-            hidden = int(channels * squeeze_ratio)
-            if hidden < 1:
-                raise ValueError(
-                    f"squeeze_ratio={squeeze_ratio} leaves no hidden channel of {channels}: "
-                    f"give at least {1 / channels:.3g}"
-                )
-            self.channel_branch = nn.Sequential(
-                nn.AdaptiveAvgPool2d(1),
-                nn.Conv2d(channels, hidden, 1, **factory),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(hidden, channels * taps, 1, **factory),
-                normalize(channels, "channel"),
-            )
+            ratio = 0.2 if squeeze_ratio is None else squeeze_ratio
+            self.channel_branch = channel_branch(channels, kernel_size, squeeze_ratio=ratio, **norm)
 
     def forward(self, x: Tensor) -> Tensor:
         k = self.kernel_size
@@ -155,3 +144,43 @@ class DDF(nn.Module):
         if self.spatial_branch is None:
             return f"{text}, filters='channel'"
         return f"{text}, heads={self.heads}, combine={self.combine!r}"
+
+
+def channel_branch(
+    channels: int,
+    kernel_size: int,
+    *,
+    squeeze_ratio: float,
+    normalization: Literal["filter", "batch", "sigmoid"],
+    nonlinearity: str,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Sequential:
+    """What predicts the channel filters: (B, C, H, W) -> (B, C*k*k, 1, 1).
+
+    Raises:
+        ValueError: a squeeze ratio that leaves no hidden channel.
+        TypeError: one that is no number.
+    """
+    if isinstance(squeeze_ratio, bool) or not isinstance(squeeze_ratio, int | float):
+        raise TypeError(f"squeeze_ratio must be a number, got {squeeze_ratio!r}")
+    hidden, factory = int(channels * squeeze_ratio), {"device": device, "dtype": dtype}
+    if hidden < 1:
+        raise ValueError(
+            f"squeeze_ratio={squeeze_ratio} leaves no hidden channel of {channels}: give at least {1 / channels:.3g}"
+        )
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(channels, hidden, 1, **factory),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(hidden, channels * kernel_size**2, 1, **factory),
+        normalization_layer(normalization, channels, kernel_size, "channel", nonlinearity=nonlinearity, **factory),
+    )
+
+
+def check_heads(heads: int, channels: int) -> None:
+    """Raises TypeError or ValueError unless so many heads share the channels equally."""
+    if isinstance(heads, bool) or not isinstance(heads, int):
+        raise TypeError(f"heads must be an int, got {heads!r}")
+    if heads < 1 or channels % heads:
+        raise ValueError(f"heads must divide the channels: got {heads} heads for {channels} channels")

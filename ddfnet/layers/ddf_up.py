@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddfnet.layers.ddf import DDF
-from ddfnet.layers.filter_norm import normalization_layer
+from ddfnet.layers.ddf import channel_branch, check_heads
+from ddfnet.layers.filter_norm import check_kernel_size, normalization_layer
 from ddfnet.ops import ddf_up
 from ddfnet.ops.ddf import autocast
 
@@ -42,7 +42,7 @@ class DDFUp(nn.Module):
         ValueError: when built: an even kernel size or 1, heads that do not divide the channels, a squeeze ratio that
             leaves no hidden channel, an unknown combine or normalization, a scale below 2, or another size below 1.
             When called: an input or a guidance that does not fit, is missing or was not asked for.
-        TypeError: a scale that is not an int.
+        TypeError: a scale, kernel size or heads that are no int, or a squeeze ratio that is no number.
     """
 
     def __init__(
@@ -64,8 +64,10 @@ class DDFUp(nn.Module):
     ) -> None:
         super().__init__()
         check_scale(scale)
-        if heads < 1 or channels % heads:
-            raise ValueError(f"heads must divide the channels: got {heads} heads for {channels} channels")
+        check_kernel_size(kernel_size)
+        check_heads(heads, channels)
+        if combine not in ("mul", "add"):
+            raise ValueError(f"combine must be 'mul' or 'add', got {combine!r}")
         if guidance_channels is not None and guidance_channels < 1:
             raise ValueError(f"guidance_channels: got {guidance_channels}, expected at least 1, or None for plain mode")
         if depthwise_kernel_size < 1 or depthwise_kernel_size % 2 == 0:
@@ -90,11 +92,10 @@ class DDFUp(nn.Module):
                 nn.Conv2d(channels, channels, size, padding=size // 2, groups=channels, **factory), predict
             )
 
-        settings = {"filters": "channel", "combine": combine, "squeeze_ratio": squeeze_ratio, **options}
-        # built first: DDF checks what both kinds of branches need
-        channel_branches = [DDF(channels, kernel_size, **settings).channel_branch for _ in range(scale**2)]
         self.spatial_branch = nn.ModuleList(spatial_branch() for _ in range(scale**2))
-        self.channel_branch = nn.ModuleList(channel_branches)
+        self.channel_branch = nn.ModuleList(
+            channel_branch(channels, kernel_size, squeeze_ratio=squeeze_ratio, **options) for _ in range(scale**2)
+        )
 
     def forward(self, x: Tensor, guidance: Tensor | None = None) -> Tensor:
         self._check_inputs(x, guidance)

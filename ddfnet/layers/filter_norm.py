@@ -91,6 +91,8 @@ def normalization_layer(
 
 
 def check_kernel_size(kernel_size: int) -> None:
-    """Raises ValueError unless a filter of this size can be normalised: a single tap has no standard deviation."""
+    """Raises TypeError or ValueError unless such filters can be normalised: one tap has no standard deviation."""
+    if isinstance(kernel_size, bool) or not isinstance(kernel_size, int):
+        raise TypeError(f"kernel_size must be an int, got {kernel_size!r}")
     if kernel_size < 3 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}")

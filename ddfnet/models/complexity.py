@@ -36,15 +36,16 @@ def count_complexity(model: nn.Module, input_size: tuple[int, int, int] = (3, 22
     Args:
         input_size: channels, height and width of the picture.
     """
-    parameter = next(model.parameters())
-    picture = torch.empty(1, *input_size, device=parameter.device, dtype=parameter.dtype)
-    training = model.training
+    like = next(model.parameters(), torch.empty(0))
+    picture = torch.empty(1, *input_size, device=like.device, dtype=like.dtype)
+    training = [module for module in model.modules() if module.training]  # some may be frozen
     model.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter, _element_count(model) as elements:
             model(picture)
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
     multiply_adds = counter.get_total_flops() // 2
     return Complexity(sum(p.numel() for p in model.parameters()), multiply_adds, multiply_adds + sum(elements))
 

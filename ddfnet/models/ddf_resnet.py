@@ -28,7 +28,11 @@ class DDFBottleneck(Bottleneck):
     def __init__(self, *args: Any, ddf_args: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.conv2.in_channels != self.conv2.out_channels or self.conv2.groups != 1:
-            raise ValueError("a DDF needs equal input and output channels: cardinality and reduce_first must be 1")
+            conv = self.conv2
+            raise ValueError(
+                "cardinality and reduce_first must be 1: a DDF needs equal input and output channels, got "
+                f"{conv.in_channels} and {conv.out_channels} in {conv.groups} groups"
+            )
         self.conv2 = _ddf_in_place_of(self.conv2, ddf_args or {})
 
 
@@ -78,6 +82,10 @@ class SmallImageResNet(ResNet):
     def __init__(self, *args: Any, stem_stride: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         stem = self.conv1
+        if not isinstance(stem, nn.Conv2d):
+            raise ValueError("small pictures have a stem of one convolution: stem_type cannot be chosen")
+        if stem_stride not in (1, 2):
+            raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride!r}")
         self.conv1 = nn.Conv2d(
             stem.in_channels, stem.out_channels, 3, stride=stem_stride, padding=1, bias=False,
             device=stem.weight.device, dtype=stem.weight.dtype,
@@ -130,7 +138,6 @@ default_cfgs = generate_default_cfgs(
 
 
 _SMALL_IMAGE_ARGS = {"model_class": SmallImageResNet, "channels": (16, 32, 64, 128)}
-_RESNET18_ARGS = {"block": DDFBasicBlock, "squeeze_ratio": 0.5}
 
 
 def _create(
@@ -144,15 +151,18 @@ def _create(
 ) -> ResNet:
     # The options of the DDF belong to the block; timm hands `block_args` on to it.
     model_args = {"block": DDFBottleneck, "layers": layers, **defaults, **kwargs}
-    ddf_args = {key: model_args.pop(key) for key in DDF_OPTIONS if key in model_args}
-    block_args = {"ddf_args": {"combine": combine, **ddf_args}, **model_args.pop("block_args", {})}
+    ddf_args = {"combine": combine, **{key: model_args.pop(key) for key in DDF_OPTIONS if key in model_args}}
+    if model_args["block"] is DDFBasicBlock and ddf_args.get("filters") != "spatial":
+        ddf_args = {"squeeze_ratio": 0.5, **ddf_args}
+    block_args = model_args.pop("block_args", {})
+    block_args = {**block_args, "ddf_args": {**ddf_args, **block_args.get("ddf_args", {})}}
     return build_model_with_cfg(model_class, variant, pretrained, block_args=block_args, **model_args)
 
 
 @register_model
 def ddf_mul_resnet18(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """DDF-ResNet18, filters multiplied: 7.7 M parameters (`DDFBasicBlock`). Options besides timm's: `DDF_OPTIONS`."""
-    return _create("ddf_mul_resnet18", pretrained, (2, 2, 2, 2), "mul", kwargs, **_RESNET18_ARGS)
+    return _create("ddf_mul_resnet18", pretrained, (2, 2, 2, 2), "mul", kwargs, block=DDFBasicBlock)
 
 
 @register_model
@@ -176,7 +186,7 @@ def ddf_mul_resnet152(pretrained: bool = False, **kwargs: Any) -> ResNet:
 @register_model
 def ddf_add_resnet18(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """DDF-ResNet18, filters added: 7.7 M parameters (`DDFBasicBlock`). Options besides timm's: `DDF_OPTIONS`."""
-    return _create("ddf_add_resnet18", pretrained, (2, 2, 2, 2), "add", kwargs, **_RESNET18_ARGS)
+    return _create("ddf_add_resnet18", pretrained, (2, 2, 2, 2), "add", kwargs, block=DDFBasicBlock)
 
 
 @register_model

@@ -32,4 +32,4 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except TypeError as error:
-        raise ValueError(f"model {name} does not take these arguments ({sorted(kwargs)}): {error}") from error
+        raise ValueError(f"model {name} does not take its arguments: {error}; given are {', '.join(kwargs)}") from error

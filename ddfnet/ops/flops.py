@@ -48,4 +48,4 @@ def _spatial_filters_backward(
     grad_filter: Shape, grad_pooled: Shape, x: Shape, weight: Shape, *_: Any, out_shape: Any
 ) -> int:
     batch, _, height, width = grad_filter
-    return 2 * 2 * batch * height * width * prod(weight)  # of x and of the weight
+    return 2 * 2 * batch * height * width * prod(weight)  # of x and of the weight, both always computed

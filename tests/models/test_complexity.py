@@ -62,6 +62,9 @@ def test_both_conventions_by_hand():
     assert cost.multiply_adds == 27 * elements + 5 * 256
     assert cost.printed == cost.multiply_adds + (2 + 1 + 3) * elements
     assert model.training
+    model[1].eval()
+    count_complexity(model, (3, 8, 8))
+    assert [module.training for module in model] == [True, False, True, True, True, True]
     assert not any(module._forward_hooks for module in model.modules())
 
 

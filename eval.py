@@ -6,7 +6,8 @@
   python eval.py --checkpoint official.pth.tar --model ddf_mul_resnet50 --data /data/imagenet/val
 
 Model, classes and preprocessing come from the checkpoint; official checkpoints (state_dict, state_dict_ema) and bare
-state_dicts need --model. Prints top-1, top-5, loss and the number of pictures, and writes report.json.
+state_dicts need --model. Prints top-1, top-5, loss and the number of pictures, and writes report.json. Checkpoints of
+detection and depth are evaluated as their own configuration says (--data is its data.root), with their own metrics.
 Exit codes: 0 done, 1 failed, 2 a mistake in the input.
 """
 
@@ -17,10 +18,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH", help="best.pt, last.pt, .safetensors or an official checkpoint")
-    add("--data", metavar="PATH", help="folder of class folders, or one with val/ in it (default: that of training)")
+    add("--data", metavar="PATH", help="class folders, or one with val/; other tasks: data.root (default: training's)")
     add("--model", metavar="NAME", help="model name, for a file that does not say it")
     add("--weights", choices=("auto", "raw", "ema"), default="auto", help="auto: the moving average if there is one")
-    add("--batch-size", type=int, default=128, metavar="N", help="pictures per process (default %(default)s)")
+    add("--batch-size", type=int, metavar="N", help="pictures per process (default 128; other tasks: as in training)")
     add("--workers", default="auto", metavar="N", help="loader processes per rank (default: by the cores)")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: that of training")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default %(default)s")

@@ -28,6 +28,10 @@ class DetectionModel(ModelSection):
     """Batch norms of the backbone keep their statistics and their weights, as is usual with few images per process."""
     upsampling: Literal["nearest", "bilinear", "deconv", "pixelshuffle", "carafe", "ddfup"] = "nearest"
     """How the pyramid brings a level to the size of the next finer one (paper, table 6)."""
+    channels: Positive = 256
+    """Width of the pyramid."""
+    box_samples: Positive = 512
+    """Proposals per image that the second stage learns from."""
 
 
 class DetectionData(DataSection):

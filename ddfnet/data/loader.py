@@ -57,7 +57,7 @@ def train_batches(
             broken.
     """
     reader = _TrainReader(TrainDataset(index, transform, seed=seed))
-    loader = _loader(reader, sampler, device=device, num_workers=num_workers, persistent=False)
+    loader = make_loader(reader, sampler, device=device, num_workers=num_workers, persistent=False)
     monitor = _BrokenImages(index, max_broken)
     return _train_stream(iter(loader), monitor, batch_transform, torch.device(device))
 
@@ -89,7 +89,7 @@ def eval_batches(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     reader = _EvalReader(EvalDataset(index, transform))
     batches = BatchSampler(eval_indices(len(index), rank, world_size), batch_size, drop_last=False)
-    loader = _loader(reader, batches, device=device, num_workers=num_workers, persistent=True)
+    loader = make_loader(reader, batches, device=device, num_workers=num_workers, persistent=True)
     return _EvalBatches(loader, batch_transform, torch.device(device))
 
 
@@ -160,9 +160,19 @@ def _end_with_parent(parent: int) -> None:
     os._exit(0)  # as torch's own handler does, which this one replaces
 
 
-def _loader(
+def make_loader(
     reader: Dataset, batch_sampler: Any, *, device: torch.device | str, num_workers: int, persistent: bool
 ) -> DataLoader:
+    """A DataLoader of whole batches, the same way for every task.
+
+    Args:
+        reader: its `__getitems__` gets what the sampler yields and returns a collated batch; a `DataError` it returns
+            (not raises: that would come out as a worker's traceback), see `raise_if_failed`.
+        batch_sampler: iterable of requests, with a length.
+        device: pinned memory where it is a GPU.
+        num_workers: reading processes; 0 reads in this one.
+        persistent: workers stay from one iteration to the next.
+    """
     if num_workers < 0:
         raise ValueError(f"num_workers must not be negative, got {num_workers}")
     fork = num_workers > 0 and sys.platform == "linux"
@@ -179,7 +189,8 @@ def _loader(
     )
 
 
-def _raise_if_failed(batch: Batch | DataError) -> None:
+def raise_if_failed(batch: Batch | DataError) -> None:
+    """Raises the error that a reader returned in place of a batch."""
     if isinstance(batch, DataError):
         raise DataError(str(batch))  # a new one: raising `batch` itself would tie the caller's frame into a cycle
 
@@ -197,7 +208,7 @@ def _train_stream(
 ) -> Iterator[Batch]:
     try:
         for batch in host_batches:
-            _raise_if_failed(batch)
+            raise_if_failed(batch)
             monitor.update(len(batch["index"]), batch.pop("broken"))
             yield batch_transform(_to_device(batch, device))
     finally:
@@ -215,7 +226,7 @@ class _EvalBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
-            _raise_if_failed(batch)
+            raise_if_failed(batch)
             yield self.batch_transform(_to_device(batch, self.device))
 
 

@@ -1,6 +1,5 @@
 """Evaluation of a checkpoint on its own: what `eval.py` does."""
 
-import json
 import os
 import time
 from dataclasses import replace
@@ -13,9 +12,10 @@ from torch import nn
 
 from ddfnet.config.yaml_reader import parse_value
 from ddfnet.data import EvalBatchTransform, FolderIndex, Preprocessing, eval_batches, eval_transform, index_folder
-from ddfnet.engine.checkpoint import Weights, load_weights, read_checkpoint, read_weights, write_atomically
+from ddfnet.engine.checkpoint import Weights, load_weights, read_checkpoint, read_weights
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.evaluate import evaluate
+from ddfnet.engine.evaluate_task import evaluate_task, write_report
 from ddfnet.engine.precision import autocast
 from ddfnet.engine.run_folder import environment
 from ddfnet.errors import CheckpointError, DataError, UserError
@@ -30,7 +30,7 @@ def evaluate_checkpoint(
     data: str | Path | None = None,
     model: str | None = None,
     weights: str = "auto",
-    batch_size: int = 128,
+    batch_size: int | None = None,
     workers: int | str = "auto",
     precision: str = "auto",
     device: str = "auto",
@@ -39,19 +39,22 @@ def evaluate_checkpoint(
     interpolation: str | None = None,
     output: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a classification checkpoint over all processes, prints the result and writes `report.json`.
+    """Evaluates a checkpoint over all processes, prints the result and writes `report.json`.
+
+    Checkpoints of detection and depth go to `evaluate_task`: their data and model come from the stored configuration.
 
     Args:
         checkpoint: a checkpoint of ours, an official one, a state_dict or a .safetensors file.
-        data: folder of class folders, or one with `val/` in it; None: the validation set of the training run.
-        model: model name, needed where the file does not say it.
+        data: folder of class folders, or one with `val/` in it; of other tasks, `data.root`. None: the validation set
+            of the training run.
+        model: model name of a classifier, needed where the file does not say it.
         weights: `auto` (the moving average if there is one), `raw` or `ema`.
-        batch_size: images per process.
+        batch_size: images per process; None: 128 in classification, in other tasks that of training.
         workers: loader processes per rank, or `auto`.
         precision: `fp32`, `bf16` or `fp16` autocast; `auto`: that of training, so that the figures are those that
             training printed (fp32 where the file does not say).
         device: `auto`, `cuda` or `cpu`.
-        input_size, crop_pct, interpolation: instead of the checkpoint's preprocessing.
+        input_size, crop_pct, interpolation: instead of the checkpoint's preprocessing; classification alone has them.
         output: folder of the report; None: `eval_<name>` beside the checkpoint.
 
     Returns:
@@ -62,16 +65,24 @@ def evaluate_checkpoint(
     """
     checkpoint = Path(checkpoint)
     workers = parse_workers(workers)
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {batch_size}")
     found = read_weights(checkpoint, prefer=weights)
-    network, name, preprocessing = _build(found, checkpoint, model)
+    folder = Path(output) if output else checkpoint.parent / f"eval_{checkpoint.name.split('.')[0]}"
+    if found.meta is not None and found.meta.get("task") != "classification":
+        options = {"model": model, "input-size": input_size, "crop-pct": crop_pct, "interpolation": interpolation}
+        _refuse(options, f"a checkpoint of the task {found.meta.get('task')}: its configuration says it")
+        _check_writable(folder)
+        return evaluate_task(
+            checkpoint, found,
+            data=data, batch_size=batch_size, workers=workers, precision=precision, device=device, folder=folder,
+        )  # fmt: skip
+    batch_size = batch_size or 128
+    network, name, preprocessing = load_classifier(found, checkpoint, model)
     preprocessing = _override(preprocessing, input_size=input_size, crop_pct=crop_pct, interpolation=interpolation)
     index = _index(found, checkpoint, data, network.num_classes)
     if precision == "auto":
         precision = found.meta["precision"] if found.meta is not None else "fp32"
-    folder = Path(output) if output else checkpoint.parent / f"eval_{checkpoint.name.split('.')[0]}"
-
     _check_writable(folder)  # before the work, not after it
 
     with distributed_session(device) as distributed:
@@ -100,6 +111,7 @@ def evaluate_checkpoint(
             "checkpoint": str(checkpoint),
             "weights": found.kind,
             "model": name,
+            "model_kwargs": found.meta["model"]["kwargs"] if found.meta is not None else {},
             "parameters": sum(p.numel() for p in network.parameters()),
             "data": str(index.root),
             **metrics,
@@ -114,7 +126,7 @@ def evaluate_checkpoint(
             "environment": environment(),
         }
         if distributed.is_main:
-            _write(folder / "report.json", report)
+            write_report(folder / "report.json", report)
             print(_table(report, distributed, folder / "report.json"))
     return report
 
@@ -127,11 +139,17 @@ def parse_workers(workers: int | str) -> int | str:
     return value
 
 
-def _build(found: Weights, checkpoint: Path, model: str | None) -> tuple[nn.Module, str, Preprocessing]:
+def _refuse(options: dict[str, Any], where: str) -> None:
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if given:
+        raise UserError(f"{', '.join(given)} cannot be used with {where}. Leave them out")
+
+
+def load_classifier(found: Weights, checkpoint: Path, model: str | None) -> tuple[nn.Module, str, Preprocessing]:
     """The network with its weights, its name, and the preprocessing it was trained for."""
     if found.meta is not None:
         if found.meta.get("task") != "classification":
-            raise CheckpointError(f"{checkpoint} is of the task {found.meta.get('task')}: eval.py knows classification")
+            raise CheckpointError(f"{checkpoint} is of the task {found.meta.get('task')}, not of classification")
         said = found.meta["model"]
         if model is not None and model != said["name"]:
             raise CheckpointError(f"{checkpoint} holds {said['name']}, not {model}: leave --model out")
@@ -200,13 +218,6 @@ def _check_writable(folder: Path) -> None:
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"cannot write a report into {folder}: give --output FOLDER")
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    try:
-        write_atomically(path, lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; give --output FOLDER") from None
 
 
 def _table(report: dict[str, Any], distributed: Distributed, path: Path) -> str:

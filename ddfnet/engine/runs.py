@@ -52,7 +52,7 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
     if dry_run:
         derived = Derived(**{**derived.as_dict(), "total_steps": DRY_RUN_STEPS})
 
-    torch.backends.cudnn.benchmark = True  # training has one input size: let cuDNN choose its fastest convolutions
+    torch.backends.cudnn.benchmark = task.one_input_size  # cuDNN times its convolutions anew for each size
     torch.manual_seed(config.run.seed)
     model = task.build_model()
     parameters = sum(p.numel() for p in model.parameters())

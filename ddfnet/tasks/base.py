@@ -29,6 +29,8 @@ class Task(Protocol):
     """Key of the evaluator's result that ranks checkpoints."""
     lower_is_better: bool
     """Whether the best checkpoint is the one of the lowest `best_metric`."""
+    one_input_size: bool
+    """Whether all training batches have one shape, so that it pays to search for the fastest convolutions."""
     train_images: int
     val_images: int
 

@@ -39,7 +39,7 @@ class ClassificationTask:
         ConfigError: fewer classes in the model than in the data, or a malformed augmentation.
     """
 
-    best_metric, lower_is_better = "top1", False
+    best_metric, lower_is_better, one_input_size = "top1", False, True
 
     def __init__(self, config: ClassificationConfig) -> None:
         self.config = config

@@ -1,0 +1,150 @@
+"""Joint depth upsampling (paper, section 6, table 7)."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ddfnet
+from ddfnet.config import Derived
+from ddfnet.config.depth import DepthConfig
+from ddfnet.data.depth import (
+    RGB_MEAN,
+    RGB_STD,
+    DepthEvalBatches,
+    DepthEvalReader,
+    DepthTrainReader,
+    depth_train_batches,
+)
+from ddfnet.data.depth_pairs import DepthPairs, FolderPairs, NYUPairs
+from ddfnet.data.sampler import TrainSampler, epoch_order
+from ddfnet.errors import ConfigError
+from ddfnet.evaluation.depth import DepthEvaluator, Record
+from ddfnet.models.joint_upsampler import DDFUpNet, depth_range, sampling_phase
+from ddfnet.tasks.base import Batch
+from ddfnet.tasks.classification import worker_count
+
+
+class DepthTask:
+    """Trains DDF-Up-Net on pictures with measured depth, and evaluates it on whole pictures.
+
+    Training data are indexed when they are first asked for, so that an evaluation needs the validation set alone.
+
+    Raises:
+        DataError: the data are missing, incomplete, or of another kind than `data.format` (validation data: at
+            construction).
+    """
+
+    best_metric, lower_is_better, one_input_size = "rmse", True, True
+
+    def __init__(self, config: DepthConfig) -> None:
+        self.config = config
+        self.phase = sampling_phase(config.data.factor)
+        self._val = self._index("val")
+        self.val_images = len(self._val)
+        self._baselines: dict[int, Record] | None = {} if config.data.baselines else None
+
+    @property
+    def train_images(self) -> int:
+        return len(self._train)
+
+    def build_model(self) -> nn.Module:
+        model = self.config.model
+        try:
+            return DDFUpNet(self.config.data.factor, channels=model.channels, kernel_size=model.kernel_size)
+        except ValueError as error:
+            raise ConfigError(
+                f"model.channels={model.channels}, model.kernel_size={model.kernel_size}: {error}"
+            ) from None
+
+    def train_batches(self, derived: Derived, *, rank: int, start_step: int, device: torch.device) -> Iterator[Batch]:
+        config, data = self.config, self.config.data
+        reader = DepthTrainReader(
+            self._train,
+            factor=data.factor,
+            phase=self.phase,
+            crop=data.crop,
+            border=data.border,
+            hflip=config.augment.hflip,
+            seed=config.run.seed,
+        )
+        sampler = TrainSampler(
+            length=self.train_images,
+            global_batch=config.train.batch_size,
+            rank=rank,
+            world_size=derived.world_size,
+            accumulation=derived.accumulation,
+            seed=config.run.seed,
+            start_step=start_step,
+            end_step=derived.total_steps,
+        )
+        return depth_train_batches(
+            reader,
+            sampler,
+            device=device,
+            num_workers=worker_count(data.workers),
+            channels_last=config.train.channels_last,
+        )
+
+    def eval_batches(self, *, rank: int, world_size: int, device: torch.device) -> Iterable[Batch]:
+        config, data = self.config, self.config.data
+        return DepthEvalBatches(
+            DepthEvalReader(self._val, factor=data.factor, phase=self.phase, border=data.border),
+            batch_size=config.eval.batch_size or config.train.device_batch_size,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+            num_workers=worker_count(data.workers),
+            channels_last=config.train.channels_last,
+        )
+
+    def batch_images(self, batch: Batch) -> int:
+        return len(batch["low"])
+
+    def loss(self, model: Callable[..., Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Mean squared error over the valid pixels of one micro-batch, in units of each crop's depth range.
+
+        The paper does not print its loss: this is PAC-Net's, whose protocol it follows. The range is that of the low
+        resolution, as in the network. A micro-batch without a valid pixel gives 0.
+        """
+        _, span = depth_range(batch["low"])
+        valid = batch["valid"]
+        # `where` before the square: what is not valid may be NaN, whose gradient a later one would let through.
+        errors = ((model(batch["low"], batch["guidance"]) - batch["depth"]) / span).where(valid, 0.0)
+        return {"loss": errors.square().sum() / valid.sum().clamp(min=1)}
+
+    def evaluator(self, device: torch.device) -> DepthEvaluator:
+        return DepthEvaluator(factor=self.config.data.factor, baselines=self._baselines)
+
+    def meta(self) -> dict[str, Any]:
+        """Network and conventions: all that is needed to use the weights. `DDFUpNet(**meta["model"]["kwargs"])`."""
+        model, data = self.config.model, self.config.data
+        return {
+            "task": "depth",
+            "model": {
+                "name": model.name,
+                "kwargs": {"factor": data.factor, "channels": model.channels, "kernel_size": model.kernel_size},
+            },
+            "preprocessing": {"mean": list(RGB_MEAN), "std": list(RGB_STD), "phase": self.phase, "border": data.border},
+            "ddfnet": ddfnet.__version__,
+        }
+
+    def sample_names(self, derived: Derived, step: int) -> list[str]:
+        """Names of the pairs of one optimiser step, in the order of the global batch."""
+        epoch, place = divmod(step, derived.steps_per_epoch)
+        batch = self.config.train.batch_size
+        order = epoch_order(self.train_images, self.config.run.seed, epoch)
+        return [self._train.name(i) for i in order[place * batch : (place + 1) * batch, 0].tolist()]
+
+    @cached_property
+    def _train(self) -> DepthPairs:
+        return self._index("train")
+
+    def _index(self, split: str) -> DepthPairs:
+        data = self.config.data
+        if data.format == "nyu":
+            return NYUPairs(data.root, split)
+        return FolderPairs(Path(data.root) / split, depth_scale=data.depth_scale)

@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))  # run from a checkout without `pip install`
 
 import torch
 from paper_tables import TABLES, Row, Table
+from paper_task_tables import table_6, table_7
 
 from ddfnet import DDF
 from ddfnet.config import Config, load_config
@@ -61,10 +62,7 @@ convolution, 236.0 for a depthwise one, 3406.4 for PAC, 245.7 for DDF; latency 7
 `python scripts/benchmark_op.py` measures ours beside depthwise and dense convolution; what was measured so far, on a
 CPU, stands in [`docs/benchmarks/`](benchmarks/). On a GPU: not measured.
 
-## Tables 6 and 7: detection, joint depth upsampling
-
-The operator `ddfnet.ddf_up` is here; detection with DDF-Up in the feature pyramid and the depth network are not yet.
-
+{tasks}
 ## Modern recipes
 
 Not in the paper: recipes that have raised ResNet50 since. The reported figures are for plain ResNet50, by the authors
@@ -195,7 +193,8 @@ def markdown(results: Path = ROOT / "docs" / "results") -> str:
     configs = sorted({row.config for table in TABLES for row in table.rows if row.config})
     costs: dict[str, Any] = {config: config_complexity(ROOT / "configs" / config) for config in configs}
     tables = "".join(table_markdown(table, costs, results) for table in TABLES)
-    return HEAD + layer_table() + tables + TAIL.format(recipes=modern_table(results))
+    tail = TAIL.format(tasks=table_6(results) + table_7(results), recipes=modern_table(results))
+    return HEAD + layer_table() + tables + tail
 
 
 def main() -> int:

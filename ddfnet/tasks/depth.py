@@ -43,7 +43,7 @@ class DepthTask:
     def __init__(self, config: DepthConfig) -> None:
         self.config = config
         self.phase = sampling_phase(config.data.factor)
-        self._val = self._index("val")
+        self._val = self.pairs("val")
         self.val_images = len(self._val)
         self._baselines: dict[int, Record] | None = {} if config.data.baselines else None
 
@@ -141,9 +141,10 @@ class DepthTask:
 
     @cached_property
     def _train(self) -> DepthPairs:
-        return self._index("train")
+        return self.pairs("train")
 
-    def _index(self, split: str) -> DepthPairs:
+    def pairs(self, split: str) -> DepthPairs:
+        """The pairs of `train` or `val`."""
         data = self.config.data
         if data.format == "nyu":
             return NYUPairs(data.root, split)

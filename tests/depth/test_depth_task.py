@@ -57,10 +57,10 @@ def parameters(config):
 
 
 def test_all_files_are_tested():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*EXPERIMENTS, "base", "demo"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*EXPERIMENTS, "base", "scenes"}
 
 
-@pytest.mark.parametrize("name", [*EXPERIMENTS, "demo"])
+@pytest.mark.parametrize("name", [*EXPERIMENTS, "scenes"])
 def test_configs_load_on_one_and_on_two_processes(name):
     loaded = load_config(CONFIGS / f"{name}.yaml", ["data.root=unused", "train.device_batch_size=4"])
     assert ineffective_keys(loaded) == []
@@ -88,16 +88,16 @@ def test_protocol_and_headers(name, factor):
 
 
 def test_header_of_the_demo():
-    path = CONFIGS / "demo.yaml"
+    path = CONFIGS / "scenes.yaml"
     header = dict(re.findall(r"^#   (\w+) +(.+)$", path.read_text(), re.MULTILINE))
     assert header["model"] == f"{parameters(load_config(path).config):,} parameters"
     assert "make_depth_scenes.py data/scenes" in header["command"]
-    assert "--config configs/depth/demo.yaml" in header["command"]
+    assert "--config configs/depth/scenes.yaml" in header["command"]
 
 
-@pytest.mark.parametrize("name", [*EXPERIMENTS, "demo"])
+@pytest.mark.parametrize("name", [*EXPERIMENTS, "scenes"])
 def test_two_steps(name, scene_tree, nyu_file, capsys):
-    root = scene_tree if name == "demo" else nyu_file
+    root = scene_tree if name == "scenes" else nyu_file
     quick = ["data.crop=32", "data.workers=0", "run.device=cpu", "model.channels=8"]
     loaded = load_config(CONFIGS / f"{name}.yaml", [f"data.root={root}", *quick])
     assert train(loaded, dry_run=True) == 0
@@ -243,7 +243,7 @@ def test_demo_beats_the_methods_without_training(tmp_path):
     scenes, run = tmp_path / "scenes", tmp_path / "run"
     subprocess.run([sys.executable, str(ROOT / "scripts/make_depth_scenes.py"), str(scenes)], check=True)
     overrides = (f"data.root={scenes}", f"run.dir={run}")
-    result = launch("train.py", "--config", CONFIGS / "demo.yaml", *overrides, processes=2, timeout=1800)
+    result = launch("train.py", "--config", CONFIGS / "scenes.yaml", *overrides, processes=2, timeout=1800)
     assert result.returncode == 0, result.stderr
     metrics = evaluations(run)[-1]
     assert metrics["n"] == 40

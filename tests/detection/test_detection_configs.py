@@ -85,7 +85,7 @@ def test_every_row_of_table_6_has_a_file():
     assert {name.removeprefix("faster_rcnn_r50_fpn_") for name in EXPERIMENTS if "r50" in name} == set(TABLE_6)
 
 
-@pytest.mark.parametrize("name", [*EXPERIMENTS, "demo"])
+@pytest.mark.parametrize("name", [*EXPERIMENTS, "shapes"])
 def test_dry_run(name, shapes, tmp_path, capsys):
     overrides = [
         f"data.root={shapes}", "data.train_images=train", "data.train_annotations=annotations/train.json",
@@ -108,7 +108,7 @@ def test_demo_learns_twenty_pictures_by_heart(tmp_path):
     same = ["data.train_images=val", "data.train_annotations=annotations/val.json", "train.epochs=40"]
     folder = tmp_path / "run"
     result = launch(
-        "train.py", "--config", CONFIGS / "demo.yaml", f"data.root={root}", f"run.dir={folder}", *same,
+        "train.py", "--config", CONFIGS / "shapes.yaml", f"data.root={root}", f"run.dir={folder}", *same,
         processes=2, timeout=1800,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

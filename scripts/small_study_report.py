@@ -207,11 +207,15 @@ def _chart(path: Path, scores: Scores, costs: dict[str, Complexity]) -> None:
         cost = costs[variant].multiply_adds / 1e6
         spread = statistics.stdev(values) if len(values) > 1 else 0
         right.errorbar([cost], [mean], yerr=[spread], fmt="o", color=color, ms=6, capsize=3)
-        named = variant in ("dense", "ddf")
-        if named:
-            right.annotate(
-                VARIANTS[variant].label, (cost, mean), (0, 12), textcoords="offset points", color=color, ha="center"
-            )
+        if variant in ("dense", "ddf"):
+            side = {"dense": -10, "ddf": 10}[variant]
+            label = {
+                "textcoords": "offset points",
+                "color": color,
+                "va": "center",
+                "ha": "right" if side < 0 else "left",
+            }
+            right.annotate(VARIANTS[variant].label, (cost, mean), (side, 0), **label)
     left.set_yticks(range(len(labels)), labels)
     left.invert_yaxis()
     left.set(xlabel="top-1, % (dots: seeds; bar: mean)")

@@ -6,8 +6,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ddfnet.config import Derived
+from ddfnet.config import Config, Derived
 from ddfnet.data.device import Batch
+from ddfnet.data.sampler import TrainSampler, epoch_order
 
 
 class Evaluator(Protocol):
@@ -53,3 +54,28 @@ class Task(Protocol):
 
     def sample_names(self, derived: Derived, step: int) -> list[str]:
         """The samples of one optimiser step, for a report on what went wrong in it."""
+
+
+def train_sampler(
+    config: Config, derived: Derived, length: int, *, rank: int, start_step: int, repeats: int = 1
+) -> TrainSampler:
+    """What this rank reads from a step to the end of the run."""
+    return TrainSampler(
+        length=length,
+        global_batch=config.train.batch_size,
+        rank=rank,
+        world_size=derived.world_size,
+        accumulation=derived.accumulation,
+        seed=config.run.seed,
+        start_step=start_step,
+        end_step=derived.total_steps,
+        repeats=repeats,
+    )
+
+
+def step_indices(config: Config, derived: Derived, length: int, step: int, *, repeats: int = 1) -> list[int]:
+    """The images of one optimiser step over all processes, in the order of the global batch."""
+    epoch, place = divmod(step, derived.steps_per_epoch)
+    batch = config.train.batch_size
+    order = epoch_order(length, config.run.seed, epoch, repeats)
+    return order[place * batch : (place + 1) * batch, 0].tolist()

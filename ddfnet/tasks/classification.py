@@ -17,8 +17,6 @@ from ddfnet.data import (
     EvalBatchTransform,
     Preprocessing,
     TrainBatchTransform,
-    TrainSampler,
-    epoch_order,
     eval_batches,
     eval_transform,
     index_folder,
@@ -28,7 +26,7 @@ from ddfnet.data import (
 from ddfnet.errors import ConfigError
 from ddfnet.evaluation import ClassificationEvaluator
 from ddfnet.models import create_model
-from ddfnet.tasks.base import Batch
+from ddfnet.tasks.base import Batch, step_indices, train_sampler
 
 
 class ClassificationTask:
@@ -111,16 +109,8 @@ class ClassificationTask:
             label_smoothing=config.loss.label_smoothing,
             mixup_off_epoch=augment.mixup_off_epoch,
         )
-        sampler = TrainSampler(
-            length=self.train_images,
-            global_batch=config.train.batch_size,
-            rank=rank,
-            world_size=derived.world_size,
-            accumulation=derived.accumulation,
-            seed=config.run.seed,
-            start_step=start_step,
-            end_step=derived.total_steps,
-            repeats=augment.repeats,
+        sampler = train_sampler(
+            config, derived, self.train_images, rank=rank, start_step=start_step, repeats=augment.repeats
         )
         return train_batches(
             self._train,
@@ -176,10 +166,9 @@ class ClassificationTask:
 
     def sample_names(self, derived: Derived, step: int) -> list[str]:
         """Paths of the images of one optimiser step, in the order of the global batch."""
-        epoch, place = divmod(step, derived.steps_per_epoch)
-        batch = self.config.train.batch_size
-        order = epoch_order(self.train_images, self.config.run.seed, epoch, self.config.augment.repeats)
-        return [self._train.path(i) for i in order[place * batch : (place + 1) * batch, 0].tolist()]
+        config = self.config
+        indices = step_indices(config, derived, self.train_images, step, repeats=config.augment.repeats)
+        return [self._train.path(i) for i in indices]
 
 
 def worker_count(workers: int | str) -> int:

@@ -20,11 +20,10 @@ from ddfnet.data.depth import (
     depth_train_batches,
 )
 from ddfnet.data.depth_pairs import DepthPairs, FolderPairs, NYUPairs
-from ddfnet.data.sampler import TrainSampler, epoch_order
 from ddfnet.errors import ConfigError
 from ddfnet.evaluation.depth import DepthEvaluator, Record
 from ddfnet.models.joint_upsampler import DDFUpNet, depth_range, sampling_phase
-from ddfnet.tasks.base import Batch
+from ddfnet.tasks.base import Batch, step_indices, train_sampler
 from ddfnet.tasks.classification import worker_count
 
 
@@ -71,16 +70,7 @@ class DepthTask:
             hflip=config.augment.hflip,
             seed=config.run.seed,
         )
-        sampler = TrainSampler(
-            length=self.train_images,
-            global_batch=config.train.batch_size,
-            rank=rank,
-            world_size=derived.world_size,
-            accumulation=derived.accumulation,
-            seed=config.run.seed,
-            start_step=start_step,
-            end_step=derived.total_steps,
-        )
+        sampler = train_sampler(config, derived, self.train_images, rank=rank, start_step=start_step)
         return depth_train_batches(
             reader,
             sampler,
@@ -134,10 +124,7 @@ class DepthTask:
 
     def sample_names(self, derived: Derived, step: int) -> list[str]:
         """Names of the pairs of one optimiser step, in the order of the global batch."""
-        epoch, place = divmod(step, derived.steps_per_epoch)
-        batch = self.config.train.batch_size
-        order = epoch_order(self.train_images, self.config.run.seed, epoch)
-        return [self._train.name(i) for i in order[place * batch : (place + 1) * batch, 0].tolist()]
+        return [self._train.name(i) for i in step_indices(self.config, derived, self.train_images, step)]
 
     @cached_property
     def _train(self) -> DepthPairs:

@@ -14,12 +14,11 @@ import ddfnet
 from ddfnet.config import Derived, DetectionConfig
 from ddfnet.data.coco import CocoIndex, index_coco
 from ddfnet.data.coco_batches import detection_eval_batches, detection_train_batches
-from ddfnet.data.sampler import TrainSampler, permutation
 from ddfnet.errors import CheckpointError, ConfigError, DataError, UserError
 from ddfnet.evaluation.detection import DetectionEvaluator
 from ddfnet.models.detector import create_backbone, create_detector
 from ddfnet.models.factory import create_model
-from ddfnet.tasks.base import Batch
+from ddfnet.tasks.base import Batch, step_indices, train_sampler
 from ddfnet.tasks.classification import worker_count
 
 _log = logging.getLogger("ddfnet")
@@ -112,16 +111,7 @@ class DetectionTask:
         config, index = self.config, self._train
         if index.left_out:
             _log.info("%d training images without any box are left out", index.left_out)
-        sampler = TrainSampler(
-            length=len(index),
-            global_batch=config.train.batch_size,
-            rank=rank,
-            world_size=derived.world_size,
-            accumulation=derived.accumulation,
-            seed=config.run.seed,
-            start_step=start_step,
-            end_step=derived.total_steps,
-        )
+        sampler = train_sampler(config, derived, len(index), rank=rank, start_step=start_step)
         return detection_train_batches(
             index,
             sampler=sampler,
@@ -175,10 +165,7 @@ class DetectionTask:
 
     def sample_names(self, derived: Derived, step: int) -> list[str]:
         """Paths of the pictures of one optimiser step, in the order of the global batch."""
-        epoch, place = divmod(step, derived.steps_per_epoch)
-        batch = self.config.train.batch_size
-        order = permutation(self.train_images, self.config.run.seed, epoch)
-        return [str(self._train.path(i)) for i in order[place * batch : (place + 1) * batch].tolist()]
+        return [str(self._train.path(i)) for i in step_indices(self.config, derived, self.train_images, step)]
 
     def _index(self, split: str) -> CocoIndex:
         data = self.config.data

@@ -90,9 +90,10 @@ def launch(
     )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     # Two shared cores: more threads only make the tests wait for each other, and one gives the same bits each time.
+    # For the whole session: fixtures of modules train networks, too.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

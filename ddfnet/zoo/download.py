@@ -1,0 +1,254 @@
+"""Getting the files of the zoo: resumed, verified, complete or absent. Nothing is unpickled here."""
+
+import hashlib
+import http.client
+import os
+import re
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from ddfnet.engine.checkpoint import write_atomically
+from ddfnet.zoo.entries import Entry, ZooError
+
+CHUNK = 1 << 20
+TIMEOUT = 30  # seconds without a byte
+GOOGLE_DRIVE = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
+
+
+class _MirrorError(Exception):
+    """One mirror failed: the next one may do."""
+
+
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """`cache` if given, else `$DDFNET_CACHE`, else the folder `ddfnet` beside the files of torch.hub."""
+    return Path(cache or os.environ.get("DDFNET_CACHE") or Path(torch.hub.get_dir()) / "ddfnet").expanduser()
+
+
+def file_path(entry: Entry, cache: str | Path | None = None) -> Path:
+    """Where the file of an entry is, or will be."""
+    return cache_folder(cache) / entry.file_name
+
+
+def fetch(entry: Entry, *, cache: str | Path | None = None, progress: bool = True) -> Path:
+    """The file of an entry, verified: from the cache, or downloaded into it.
+
+    Mirrors are tried in order. An interrupted download is kept as `<file>.part` and continued next time where the
+    hash is known (without one, nobody would notice pieces of two different files). Processes that ask for the same
+    file at once wait for the first of them.
+
+    Args:
+        entry: what to fetch.
+        cache: folder; None: see `cache_folder`.
+        progress: show a bar, if stderr is a terminal.
+
+    Raises:
+        ZooError: no mirror gave the file, it is not the one that was published, or the folder cannot be written.
+    """
+    target = file_path(entry, cache)
+    if not target.exists():
+        if not entry.file.urls:
+            raise ZooError(f"{entry.name} cannot be downloaded by a program. {_by_hand(entry, target)}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _one_process(target):
+                if not target.exists():  # another process may have finished it meanwhile
+                    _download(entry, target, progress)
+        except OSError as error:
+            where = error.filename or target.parent
+            raise ZooError(f"cannot write {where}: {error.strerror}. Give another folder: DDFNET_CACHE=DIR") from None
+    check(entry, target)
+    return target
+
+
+def check(entry: Entry, path: Path) -> str:
+    """Verifies a file, and returns its sha256.
+
+    The hash of an entry without one is recorded as `<file>.sha256` on first sight (`sha256sum -c` reads it).
+
+    Raises:
+        ZooError: not the file it should be; says how it differs. The file stays where it is.
+    """
+    try:
+        size, wrong, found = path.stat().st_size, _wrong_beginning(entry, path), sha256_of(path)
+    except OSError as error:
+        raise ZooError(f"cannot read {path}: {error.strerror}") from None
+    if entry.file.size not in (None, size):
+        wrong = f"has {size:,} bytes instead of {entry.file.size:,}"
+    if wrong:
+        raise ZooError(f"{path} {wrong}: delete it and download it again")
+    record = path.with_name(path.name + ".sha256")
+    expected, source = entry.file.sha256, "as published"
+    if expected is None and record.exists():
+        expected, source = record.read_text().split(" ")[0].strip(), f"as recorded in {record.name}"
+        if not re.fullmatch("[0-9a-f]{64}", expected):
+            raise ZooError(f"{record} does not hold a sha256: delete it to record that of {path.name} again")
+    if expected is None:
+        try:
+            write_atomically(record, lambda file: file.write(f"{found}  {path.name}\n".encode()))
+        except OSError as error:
+            fix = f"who may write there can: sha256sum {path.name} > {record.name}"
+            raise ZooError(f"cannot record the hash in {record}: {error.strerror}; {fix}") from None
+    elif found != expected:
+        fix = "delete it and download it again" + ("" if entry.file.sha256 else f" (or {record.name}, if you trust it)")
+        raise ZooError(f"{path} is not the file of {entry.name}: sha256 {found}, {source} {expected}. {fix}")
+    return found
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _wrong_beginning(entry: Entry, path: Path) -> str:
+    """Tells a web page (of a login, a quota, a proxy) from weights: without a hash it would be trusted for good."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A zip or the older bare pickle of torch; in safetensors, the length of a JSON object and its brace.
+    good = start[8:] == b"{" if entry.format == "safetensors" else start.startswith((b"PK\x03\x04", b"\x80"))
+    return "" if good else f"is no {entry.format} file (it begins with {start!r}; a web page?)"
+
+
+def _by_hand(entry: Entry, target: Path) -> str:
+    where = f"{entry.file.urls[0]} ({entry.origin})" if entry.file.urls else f"the README of {entry.origin}"
+    return (
+        f"By hand: get it from {where}, then either save it as {target}, or use it where it is: "
+        f"--checkpoint PATH --model {entry.model}"
+    )
+
+
+@contextmanager
+def _one_process(target: Path) -> Iterator[None]:
+    """Lets the processes of one machine that want the same file in one by one."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: no such lock, and no torchrun with many processes either
+        yield
+        return
+    with target.with_name(target.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or with the process
+        yield
+
+
+def _download(entry: Entry, target: Path, progress: bool) -> None:
+    """Tries the mirrors in order until one gives a file that passes `check`."""
+    part = target.with_name(target.name + ".part")
+    failures = []
+    for url in entry.file.urls:
+        try:
+            if urllib.parse.urlsplit(url).hostname in GOOGLE_DRIVE:
+                _from_google_drive(url, part, progress)
+            else:
+                _from_server(entry, url, part, progress)
+            _verify_part(entry, part)
+        except _MirrorError as error:
+            failures.append(f"{url}: {error}")
+            continue
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, target)
+        _sync_folder(target.parent)
+        for failure in failures:  # it worked in the end, but a bad mirror should not go unnoticed
+            print(f"ddfnet.zoo: a mirror failed: {failure}", file=sys.stderr)
+        return
+    raise ZooError(f"cannot download {entry.name}: {'; '.join(failures)}. {_by_hand(entry, target)}")
+
+
+def _verify_part(entry: Entry, part: Path) -> None:
+    size, known = part.stat().st_size, entry.file
+    wrong = _wrong_beginning(entry, part)
+    if not wrong and known.size not in (None, size):
+        wrong = f"has {size:,} bytes instead of {known.size:,}"
+    if not wrong and known.sha256 is not None and (found := sha256_of(part)) != known.sha256:
+        wrong = f"has the sha256 {found}, as published {known.sha256}"
+    if wrong:
+        rejected = part.with_suffix(".rejected")
+        os.replace(part, rejected)  # kept to be looked at; the next attempt must not continue it
+        raise _MirrorError(f"what came {wrong}; it is kept as {rejected}. Try again later, or take another mirror")
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the rename itself
+    finally:
+        os.close(handle)
+
+
+def _from_google_drive(url: str, part: Path, progress: bool) -> None:
+    try:
+        import gdown  # Google asks questions before it gives large files; gdown knows the answers
+    except ImportError:
+        raise _MirrorError("Google Drive needs the package gdown: pip install gdown") from None
+    try:
+        done = gdown.download(url=url, output=str(part), quiet=not progress, use_cookies=False)
+    except Exception as error:  # its own errors, those of requests, and others from one version to the next
+        raise _MirrorError(f"gdown: {str(error).strip() or type(error).__name__}") from None
+    if done is None or not part.exists():
+        raise _MirrorError("gdown got no file (too many downloads today, or no network)")
+
+
+def _from_server(entry: Entry, url: str, part: Path, progress: bool) -> None:
+    """Downloads over HTTP into `part`, continuing what is there if the server can."""
+    have = part.stat().st_size if part.exists() and entry.file.sha256 is not None else 0
+    if have and have == entry.file.size:
+        return  # the process before us ended between the last byte and the rename
+    with _open(url, have) as response:
+        resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if response.status == 206 and not resumed:
+            raise _MirrorError("the server gave another part of the file than asked for")
+        have = have if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length and length.isdigit() else entry.file.size
+        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+        console = Console(stderr=True)
+        with (
+            part.open("ab" if resumed else "wb") as file,
+            Progress(*columns, console=console, disable=not (progress and console.is_terminal)) as bar,
+        ):
+            task = bar.add_task(entry.name, total=total, completed=have)
+            while piece := _read(response, have):
+                file.write(piece)
+                have += len(piece)
+                bar.update(task, completed=have)
+    if total is not None and have < total:
+        raise _MirrorError(_interrupted(have, "the connection ended"))
+
+
+def _open(url: str, have: int) -> http.client.HTTPResponse:
+    headers = {"User-Agent": "ddfnet", **({"Range": f"bytes={have}-"} if have else {})}
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        return urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and have:  # there is nothing after what we have, which is not the file: start over
+            return _open(url, 0)
+        gone = " (the file is not there any more)" if error.code in (404, 410) else ""
+        raise _MirrorError(f"HTTP {error.code} {error.reason}{gone}") from None
+    except (OSError, http.client.HTTPException) as error:
+        host = urllib.parse.urlsplit(url).netloc
+        raise _MirrorError(f"cannot reach {host} ({getattr(error, 'reason', error)}): is there a network?") from None
+
+
+def _read(response: http.client.HTTPResponse, have: int) -> bytes:
+    try:
+        return response.read(CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _MirrorError(_interrupted(have, str(error) or type(error).__name__)) from None
+
+
+def _interrupted(have: int, reason: str) -> str:
+    return f"interrupted after {have:,} bytes ({reason}): run it again"

@@ -1,0 +1,135 @@
+"""The weights the zoo knows: where they are, what they are, and who measured them."""
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ddfnet.data import Preprocessing
+from ddfnet.errors import UserError
+
+OFFICIAL = "https://github.com/theFoxofSky/ddfnet"
+SUFFIXES = {"safetensors": ".safetensors", "official": ".pth.tar"}
+
+
+class ZooError(UserError):
+    """Weights that the zoo does not know, cannot get, or does not trust."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One file and its mirrors.
+
+    Attributes:
+        urls: where it can be downloaded, tried in order; empty where a person has to fetch it.
+        size: bytes, None where its publisher gave none.
+        sha256: 64 hexadecimal digits, None where its publisher gave none.
+    """
+
+    urls: tuple[str, ...] = ()
+    size: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Weights of one model, and all that is needed to judge and use them.
+
+    Attributes:
+        model: name for `ddfnet.create_model`.
+        tag: which weights of this model, e.g. `official_in1k`.
+        file: where they are.
+        format: `safetensors`, or `official` for a training checkpoint of timm 0.4.5 (a pickle).
+        config: the recipe as a configuration of ours.
+        commit: of this repository when they were trained; None where it was other code.
+        data: what they were trained on.
+        metrics: percent on the validation set of `data`, under the names that `eval.py` reports.
+        preprocessing: of the pictures at these metrics.
+        licence: of the weights, as far as known.
+        origin: page of those who trained them.
+        status: `verified`: we measured `metrics` with `eval.py`; `claimed`: their authors say so.
+        note: what else a user has to know.
+
+    Raises:
+        ValueError: `verified` without size and hash: nobody could tell which file was measured.
+    """
+
+    model: str
+    tag: str
+    file: File
+    format: Literal["safetensors", "official"]
+    config: str
+    commit: str | None
+    data: str
+    metrics: dict[str, float] = field(hash=False)
+    preprocessing: Preprocessing
+    licence: str
+    origin: str
+    status: Literal["verified", "claimed"]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.status == "verified" and None in (self.file.size, self.file.sha256):
+            raise ValueError(f"{self.name} is called verified, but its size or sha256 is unknown")
+
+    @property
+    def name(self) -> str:
+        """Model and tag: unique in the zoo."""
+        return f"{self.model}.{self.tag}"
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file in the cache, whatever its publisher calls it."""
+        return self.name + SUFFIXES[self.format]
+
+
+def _official(model: str, config: str, top1: float, drive_id: str | None, note: str) -> Entry:
+    return Entry(
+        model=model,
+        tag="official_in1k",
+        file=File(urls=(f"https://drive.google.com/uc?id={drive_id}",) if drive_id else ()),
+        format="official",
+        config=config,
+        commit=None,
+        data="ImageNet-1k",
+        metrics={"top1": top1},
+        preprocessing=Preprocessing(),
+        licence="MIT for the code they were published with; the weights carry none of their own",
+        origin=OFFICIAL,
+        status="claimed",
+        note=note,
+    )
+
+
+_DRIVE = "On Google Drive. Its authors published neither size nor hash: those of the first download are trusted."
+_BAIDU = "On Baidu only, which wants a browser and an account: follow the link in the README of its origin."
+
+_ENTRIES = (
+    _official("ddf_mul_resnet50", "configs/ddf_resnet50.yaml", 79.1, "14voC4WqvWbdMUrep3bjVw_S-_LUejtLX", _DRIVE),
+    _official("ddf_mul_resnet101", "configs/ddf_resnet101.yaml", 80.5, "1zakOCCozqxKuD92bJUULivNnJ5CX4EEC", _DRIVE),
+    _official("ddf_add_resnet50", "configs/ddf_add_resnet50.yaml", 78.8, "1CT2e8c640Yn5givImj0XdDtc4dkHwAz0", _DRIVE),
+    _official("ddf_add_resnet101", "configs/ddf_add_resnet101.yaml", 79.9, None, _BAIDU),
+)
+
+
+def entries() -> tuple[Entry, ...]:
+    """All weights of the zoo."""
+    return _ENTRIES
+
+
+def find(name: str) -> Entry:
+    """The entry of a name: `model.tag`, or the model alone while the zoo has one set of weights for it.
+
+    Raises:
+        ZooError (a ValueError): unknown, or a model with several; names the nearest.
+    """
+    known = entries()
+    found = [entry for entry in known if name in (entry.name, entry.model)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ZooError(f"{name} has several weights in the zoo: name {' or '.join(entry.name for entry in found)}")
+    names = [entry.name for entry in known]
+    # A typing error in the model alone is closer to the model than to the longer full name.
+    nearest = difflib.get_close_matches(name, [*names, *(entry.model for entry in known)], n=2, cutoff=0.6)
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"it has {', '.join(names)}"
+    raise ZooError(f"the zoo has no weights {name!r}: {hint}")

@@ -94,6 +94,7 @@ def write_report(output: Path, runs: dict[tuple[str, int], Path], data: Path, co
     starts = [json.loads((runs[key] / "run.json").read_text())["starts"][0] for key in finished]
     facts = _facts(starts, next(iter(configs.values())), data.name, held_out=next(iter(finished.values()))[1])
     output.parent.mkdir(parents=True, exist_ok=True)
+    facts["missing"] = len(runs) - len(finished)
     record = {"command": command, **facts, "top1": scores, "missing": sorted(map(str, set(runs) - set(finished)))}
     bench.write_json(output.with_suffix(".json"), record)
     bench.write_text(output.with_suffix(".md"), _markdown(output, command, facts, scores, costs))
@@ -146,8 +147,10 @@ def _markdown(output: Path, command: str, facts: dict[str, Any], scores: Scores,
         f"{facts['held_out']:,} held-out pictures; {facts['recipe']}; {facts['device']}; {versions}; "
         f"commit {facts['git']}; {facts['date']}.\n",
         "One recipe for every variant (configs/study/base.yaml says how it was chosen); accuracy of the last epoch, "
-        "in %. The paper's column is ResNet50 on ImageNet (`both, added`: from the README of its code): the order is "
-        "to be compared, not the numbers.\n",
+        "in %. The paper's column is ResNet50 on ImageNet (`both, added` from the README of its code): the order is "
+        "to be compared, not the numbers. `--data` is any folder with train/ and val/, each with one folder per "
+        "class.\n",
+        *([f"**Not finished**: {facts['missing']} of the runs are missing.\n"] if facts["missing"] else []),
         f"![Accuracy of each variant and seed]({output.name}.png)\n",
         f"| variant | parameters | M multiply-adds | top-1 | std | {' | '.join(f'seed {s}' for s in seeds)} | paper |",
         "| --- " * (6 + len(seeds)) + "|",

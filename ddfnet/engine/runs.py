@@ -45,6 +45,14 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
     config, notes = loaded.config, ineffective_keys(loaded)
     task = create_task(config)
     if dry_run:
+        # The real batch must divide, too; whether the pictures suffice for it is said below.
+        enough = max(task.train_images, config.train.batch_size)
+        derive(config, world_size=distributed.world_size, train_images=enough)
+        if task.train_images < config.train.batch_size:
+            notes.append(
+                f"note: train.batch_size={config.train.batch_size} exceeds the {task.train_images} training images: "
+                "the real run will refuse it"
+            )
         config, note = _dry_run_config(config, distributed, task.train_images)
         notes.append(note)
         task = create_task(config)

@@ -1,12 +1,14 @@
 """Creating models by name: ours, and every classification model of timm."""
 
 import difflib
+import re
 from typing import Any
 
 import timm
 from torch import nn
 
 from ddfnet.models import baselines, ddf_resnet
+from ddfnet.models.ddf_resnet import DDF_OPTIONS
 
 
 def list_models() -> list[str]:
@@ -32,4 +34,7 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except TypeError as error:
-        raise ValueError(f"model {name} does not take its arguments: {error}; given are {', '.join(kwargs)}") from error
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        close = difflib.get_close_matches(unknown[1], DDF_OPTIONS, n=1, cutoff=0.6) if unknown else []
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"model {name} does not take its arguments: {error}{hint}") from error

@@ -23,7 +23,7 @@ from ddfnet.data import (
     train_batches,
     train_transform,
 )
-from ddfnet.errors import ConfigError
+from ddfnet.errors import ConfigError, DataError
 from ddfnet.evaluation import ClassificationEvaluator
 from ddfnet.models import create_model
 from ddfnet.tasks.base import Batch, step_indices, train_sampler
@@ -42,6 +42,13 @@ class ClassificationTask:
     def __init__(self, config: ClassificationConfig) -> None:
         self.config = config
         root = Path(config.data.root)
+        for key in ("train", "val"):
+            part = getattr(config.data, key)
+            if not (root / part).is_dir():
+                raise DataError(
+                    f"data.root={root} has no folder {part}: data.root holds {config.data.train}/ and "
+                    f"{config.data.val}/, each with one folder per class (data.{key} names another)"
+                )
         self._train = index_folder(root / config.data.train)
         self._val = index_folder(root / config.data.val, classes=self._train.classes)
         self.train_images, self.val_images = len(self._train), len(self._val)

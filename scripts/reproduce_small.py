@@ -5,7 +5,7 @@
     python scripts/reproduce_small.py --data data/cifar10 --config configs/study/gpu.yaml --jobs 1 --images-per-class 0
 
 --data is a folder with train/ and val/, each with one folder per class (small pictures: the networks are made for 32
-pixels). Without it the study trains on handwritten digits, which tell the variants apart poorly. Each run is
+pixels). Without it the study trains on handwritten digits, an easier task. Each run is
 `train.py` with the study's YAML and a seed; accuracy is that of the last epoch, so no epoch is chosen on the held-out
 pictures. Finished runs are kept: the same command goes on where it stopped, and more seeds or variants can be added.
 Writes OUTPUT.md, OUTPUT.json and OUTPUT.png. Exit code 2 for a mistake in the input.

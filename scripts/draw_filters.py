@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ddfnet import DDF
+from ddfnet.checkpoint import read_weights
 from ddfnet.data import EvalBatchTransform, eval_transform
 from ddfnet.data.dataset import open_rgb
-from ddfnet.engine.checkpoint import read_weights
 from ddfnet.engine.evaluate_checkpoint import load_classifier
 
 _POINT_COLORS = matplotlib.colormaps["tab10"].colors

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
+from ddfnet.checkpoint import Weights, load_weights, read_checkpoint, read_weights
 from ddfnet.config import validate
 from ddfnet.data.dataset import open_rgb
 from ddfnet.data.depth import DepthEvalReader, denormalize_guidance, normalize_guidance
-from ddfnet.engine.checkpoint import Weights, load_weights, read_checkpoint, read_weights
 from ddfnet.errors import CheckpointError
 from ddfnet.models.detector import create_backbone, create_detector
 from ddfnet.models.joint_upsampler import DDFUpNet, interpolate

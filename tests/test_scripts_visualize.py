@@ -10,8 +10,8 @@ import visualize
 from draw_filters import spatial_filters_of
 
 import ddfnet
+from ddfnet.checkpoint import save_checkpoint
 from ddfnet.config import load_config
-from ddfnet.engine.checkpoint import save_checkpoint
 from ddfnet.engine.runs import train
 from tests.conftest import ROOT
 

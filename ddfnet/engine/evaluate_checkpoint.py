@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddfnet.checkpoint import Weights, load_weights, read_checkpoint, read_weights
 from ddfnet.config.yaml_reader import parse_value
 from ddfnet.data import EvalBatchTransform, FolderIndex, Preprocessing, eval_batches, eval_transform, index_folder
-from ddfnet.engine.checkpoint import Weights, load_weights, read_checkpoint, read_weights
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.evaluate import evaluate
 from ddfnet.engine.evaluate_task import evaluate_task, write_report

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ddfnet.checkpoint import Weights, load_weights, read_checkpoint, write_atomically
 from ddfnet.config import Config, validate
-from ddfnet.engine.checkpoint import Weights, load_weights, read_checkpoint, write_atomically
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.evaluate import evaluate
 from ddfnet.engine.precision import autocast

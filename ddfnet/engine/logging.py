@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from ddfnet.engine.checkpoint import write_atomically
+from ddfnet.checkpoint import write_atomically
 
 logger = logging.getLogger("ddfnet")
 

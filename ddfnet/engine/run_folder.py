@@ -20,9 +20,9 @@ except ImportError:  # Windows: runs are not kept out of each other's folder
 
 import torch
 
+from ddfnet.checkpoint import write_atomically
 from ddfnet.config import Derived, LoadedConfig, validate
 from ddfnet.config.yaml_reader import read_yaml
-from ddfnet.engine.checkpoint import write_atomically
 from ddfnet.errors import ConfigError
 
 # Keys that may change between two starts of one run: they say where and how often, not what is computed.

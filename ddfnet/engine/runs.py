@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ddfnet.checkpoint import Weights, load_weights, read_weights
 from ddfnet.config import Config, Derived, LoadedConfig, derive, ineffective_keys
-from ddfnet.engine.checkpoint import Weights, load_weights, read_weights
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.logging import RunLog
 from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_folder

@@ -15,9 +15,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ddfnet.checkpoint import FORMAT, read_checkpoint, save_checkpoint, save_safetensors, write_atomically
 from ddfnet.config import Config, Derived
 from ddfnet.engine.batch_norm import averaged_statistics, load_statistics, local_statistics, synchronise_batch_norm
-from ddfnet.engine.checkpoint import FORMAT, read_checkpoint, save_checkpoint, save_safetensors, write_atomically
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.evaluate import evaluate
 from ddfnet.engine.logging import Meter, RunLog

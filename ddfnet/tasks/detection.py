@@ -174,7 +174,7 @@ class DetectionTask:
 
     def _load_backbone(self, backbone: nn.Module, path: str) -> None:
         """Loads the weights of a classifier, all but what comes after its last stage, and nothing else."""
-        from ddfnet.engine.checkpoint import Weights, load_weights, read_weights  # the engine imports the tasks
+        from ddfnet.checkpoint import Weights, load_weights, read_weights  # the engine imports the tasks
 
         model = self.config.model
         weights = read_weights(path)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import ddfnet
+from ddfnet.checkpoint import Weights, read_weights, save_safetensors
 from ddfnet.data import Preprocessing
-from ddfnet.engine.checkpoint import Weights, read_weights, save_safetensors
 from ddfnet.errors import CheckpointError, UserError
 from ddfnet.zoo.download import sha256_of
 

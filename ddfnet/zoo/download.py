@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from ddfnet.engine.checkpoint import write_atomically
+from ddfnet.checkpoint import write_atomically
 from ddfnet.zoo.entries import Entry, ZooError
 
 CHUNK = 1 << 20

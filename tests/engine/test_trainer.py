@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import ddfnet
+from ddfnet.checkpoint import read_weights
 from ddfnet.config import load_config
-from ddfnet.engine.checkpoint import read_weights
 from ddfnet.engine.logging import read_metrics
 from ddfnet.engine.run_folder import run_folder_lock
 from ddfnet.engine.runs import load_initial_weights, train

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import ddfnet
+from ddfnet.checkpoint import read_weights, save_checkpoint
 from ddfnet.data import Preprocessing
-from ddfnet.engine.checkpoint import read_weights, save_checkpoint
 from ddfnet.engine.evaluate_checkpoint import load_classifier
 from ddfnet.errors import CheckpointError, UserError
 from ddfnet.zoo import check_weights, convert

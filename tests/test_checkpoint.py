@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ddfnet
-from ddfnet.engine.checkpoint import (
+from ddfnet.checkpoint import (
     load_weights,
     read_checkpoint,
     read_weights,
@@ -116,7 +116,7 @@ def test_weights_of_another_model_are_refused_with_the_difference():
 
 
 def read_weights_of(state_dict):
-    from ddfnet.engine.checkpoint import Weights
+    from ddfnet.checkpoint import Weights
 
     return Weights(state_dict, None, "state_dict")
 

@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ddfnet import DDF
-from ddfnet.checkpoint import read_weights
 from ddfnet.data import EvalBatchTransform, eval_transform
 from ddfnet.data.dataset import open_rgb
-from ddfnet.engine.evaluate_checkpoint import load_classifier
+from ddfnet.zoo.classifier import load_classifier
 
 _POINT_COLORS = matplotlib.colormaps["tab10"].colors
 _GRID = 3
@@ -41,7 +40,8 @@ def draw_filters(
         ValueError: no such layer, or a point outside the picture.
         UserError: the checkpoint or the picture cannot be read.
     """
-    network, _, preprocessing = load_classifier(read_weights(checkpoint), checkpoint, model)
+    loaded = load_classifier(checkpoint, model=model)
+    network, preprocessing = loaded.network, loaded.preprocessing
     pixels = eval_transform(preprocessing)(open_rgb(str(image)))
     size = pixels.shape[-1]
     if points is None:
@@ -50,7 +50,7 @@ def draw_filters(
     outside = [point for point in points if not (0 <= point[0] < size and 0 <= point[1] < size)]
     if outside:
         raise ValueError(f"--points {outside[0][0]},{outside[0][1]} is outside the {size} x {size} pixels of the input")
-    name, ddf = _find(network.eval(), layer)
+    name, ddf = _find(network, layer)
     normalise = EvalBatchTransform(preprocessing, device="cpu", channels_last=True)
     batch = normalise({"image": pixels[None], "target": torch.zeros(1, dtype=torch.int64)})
     filters = spatial_filters_of(ddf, network, batch["image"])

@@ -29,7 +29,7 @@ class ModelConfig(ModelSection):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the model's constructor, e.g. {squeeze_ratio: 0.3}."""
     init_checkpoint: str | None = None
-    """Start from these weights (a checkpoint of ours, an official one or a .safetensors file).
+    """Start from these weights (a checkpoint of ours, an official one, a .safetensors file, or `zoo:NAME`).
     A classifier for another number of classes is left at its random start, and said so."""
 
     @model_validator(mode="after")

@@ -19,7 +19,8 @@ class DetectionModel(ModelSection):
     backbone_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the backbone's constructor."""
     backbone_checkpoint: str | None = None
-    """Start the backbone from these classification weights (a checkpoint of ours, an official one, .safetensors)."""
+    """Start the backbone from these classification weights (a checkpoint of ours, an official one, .safetensors,
+    or `zoo:NAME`)."""
     backbone_pretrained: bool = False
     """Start the backbone from the weights that timm knows for its name (downloaded)."""
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 1

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from ddfnet.checkpoint import Weights, load_weights, read_checkpoint, read_weights
+from ddfnet.checkpoint import Weights, read_checkpoint, read_weights
 from ddfnet.config.yaml_reader import parse_value
 from ddfnet.data import EvalBatchTransform, FolderIndex, Preprocessing, eval_batches, eval_transform, index_folder
 from ddfnet.engine.distributed import Distributed, distributed_session
@@ -18,10 +17,10 @@ from ddfnet.engine.evaluate import evaluate
 from ddfnet.engine.evaluate_task import evaluate_task, write_report
 from ddfnet.engine.precision import autocast
 from ddfnet.engine.run_folder import environment
-from ddfnet.errors import CheckpointError, DataError, UserError
+from ddfnet.errors import DataError, UserError
 from ddfnet.evaluation.classification import ClassificationEvaluator
-from ddfnet.models import create_model
 from ddfnet.tasks.classification import worker_count
+from ddfnet.zoo.classifier import build_classifier, locate
 
 
 def evaluate_checkpoint(
@@ -44,7 +43,7 @@ def evaluate_checkpoint(
     Checkpoints of detection and depth go to `evaluate_task`: their data and model come from the stored configuration.
 
     Args:
-        checkpoint: a checkpoint of ours, an official one, a state_dict or a .safetensors file.
+        checkpoint: a checkpoint of ours, an official one, a state_dict, a .safetensors file, or `zoo:NAME`.
         data: folder of class folders, or one with `val/` in it; of other tasks, `data.root`. None: the validation set
             of the training run.
         model: model name of a classifier, needed where the file does not say it.
@@ -55,7 +54,7 @@ def evaluate_checkpoint(
             training printed (fp32 where the file does not say).
         device: `auto`, `cuda` or `cpu`.
         input_size, crop_pct, interpolation: instead of the checkpoint's preprocessing; classification alone has them.
-        output: folder of the report; None: `eval_<name>` beside the checkpoint.
+        output: folder of the report; None: `eval_<name>` beside the checkpoint, of `zoo:NAME` in `runs/`.
 
     Returns:
         The report.
@@ -63,12 +62,19 @@ def evaluate_checkpoint(
     Raises:
         UserError: the checkpoint, model or data cannot be used; nothing is written then.
     """
-    checkpoint = Path(checkpoint)
     workers = parse_workers(workers)
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {batch_size}")
+    checkpoint, entry = locate(checkpoint)
     found = read_weights(checkpoint, prefer=weights)
-    folder = Path(output) if output else checkpoint.parent / f"eval_{checkpoint.name.split('.')[0]}"
+    if output:
+        folder = Path(output)
+    elif entry is not None:
+        folder = Path("runs") / f"eval_{entry.name}"  # not among the files of the zoo
+    else:
+        folder = checkpoint.parent / f"eval_{checkpoint.name.split('.')[0]}"
+    if entry is not None and entry.format == "official":
+        model = model or entry.model
     if found.meta is not None and found.meta.get("task") != "classification":
         options = {"model": model, "input-size": input_size, "crop-pct": crop_pct, "interpolation": interpolation}
         _refuse(options, f"a checkpoint of the task {found.meta.get('task')}: its configuration says it")
@@ -78,11 +84,14 @@ def evaluate_checkpoint(
             data=data, batch_size=batch_size, workers=workers, precision=precision, device=device, folder=folder,
         )  # fmt: skip
     batch_size = batch_size or 128
-    network, name, preprocessing = load_classifier(found, checkpoint, model)
-    preprocessing = _override(preprocessing, input_size=input_size, crop_pct=crop_pct, interpolation=interpolation)
+    loaded = build_classifier(found, source=checkpoint, model=model)
+    network = loaded.network
+    preprocessing = _override(
+        loaded.preprocessing, input_size=input_size, crop_pct=crop_pct, interpolation=interpolation
+    )
     index = _index(found, checkpoint, data, network.num_classes)
     if precision == "auto":
-        precision = found.meta["precision"] if found.meta is not None else "fp32"
+        precision = loaded.precision or "fp32"
     _check_writable(folder)  # before the work, not after it
 
     with distributed_session(device) as distributed:
@@ -109,9 +118,9 @@ def evaluate_checkpoint(
         seconds = time.perf_counter() - started
         report = {
             "checkpoint": str(checkpoint),
-            "weights": found.kind,
-            "model": name,
-            "model_kwargs": found.meta["model"]["kwargs"] if found.meta is not None else {},
+            "weights": loaded.weights,
+            "model": loaded.name,
+            "model_kwargs": loaded.kwargs,
             "parameters": sum(p.numel() for p in network.parameters()),
             "data": str(index.root),
             **metrics,
@@ -143,41 +152,6 @@ def _refuse(options: dict[str, Any], where: str) -> None:
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
         raise UserError(f"{', '.join(given)} cannot be used with {where}. Leave them out")
-
-
-def load_classifier(found: Weights, checkpoint: Path, model: str | None) -> tuple[nn.Module, str, Preprocessing]:
-    """The network with its weights, its name, and the preprocessing it was trained for."""
-    if found.meta is not None:
-        if found.meta.get("task") != "classification":
-            raise CheckpointError(f"{checkpoint} is of the task {found.meta.get('task')}, not of classification")
-        said = found.meta["model"]
-        if model is not None and model != said["name"]:
-            raise CheckpointError(f"{checkpoint} holds {said['name']}, not {model}: leave --model out")
-        name, num_classes, kwargs = said["name"], said["num_classes"], said["kwargs"]
-    elif model is None:
-        raise CheckpointError(f"{checkpoint} does not say which model it holds: give --model, e.g. ddf_mul_resnet50")
-    else:
-        name, num_classes, kwargs = model, None, {}
-    try:
-        if num_classes is None:
-            num_classes = _classes_of(found, name)
-        network = create_model(name, num_classes=num_classes, **kwargs)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    load_weights(network, found, source=checkpoint, name=name)
-    if found.meta is not None:
-        return network, name, Preprocessing.from_dict(found.meta["preprocessing"])
-    cfg = network.pretrained_cfg
-    size = cfg["input_size"][-1]
-    return network, name, Preprocessing(size, cfg["crop_pct"], cfg["interpolation"], cfg["mean"], cfg["std"])
-
-
-def _classes_of(found: Weights, name: str) -> int:
-    """Number of classes of weights that do not say it, from the bias of the classifier."""
-    with torch.device("meta"):
-        cfg = create_model(name).pretrained_cfg
-    bias = found.state_dict.get(f"{cfg['classifier']}.bias")
-    return len(bias) if bias is not None else cfg["num_classes"]
 
 
 def _override(preprocessing: Preprocessing, **changes: Any) -> Preprocessing:

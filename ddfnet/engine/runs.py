@@ -14,6 +14,7 @@ from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_
 from ddfnet.engine.signals import EXIT_INTERRUPTED, StopSignal
 from ddfnet.engine.trainer import Trainer
 from ddfnet.tasks import create_task
+from ddfnet.zoo.classifier import locate
 
 DRY_RUN_STEPS = 2
 DRY_RUN_EVAL_BATCHES = 2
@@ -96,13 +97,17 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
 def load_initial_weights(model: nn.Module, path: str | Path) -> str:
     """Loads weights to start from; a classifier for another number of classes keeps its random start.
 
+    Args:
+        model: gets the weights.
+        path: a file, or `zoo:NAME`.
+
     Returns:
         One line that says what was loaded.
 
     Raises:
         CheckpointError: the file does not fit the model otherwise.
     """
-    weights = read_weights(path)
+    weights = read_weights(locate(path)[0])
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier", "fc")
     own = model.state_dict()
     left = [

@@ -13,6 +13,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from ddfnet.layers import DDF
+from ddfnet.models.pretrained import forget_loaded, tagged_cfgs, with_zoo_weights
 
 # What the models below take besides timm's arguments, and hand on to each DDF.
 DDF_OPTIONS = ("kernel_size", "heads", "squeeze_ratio", "filters", "normalization", "fused_filters")
@@ -120,21 +121,15 @@ def small_image_cfg() -> dict[str, Any]:
     return _cfg(input_size=(3, 32, 32), pool_size=(4, 4), crop_pct=1.0, num_classes=10)
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "ddf_mul_resnet18.untrained": _cfg(),
-        "ddf_add_resnet18.untrained": _cfg(),
-        "ddf_mul_resnet50.untrained": _cfg(),
-        "ddf_mul_resnet101.untrained": _cfg(),
-        "ddf_mul_resnet152.untrained": _cfg(),
-        "ddf_add_resnet50.untrained": _cfg(),
-        "ddf_add_resnet101.untrained": _cfg(),
-        "ddf_add_resnet152.untrained": _cfg(),
-        "ddf_mul_resnet14_32px.untrained": small_image_cfg(),
-        "ddf_add_resnet14_32px.untrained": small_image_cfg(),
-        "resnet14_32px.untrained": small_image_cfg(),
-    }
-)
+_NAMES = [f"ddf_{combine}_resnet{depth}" for combine in ("mul", "add") for depth in (18, 50, 101, 152)]
+_SMALL_NAMES = ["ddf_mul_resnet14_32px", "ddf_add_resnet14_32px", "resnet14_32px"]
+
+_cfgs: dict[str, dict[str, Any]] = {}
+for _name in _NAMES:
+    _cfgs.update(tagged_cfgs(_name, _cfg()))
+for _name in _SMALL_NAMES:
+    _cfgs.update(tagged_cfgs(_name, small_image_cfg()))
+default_cfgs = generate_default_cfgs(_cfgs)
 
 
 _SMALL_IMAGE_ARGS = {"model_class": SmallImageResNet, "channels": (16, 32, 64, 128)}
@@ -156,7 +151,8 @@ def _create(
         ddf_args = {"squeeze_ratio": 0.5, **ddf_args}
     block_args = model_args.pop("block_args", {})
     block_args = {**block_args, "ddf_args": {**ddf_args, **block_args.get("ddf_args", {})}}
-    return build_model_with_cfg(model_class, variant, pretrained, block_args=block_args, **model_args)
+    model_args = with_zoo_weights(variant, pretrained, model_args)
+    return forget_loaded(build_model_with_cfg(model_class, variant, pretrained, block_args=block_args, **model_args))
 
 
 @register_model

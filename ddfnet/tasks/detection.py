@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import ddfnet
+from ddfnet.checkpoint import Weights, load_weights, read_weights
 from ddfnet.config import Derived, DetectionConfig
 from ddfnet.data.coco import CocoIndex, index_coco
 from ddfnet.data.coco_batches import detection_eval_batches, detection_train_batches
@@ -20,6 +21,7 @@ from ddfnet.models.detector import create_backbone, create_detector
 from ddfnet.models.factory import create_model
 from ddfnet.tasks.base import Batch, step_indices, train_sampler
 from ddfnet.tasks.classification import worker_count
+from ddfnet.zoo.classifier import locate
 
 _log = logging.getLogger("ddfnet")
 
@@ -174,10 +176,8 @@ class DetectionTask:
 
     def _load_backbone(self, backbone: nn.Module, path: str) -> None:
         """Loads the weights of a classifier, all but what comes after its last stage, and nothing else."""
-        from ddfnet.checkpoint import Weights, load_weights, read_weights  # the engine imports the tasks
-
         model = self.config.model
-        weights = read_weights(path)
+        weights = read_weights(locate(path)[0])
         with torch.device("meta"):
             whole = create_model(model.backbone, **model.backbone_kwargs).state_dict().keys()
         # timm flattens the stages of some networks: their stages.0 is stages_0 in a backbone.

@@ -1,23 +1,11 @@
-"""The model zoo: known weights, downloads that are verified, conversion of official checkpoints.
+"""The model zoo: known weights, those that ship with the package, downloads that are verified.
 
-On the command line: `python -m ddfnet.zoo --help`.
+The models load their weights through it, so what needs models is not imported here: `ddfnet.zoo.classifier` (a
+classifier from any file or entry) and `ddfnet.zoo.convert` (official checkpoints to safetensors). On the command line:
+`python -m ddfnet.zoo --help`.
 """
 
-from ddfnet.zoo.convert import Conversion, check_weights, convert
 from ddfnet.zoo.download import cache_folder, check, fetch, file_path
 from ddfnet.zoo.entries import Entry, File, ZooError, entries, find
 
-__all__ = [
-    "Conversion",
-    "Entry",
-    "File",
-    "ZooError",
-    "cache_folder",
-    "check",
-    "check_weights",
-    "convert",
-    "entries",
-    "fetch",
-    "file_path",
-    "find",
-]
+__all__ = ["Entry", "File", "ZooError", "cache_folder", "check", "entries", "fetch", "file_path", "find"]

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from ddfnet.cli import run
 from ddfnet.errors import UserError
-from ddfnet.zoo import Entry, ZooError, cache_folder, check, check_weights, convert, entries, fetch, file_path, find
+from ddfnet.zoo import Entry, ZooError, cache_folder, check, entries, fetch, file_path, find
+from ddfnet.zoo.convert import check_weights, convert
 from ddfnet.zoo.download import GOOGLE_DRIVE
 
 PROGRAM = "ddfnet.zoo"

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 import ddfnet
 from ddfnet.checkpoint import Weights, read_weights, save_safetensors
-from ddfnet.data import Preprocessing
 from ddfnet.errors import CheckpointError, UserError
+from ddfnet.zoo.classifier import build_classifier
 from ddfnet.zoo.download import sha256_of
 
 
@@ -55,13 +54,14 @@ def convert(source: str | Path, target: str | Path, *, model: str) -> Conversion
     found = read_weights(source)
     if source.suffix == ".safetensors" or found.meta is not None:
         raise UserError(f"{source} is no official checkpoint but one of ours: best.safetensors lies beside a best.pt")
-    network, name, preprocessing = _load(found, source, model)
+    loaded = build_classifier(found, source=source, model=model)
+    network = loaded.network
     _check_values(found, network.state_dict(), source)
     meta = {
         "task": "classification",
-        "model": {"name": name, "num_classes": network.num_classes, "kwargs": {}},
+        "model": {"name": loaded.name, "num_classes": network.num_classes, "kwargs": {}},
         "classes": None,  # the file does not say them: `eval.py` then takes the class folders in sorted order
-        "preprocessing": preprocessing.to_dict(),
+        "preprocessing": loaded.preprocessing.to_dict(),
         "precision": "fp32",
         "ddfnet": ddfnet.__version__,
         "converted_from": {"file": source.name, "sha256": sha256_of(source), "weights": found.kind},
@@ -83,16 +83,9 @@ def check_weights(path: str | Path, *, model: str) -> int:
         UserError: see `convert`.
     """
     found = read_weights(path)
-    network, _, _ = _load(found, Path(path), model)
+    network = build_classifier(found, source=Path(path), model=model).network
     _check_values(found, network.state_dict(), path)
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _load(found: Weights, source: Path, model: str) -> tuple[nn.Module, str, Preprocessing]:
-    # Not at the top: evaluation may ask the zoo for a file, and would then import itself.
-    from ddfnet.engine.evaluate_checkpoint import load_classifier
-
-    return load_classifier(found, source, model)
 
 
 def _check_values(found: Weights, expected: dict[str, torch.Tensor], source: str | Path) -> None:

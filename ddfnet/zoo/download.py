@@ -19,6 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from ddfnet.checkpoint import write_atomically
 from ddfnet.zoo.entries import Entry, ZooError
 
+SHIPPED = Path(__file__).parent / "weights"
 CHUNK = 1 << 20
 TIMEOUT = 30  # seconds without a byte
 GOOGLE_DRIVE = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
@@ -34,12 +35,12 @@ def cache_folder(cache: str | Path | None = None) -> Path:
 
 
 def file_path(entry: Entry, cache: str | Path | None = None) -> Path:
-    """Where the file of an entry is, or will be."""
-    return cache_folder(cache) / entry.file_name
+    """Where the file of an entry is, or will be: in this package if it ships with it, else in the cache."""
+    return (SHIPPED if entry.file.shipped else cache_folder(cache)) / entry.file_name
 
 
 def fetch(entry: Entry, *, cache: str | Path | None = None, progress: bool = True) -> Path:
-    """The file of an entry, verified: from the cache, or downloaded into it.
+    """The file of an entry, verified: from this package, from the cache, or downloaded into that.
 
     Mirrors are tried in order. An interrupted download is kept as `<file>.part` and continued next time where the
     hash is known (without one, nobody would notice pieces of two different files). Processes that ask for the same

@@ -20,14 +20,16 @@ class File:
     """One file and its mirrors.
 
     Attributes:
-        urls: where it can be downloaded, tried in order; empty where a person has to fetch it.
+        urls: where it can be downloaded, tried in order; empty where a person has to fetch it, or nobody.
         size: bytes, None where its publisher gave none.
         sha256: 64 hexadecimal digits, None where its publisher gave none.
+        shipped: it is part of this package, and needs no network.
     """
 
     urls: tuple[str, ...] = ()
     size: int | None = None
     sha256: str | None = None
+    shipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Entry:
         config: the recipe as a configuration of ours.
         commit: of this repository when they were trained; None where it was other code.
         data: what they were trained on.
+        num_classes: of that data.
         metrics: percent on the validation set of `data`, under the names that `eval.py` reports.
         preprocessing: of the pictures at these metrics.
         licence: of the weights, as far as known.
@@ -60,6 +63,7 @@ class Entry:
     config: str
     commit: str | None
     data: str
+    num_classes: int
     metrics: dict[str, float] = field(hash=False)
     preprocessing: Preprocessing
     licence: str
@@ -91,6 +95,7 @@ def _official(model: str, config: str, top1: float, drive_id: str | None, note: 
         config=config,
         commit=None,
         data="ImageNet-1k",
+        num_classes=1000,
         metrics={"top1": top1},
         preprocessing=Preprocessing(),
         licence="MIT for the code they were published with; the weights carry none of their own",

@@ -9,9 +9,9 @@ import torch
 import ddfnet
 from ddfnet.checkpoint import read_weights, save_checkpoint
 from ddfnet.data import Preprocessing
-from ddfnet.engine.evaluate_checkpoint import load_classifier
 from ddfnet.errors import CheckpointError, UserError
-from ddfnet.zoo import check_weights, convert
+from ddfnet.zoo.classifier import build_classifier
+from ddfnet.zoo.convert import check_weights, convert
 
 NAME = "ddf_mul_resnet14_32px"
 
@@ -47,9 +47,10 @@ def test_the_official_format_becomes_one_that_eval_understands(tmp_path):
     found = read_weights(done.target)
     assert found.meta["converted_from"]["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert found.meta["precision"] == "fp32"
-    network, name, preprocessing = load_classifier(found, done.target, None)
-    assert (name, network.num_classes) == (NAME, 5)
-    assert preprocessing == Preprocessing(32, 1.0)
+    loaded = build_classifier(found, source=done.target, model=None)
+    network = loaded.network
+    assert (loaded.name, network.num_classes) == (NAME, 5)
+    assert loaded.preprocessing == Preprocessing(32, 1.0)
     assert all(torch.equal(tensor, weights[key]) for key, tensor in network.state_dict().items())
 
 

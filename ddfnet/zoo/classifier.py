@@ -1,0 +1,109 @@
+"""A classifier from wherever its weights are: a file of any format we read, or an entry of the zoo."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddfnet.checkpoint import Weights, load_weights, read_weights
+from ddfnet.data import Preprocessing
+from ddfnet.errors import CheckpointError, UserError
+from ddfnet.models import create_model
+from ddfnet.zoo.download import fetch
+from ddfnet.zoo.entries import Entry, find
+
+ZOO = "zoo:"
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network with its weights, and what has to be known to use it.
+
+    Attributes:
+        network: in evaluation mode, float32, on the CPU.
+        name: model name, for `ddfnet.create_model`.
+        kwargs: further arguments of the model.
+        classes: class names in label order; None where the file does not say them.
+        preprocessing: of the pictures.
+        precision: of training (`fp32`, `bf16`, `fp16`); None where the file does not say it.
+        weights: which weights of the file these are: `ema`, `model` or `state_dict`.
+    """
+
+    network: nn.Module
+    name: str
+    kwargs: dict[str, Any]
+    classes: list[str] | None
+    preprocessing: Preprocessing
+    precision: str | None
+    weights: str
+
+
+def locate(checkpoint: str | Path) -> tuple[Path, Entry | None]:
+    """The file of `zoo:NAME`, downloaded if need be, with its entry; any other path as it is, with None.
+
+    Raises:
+        ZooError: the zoo does not know the name or cannot get the file.
+    """
+    if isinstance(checkpoint, Path) or not checkpoint.startswith(ZOO):
+        return Path(checkpoint), None
+    entry = find(checkpoint.removeprefix(ZOO))
+    return fetch(entry), entry
+
+
+def load_classifier(checkpoint: str | Path, *, model: str | None = None, weights: str = "auto") -> Classifier:
+    """Loads a classifier.
+
+    Args:
+        checkpoint: a checkpoint of ours, an official one, a state_dict, a .safetensors file, or `zoo:NAME`.
+        model: model name, needed where the file does not say it.
+        weights: `auto` (the moving average if there is one), `raw` or `ema`.
+
+    Raises:
+        UserError: the file cannot be read, is not a classifier, or does not fit the model.
+    """
+    path, entry = locate(checkpoint)
+    if entry is not None and entry.format == "official":
+        model = model or entry.model
+    return build_classifier(read_weights(path, prefer=weights), source=path, model=model)
+
+
+def build_classifier(found: Weights, *, source: Path, model: str | None) -> Classifier:
+    """The classifier of weights that were read already; see `load_classifier`."""
+    said = found.meta
+    if said is not None:
+        if said.get("task") != "classification":
+            raise CheckpointError(f"{source} holds no classifier but the task {said.get('task')}")
+        if model is not None and model != said["model"]["name"]:
+            raise CheckpointError(f"{source} holds {said['model']['name']}, not {model}: leave --model out")
+        name, num_classes, kwargs = said["model"]["name"], said["model"]["num_classes"], said["model"]["kwargs"]
+    elif model is None:
+        raise CheckpointError(f"{source} does not say which model it holds: give --model, e.g. ddf_mul_resnet50")
+    else:
+        name, num_classes, kwargs = model, None, {}
+    try:
+        if num_classes is None:
+            num_classes = _classes_of(found, name)
+        network = create_model(name, num_classes=num_classes, **kwargs)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    load_weights(network, found, source=source, name=name)
+    if said is not None:
+        preprocessing = Preprocessing.from_dict(said["preprocessing"])
+    else:
+        cfg = network.pretrained_cfg
+        size = cfg["input_size"][-1]
+        preprocessing = Preprocessing(size, cfg["crop_pct"], cfg["interpolation"], cfg["mean"], cfg["std"])
+    said = said or {}
+    return Classifier(
+        network.eval(), name, kwargs, said.get("classes"), preprocessing, said.get("precision"), found.kind
+    )
+
+
+def _classes_of(found: Weights, name: str) -> int:
+    """Number of classes of weights that do not say it, from the bias of the classifier."""
+    with torch.device("meta"):
+        cfg = create_model(name).pretrained_cfg
+    bias = found.state_dict.get(f"{cfg['classifier']}.bias")
+    return len(bias) if bias is not None else cfg["num_classes"]

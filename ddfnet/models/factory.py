@@ -21,16 +21,21 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
 
     Args:
         name: a model of this package (`list_models()`) or of timm.
-        pretrained: load the weights that timm knows for this name.
+        pretrained: load the weights of the zoo, or those that timm knows for its own models; `name.tag` chooses among
+            several.
         **kwargs: arguments of the model, e.g. num_classes, in_chans, features_only, drop_path_rate, squeeze_ratio.
 
     Raises:
-        ValueError: unknown name (the nearest ones are named), or an argument the model does not take.
+        ValueError: unknown name (the nearest ones are named), an argument the model does not take, or no weights
+            (also `ddfnet.zoo.ZooError`: they cannot be had).
     """
     if ":" not in name and not timm.is_model(name):  # hf-hub:, local-dir: are timm's to resolve
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(close)}?" if close else f"ours are {', '.join(list_models())}"
         raise ValueError(f"unknown model {name!r}: {hint}")
+    if pretrained and name.split(".")[0] in list_models() and not timm.is_model_pretrained(name):
+        known = timm.list_models("*", pretrained=True, module="ddf_resnet")
+        raise ValueError(f"there are no weights of {name} yet, only of {', '.join(known)}: use pretrained=False")
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except TypeError as error:

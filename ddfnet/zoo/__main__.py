@@ -6,7 +6,7 @@
   python -m ddfnet.zoo verify
   python -m ddfnet.zoo convert official.pth.tar ddf_mul_resnet50.safetensors --model ddf_mul_resnet50
 
-Files lie in $DDFNET_CACHE, or else in the folder `ddfnet` beside those of torch.hub.
+Downloads lie in $DDFNET_CACHE, or else in the folder `ddfnet` beside those of torch.hub.
 Exit codes: 0 done, 1 a file failed its verification, 2 a mistake in the input.
 """
 
@@ -37,7 +37,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     command.add_argument("name", metavar="NAME")
     command = commands.add_parser("download", parents=[cached], help="get a file, or verify the one already there")
     command.add_argument("name", metavar="NAME")
-    command = commands.add_parser("verify", parents=[cached], help="check hash and weights of the downloaded files")
+    command = commands.add_parser("verify", parents=[cached], help="check hash and weights of the files that are here")
     command.add_argument("names", metavar="NAME", nargs="*", help="these alone (default: all that are there)")
     command = commands.add_parser("convert", help="an official checkpoint to safetensors")
     command.add_argument("source", metavar="SOURCE", type=Path, help="official .pth.tar or .pth")
@@ -67,14 +67,17 @@ def main(arguments: argparse.Namespace) -> int:
 def _list(cache: str | None) -> int:
     print(f"{'name':<34}{'top-1':>6}  {'status':<9} {'download':<9} here")
     for entry in entries():
-        top1 = f"{entry.metrics['top1']:.1f}" if "top1" in entry.metrics else "-"
+        top1 = f"{entry.metrics['top1']}" if "top1" in entry.metrics else "-"
         here = "yes" if file_path(entry, cache).exists() else "no"
         print(f"{entry.name:<34}{top1:>6}  {entry.status:<9} {_how(entry):<9} {here}")
-    print(f"\nclaimed: the authors' figure, not measured here; here: in {cache_folder(cache)}")
+    print("\nverified: measured by us; claimed: the authors' figure, not measured here")
+    print(f"shipped: part of this package; the others: in {cache_folder(cache)}")
     return 0
 
 
 def _how(entry: Entry) -> str:
+    if entry.file.shipped:
+        return "shipped"
     if not entry.file.urls:
         return "by hand"
     return "gdown" if all(url.split("/")[2] in GOOGLE_DRIVE for url in entry.file.urls) else "direct"
@@ -93,18 +96,20 @@ def _info(entry: Entry, cache: str | None) -> int:
         "model": entry.model,
         "data": entry.data,
         "results": f"{figures} ({whose})",
+        "measured": " on ".join(filter(None, (f"{entry.images} pictures" if entry.images else "", entry.measured))),
         "pictures": f"{how.input_size} px, crop {how.crop_pct:g}, {how.interpolation}",
         "recipe": entry.config + (f" at {entry.commit}" if entry.commit else ""),
+        "command": entry.command,
         "format": entry.format,
         "size": f"{entry.file.size:,} bytes" if entry.file.size is not None else "not published",
         "sha256": entry.file.sha256 or "not published",
-        "download": "\n".join(entry.file.urls) or "by hand",
+        "download": "\n".join(entry.file.urls) or ("none needed" if entry.file.shipped else "by hand"),
         "here": f"{path}" if path.exists() else f"no (would be {path})",
         "origin": entry.origin,
         "licence": entry.licence,
-        "note": entry.note or "-",
+        "note": entry.note,
     }
-    for key, value in rows.items():
+    for key, value in ((key, value) for key, value in rows.items() if value):
         for line in value.splitlines():
             # Paths, links and hashes stay whole, however long: they are there to be copied.
             print(textwrap.fill(line, 79, initial_indent=f"{key:<10}", subsequent_indent=" " * 10,
@@ -134,7 +139,7 @@ def _verify(named: list[Entry], cache: str | None) -> int:
         for line in reason.splitlines():
             print(textwrap.fill(line, 79, initial_indent=" " * 8, subsequent_indent=" " * 8,
                                 break_long_words=False, break_on_hyphens=False))  # fmt: skip
-    print(f"{len(there)} file(s) in {cache_folder(cache)}, {failed} failed")
+    print(f"{len(there)} file(s), {failed} failed")
     return 1 if failed else 0
 
 

@@ -79,7 +79,7 @@ def table_6(results: Path) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in TABLE_6:
-        link = f"[{Path(row.config).stem}](../configs/{row.config})"
+        link = f"[{row.config.removesuffix('.yaml')}](../configs/{row.config})"
         cost = f"{upsampling_cost(row.upsampling) / 1e9:.3f}"
         printed = f"{row.small} / {row.medium} / {row.large} / {row.all}"
         keys = ("map_small", "map_medium", "map_large", "map")
@@ -87,7 +87,7 @@ def table_6(results: Path) -> str:
             f"| {row.upsampling} | {link} | {row.flops} | {cost} | {printed} | {_measured(row.config, keys, results)} |"
         )
     extra = "detection/faster_rcnn_ddf50_fpn_ddfup.yaml"
-    link = f"[{Path(extra).stem}](../configs/{extra})"
+    link = f"[{extra.removesuffix('.yaml')}](../configs/{extra})"
     lines.append(f"| ddfup, with DDF-ResNet50 | {link} | - | - | - | {_measured(extra, keys, results)} |")
     return "\n".join(lines) + "\n"
 
@@ -108,7 +108,7 @@ def table_7(results: Path) -> str:
     for factor, config in zip(FACTORS, configs, strict=True):
         with torch.device("meta"):
             parameters = sum(p.numel() for p in DDFUpNet(factor).parameters())
-        link = f"[{Path(config).stem}](../configs/{config})"
+        link = f"[{config.removesuffix('.yaml')}](../configs/{config})"
         lines.append(f"| x{factor} | {link} | {parameters:,} | {_measured(config, ('rmse',), results)} |")
     lines += ["\nWhich details are our reading: [`joint_upsampler.py`](../ddfnet/models/joint_upsampler.py)."]
     return "\n".join(lines) + "\n"

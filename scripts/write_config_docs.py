@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """Writes docs/config.md (every key with type, default and meaning) and docs/config.schema.json from the schema."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -115,6 +116,7 @@ def _whole(value: Any) -> Any:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     (ROOT / "docs" / "config.md").write_text(markdown())
     (ROOT / "docs" / "config.schema.json").write_text(json_schema())
     print("wrote docs/config.md and docs/config.schema.json")

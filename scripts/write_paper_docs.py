@@ -8,6 +8,7 @@ the report.json that eval.py wrote to docs/results/<path of the config with - fo
 docs/results/ablations-sigmoid.json, and run this again.
 """
 
+import argparse
 import json
 import sys
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def _ours(row: Row, costs: dict[str, Complexity], results: Path) -> str:
     if row.config is None:
         return f"none | {printed} | - | - | {accuracy} | -"
     cost = costs[row.config]
-    link = f"[{Path(row.config).stem}](../configs/{row.config})"
+    link = f"[{row.config.removesuffix('.yaml')}](../configs/{row.config})"
     counted = f"{cost.multiply_adds / 1e9:.3f} ({cost.printed / 1e9:.3f})"
     return f"{link} | {printed} | {cost.parameters:,} | {counted} | {accuracy} | {measured(row.config, results)}"
 
@@ -186,7 +187,7 @@ def layer_table() -> str:
 def modern_table(results: Path) -> str:
     lines = ["| config | recipe | reported for ResNet50 | measured |", "| --- | --- | --- | --- |"]
     for row in MODERN:
-        link = f"[{Path(row.config).stem}](../configs/{row.config})"
+        link = f"[{row.config.removesuffix('.yaml')}](../configs/{row.config})"
         lines.append(f"| {link} | {row.recipe} | {row.reported} | {measured(row.config, results)} |")
     return "\n".join(lines) + "\n"
 
@@ -200,6 +201,7 @@ def markdown(results: Path = ROOT / "docs" / "results") -> str:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     (ROOT / "docs" / "paper.md").write_text(markdown())
     print("wrote docs/paper.md")

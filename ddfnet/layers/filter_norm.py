@@ -95,4 +95,6 @@ def check_kernel_size(kernel_size: int) -> None:
     if isinstance(kernel_size, bool) or not isinstance(kernel_size, int):
         raise TypeError(f"kernel_size must be an int, got {kernel_size!r}")
     if kernel_size < 3 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}")
+        # DDF(64, 128), written as a convolution is: the second number was meant to be channels.
+        hint = "; the number of output channels is not given, it is that of the input" if kernel_size >= 32 else ""
+        raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}{hint}")

@@ -195,6 +195,11 @@ def _from_google_drive(url: str, part: Path, progress: bool) -> None:
         raise _MirrorError("Google Drive needs the package gdown: pip install gdown") from None
     try:
         done = gdown.download(url=url, output=str(part), quiet=not progress, use_cookies=False)
+    except OSError as error:
+        if error.errno is not None:  # the disk
+            raise
+        kind = type(error).__name__  # those of requests are OSErrors, with the whole story of urllib3 in them
+        raise _MirrorError(f"cannot reach Google Drive ({kind}): is there a network?") from None
     except Exception as error:  # its own errors, those of requests, and others from one version to the next
         raise _MirrorError(f"gdown: {str(error).strip() or type(error).__name__}") from None
     if done is None or not part.exists():

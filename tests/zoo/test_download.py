@@ -1,5 +1,6 @@
 """Downloads from a server on this machine: resumed, verified, from the next mirror, or refused with the fix."""
 
+import errno
 import hashlib
 import re
 import sys
@@ -11,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from ddfnet.zoo import File, ZooError, check, entries, fetch, file_path
+from ddfnet.zoo import File, ZooError, check, fetch, file_path, find
 from tests.conftest import ROOT
 
 BODY = b"PK\x03\x04" + bytes(range(256)) * 12_000  # begins as a zip; three pieces long
@@ -59,7 +60,7 @@ def server(monkeypatch):
 
 
 def entry_of(*urls, size=SIZE, sha256=SHA):
-    return replace(entries()[0], file=File(urls, size, sha256))
+    return replace(find("ddf_mul_resnet50"), file=File(urls, size, sha256))
 
 
 def names(folder):
@@ -169,7 +170,7 @@ def test_no_network(server, tmp_path):
 
 
 def test_no_url_says_what_to_do_by_hand_and_accepts_it(tmp_path):
-    entry = entries()[3]
+    entry = find("ddf_add_resnet101")
     with pytest.raises(ZooError, match=r"README of https://github.com/theFoxofSky/ddfnet.*save it as") as error:
         fetch(entry, cache=tmp_path)
     path = file_path(entry, tmp_path)
@@ -249,7 +250,7 @@ def test_a_cache_that_cannot_be_written(server, tmp_path):
 def test_google_drive_without_gdown(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gdown", None)
     with pytest.raises(ZooError, match=r"pip install gdown.*By hand: get it from https://drive\.google\.com"):
-        fetch(entries()[0], cache=tmp_path)
+        fetch(find("ddf_mul_resnet50"), cache=tmp_path)
 
 
 def test_google_drive_through_gdown(tmp_path, monkeypatch, capsys):
@@ -270,6 +271,24 @@ def test_google_drive_through_gdown(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().err
     assert "Cannot retrieve the public link" in printed
     assert "gdown got no file" in printed
+
+
+def test_google_drive_without_a_network(tmp_path, monkeypatch):
+    def download(**_):
+        raise OSError("HTTPSConnectionPool(...): Max retries exceeded")  # as requests raises it: without an errno
+
+    monkeypatch.setitem(sys.modules, "gdown", types.SimpleNamespace(download=download))
+    with pytest.raises(ZooError, match=r"cannot reach Google Drive \(OSError\): is there a network\?"):
+        fetch(find("ddf_mul_resnet50"), cache=tmp_path)
+
+
+def test_a_full_disk_is_no_fault_of_google_drive(tmp_path, monkeypatch):
+    def download(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(sys.modules, "gdown", types.SimpleNamespace(download=download))
+    with pytest.raises(ZooError, match=r"cannot write .*No space left on device"):
+        fetch(find("ddf_mul_resnet50"), cache=tmp_path)
 
 
 def test_importing_the_zoo_imports_no_gdown():

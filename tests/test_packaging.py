@@ -42,7 +42,9 @@ def test_wheel_contains_package_and_kernels_and_nothing_else(wheel):
     assert {"ddfnet/__init__.py", "ddfnet/kernels/__init__.py"} <= names
     for source in (ROOT / "kernels").glob("*.py"):
         assert f"ddfnet/kernels/{source.name}" in names
-    for source in (ROOT / "ddfnet").rglob("*.py"):
+    weights = list((ROOT / "ddfnet" / "zoo" / "weights").glob("*.safetensors"))
+    assert weights
+    for source in [*(ROOT / "ddfnet").rglob("*.py"), *weights]:
         assert str(source.relative_to(ROOT)) in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"ddfnet"}
 

@@ -7,7 +7,7 @@ Registered with timm when imported, as the DDF-ResNets are; `num_classes`, `in_c
 from collections.abc import Callable
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
@@ -15,6 +15,7 @@ from ddfnet.layers.bam import BAM
 from ddfnet.layers.dynamic_depthwise import CondConv, DepthwiseCondConv, DepthwiseWeightNet
 from ddfnet.layers.involution import Involution
 from ddfnet.models.ddf_resnet import SmallImageResNet, small_image_cfg
+from ddfnet.models.pretrained import build_model
 
 
 class ReplacedBottleneck(Bottleneck):
@@ -99,7 +100,7 @@ def _create(
 ) -> ResNet:
     block_args = {**block_args, **kwargs.pop("block_args", {})}
     model_args = {"block": block, "layers": _DEPTHS[depth], "block_args": block_args, **kwargs}
-    return build_model_with_cfg(model_class, variant, pretrained, **model_args)
+    return build_model(model_class, variant, pretrained, **model_args)
 
 
 @register_model

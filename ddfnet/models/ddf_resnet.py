@@ -8,12 +8,12 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from ddfnet.layers import DDF
-from ddfnet.models.pretrained import forget_loaded, tagged_cfgs, with_zoo_weights
+from ddfnet.models.pretrained import build_model, tagged_cfgs
 
 # What the models below take besides timm's arguments, and hand on to each DDF.
 DDF_OPTIONS = ("kernel_size", "heads", "squeeze_ratio", "filters", "normalization", "fused_filters")
@@ -151,8 +151,7 @@ def _create(
         ddf_args = {"squeeze_ratio": 0.5, **ddf_args}
     block_args = model_args.pop("block_args", {})
     block_args = {**block_args, "ddf_args": {**ddf_args, **block_args.get("ddf_args", {})}}
-    model_args = with_zoo_weights(variant, pretrained, model_args)
-    return forget_loaded(build_model_with_cfg(model_class, variant, pretrained, block_args=block_args, **model_args))
+    return build_model(model_class, variant, pretrained, block_args=block_args, **model_args)
 
 
 @register_model
@@ -219,4 +218,4 @@ def ddf_add_resnet14_32px(pretrained: bool = False, **kwargs: Any) -> ResNet:
 def resnet14_32px(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """The dense counterpart of ddf_mul_resnet14_32px."""
     model_args = {"block": Bottleneck, "layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128), **kwargs}
-    return build_model_with_cfg(SmallImageResNet, "resnet14_32px", pretrained, **model_args)
+    return build_model(SmallImageResNet, "resnet14_32px", pretrained, **model_args)

@@ -1,29 +1,28 @@
 """The zoo's weights as timm knows weights: one tag each, found and loaded by `timm.create_model(pretrained=True)`."""
 
+from pathlib import Path
 from typing import Any
 
-from timm.models import resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
 
 from ddfnet.checkpoint import read_weights
 from ddfnet.zoo.download import fetch
 from ddfnet.zoo.entries import entries, find
 
+LOCAL_FILE = "model.safetensors"
 ZOO = "zoo:"  # in the place of a URL, so that timm lists these models among those with weights
 
 
 def tagged_cfgs(model: str, cfg: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """timm's records of all weights of a model, the first being its default; or one that says there are none.
+    """timm's records of all weights of a model, the first being its default, and of the model without any.
 
     Args:
         model: its name.
         cfg: what these records have in common (`timm.models.PretrainedCfg`).
     """
-    of_model = [entry for entry in entries() if entry.model == model]
-    if not of_model:
-        return {f"{model}.untrained": cfg}
     tagged = {}
-    for entry in of_model:
+    for entry in (entry for entry in entries() if entry.model == model):
         how = entry.preprocessing
         tagged[entry.name] = {
             **cfg,
@@ -35,9 +34,15 @@ def tagged_cfgs(model: str, cfg: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "mean": how.mean,
             "std": how.std,
             "license": entry.licence,
-            "origin_url": entry.origin,
+            "origin_url": entry.origin if entry.origin.startswith("http") else None,
         }
-    return tagged
+    return {**tagged, f"{model}.untrained": cfg}
+
+
+def build_model(model_class: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """timm's `build_model_with_cfg`, with the weights of the zoo."""
+    kwargs = with_zoo_weights(variant, pretrained, kwargs)
+    return forget_loaded(build_model_with_cfg(model_class, variant, pretrained, **kwargs))
 
 
 def with_zoo_weights(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +50,7 @@ def with_zoo_weights(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> 
 
     timm would hand the "URL" to torch.hub, which can neither verify nor resume as the zoo does, nor ask Google Drive,
     nor read official checkpoints. Here it gets the tensors, and adapts them to `num_classes`, `in_chans` and
-    `features_only` as usual.
+    `features_only` as usual. The same for the `model.safetensors` of a `local-dir:`, which timm 1.0.24 would unpickle.
 
     Raises:
         ZooError: the zoo cannot get the file.
@@ -54,11 +59,17 @@ def with_zoo_weights(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> 
     if not pretrained:
         return kwargs
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-    if cfg.source in ("hf-hub", "local-dir") or cfg.file or cfg.state_dict or not (cfg.url or "").startswith(ZOO):
-        return kwargs
-    weights = read_weights(fetch(find(cfg.url.removeprefix(ZOO))))
-    overlay = {**(kwargs.get("pretrained_cfg_overlay") or {}), "state_dict": weights.state_dict}
-    return {**kwargs, "pretrained_cfg_overlay": overlay}
+    if cfg.source == "local-dir":
+        path = Path(cfg.file) / LOCAL_FILE
+        if not path.is_file():
+            return kwargs
+    elif cfg.hf_hub_id or cfg.file or cfg.state_dict or not (cfg.url or "").startswith(ZOO):
+        return kwargs  # what the user named instead
+    else:
+        path = fetch(find(cfg.url.removeprefix(ZOO)))
+    # Without a source timm takes the tensors; with `local-dir` it would look for a file again.
+    loaded = {"state_dict": read_weights(path).state_dict, "source": None}
+    return {**kwargs, "pretrained_cfg_overlay": {**(kwargs.get("pretrained_cfg_overlay") or {}), **loaded}}
 
 
 def forget_loaded(model: nn.Module) -> nn.Module:

@@ -19,8 +19,8 @@ from pathlib import Path
 from ddfnet.cli import run
 from ddfnet.errors import UserError
 from ddfnet.zoo import Entry, ZooError, cache_folder, check, entries, fetch, file_path, find
+from ddfnet.zoo.card import way_to_get
 from ddfnet.zoo.convert import check_weights, convert
-from ddfnet.zoo.download import GOOGLE_DRIVE
 
 PROGRAM = "ddfnet.zoo"
 
@@ -69,18 +69,10 @@ def _list(cache: str | None) -> int:
     for entry in entries():
         top1 = f"{entry.metrics['top1']}" if "top1" in entry.metrics else "-"
         here = "yes" if file_path(entry, cache).exists() else "no"
-        print(f"{entry.name:<34}{top1:>6}  {entry.status:<9} {_how(entry):<9} {here}")
+        print(f"{entry.name:<34}{top1:>6}  {entry.status:<9} {way_to_get(entry):<9} {here}")
     print("\nverified: measured by us; claimed: the authors' figure, not measured here")
     print(f"shipped: part of this package; the others: in {cache_folder(cache)}")
     return 0
-
-
-def _how(entry: Entry) -> str:
-    if entry.file.shipped:
-        return "shipped"
-    if not entry.file.urls:
-        return "by hand"
-    return "gdown" if all(url.split("/")[2] in GOOGLE_DRIVE for url in entry.file.urls) else "direct"
 
 
 def _trust(entry: Entry) -> str:

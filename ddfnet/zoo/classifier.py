@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models import get_pretrained_cfg
 from torch import nn
 
 from ddfnet.checkpoint import Weights, load_weights, read_weights
 from ddfnet.data import Preprocessing
 from ddfnet.errors import CheckpointError, UserError
-from ddfnet.models import create_model
+from ddfnet.models import create_model, list_models
 from ddfnet.zoo.download import fetch
 from ddfnet.zoo.entries import Entry, find
 
@@ -64,14 +65,14 @@ def load_classifier(checkpoint: str | Path, *, model: str | None = None, weights
         UserError: the file cannot be read, is not a classifier, or does not fit the model.
     """
     path, entry = locate(checkpoint)
-    if entry is not None and entry.format == "official":
-        model = model or entry.model
-    return build_classifier(read_weights(path, prefer=weights), source=path, model=model)
+    return build_classifier(read_weights(path, prefer=weights), source=path, model=model, entry=entry)
 
 
-def build_classifier(found: Weights, *, source: Path, model: str | None) -> Classifier:
-    """The classifier of weights that were read already; see `load_classifier`."""
+def build_classifier(found: Weights, *, source: Path, model: str | None, entry: Entry | None = None) -> Classifier:
+    """The classifier of weights that were read already; see `load_classifier`. `entry`: theirs in the zoo, if any."""
     said = found.meta
+    if said is None and entry is not None:
+        model = model or entry.model
     if said is not None:
         if said.get("task") != "classification":
             raise CheckpointError(f"{source} holds no classifier but the task {said.get('task')}")
@@ -92,13 +93,19 @@ def build_classifier(found: Weights, *, source: Path, model: str | None) -> Clas
     if said is not None:
         preprocessing = Preprocessing.from_dict(said["preprocessing"])
     else:
-        cfg = network.pretrained_cfg
-        size = cfg["input_size"][-1]
-        preprocessing = Preprocessing(size, cfg["crop_pct"], cfg["interpolation"], cfg["mean"], cfg["std"])
+        preprocessing = entry.preprocessing if entry is not None else _usual_preprocessing(name, network)
     said = said or {}
     return Classifier(
         network.eval(), name, kwargs, said.get("classes"), preprocessing, said.get("precision"), found.kind
     )
+
+
+def _usual_preprocessing(name: str, network: nn.Module) -> Preprocessing:
+    """That of a model, not of some weights of it that the zoo happens to have."""
+    architecture = name.split(".")[0]
+    ours = architecture in list_models()
+    cfg = get_pretrained_cfg(f"{architecture}.untrained").to_dict() if ours else network.pretrained_cfg
+    return Preprocessing(cfg["input_size"][-1], cfg["crop_pct"], cfg["interpolation"], cfg["mean"], cfg["std"])
 
 
 def _classes_of(found: Weights, name: str) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import re
 import runpy
 import sys
 
@@ -10,7 +11,7 @@ import torch
 
 import ddfnet
 from ddfnet.cli import run
-from ddfnet.zoo import File, file_path, find
+from ddfnet.zoo import File, entries, file_path, find
 from ddfnet.zoo.__main__ import main, parse_arguments
 from ddfnet.zoo.entries import Entry
 
@@ -77,6 +78,7 @@ def test_list(call):
     rows = [line.split() for line in out.splitlines()]
     assert ["ddf_mul_resnet101.official_in1k", "80.5", "claimed", "gdown", "no"] in rows
     assert ["ddf_add_resnet101.official_in1k", "79.9", "claimed", "by", "hand", "no"] in rows
+    assert ["ddf_mul_resnet14_32px.digits", "98.05", "verified", "shipped", "yes"] in rows
     assert not wide(out, ("cache",))
 
 
@@ -135,10 +137,12 @@ def test_verify_finds_changed_files_and_wrong_weights(call, small):
     assert "1 file(s)" in out
 
 
-def test_verify_of_an_empty_cache(call):
+def test_verify_of_an_empty_cache_finds_what_ships(call):
+    shipped = [entry.name for entry in entries() if entry.file.shipped]
     code, out, _ = call("verify")
     assert code == 0
-    assert out.startswith("0 file(s) in ")
+    assert re.findall(r"^ok +(\S+):", out, re.MULTILINE) == shipped
+    assert out.endswith(f"{len(shipped)} file(s), 0 failed\n")
 
 
 def test_convert(call, small, tmp_path):

@@ -4,10 +4,24 @@
   python eval.py --checkpoint runs/ddf_resnet50/best.pt
   torchrun --nproc-per-node 8 eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data/imagenet/val
   python eval.py --checkpoint official.pth.tar --model ddf_mul_resnet50 --data /data/imagenet/val
+  python eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data --sets val,real,v2,a,r,sketch
+  python eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data --sets val=/fast/val,v2
 
 Model, classes and preprocessing come from the checkpoint; official checkpoints (state_dict, state_dict_ema) and bare
-state_dicts need --model. Prints top-1, top-5, loss and the number of pictures, and writes report.json. Checkpoints of
-detection and depth are evaluated as their own configuration says (--data is its data.root), with their own metrics.
+state_dicts need --model. Prints top-1, top-5, expected calibration error, loss and the number of pictures, and writes a
+folder: report.json, report.md (one page to read), per_class.csv, and with matplotlib calibration.png, confusion.png and
+mistakes.png. Checkpoints of detection and depth are evaluated as their own configuration says (--data is its
+data.root), with their own metrics and report.json alone.
+
+--sets evaluates several sets in one go, a report folder for each, and writes sets.json and sets.md:
+  val     DATA/val, 1000 class folders
+  real    DATA/val with the labels DATA/real.json (Beyer et al. 2020), right if any of a picture's labels is given
+  v2      DATA/imagenetv2-matched-frequency-format-val, class folders 0 to 999
+  a, r    DATA/imagenet-a, DATA/imagenet-r: only their 200 classes compete, as their authors have it
+  sketch  DATA/sketch or DATA/imagenet-sketch
+NAME=FOLDER names the place of a set, or a set of your own: class folders that are some of the checkpoint's classes, of
+which only these compete.
+
 Exit codes: 0 done, 1 failed, 2 a mistake in the input.
 """
 
@@ -19,6 +33,8 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH", help="best.pt, last.pt, .safetensors or an official checkpoint")
     add("--data", metavar="PATH", help="class folders, or one with val/; other tasks: data.root (default: training's)")
+    add("--sets", metavar="NAMES", help="several sets by name, comma-separated: see above; --data holds them")
+    add("--tta", action="store_true", help="average over each picture and its mirror image; wrong for digits, letters")
     add("--model", metavar="NAME", help="model name, for a file that does not say it")
     add("--weights", choices=("auto", "raw", "ema"), default="auto", help="auto: the moving average if there is one")
     add("--batch-size", type=int, metavar="N", help="pictures per process (default 128; other tasks: as in training)")
@@ -28,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--input-size", type=int, metavar="PIXELS", help="instead of the checkpoint's")
     add("--crop-pct", type=float, metavar="SHARE", help="instead of the checkpoint's: size / crop_pct is the resize")
     add("--interpolation", metavar="NAME", help="instead of the checkpoint's: bilinear, bicubic, ...")
-    add("--output", metavar="FOLDER", help="where report.json goes (default: eval_NAME beside the checkpoint)")
+    add("--output", metavar="FOLDER", help="where the report goes (default: eval_NAME beside the checkpoint)")
     return parser.parse_args()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ddfnet.errors import NonFiniteLossError, UserError
 
 EXIT_USER_ERROR = 2
+EXIT_READER_LEFT = 141  # as a shell reports a process that SIGPIPE ended
 
 
 def run(main: Callable[[], int]) -> None:
@@ -25,8 +26,19 @@ def run(main: Callable[[], int]) -> None:
         code = 1
     except KeyboardInterrupt:
         code = 130
-    sys.stdout.flush()
+    except BrokenPipeError:
+        code = _reader_left()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _reader_left()
     sys.exit(code)
+
+
+def _reader_left() -> int:
+    """`| head` has seen enough: no error, and nothing more to print, not even by the interpreter at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_READER_LEFT
 
 
 def _say(what: str, message: str, *, everywhere: bool) -> None:

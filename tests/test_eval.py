@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -27,6 +28,12 @@ def trained(tmp_path_factory, picture_tree):
     overrides = [f"run.dir={folder / 'run'}", "train.epochs=4", "optim.name=adamw", "optim.lr=3e-3"]
     assert train(load_config(folder / "tiny.yaml", overrides)) == 0
     return folder / "run"
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch):
+    """Drawing takes longer than these evaluations do; tests/test_eval_reports.py draws."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
 def report(folder):
@@ -59,7 +66,7 @@ def test_metrics_equal_a_plain_loop(trained, picture_tree, tmp_path):
 
 
 def test_one_two_and_three_processes_agree_to_the_count(trained, tmp_path):
-    reports = []
+    reports, tables = [], []
     for processes in (1, 2, 3):
         folder = tmp_path / str(processes)
         result = launch(
@@ -69,11 +76,15 @@ def test_one_two_and_three_processes_agree_to_the_count(trained, tmp_path):
         assert result.returncode == 0, result.stderr
         reports.append(report(folder))
         assert f"({reports[0]['top1_count']} of 25)" in result.stdout
+        rows = (folder / "per_class.csv").read_text().splitlines()
+        tables.append([line.split(",")[:7] + line.split(",")[8:] for line in rows])  # all but the mean confidence
+    assert tables[0] == tables[1] == tables[2]
     for key in ("n", "top1_count", "top5_count", "top1", "top5"):
         assert len({r[key] for r in reports}) == 1, key
     assert [r["processes"] for r in reports] == [1, 2, 3]
     for r in reports:
         assert r["loss"] == pytest.approx(reports[0]["loss"], rel=1e-5)
+        assert r["ece"] == pytest.approx(reports[0]["ece"], abs=1e-3)
 
 
 def test_all_formats_and_spellings_give_the_same(trained, picture_tree, tmp_path):

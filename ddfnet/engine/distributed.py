@@ -112,13 +112,14 @@ def _pick_device(device: str, local_rank: int, local_world_size: int) -> torch.d
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError("device cuda was asked for, but PyTorch sees no GPU: use run.device=cpu or --device cpu")
+        fix = "use run.device=cpu (train.py) or --device cpu (eval.py)"
+        raise UserError(f"device cuda was asked for, but PyTorch sees no GPU: {fix}")
     if "SLURM_LOCALID" in os.environ and torch.cuda.device_count() == 1:  # srun --gpus-per-task=1: each sees its own
         return torch.device("cuda", 0)
     if local_world_size > torch.cuda.device_count():  # the same answer on every process
         raise UserError(
             f"{local_world_size} processes were started on this machine, which has {torch.cuda.device_count()} GPU(s): "
             f"start torchrun with --nproc-per-node {torch.cuda.device_count()}, "
-            "or use the CPU (run.device=cpu, --device cpu)"
+            "or use the CPU: run.device=cpu (train.py), --device cpu (eval.py)"
         )
     return torch.device("cuda", local_rank)

@@ -1,25 +1,18 @@
 """Evaluation of a checkpoint on its own: what `eval.py` does."""
 
 import os
-import time
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ddfnet.checkpoint import Weights, read_checkpoint, read_weights
 from ddfnet.config.yaml_reader import parse_value
-from ddfnet.data import EvalBatchTransform, FolderIndex, Preprocessing, eval_batches, eval_transform, index_folder
-from ddfnet.engine.distributed import Distributed, distributed_session
-from ddfnet.engine.evaluate import evaluate
-from ddfnet.engine.evaluate_task import evaluate_task, write_report
-from ddfnet.engine.precision import autocast
-from ddfnet.engine.run_folder import environment
+from ddfnet.data import FolderIndex, Preprocessing, index_folder
+from ddfnet.engine.evaluate_classifier import evaluate_classifier
+from ddfnet.engine.evaluate_task import evaluate_task
 from ddfnet.errors import DataError, UserError
-from ddfnet.evaluation.classification import ClassificationEvaluator
-from ddfnet.tasks.classification import worker_count
+from ddfnet.evaluation.class_names import imagenet_classes
+from ddfnet.evaluation.image_sets import ImageSet, find_sets, load_set
 from ddfnet.zoo.classifier import build_classifier, locate
 
 
@@ -27,6 +20,8 @@ def evaluate_checkpoint(
     checkpoint: str | Path,
     *,
     data: str | Path | None = None,
+    sets: str | None = None,
+    tta: bool = False,
     model: str | None = None,
     weights: str = "auto",
     batch_size: int | None = None,
@@ -38,14 +33,17 @@ def evaluate_checkpoint(
     interpolation: str | None = None,
     output: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a checkpoint over all processes, prints the result and writes `report.json`.
+    """Evaluates a checkpoint over all processes, prints the result and writes the report folder.
 
     Checkpoints of detection and depth go to `evaluate_task`: their data and model come from the stored configuration.
 
     Args:
         checkpoint: a checkpoint of ours, an official one, a state_dict, a .safetensors file, or `zoo:NAME`.
-        data: folder of class folders, or one with `val/` in it; of other tasks, `data.root`. None: the validation set
-            of the training run.
+        data: folder of class folders, or one with `val/` in it; of other tasks, `data.root`; with `sets`, the folder
+            that holds them. None: the validation set of the training run.
+        sets: several sets, `val,real,v2,a,r,sketch` or NAME=FOLDER (`ddfnet.evaluation.image_sets`); classification.
+        tta: average the softmax over each picture and its mirror image; classification. Wrong where a mirrored picture
+            is another thing: digits, letters.
         model: model name of a classifier, needed where the file does not say it.
         weights: `auto` (the moving average if there is one), `raw` or `ema`.
         batch_size: images per process; None: 128 in classification, in other tasks that of training.
@@ -57,7 +55,7 @@ def evaluate_checkpoint(
         output: folder of the report; None: `eval_<name>` beside the checkpoint, of `zoo:NAME` in `runs/`.
 
     Returns:
-        The report.
+        The report; with `sets`, that of all of them (`sets.json`).
 
     Raises:
         UserError: the checkpoint, model or data cannot be used; nothing is written then.
@@ -73,71 +71,42 @@ def evaluate_checkpoint(
         folder = Path("runs") / f"eval_{entry.name}"  # not among the files of the zoo
     else:
         folder = checkpoint.parent / f"eval_{checkpoint.name.split('.')[0]}"
-    if entry is not None and entry.format == "official":
-        model = model or entry.model
     if found.meta is not None and found.meta.get("task") != "classification":
-        options = {"model": model, "input-size": input_size, "crop-pct": crop_pct, "interpolation": interpolation}
+        options = {
+            "model": model, "input-size": input_size, "crop-pct": crop_pct, "interpolation": interpolation,
+            "sets": sets, "tta": tta or None,
+        }  # fmt: skip
         _refuse(options, f"a checkpoint of the task {found.meta.get('task')}: its configuration says it")
         _check_writable(folder)
         return evaluate_task(
             checkpoint, found,
             data=data, batch_size=batch_size, workers=workers, precision=precision, device=device, folder=folder,
         )  # fmt: skip
-    batch_size = batch_size or 128
-    loaded = build_classifier(found, source=checkpoint, model=model)
-    network = loaded.network
+    places = find_sets(sets, data) if sets is not None else None
+    loaded = build_classifier(found, source=checkpoint, model=model, entry=entry)
     preprocessing = _override(
         loaded.preprocessing, input_size=input_size, crop_pct=crop_pct, interpolation=interpolation
     )
-    index = _index(found, checkpoint, data, network.num_classes)
-    if precision == "auto":
-        precision = loaded.precision or "fp32"
+    outputs = loaded.network.num_classes
+    if places is None:
+        index = _index(found, checkpoint, data, outputs)
+        image_sets = [ImageSet("", index, index.classes)]
+    else:
+        classes = _class_names(loaded.classes, outputs, checkpoint)
+        image_sets = [load_set(name, place, classes) for name, place in places.items()]
     _check_writable(folder)  # before the work, not after it
-
-    with distributed_session(device) as distributed:
-        network = network.to(distributed.device, memory_format=torch.channels_last)
-        evaluator = ClassificationEvaluator(distributed.device)
-        started = time.perf_counter()
-        metrics = evaluate(
-            network,
-            eval_batches(
-                index,
-                transform=eval_transform(preprocessing),
-                batch_transform=EvalBatchTransform(preprocessing, device=distributed.device, channels_last=True),
-                batch_size=batch_size,
-                rank=distributed.rank,
-                world_size=distributed.world_size,
-                device=distributed.device,
-                num_workers=worker_count(workers),
-            ),
-            evaluator,
-            distributed=distributed,
-            autocast=autocast(distributed.device, precision),
-            expected=len(index),
-        )
-        seconds = time.perf_counter() - started
-        report = {
-            "checkpoint": str(checkpoint),
-            "weights": loaded.weights,
-            "model": loaded.name,
-            "model_kwargs": loaded.kwargs,
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "data": str(index.root),
-            **metrics,
-            "top1_count": round(metrics["top1"] * metrics["n"] / 100),
-            "top5_count": round(metrics["top5"] * metrics["n"] / 100),
-            "preprocessing": preprocessing.to_dict(),
-            "precision": precision,
-            "processes": distributed.world_size,
-            "batch_size": batch_size,
-            "images_per_second": round(metrics["n"] / seconds, 1),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "environment": environment(),
-        }
-        if distributed.is_main:
-            write_report(folder / "report.json", report)
-            print(_table(report, distributed, folder / "report.json"))
-    return report
+    return evaluate_classifier(
+        loaded,
+        image_sets,
+        checkpoint=checkpoint,
+        preprocessing=preprocessing,
+        precision=(loaded.precision or "fp32") if precision == "auto" else precision,
+        mirror=tta,
+        batch_size=batch_size or 128,
+        workers=workers,
+        device=device,
+        folder=folder,
+    )
 
 
 def parse_workers(workers: int | str) -> int | str:
@@ -178,6 +147,18 @@ def _index(found: Weights, checkpoint: Path, data: str | Path | None, num_classe
     return index
 
 
+def _class_names(classes: list[str] | None, outputs: int, checkpoint: Path) -> list[str]:
+    """Class names for `--sets`, which are matched with class folders; ImageNet's where a file of 1000 says none."""
+    if classes is not None:
+        return classes
+    imagenet = imagenet_classes()
+    if outputs != len(imagenet):
+        raise UserError(
+            f"{checkpoint} does not name its {outputs} classes, which --sets needs: give --data FOLDER alone"
+        )
+    return imagenet
+
+
 def _training_validation_set(checkpoint: Path) -> Path:
     config = None if checkpoint.suffix == ".safetensors" else read_checkpoint(checkpoint).get("config")
     if not isinstance(config, dict):
@@ -192,23 +173,3 @@ def _check_writable(folder: Path) -> None:
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"cannot write a report into {folder}: give --output FOLDER")
-
-
-def _table(report: dict[str, Any], distributed: Distributed, path: Path) -> str:
-    how = report["preprocessing"]
-    device = torch.cuda.get_device_name() if distributed.device.type == "cuda" else "CPU"
-    return "\n".join(
-        [
-            f"{report['model']} ({report['weights']} weights), {report['parameters']:,} parameters",
-            f"{report['data']}: {how['input_size']} px, crop {how['crop_pct']}, {how['interpolation']}",
-            f"{report['precision']} on {device}, {report['processes']} process(es), "
-            f"{report['images_per_second']} images/s",
-            "",
-            f"  top-1  {report['top1']:6.2f} %  ({report['top1_count']} of {report['n']})",
-            f"  top-5  {report['top5']:6.2f} %  ({report['top5_count']} of {report['n']})",
-            f"  loss   {report['loss']:7.4f}",
-            f"  n      {report['n']:6d}",
-            "",
-            f"report: {path}",
-        ]
-    )

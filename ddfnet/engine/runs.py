@@ -108,7 +108,8 @@ def load_initial_weights(model: nn.Module, path: str | Path) -> str:
         CheckpointError: the file does not fit the model otherwise.
     """
     weights = read_weights(locate(path)[0])
-    classifier = getattr(model, "pretrained_cfg", {}).get("classifier", "fc")
+    known = getattr(model, "pretrained_cfg", {})  # timm's models have one
+    classifier, name = known.get("classifier", "fc"), known.get("architecture", type(model).__name__)
     own = model.state_dict()
     left = [
         key
@@ -118,7 +119,7 @@ def load_initial_weights(model: nn.Module, path: str | Path) -> str:
     ]
     kept = {key: tensor for key, tensor in weights.state_dict.items() if key not in left}
     kept.update({key: own[key] for key in left})
-    load_weights(model, Weights(kept, weights.meta, weights.kind), source=path, name=type(model).__name__)
+    load_weights(model, Weights(kept, weights.meta, weights.kind), source=path, name=name)
     return f"weights from {path} ({weights.kind})" + (f"; new classifier: {', '.join(left)}" if left else "")
 
 

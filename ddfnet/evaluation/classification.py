@@ -8,6 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def score(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """What every figure is made of, in training and in `eval.py`.
+
+    Args:
+        logits: (B, classes), float32.
+        target: labels (B,).
+
+    Returns:
+        The labels of the five highest logits, best first (B, 5), or of all classes where they are fewer, and the
+        cross-entropies (B,).
+    """
+    return logits.topk(min(5, logits.shape[1])).indices, F.cross_entropy(logits, target, reduction="none")
+
+
 class ClassificationEvaluator:
     """Counts images, top-1 and top-5 hits and sums the cross-entropy, on the device and without host syncs.
 
@@ -25,9 +39,8 @@ class ClassificationEvaluator:
 
     def update_logits(self, logits: Tensor, target: Tensor) -> None:
         """Adds logits (B, classes) and their targets (B,)."""
-        top = logits.topk(min(5, logits.shape[1])).indices
+        top, losses = score(logits, target)
         hits = top == target[:, None]
-        losses = F.cross_entropy(logits, target, reduction="none")
         counts = torch.stack([hits.new_tensor(len(target), dtype=torch.int64), hits[:, 0].sum(), hits.sum()])
         self.totals += torch.cat([counts.to(self.totals), losses.sum(dtype=self.totals.dtype)[None]])
 

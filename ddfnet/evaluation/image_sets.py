@@ -1,0 +1,220 @@
+"""The sets of `eval.py --sets`: where they lie, which classes they have, and which answers count as right."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddfnet.data import FolderIndex, index_folder
+from ddfnet.data.folder import class_folders, some_names
+from ddfnet.errors import DataError, UserError
+from ddfnet.evaluation.class_names import imagenet_classes
+
+REAL_LABELS = "real.json"
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A published set: what it is called, its folders (the first that exists is taken), and where to get it."""
+
+    title: str
+    folders: tuple[str, ...]
+    source: str
+
+
+KNOWN = {
+    "val": _Known("ImageNet's validation set", ("val",), "image-net.org, sorted into class folders"),
+    "real": _Known(
+        "ImageNet ReaL", (".",), f"image-net.org, and {REAL_LABELS} at github.com/google-research/reassessed-imagenet"
+    ),
+    "v2": _Known(
+        "ImageNet-V2, matched frequency",
+        ("imagenetv2-matched-frequency-format-val",),
+        "huggingface.co/datasets/vaishaal/ImageNetV2",
+    ),
+    "a": _Known("ImageNet-A", ("imagenet-a",), "github.com/hendrycks/natural-adv-examples"),
+    "r": _Known("ImageNet-R", ("imagenet-r",), "github.com/hendrycks/imagenet-r"),
+    "sketch": _Known("ImageNet-Sketch", ("sketch", "imagenet-sketch"), "github.com/HaohanWang/ImageNet-Sketch"),
+}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Pictures to evaluate, and how to judge the answers.
+
+    Attributes:
+        name: short name, that of the report's sub-folder.
+        index: the pictures with their labels.
+        classes: names in label order.
+        columns: outputs of the network that are scored, in label order; None: all of them.
+        accepted: labels that count as right, (N, most) int64 filled up with -1; None: that of the class folder alone.
+        note: what a reader of the figures has to know.
+    """
+
+    name: str
+    index: FolderIndex
+    classes: list[str]
+    columns: list[int] | None = None
+    accepted: Tensor | None = None
+    note: str = ""
+
+
+def find_sets(wanted: str, data: str | Path | None) -> dict[str, Path]:
+    """The folders of `val,real,v2=/other/folder`.
+
+    Args:
+        wanted: names of `KNOWN`, or NAME=FOLDER for another place or a set of one's own, comma-separated.
+        data: folder that holds those without a place.
+
+    Returns:
+        Name to existing folder; that of `real` is the folder that holds `val/` and the labels.
+
+    Raises:
+        UserError: an unknown or repeated name.
+        DataError: a folder or the labels are missing; says where they were looked for and where to get them.
+    """
+    found: dict[str, Path] = {}
+    missing = []
+    for item in wanted.split(","):
+        name, given, place = (part.strip() for part in item.partition("="))
+        if name in found:
+            raise UserError(f"--sets names {name} twice")
+        if (not given and name not in KNOWN) or not _can_be_a_folder(name) or (given and not place):
+            raise UserError(
+                f"--sets: {item.strip()!r} is not a set: give {', '.join(KNOWN)}, or NAME=FOLDER with the place of one "
+                "or with class folders of your own"
+            )
+        if not given and data is None:
+            raise UserError(f"--sets {name} needs --data FOLDER, which holds it, or its own place: {name}=FOLDER")
+        places = [Path(place)] if given else [Path(data, folder) for folder in KNOWN[name].folders]
+        found[name] = next((place for place in places if _is_there(name, place)), places[0])
+        if not _is_there(name, found[name]):
+            missing.append(_missing(name, places))
+    if missing:
+        raise DataError("; ".join(missing))
+    return found
+
+
+def load_set(name: str, folder: Path, classes: Sequence[str]) -> ImageSet:
+    """A set, ready to be evaluated.
+
+    Args:
+        name, folder: see `find_sets`.
+        classes: class names of the network, in the order of its outputs.
+
+    Raises:
+        DataError: the class folders or the labels do not fit these classes.
+    """
+    classes = list(classes)
+    if name == "v2":
+        return _numbered(name, folder, classes)
+    if name == "real":
+        return _reassessed(name, folder, classes)
+    if name in ("val", "sketch"):
+        return ImageSet(name, index_folder(folder, classes=classes), classes)
+    return _subset(name, folder, classes)
+
+
+def _can_be_a_folder(name: str) -> bool:
+    return bool(name) and not name.startswith(".") and not set(name) & set("/\\")
+
+
+def _is_there(name: str, place: Path) -> bool:
+    if name == "real":
+        return (place / "val").is_dir() and (place / REAL_LABELS).is_file()
+    return place.is_dir()
+
+
+def _missing(name: str, places: list[Path]) -> str:
+    looked = [str(place) for place in places]
+    if name == "real":
+        parts = [place / part for place in places for part in ("val", REAL_LABELS)]
+        looked = [" and ".join(str(part) for part in parts if not part.exists())]
+    title, source = (KNOWN[name].title, KNOWN[name].source) if name in KNOWN else ("", "")
+    return (
+        f"set {name}{f' ({title})' if title else ''} is not at {' or '.join(looked)}"
+        f"{f': get it from {source}, or name its place' if source else ': name its place'} with --sets {name}=FOLDER"
+    )
+
+
+def _subset(name: str, folder: Path, classes: list[str]) -> ImageSet:
+    """Class folders that are some of the network's classes: only their outputs compete."""
+    found = class_folders(folder)
+    unknown = sorted(set(found) - set(classes))
+    if unknown:
+        raise DataError(
+            f"set {name}: {len(unknown)} class folders of {folder} are not among the {len(classes)} classes of the "
+            f"checkpoint: {some_names(unknown)}"
+        )
+    # With all of ImageNet to choose from, the authors' 200 classes must be there: fewer would be an easier task.
+    whole = name in ("a", "r") and set(classes) == set(imagenet_classes())
+    index = index_folder(folder, classes=imagenet_classes(name) if whole else found)
+    if len(index.classes) == len(classes) and index.classes == classes:
+        return ImageSet(name, index, classes)
+    place = {cls: i for i, cls in enumerate(classes)}
+    note = f"Scored over its {len(index.classes)} classes: the checkpoint's other {len(classes) - len(index.classes)} "
+    note += "do not compete."
+    return ImageSet(name, index, index.classes, columns=[place[cls] for cls in index.classes], note=note)
+
+
+def _numbered(name: str, folder: Path, classes: list[str]) -> ImageSet:
+    """Class folders 0, 1, ...: numbers of the sorted class names."""
+    number = {cls: str(i) for i, cls in enumerate(sorted(classes))}
+    index = index_folder(folder, classes=[number[cls] for cls in classes])
+    return ImageSet(name, replace(index, classes=classes), classes)
+
+
+def _reassessed(name: str, folder: Path, classes: list[str]) -> ImageSet:
+    """The validation pictures under new labels, several or none for a picture."""
+    index = index_folder(folder / "val", classes=classes)
+    lists = _read_labels(folder / REAL_LABELS, len(classes))
+    files = [Path(index.path(i)).name for i in range(len(index))]
+    if len(lists) != len(files) or len(set(files)) != len(files):
+        raise DataError(
+            f"{folder / REAL_LABELS} has labels of {len(lists)} pictures, but {folder / 'val'} holds {len(files)} "
+            f"({len(set(files))} different file names): both must be of the whole validation set"
+        )
+    by_name = sorted(range(len(classes)), key=classes.__getitem__)  # the file's labels number the sorted classes
+    order = sorted(range(len(files)), key=files.__getitem__)
+    labels: dict[int, list[int]] = {
+        i: [by_name[label] for label in accepted] for i, accepted in zip(order, lists, strict=True) if accepted
+    }
+    if not labels:
+        raise DataError(f"{folder / REAL_LABELS} has no labels at all: get it again")
+    kept = sorted(labels)
+    accepted = torch.full((len(kept), max(map(len, labels.values()))), -1)
+    target = np.empty(len(kept), np.int32)
+    for row, i in enumerate(kept):
+        accepted[row, : len(labels[i])] = torch.tensor(labels[i])
+        # For tables by class a picture needs one label: that of its folder, unless it was withdrawn.
+        target[row] = index.label(i) if index.label(i) in labels[i] else labels[i][0]
+    note = (
+        f"Right is any label of the picture's list (Beyer et al. 2020, arXiv 2006.07159); {len(files) - len(kept)} of "
+        f"{len(files)} pictures have none and are left out. Tables by class count a picture under the class of its "
+        "folder, or under the first of its list if that is not in it."
+    )
+    return ImageSet(name, _selected(index, kept, target), classes, accepted=accepted, note=note)
+
+
+def _read_labels(path: Path, classes: int) -> list[list[int]]:
+    try:
+        lists = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}): get it again") from None
+    fits = isinstance(lists, list) and all(
+        isinstance(item, list) and all(type(label) is int and 0 <= label < classes for label in item) for item in lists
+    )
+    if not fits:
+        raise DataError(f"{path} must be a list with a list of labels from 0 to {classes - 1} for each picture")
+    return lists
+
+
+def _selected(index: FolderIndex, kept: list[int], labels: np.ndarray) -> FolderIndex:
+    """An index of some of the pictures, under other labels."""
+    paths = [index.blob[index.offsets[i] : index.offsets[i + 1]] for i in kept]
+    offsets = np.concatenate(([0], np.cumsum([len(path) for path in paths]))).astype(np.int64)
+    return replace(index, blob=np.concatenate(paths), offsets=offsets, labels=labels)

@@ -1,0 +1,125 @@
+#!/usr/bin/env python
+"""What a classifier sees in pictures: the most probable classes of each.
+
+    python scripts/predict.py digit.png                                      # the digits network of this package
+    python scripts/predict.py photos cat.jpg --checkpoint runs/ddf_resnet50/best.pt --top 3
+    python scripts/predict.py cat.jpg --checkpoint official.pth.tar --model ddf_mul_resnet50 --json
+
+A folder stands for the pictures in it and its sub-folders. Classes that are WordNet ids of ImageNet are shown by their
+names; official checkpoints name no classes, and 1000 of them are taken for ImageNet-1k's.
+Exit codes: 0 done, 2 a mistake in the input (a picture that cannot be read, say).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
+
+from ddfnet.cli import run
+from ddfnet.data import EvalBatchTransform, eval_transform, open_rgb
+from ddfnet.data.dataset import decode_error
+from ddfnet.data.folder import list_images
+from ddfnet.errors import DataError, UserError
+from ddfnet.evaluation.class_names import imagenet_classes, readable_names
+from ddfnet.zoo.classifier import Classifier, load_classifier
+
+DEFAULT = "zoo:ddf_mul_resnet14_32px.digits"
+_TOP = 5
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="picture, or folder of pictures")
+    parser.add_argument(
+        "--checkpoint",
+        default=DEFAULT,
+        metavar="PATH",
+        help="any that eval.py reads, or zoo:NAME (default: %(default)s)",
+    )
+    parser.add_argument("--model", metavar="NAME", help="model name, for a file that does not say it")
+    help_text = f"how many classes (default: {_TOP}, or all where there are fewer)"
+    parser.add_argument("--top", type=int, metavar="N", help=help_text)
+    parser.add_argument("--json", action="store_true", help="a JSON list instead of text")
+    return parser.parse_args(argv)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Prints the predictions; returns the exit code."""
+    if arguments.top is not None and arguments.top < 1:
+        raise UserError(f"--top must be at least 1, got {arguments.top}")
+    pictures = find_pictures(arguments.images)
+    classifier = load_classifier(arguments.checkpoint, model=arguments.model)
+    outputs = classifier.network.num_classes
+    if arguments.top is not None and arguments.top > outputs:
+        raise UserError(f"--top {arguments.top}: {arguments.checkpoint} has {outputs} classes")
+    classes, names = class_names(classifier.classes, outputs)
+    if not arguments.json:
+        print(f"{classifier.name} of {arguments.checkpoint}, {outputs} classes")
+    answers = []
+    for picture in pictures:
+        best = predict(classifier, picture).topk(arguments.top or min(_TOP, outputs))
+        rows = [
+            {"class": classes[i], "name": names[i], "probability": p}
+            for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        answers.append({"image": str(picture), "predictions": rows})
+        if not arguments.json:
+            print(f"\n{picture}")
+            for row in rows:
+                print(f"  {100 * row['probability']:6.2f} %  {row['name']}")
+    if arguments.json:
+        print(json.dumps(answers, indent=2))
+    return 0
+
+
+def find_pictures(given: Sequence[Path]) -> list[Path]:
+    """The files, and in place of each folder its pictures in the order of their names.
+
+    Raises:
+        DataError: a path does not exist, or a folder holds no pictures.
+    """
+    found: list[Path] = []
+    for path in given:
+        inside = [path / name for name in list_images(path)] if path.is_dir() else [path]
+        if not path.exists():
+            raise DataError(f"picture {path} does not exist")
+        if not inside:
+            raise DataError(f"folder {path} holds no pictures: give one that does, or files")
+        found += inside
+    return found
+
+
+def class_names(classes: list[str] | None, outputs: int) -> tuple[list[str], list[str]]:
+    """Class names of the checkpoint and readable ones, one for each output of the network."""
+    if classes is None:
+        imagenet = imagenet_classes()
+        classes = imagenet if outputs == len(imagenet) else []
+    classes = [*classes, *(f"output {i}" for i in range(len(classes), outputs))]
+    return classes, readable_names(classes)
+
+
+def predict(classifier: Classifier, picture: Path) -> Tensor:
+    """Probabilities (classes,) of one picture, float32.
+
+    Raises:
+        DataError: the picture cannot be read.
+    """
+    try:
+        image = open_rgb(str(picture))
+    except Exception as error:
+        raise DataError(f"picture {picture} cannot be read ({decode_error(error)})") from None
+    pixels = eval_transform(classifier.preprocessing)(image)[None]
+    batch = EvalBatchTransform(classifier.preprocessing, device="cpu", channels_last=True)({"image": pixels})
+    with torch.inference_mode():
+        return classifier.network(batch["image"]).softmax(1)[0]
+
+
+if __name__ == "__main__":
+    parsed = parse_arguments()
+    run(lambda: main(parsed))

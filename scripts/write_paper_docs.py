@@ -123,6 +123,7 @@ def measured(config: str, folder: Path) -> str:
         ("model arguments", report["model_kwargs"], expected.model.kwargs),
         ("input size", given["input_size"], expected.data.input.size),
         ("crop", given["crop_pct"], expected.data.input.crop_pct),
+        ("test-time augmentation", report.get("tta", False), False),
     ):
         if found != wanted:
             raise ValueError(f"{path} reports the {what} {found}, but configs/{config} has {wanted}")

@@ -169,3 +169,9 @@ def test_initial_weights_keep_the_new_classifier(tmp_path):
     assert "new classifier: fc.weight, fc.bias" in line
     assert torch.equal(target.fc.weight, head)
     assert torch.equal(target.layer4[0].conv2.spatial_branch[0].weight, source.layer4[0].conv2.spatial_branch[0].weight)
+
+
+def test_initial_weights_of_another_model_name_the_model(tmp_path):
+    torch.save(model().state_dict(), tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match="does not hold weights of resnet14_32px"):
+        load_initial_weights(ddfnet.create_model("resnet14_32px"), tmp_path / "w.pt")

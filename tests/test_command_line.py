@@ -131,3 +131,11 @@ def test_a_mistake_that_one_process_meets_is_told_by_it(tiny_config, picture_tre
     assert result.stderr.count("train.py: error: [process 1]") == 1
     assert "val/cross/1.png" in result.stderr
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 4  # the epoch is saved
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    code = "import sys; from ddfnet.cli import run; run(lambda: [print(i) for i in range(100_000)] and 0)"
+    command = f"{sys.executable} -c '{code}' | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["0", "141"]
+    assert done.stderr == ""

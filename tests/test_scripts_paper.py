@@ -62,6 +62,7 @@ def test_a_measured_run_gets_into_its_row(tmp_path):
         ({"model": "resnet50"}, "the model resnet50, but configs/ablations/sigmoid"),
         ({"model_kwargs": {}}, "the model arguments {}, but"),
         ({"preprocessing": {"input_size": 288, "crop_pct": 0.875}}, "the input size 288, but"),
+        ({"tta": True}, "the test-time augmentation True, but"),
     ):
         path.write_text(json.dumps(report(**change)))
         with pytest.raises(ValueError, match=re.escape(message)):

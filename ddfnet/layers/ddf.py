@@ -89,6 +89,8 @@ class DDF(nn.Module):
             self.channel_branch = channel_branch(channels, kernel_size, squeeze_ratio=ratio, **norm)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B, {self.channels}, H, W)")
         k = self.kernel_size
         cast = autocast(x)
         if self.fused_filters and fusible(cast, k, self.heads) and not self._is_customised():

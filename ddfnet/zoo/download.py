@@ -199,7 +199,7 @@ def _from_google_drive(url: str, part: Path, progress: bool) -> None:
         if error.errno is not None:  # the disk
             raise
         kind = type(error).__name__  # those of requests are OSErrors, with the whole story of urllib3 in them
-        raise _MirrorError(f"cannot reach Google Drive ({kind}): is there a network?") from None
+        raise _MirrorError(f"cannot reach Google Drive ({kind}; no network?)") from None
     except Exception as error:  # its own errors, those of requests, and others from one version to the next
         raise _MirrorError(f"gdown: {str(error).strip() or type(error).__name__}") from None
     if done is None or not part.exists():
@@ -246,7 +246,7 @@ def _open(url: str, have: int) -> http.client.HTTPResponse:
         raise _MirrorError(f"HTTP {error.code} {error.reason}{gone}") from None
     except (OSError, http.client.HTTPException) as error:
         host = urllib.parse.urlsplit(url).netloc
-        raise _MirrorError(f"cannot reach {host} ({getattr(error, 'reason', error)}): is there a network?") from None
+        raise _MirrorError(f"cannot reach {host} ({getattr(error, 'reason', error)}; no network?)") from None
 
 
 def _read(response: http.client.HTTPResponse, have: int) -> bytes:

@@ -148,3 +148,14 @@ def test_autocast_and_memory_format():
 def test_bad_arguments_are_named(arguments, word):
     with pytest.raises(ValueError, match=word):
         DDF(**arguments)
+
+
+def test_a_second_number_that_looks_like_channels_is_explained():
+    with pytest.raises(ValueError, match="got 128; the number of output channels is not given"):
+        DDF(64, 128)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5, 5), (8, 5, 5)])
+def test_an_input_of_another_shape_is_named(shape):
+    with pytest.raises(ValueError, match=r"x: got shape .*, expected \(B, 8, H, W\)"):
+        DDF(8)(torch.zeros(shape))

@@ -165,7 +165,7 @@ def test_404_alone_says_how_to_go_on(server, tmp_path):
 def test_no_network(server, tmp_path):
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as closed:
         port = closed.server_port
-    with pytest.raises(ZooError, match=rf"cannot reach 127\.0\.0\.1:{port} .*is there a network\?.*By hand"):
+    with pytest.raises(ZooError, match=rf"cannot reach 127\.0\.0\.1:{port} .*; no network\?\)\. By hand"):
         fetch(entry_of(f"http://127.0.0.1:{port}/x"), cache=tmp_path)
 
 
@@ -278,7 +278,7 @@ def test_google_drive_without_a_network(tmp_path, monkeypatch):
         raise OSError("HTTPSConnectionPool(...): Max retries exceeded")  # as requests raises it: without an errno
 
     monkeypatch.setitem(sys.modules, "gdown", types.SimpleNamespace(download=download))
-    with pytest.raises(ZooError, match=r"cannot reach Google Drive \(OSError\): is there a network\?"):
+    with pytest.raises(ZooError, match=r"cannot reach Google Drive \(OSError; no network\?\)\. By hand"):
         fetch(find("ddf_mul_resnet50"), cache=tmp_path)
 
 

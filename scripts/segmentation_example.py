@@ -1,0 +1,170 @@
+#!/usr/bin/env python
+"""Semantic segmentation in one file: a DDF-ResNet as the backbone, DDFUp as the upsampler, drawn pictures as the data.
+
+    python scripts/segmentation_example.py
+    python scripts/segmentation_example.py --steps 2 --output quick.png
+
+Trains on pictures of coloured discs, squares and triangles, drawn as they are needed, and prints the mean IoU over the
+background and the three shapes on held-out pictures before and after. The defaults take about a minute of one CPU core
+and find where the shapes are, but hardly yet which is which. `Segmenter` is what to copy: it takes any backbone
+with `features_only=True`.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+import ddfnet
+from ddfnet.checkpoint import write_atomically
+from ddfnet.cli import run
+from ddfnet.errors import UserError
+
+CLASSES = ("ground", "disc", "square", "triangle")
+SIZE = 64  # pixels
+COLOURS = np.array([(40, 40, 40), (230, 80, 60), (70, 170, 90), (80, 120, 230)], np.uint8)  # of the classes, drawn
+
+
+class Segmenter(nn.Module):
+    """A feature pyramid whose every step up is a DDFUp, and a 1x1 convolution to the classes.
+
+    Args:
+        backbone: made with `features_only=True`; each level half the size of the one before.
+        channels: of the pyramid.
+        num_classes: with the background.
+
+    Shape:
+        (B, 3, H, W) -> logits (B, num_classes, H, W); the reduction of the coarsest level divides H and W.
+    """
+
+    def __init__(self, backbone: nn.Module, channels: int = 32, num_classes: int = len(CLASSES)) -> None:
+        super().__init__()
+        self.backbone = backbone
+        widths, reductions = backbone.feature_info.channels(), backbone.feature_info.reduction()
+        self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
+        self.up = nn.ModuleList(ddfnet.DDFUp(channels, 2) for _ in widths[1:])
+        self.last = ddfnet.DDFUp(channels, reductions[0]) if reductions[0] > 1 else nn.Identity()
+        self.head = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, num_classes, 1)
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        levels = [lateral(level) for lateral, level in zip(self.lateral, self.backbone(image), strict=True)]
+        x = levels.pop()
+        for up, level in zip(reversed(self.up), reversed(levels), strict=True):
+            x = level + up(x)
+        return self.head(self.last(x))
+
+
+def draw(rng: np.random.Generator, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """A picture, uint8 (size, size, 3), of up to three shapes on grey noise, and the class of each pixel."""
+    picture = rng.uniform(80, 180) + rng.normal(0, 20, (size, size, 3))
+    labels = np.zeros((size, size), np.int64)
+    y, x = np.mgrid[:size, :size]
+    for _ in range(rng.integers(1, 4)):
+        half, label = rng.uniform(0.12, 0.25) * size, int(rng.integers(1, len(CLASSES)))
+        dy, dx = y - rng.uniform(half, size - half), x - rng.uniform(half, size - half)
+        inside = {
+            "disc": np.hypot(dy, dx) <= half,
+            "square": np.maximum(abs(dy), abs(dx)) <= 0.85 * half,
+            "triangle": (dy <= half) & (abs(dx) <= (dy + half) / 2),
+        }[CLASSES[label]]
+        picture[inside] = rng.uniform(0, 255, 3) + rng.normal(0, 20, (int(inside.sum()), 3))
+        labels[inside] = label  # the later shape lies on top
+    return picture.clip(0, 255).astype(np.uint8), labels
+
+
+def batch_of(seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """Pictures (count, 3, SIZE, SIZE), float32 in [-1, 1], and their labels, int64 (count, SIZE, SIZE)."""
+    pictures, labels = zip(*(draw(np.random.default_rng((seed, i))) for i in range(count)), strict=True)
+    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return images, torch.from_numpy(np.stack(labels))
+
+
+@torch.inference_mode()
+def mean_iou(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Intersection over union, averaged over the classes; pixels of all pictures are counted together."""
+    model.eval()
+    predicted = torch.cat([model(part).argmax(1) for part in images.split(16)])
+    pairs = torch.bincount((labels * len(CLASSES) + predicted).flatten(), minlength=len(CLASSES) ** 2)
+    confusion = pairs.view(len(CLASSES), len(CLASSES)).double()
+    union = confusion.sum(0) + confusion.sum(1) - confusion.diag()
+    return float((confusion.diag() / union.clamp(min=1)).mean())
+
+
+def train(model: nn.Module, *, steps: int, batch_size: int, lr: float, seed: int) -> None:
+    """AdamW under a one-cycle schedule; every step draws pictures it has not seen."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(2, steps), pct_start=0.2)
+    model.train()
+    for step in range(steps):
+        images, labels = batch_of((seed + 1) * 1_000_000 + step, batch_size)
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            print(f"step {step + 1} of {steps}: loss {loss.item():.3f}", flush=True)
+
+
+@torch.inference_mode()
+def side_by_side(model: nn.Module, images: Tensor, labels: Tensor) -> Image.Image:
+    """Picture, truth and prediction, a row for each picture, three times their size."""
+    model.eval()
+    pictures = ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    columns = [pictures, COLOURS[labels.numpy()], COLOURS[model(images).argmax(1).numpy()]]
+    rows = np.concatenate([np.concatenate(list(column), 0) for column in columns], 1)
+    return Image.fromarray(rows.repeat(3, 0).repeat(3, 1))
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: %(default)s")
+    parser.add_argument("--lr", type=float, default=4e-3, help="default: %(default)s")
+    parser.add_argument("--held-out", type=int, default=64, metavar="N", help="pictures (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    help_text = "picture, truth and prediction of four held-out pictures (default: %(default)s)"
+    parser.add_argument("--output", type=Path, default=Path("segmentation.png"), metavar="PNG", help=help_text)
+    return parser.parse_args(argv)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Trains and evaluates; returns the exit code."""
+    for name in ("steps", "batch_size", "held_out"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.seed < 0 or arguments.lr <= 0:
+        raise UserError(f"--seed must not be negative and --lr be positive, got {arguments.seed} and {arguments.lr}")
+    if arguments.output.suffix != ".png" or arguments.output.is_dir():
+        raise UserError(f"--output {arguments.output}: name a file that ends in .png")
+    torch.manual_seed(arguments.seed)
+    backbone = ddfnet.create_model("ddf_mul_resnet14_32px", features_only=True, out_indices=(1, 2, 3, 4), stem_stride=2)
+    model = Segmenter(backbone)
+    images, labels = batch_of(arguments.seed * 1_000_000, arguments.held_out)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {arguments.held_out} held-out pictures")
+    print(f"mean IoU before: {100 * mean_iou(model, images, labels):.1f} %", flush=True)
+    started = time.perf_counter()
+    train(model, steps=arguments.steps, batch_size=arguments.batch_size, lr=arguments.lr, seed=arguments.seed)
+    print(f"trained for {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} thread(s)")
+    print(f"mean IoU after: {100 * mean_iou(model, images, labels):.1f} %")
+    picture = side_by_side(model, images[:4], labels[:4])
+    write_atomically(arguments.output, lambda file: picture.save(file, "PNG"))
+    print(arguments.output)
+    return 0
+
+
+if __name__ == "__main__":
+    parsed = parse_arguments()
+    run(lambda: main(parsed))

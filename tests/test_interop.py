@@ -1,0 +1,139 @@
+"""docs/interop.md: its blocks run as they stand and do what the text says; and the segmentation example."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+import segmentation_example as example
+import torch
+from PIL import Image
+
+import ddfnet
+from ddfnet.data import render_digits
+from ddfnet.errors import UserError
+from tests.conftest import ROOT
+
+GUIDE = (ROOT / "docs/interop.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder where `python scripts/make_digits.py data/digits` was called."""
+    pytest.importorskip("sklearn")
+    folder = tmp_path_factory.mktemp("interop")
+    render_digits(folder / "data" / "digits")
+    return folder
+
+
+@pytest.fixture
+def block(folder, monkeypatch):
+    """Runs a block of the guide, by its number, and returns its names."""
+    monkeypatch.chdir(folder)
+
+    def run(number):
+        space = {}
+        exec(compile(BLOCKS[number], "docs/interop.md", "exec"), space)
+        return space
+
+    return run
+
+
+def test_the_guide_has_the_blocks_tested_here():
+    assert len(BLOCKS) == 4
+    assert "python scripts/make_digits.py data/digits\n" in GUIDE
+
+
+def test_a_plain_loop_with_timms_preprocessing_gives_the_accuracy_of_the_zoo(block, capsys):
+    space = block(0)
+    assert (space["hits"], len(space["data"])) == (352, 359)
+    assert capsys.readouterr().out == "352 of 359\n"
+
+
+def test_weights_are_adapted_to_inputs_classes_and_outputs(block, capsys):
+    space = block(1)
+    assert "torch.Size([2, 10]) torch.Size([2, 4])" in capsys.readouterr().out
+    assert space["backbone"].feature_info.channels() == [64, 64, 128, 256, 512]
+    assert space["backbone"].feature_info.reduction() == [1, 1, 2, 4, 8]
+    colour = ddfnet.create_model("ddf_mul_resnet14_32px.digits", pretrained=True)
+    torch.testing.assert_close(space["grey"].conv1.weight, colour.conv1.weight.sum(1, keepdim=True))
+    for adapted in (space["four"], space["backbone"]):
+        torch.testing.assert_close(adapted.layer4[0].conv3.weight, colour.layer4[0].conv3.weight)
+    assert space["four"].fc.weight.shape == (4, 512)
+
+
+def test_fine_tuning_learns_odd_and_even(block):
+    space = block(2)
+    data = space["ImageFolder"]("data/digits/val", space["transform"], target_transform=lambda label: label % 2)
+    images, labels = next(iter(torch.utils.data.DataLoader(data, batch_size=len(data))))
+    with torch.inference_mode():
+        hits = space["model"].eval()(images).argmax(1) == labels
+    assert hits.float().mean() > 0.9
+
+
+def test_a_backbone_in_torchvisions_detector(block):
+    space = block(3)
+    assert set(space["losses"]) == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
+    assert all(torch.isfinite(loss) for loss in space["losses"].values())
+    conv = space["pyramid"].body.layer1[0].conv2.spatial_branch[0]  # the gradient passes through the DDFs
+    assert conv.weight.grad.abs().max() > 0
+    weights = ddfnet.create_model("ddf_mul_resnet14_32px.digits", pretrained=True).state_dict()
+    torch.testing.assert_close(space["pyramid"].body.layer1[0].conv3.weight, weights["layer1.0.conv3.weight"])
+    assert [set(found) for found in space["found"]] == [{"boxes", "labels", "scores"}] * 2
+
+
+# --- the segmentation example -----------------------------------------------------------------------------------------
+
+
+def call(*arguments):
+    return example.main(example.parse_arguments([str(argument) for argument in arguments]))
+
+
+def test_commands_of_the_guide_are_accepted():
+    commands = re.findall(r"^python scripts/segmentation_example.py(.*)$", GUIDE, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        example.parse_arguments(shlex.split(command))
+
+
+def test_segmentation_runs(tmp_path, capsys):
+    output = tmp_path / "new" / "picture.png"
+    assert call("--steps", 2, "--batch-size", 2, "--held-out", 4, "--output", output) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"mean IoU before: \d+\.\d %", printed)
+    assert re.search(r"mean IoU after: \d+\.\d %", printed)
+    picture = np.asarray(Image.open(output))
+    assert picture.shape == (4 * 64 * 3, 3 * 64 * 3, 3)
+    truth = picture[::3, 64 * 3 : 128 * 3 : 3].reshape(-1, 3)
+    assert {tuple(colour) for colour in truth} <= {tuple(colour) for colour in example.COLOURS}
+
+
+def test_pictures_are_drawn_with_their_labels():
+    images, labels = example.batch_of(3, 8)
+    assert images.shape == (8, 3, 64, 64)
+    assert set(labels.unique().tolist()) == {0, 1, 2, 3}
+    torch.testing.assert_close(images, example.batch_of(3, 8)[0], rtol=0, atol=0)
+    assert not torch.equal(images, example.batch_of(4, 8)[0])
+
+
+def test_mean_iou_of_a_known_prediction():
+    labels = torch.tensor([[[0, 0, 1, 1], [2, 2, 3, 3]]])
+    predicted = torch.tensor([[[0, 1, 1, 1], [2, 2, 3, 3]]])
+    model = torch.nn.Identity()  # logits are the one-hot prediction
+    logits = torch.nn.functional.one_hot(predicted, 4).permute(0, 3, 1, 2).float()
+    assert example.mean_iou(model, logits, labels) == pytest.approx((1 / 2 + 2 / 3 + 1 + 1) / 4)
+
+
+@pytest.mark.parametrize("options", [["--steps", 0], ["--lr", 0], ["--output", "picture.jpg"]])
+def test_mistakes_are_named(options):
+    with pytest.raises(UserError, match=options[0]):
+        call(*options)
+
+
+@pytest.mark.slow
+def test_segmentation_learns(tmp_path, capsys):
+    assert call("--output", tmp_path / "picture.png") == 0
+    printed = capsys.readouterr().out
+    before, after = (float(re.search(rf"mean IoU {when}: (\S+) %", printed)[1]) for when in ("before", "after"))
+    assert after > before + 8

@@ -3,6 +3,7 @@
 
   python eval.py --checkpoint runs/ddf_resnet50/best.pt
   torchrun --nproc-per-node 8 eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data/imagenet/val
+  python eval.py --checkpoint zoo:ddf_mul_resnet14_32px.digits --data data/digits
   python eval.py --checkpoint official.pth.tar --model ddf_mul_resnet50 --data /data/imagenet/val
   python eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data --sets val,real,v2,a,r,sketch
   python eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data --sets val=/fast/val,v2
@@ -31,7 +32,7 @@ import argparse
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="PATH", help="best.pt, last.pt, .safetensors or an official checkpoint")
+    add("--checkpoint", required=True, metavar="PATH", help="best.pt, .safetensors, official checkpoint, zoo:NAME")
     add("--data", metavar="PATH", help="class folders, or one with val/; other tasks: data.root (default: training's)")
     add("--sets", metavar="NAMES", help="several sets by name, comma-separated: see above; --data holds them")
     add("--tta", action="store_true", help="average over each picture and its mirror image; wrong for digits, letters")
@@ -44,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--input-size", type=int, metavar="PIXELS", help="instead of the checkpoint's")
     add("--crop-pct", type=float, metavar="SHARE", help="instead of the checkpoint's: size / crop_pct is the resize")
     add("--interpolation", metavar="NAME", help="instead of the checkpoint's: bilinear, bicubic, ...")
-    add("--output", metavar="FOLDER", help="where the report goes (default: eval_NAME beside the checkpoint)")
+    add("--output", metavar="FOLDER", help="of the report (default: eval_NAME beside the checkpoint, or in runs/)")
     return parser.parse_args()
 
 

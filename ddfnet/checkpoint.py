@@ -37,11 +37,18 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in this folder last through a crash."""
+    if os.name == "nt":  # Windows opens no folders, and needs no such thing
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename itself
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
@@ -66,9 +73,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint not found: {path}")
     try:
-        path.open("rb").close()
+        with path.open("rb") as file:
+            page = file.read(1) == b"<"
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    if page:
+        raise CheckpointError(f"{path} is no checkpoint but a web page (of a login or a quota?): download it again")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             payload = torch.load(path, map_location="cpu", weights_only=True)

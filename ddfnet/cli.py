@@ -1,9 +1,11 @@
 """What `train.py` and `eval.py` share: exit codes, and errors a person can read."""
 
 import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from ddfnet.errors import NonFiniteLossError, UserError
 
@@ -27,18 +29,35 @@ def run(main: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
-        code = _reader_left()
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = _reader_left()
+        if not _reader_left():
+            raise  # some other pipe, e.g. to a loader process
+        code = EXIT_READER_LEFT
+    if _reader_left():
+        code = EXIT_READER_LEFT
     sys.exit(code)
 
 
-def _reader_left() -> int:
-    """`| head` has seen enough: no error, and nothing more to print, not even by the interpreter at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return EXIT_READER_LEFT
+def _reader_left() -> bool:
+    """Flushes stdout. Whether `| head` has seen enough: then nothing more is printed, not even at the very end."""
+    try:
+        sys.stdout.flush()  # may succeed although an earlier print failed, whose text is gone
+        left = _has_no_reader(sys.stdout)
+    except BrokenPipeError:
+        left = True
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return left
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # no file at all, e.g. captured by a test
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _say(what: str, message: str, *, everywhere: bool) -> None:

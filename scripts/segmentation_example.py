@@ -5,9 +5,9 @@
     python scripts/segmentation_example.py --steps 2 --output quick.png
 
 Trains on pictures of coloured discs, squares and triangles, drawn as they are needed, and prints the mean IoU over the
-background and the three shapes on held-out pictures before and after. The defaults take about a minute of one CPU core
-and find where the shapes are, but hardly yet which is which. `Segmenter` is what to copy: it takes any backbone
-with `features_only=True`.
+background and the three shapes on held-out pictures before and after. Measured with the first command and
+OMP_NUM_THREADS=1: 84.2 % after 75 s of processor time (2-core AMD EPYC, torch 2.15, 2026-11-22); where two shapes meet
+or overlap, it is still often wrong. `Segmenter` is what to copy: it takes any backbone with `features_only=True`.
 """
 
 import argparse
@@ -30,16 +30,19 @@ from ddfnet.cli import run
 from ddfnet.errors import UserError
 
 CLASSES = ("ground", "disc", "square", "triangle")
-SIZE = 64  # pixels
+SIZE = 48  # pixels
 COLOURS = np.array([(40, 40, 40), (230, 80, 60), (70, 170, 90), (80, 120, 230)], np.uint8)  # of the classes, drawn
 
 
 class Segmenter(nn.Module):
-    """A feature pyramid whose every step up is a DDFUp, and a 1x1 convolution to the classes.
+    """A decoder whose every step up is a DDFUp, and a 1x1 convolution to the classes.
+
+    A new DDFUp divides the standard deviation of its input by about its kernel size, 3, and one follows another here:
+    without the batch norm behind each, little of the coarse levels, which see whole shapes, would reach the classes.
 
     Args:
         backbone: made with `features_only=True`; each level half the size of the one before.
-        channels: of the pyramid.
+        channels: of the decoder.
         num_classes: with the background.
 
     Shape:
@@ -49,29 +52,36 @@ class Segmenter(nn.Module):
     def __init__(self, backbone: nn.Module, channels: int = 32, num_classes: int = len(CLASSES)) -> None:
         super().__init__()
         self.backbone = backbone
-        widths, reductions = backbone.feature_info.channels(), backbone.feature_info.reduction()
-        self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
-        self.up = nn.ModuleList(ddfnet.DDFUp(channels, 2) for _ in widths[1:])
-        self.last = ddfnet.DDFUp(channels, reductions[0]) if reductions[0] > 1 else nn.Identity()
-        self.head = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, num_classes, 1)
+        *fine, coarsest = backbone.feature_info.channels()
+        self.coarsest = conv_norm_relu(coarsest, channels)
+        self.lateral = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, channels, 1, bias=False), nn.BatchNorm2d(channels)) for width in fine
         )
+        self.up = nn.ModuleList(nn.Sequential(ddfnet.DDFUp(channels, 2), nn.BatchNorm2d(channels)) for _ in fine)
+        self.join = nn.ModuleList(conv_norm_relu(2 * channels, channels) for _ in fine)
+        self.classify = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        levels = [lateral(level) for lateral, level in zip(self.lateral, self.backbone(image), strict=True)]
-        x = levels.pop()
-        for up, level in zip(reversed(self.up), reversed(levels), strict=True):
-            x = level + up(x)
-        return self.head(self.last(x))
+        *fine, coarsest = self.backbone(image)
+        x = self.coarsest(coarsest)
+        for i in reversed(range(len(fine))):  # from coarse to fine
+            x = self.join[i](torch.cat([self.up[i](x), self.lateral[i](fine[i])], 1))
+        return F.interpolate(self.classify(x), image.shape[-2:], mode="bilinear")
+
+
+def conv_norm_relu(channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()
+    )
 
 
 def draw(rng: np.random.Generator, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """A picture, uint8 (size, size, 3), of up to three shapes on grey noise, and the class of each pixel."""
+    """A picture, uint8 (size, size, 3), of one or two shapes on grey noise, and the class of each pixel."""
     picture = rng.uniform(80, 180) + rng.normal(0, 20, (size, size, 3))
     labels = np.zeros((size, size), np.int64)
     y, x = np.mgrid[:size, :size]
-    for _ in range(rng.integers(1, 4)):
-        half, label = rng.uniform(0.12, 0.25) * size, int(rng.integers(1, len(CLASSES)))
+    for _ in range(rng.integers(1, 3)):
+        half, label = rng.uniform(0.18, 0.3) * size, int(rng.integers(1, len(CLASSES)))
         dy, dx = y - rng.uniform(half, size - half), x - rng.uniform(half, size - half)
         inside = {
             "disc": np.hypot(dy, dx) <= half,
@@ -130,9 +140,9 @@ def side_by_side(model: nn.Module, images: Tensor, labels: Tensor) -> Image.Imag
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=300, metavar="N", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: %(default)s")
-    parser.add_argument("--lr", type=float, default=4e-3, help="default: %(default)s")
+    parser.add_argument("--lr", type=float, default=1e-2, help="default: %(default)s")
     parser.add_argument("--held-out", type=int, default=64, metavar="N", help="pictures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     help_text = "picture, truth and prediction of four held-out pictures (default: %(default)s)"
@@ -155,9 +165,9 @@ def main(arguments: argparse.Namespace) -> int:
     images, labels = batch_of(arguments.seed * 1_000_000, arguments.held_out)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {arguments.held_out} held-out pictures")
     print(f"mean IoU before: {100 * mean_iou(model, images, labels):.1f} %", flush=True)
-    started = time.perf_counter()
+    started = time.process_time()
     train(model, steps=arguments.steps, batch_size=arguments.batch_size, lr=arguments.lr, seed=arguments.seed)
-    print(f"trained for {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} thread(s)")
+    print(f"trained for {time.process_time() - started:.0f} s of processor time")
     print(f"mean IoU after: {100 * mean_iou(model, images, labels):.1f} %")
     picture = side_by_side(model, images[:4], labels[:4])
     write_atomically(arguments.output, lambda file: picture.save(file, "PNG"))

@@ -139,3 +139,14 @@ def test_a_reader_that_leaves_early_is_no_error():
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["0", "141"]
     assert done.stderr == ""
+
+
+def test_any_other_broken_pipe_is_an_error():
+    code = (
+        "import os; from ddfnet.cli import run\n"
+        "def main():\n r, w = os.pipe(); os.close(r); os.write(w, b'x')\n"
+        "run(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "BrokenPipeError" in done.stderr

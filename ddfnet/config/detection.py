@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ddfnet.config.schema import Config, DataSection, Fraction, ModelSection, Positive, Section
 
@@ -33,6 +33,16 @@ class DetectionModel(ModelSection):
     """Width of the pyramid."""
     box_samples: Positive = 512
     """Proposals per image that the second stage learns from."""
+
+    @model_validator(mode="after")
+    def _kwargs_load_nothing(self) -> "DetectionModel":
+        for key in ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"):
+            if key in self.backbone_kwargs:
+                raise ValueError(
+                    f"model.backbone_kwargs.{key} cannot be given there: use model.backbone_checkpoint or "
+                    "model.backbone_pretrained"
+                )
+        return self
 
 
 class DetectionData(DataSection):

@@ -10,6 +10,12 @@ from torch import nn
 from ddfnet.models import baselines, ddf_resnet
 from ddfnet.models.ddf_resnet import DDF_OPTIONS
 
+# Arguments of timm.create_model that do not describe the network, but read files, download, or change global state.
+NOT_THE_NETWORK = (
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+    "scriptable", "exportable", "no_jit",
+)  # fmt: skip
+
 
 def list_models() -> list[str]:
     """Names of the models of this package (DDF-ResNets and the baselines timm lacks), sorted."""
@@ -33,6 +39,7 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(close)}?" if close else f"ours are {', '.join(list_models())}"
         raise ValueError(f"unknown model {name!r}: {hint}")
+    _check_tag(name)
     if pretrained and name.split(".")[0] in list_models() and not timm.is_model_pretrained(name):
         known = timm.list_models("*", pretrained=True, module="ddf_resnet")
         raise ValueError(f"there are no weights of {name} yet, only of {', '.join(known)}: use pretrained=False")
@@ -43,3 +50,15 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
         close = difflib.get_close_matches(unknown[1], DDF_OPTIONS, n=1, cutoff=0.6) if unknown else []
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"model {name} does not take its arguments: {error}{hint}") from error
+
+
+def _check_tag(name: str) -> None:
+    architecture, dot, tag = name.partition(".")
+    if not dot or ":" in name:
+        return
+    try:
+        timm.models.get_pretrained_cfg(name)
+    except RuntimeError:  # timm's: Invalid pretrained tag
+        known = timm.list_models(f"{architecture}.*", pretrained=True)
+        hint = f"it has {', '.join(known)}" if known else f"there are none: use {architecture}"
+        raise ValueError(f"{architecture} has no weights tagged {tag!r}: {hint}") from None

@@ -8,10 +8,9 @@ from torch import nn
 
 from ddfnet.checkpoint import read_weights
 from ddfnet.zoo.download import fetch
-from ddfnet.zoo.entries import entries, find
+from ddfnet.zoo.entries import ZOO, entries, find
 
 LOCAL_FILE = "model.safetensors"
-ZOO = "zoo:"  # in the place of a URL, so that timm lists these models among those with weights
 
 
 def tagged_cfgs(model: str, cfg: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -26,7 +25,7 @@ def tagged_cfgs(model: str, cfg: dict[str, Any]) -> dict[str, dict[str, Any]]:
         how = entry.preprocessing
         tagged[entry.name] = {
             **cfg,
-            "url": ZOO + entry.name,
+            "url": ZOO + entry.name,  # so that timm lists the model among those with weights
             "num_classes": entry.num_classes,
             "input_size": (3, how.input_size, how.input_size),
             "crop_pct": how.crop_pct,
@@ -66,7 +65,7 @@ def with_zoo_weights(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> 
     elif cfg.hf_hub_id or cfg.file or cfg.state_dict or not (cfg.url or "").startswith(ZOO):
         return kwargs  # what the user named instead
     else:
-        path = fetch(find(cfg.url.removeprefix(ZOO)))
+        path = fetch(find(cfg.url.removeprefix(ZOO)), cache=kwargs.get("cache_dir"))
     # Without a source timm takes the tensors; with `local-dir` it would look for a file again.
     loaded = {"state_dict": read_weights(path).state_dict, "source": None}
     return {**kwargs, "pretrained_cfg_overlay": {**(kwargs.get("pretrained_cfg_overlay") or {}), **loaded}}

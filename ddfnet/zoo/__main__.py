@@ -90,7 +90,7 @@ def _info(entry: Entry, cache: str | None) -> int:
         "results": f"{figures} ({whose})",
         "measured": " on ".join(filter(None, (f"{entry.images} pictures" if entry.images else "", entry.measured))),
         "pictures": f"{how.input_size} px, crop {how.crop_pct:g}, {how.interpolation}",
-        "recipe": entry.config + (f" at {entry.commit}" if entry.commit else ""),
+        "recipe": f"{entry.config} at {entry.commit}" if entry.commit else f"of its authors; ours: {entry.config}",
         "command": entry.command,
         "format": entry.format,
         "size": f"{entry.file.size:,} bytes" if entry.file.size is not None else "not published",
@@ -111,10 +111,10 @@ def _info(entry: Entry, cache: str | None) -> int:
 
 
 def _verify(named: list[Entry], cache: str | None) -> int:
-    absent = [entry.name for entry in named if not file_path(entry, cache).exists()]
+    absent = [entry.name for entry in named if not entry.file.shipped and not file_path(entry, cache).exists()]
     if absent:
         raise ZooError(f"{', '.join(absent)} not in {cache_folder(cache)}: python -m {PROGRAM} download {absent[0]}")
-    there = named or [entry for entry in entries() if file_path(entry, cache).exists()]
+    there = named or [entry for entry in entries() if entry.file.shipped or file_path(entry, cache).exists()]
     failed = 0
     for entry in there:
         path = file_path(entry, cache)

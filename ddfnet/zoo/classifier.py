@@ -12,10 +12,9 @@ from ddfnet.checkpoint import Weights, load_weights, read_weights
 from ddfnet.data import Preprocessing
 from ddfnet.errors import CheckpointError, UserError
 from ddfnet.models import create_model, list_models
+from ddfnet.models.factory import NOT_THE_NETWORK
 from ddfnet.zoo.download import fetch
-from ddfnet.zoo.entries import Entry, find
-
-ZOO = "zoo:"
+from ddfnet.zoo.entries import ZOO, Entry, ZooError, entries, find
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ def locate(checkpoint: str | Path) -> tuple[Path, Entry | None]:
         ZooError: the zoo does not know the name or cannot get the file.
     """
     if isinstance(checkpoint, Path) or not checkpoint.startswith(ZOO):
+        if not Path(checkpoint).exists() and str(checkpoint) in [entry.name for entry in entries()]:
+            raise ZooError(f"checkpoint not found: {checkpoint}; the weights of that name are {ZOO}{checkpoint}")
         return Path(checkpoint), None
     entry = find(checkpoint.removeprefix(ZOO))
     return fetch(entry), entry
@@ -71,11 +72,11 @@ def load_classifier(checkpoint: str | Path, *, model: str | None = None, weights
 def build_classifier(found: Weights, *, source: Path, model: str | None, entry: Entry | None = None) -> Classifier:
     """The classifier of weights that were read already; see `load_classifier`. `entry`: theirs in the zoo, if any."""
     said = found.meta
-    if said is None and entry is not None:
+    if said is not None:
+        _check_meta(said, source)
+    elif entry is not None:
         model = model or entry.model
     if said is not None:
-        if said.get("task") != "classification":
-            raise CheckpointError(f"{source} holds no classifier but the task {said.get('task')}")
         if model is not None and model != said["model"]["name"]:
             raise CheckpointError(f"{source} holds {said['model']['name']}, not {model}: leave --model out")
         name, num_classes, kwargs = said["model"]["name"], said["model"]["num_classes"], said["model"]["kwargs"]
@@ -86,10 +87,11 @@ def build_classifier(found: Weights, *, source: Path, model: str | None, entry: 
     try:
         if num_classes is None:
             num_classes = _classes_of(found, name)
-        network = create_model(name, num_classes=num_classes, **kwargs)
+        network = create_model(name, pretrained=False, num_classes=num_classes, **kwargs)
     except ValueError as error:
         raise UserError(str(error)) from None
     load_weights(network, found, source=source, name=name)
+    check_finite(found, source)
     if said is not None:
         preprocessing = Preprocessing.from_dict(said["preprocessing"])
     else:
@@ -98,6 +100,46 @@ def build_classifier(found: Weights, *, source: Path, model: str | None, entry: 
     return Classifier(
         network.eval(), name, kwargs, said.get("classes"), preprocessing, said.get("precision"), found.kind
     )
+
+
+def check_finite(found: Weights, source: str | Path) -> None:
+    """Raises CheckpointError for values that make every output NaN, and name no class."""
+    broken = [key for key, tensor in found.state_dict.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(
+            f"{source}: {len(broken)} tensors hold NaN or infinite values ({', '.join(broken[:3])}): "
+            "the file is of a run that diverged, or damaged. Get another one"
+        )
+
+
+def _check_meta(said: dict[str, Any], source: Path) -> None:
+    """A file may come from anybody: it describes a network, and must not make timm read other files or download.
+
+    Raises:
+        CheckpointError: it holds another task, or what it says cannot be meant.
+    """
+    task = said.get("task") if isinstance(said, dict) else None
+    if task != "classification":
+        raise CheckpointError(f"{source} holds no classifier" + (f" but the task {task}" if task else ""))
+    try:
+        model, classes = said["model"], said.get("classes")
+        name, num_classes, kwargs = model["name"], model["num_classes"], model["kwargs"]
+        Preprocessing.from_dict(said["preprocessing"])
+        sound = isinstance(name, str) and isinstance(num_classes, int) and isinstance(kwargs, dict)
+        if classes is not None:
+            # More outputs than names are allowed (model.num_classes), two outputs of one name are not.
+            sound = sound and len(set(classes)) == len(classes) <= num_classes
+            sound = sound and all(isinstance(label, str) for label in classes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source} describes its network wrongly ({error!r}): write it again") from None
+    if not sound:
+        raise CheckpointError(f"{source} describes its network wrongly: {model}, classes {str(classes)[:60]}")
+    loading = sorted(set(kwargs) & {"num_classes", "features_only", *NOT_THE_NETWORK})
+    if loading:
+        raise CheckpointError(
+            f"{source} asks for {', '.join(loading)}, which is no part of a network and could make timm read other "
+            "files: refused. Get the weights as a plain file from their author"
+        )
 
 
 def _usual_preprocessing(name: str, network: nn.Module) -> Preprocessing:

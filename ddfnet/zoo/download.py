@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from ddfnet.checkpoint import write_atomically
+from ddfnet.checkpoint import sync_folder, write_atomically
 from ddfnet.zoo.entries import Entry, ZooError
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -56,6 +56,8 @@ def fetch(entry: Entry, *, cache: str | Path | None = None, progress: bool = Tru
     """
     target = file_path(entry, cache)
     if not target.exists():
+        if entry.file.shipped:
+            raise ZooError(f"{target} is missing, which is part of the package: install ddfnet again")
         if not entry.file.urls:
             raise ZooError(f"{entry.name} cannot be downloaded by a program. {_by_hand(entry, target)}")
         try:
@@ -84,8 +86,9 @@ def check(entry: Entry, path: Path) -> str:
         raise ZooError(f"cannot read {path}: {error.strerror}") from None
     if entry.file.size not in (None, size):
         wrong = f"has {size:,} bytes instead of {entry.file.size:,}"
+    again = "install ddfnet again" if entry.file.shipped else "delete it and download it again"
     if wrong:
-        raise ZooError(f"{path} {wrong}: delete it and download it again")
+        raise ZooError(f"{path} {wrong}: {again}")
     record = path.with_name(path.name + ".sha256")
     expected, source = entry.file.sha256, "as published"
     if expected is None and record.exists():
@@ -99,7 +102,7 @@ def check(entry: Entry, path: Path) -> str:
             fix = f"who may write there can: sha256sum {path.name} > {record.name}"
             raise ZooError(f"cannot record the hash in {record}: {error.strerror}; {fix}") from None
     elif found != expected:
-        fix = "delete it and download it again" + ("" if entry.file.sha256 else f" (or {record.name}, if you trust it)")
+        fix = again + ("" if entry.file.sha256 else f" (or {record.name}, if you trust it)")
         raise ZooError(f"{path} is not the file of {entry.name}: sha256 {found}, {source} {expected}. {fix}")
     return found
 
@@ -160,7 +163,7 @@ def _download(entry: Entry, target: Path, progress: bool) -> None:
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         for failure in failures:  # it worked in the end, but a bad mirror should not go unnoticed
             print(f"ddfnet.zoo: a mirror failed: {failure}", file=sys.stderr)
         return
@@ -178,14 +181,6 @@ def _verify_part(entry: Entry, part: Path) -> None:
         rejected = part.with_suffix(".rejected")
         os.replace(part, rejected)  # kept to be looked at; the next attempt must not continue it
         raise _MirrorError(f"what came {wrong}; it is kept as {rejected}. Try again later, or take another mirror")
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)  # the rename itself
-    finally:
-        os.close(handle)
 
 
 def _from_google_drive(url: str, part: Path, progress: bool) -> None:

@@ -8,6 +8,7 @@ from ddfnet.data import Preprocessing
 from ddfnet.errors import UserError
 
 OFFICIAL = "https://github.com/theFoxofSky/ddfnet"
+ZOO = "zoo:"  # before a name, where a path or URL may stand as well
 SUFFIXES = {"safetensors": ".safetensors", "official": ".pth.tar"}
 
 

@@ -83,7 +83,11 @@ def test_without_pretrained_nothing_is_loaded(shipped):
 
 def test_an_unknown_tag_names_those_there_are():
     with pytest.raises(RuntimeError, match="Invalid pretrained tag"):
-        timm.create_model(f"{NAME}.typo", pretrained=True)
+        timm.create_model(f"{NAME}.typo", pretrained=True)  # timm's own words
+    for name, message in ((f"{NAME}.typo", "it has .*digits"), ("bam_resnet50.typo", "there are none")):
+        for pretrained in (False, True):
+            with pytest.raises(ValueError, match=message):
+                ddfnet.create_model(name, pretrained=pretrained)
     with pytest.raises(ValueError, match=TAGGED):
         ddfnet.create_model(f"{NAME}.typo", pretrained=True)
 
@@ -136,7 +140,7 @@ def test_a_repository_the_user_names_wins(shipped, monkeypatch):
 
 def test_an_official_checkpoint_in_the_cache(official):
     weights = official()
-    network = timm.create_model(NAME, pretrained=True)
+    network = timm.create_model(TAGGED, pretrained=True)
     assert_same(network, weights)
     assert_no_tensors_left(network)
 
@@ -148,7 +152,7 @@ def test_an_official_checkpoint_with_code_is_refused_and_not_run(official, tmp_p
 
     official(optimizer=RunsCode())
     with pytest.raises(CheckpointError, match="could run code: refused"):
-        timm.create_model(NAME, pretrained=True)
+        timm.create_model(TAGGED, pretrained=True)
     assert not (tmp_path / "ran").exists()
 
 
@@ -183,3 +187,9 @@ def test_a_run_can_start_from_the_zoo(classes, shipped):
 
 def test_the_tensors_are_those_that_eval_reads(shipped):
     assert_same(timm.create_model(TAGGED, pretrained=True), read_weights(file_path(find(TAGGED))).state_dict)
+
+
+def test_the_cache_folder_of_timm_is_that_of_the_zoo(tmp_path):
+    with pytest.raises(ValueError, match="By hand") as caught:  # no Google Drive here; the message names the folder
+        timm.create_model("ddf_add_resnet101", pretrained=True, cache_dir=tmp_path / "mine")
+    assert str(tmp_path / "mine") in str(caught.value)

@@ -47,7 +47,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     help_text = "a file of a classifier, or zoo:NAME"
     parser.add_argument("--checkpoint", required=True, metavar="PATH", help=help_text)
     parser.add_argument("--format", required=True, choices=SUFFIXES)
-    help_text = "default: in this folder, the name of the weights in the zoo or of the model"
+    help_text = "default: in this folder, named after the entry of the zoo, the run or the file"
     parser.add_argument("--output", type=Path, metavar="FILE", help=help_text)
     parser.add_argument("--model", metavar="NAME", help="model name, for a file that does not say it")
     help_text = "height and width in pixels (default: those of the checkpoint)"
@@ -72,7 +72,7 @@ def main(arguments: argparse.Namespace) -> int:
     classifier = _load(arguments)
     network, size = classifier.network, classifier.preprocessing.input_size
     program = exporting.traced(network, size, batch=None if arguments.dynamic_batch else arguments.batch_size)
-    output = arguments.output or Path(_name(arguments, classifier) + SUFFIXES[arguments.format])
+    output = arguments.output or Path(_name(arguments) + SUFFIXES[arguments.format])
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
@@ -141,8 +141,14 @@ def _load(arguments: argparse.Namespace) -> Classifier:
     return dataclasses.replace(classifier, network=network, preprocessing=preprocessing)
 
 
-def _name(arguments: argparse.Namespace, classifier: Classifier) -> str:
-    return arguments.checkpoint.removeprefix(ZOO) if arguments.checkpoint.startswith(ZOO) else classifier.name
+def _name(arguments: argparse.Namespace) -> str:
+    """What the file is called: after the entry, the run or the file; compiled packages end in .pt2 as well."""
+    kind = "_aoti" if arguments.format == "aoti" else "_standalone" if arguments.standalone else ""
+    if arguments.checkpoint.startswith(ZOO):
+        return arguments.checkpoint.removeprefix(ZOO) + kind
+    path = Path(arguments.checkpoint).absolute()
+    stem = path.name.split(".")[0]
+    return (path.parent.name if stem in ("best", "last") else stem) + kind
 
 
 def _write(

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,21 +32,22 @@ from torch import Tensor, nn
 from ddfnet.checkpoint import write_atomically
 from ddfnet.cli import run
 from ddfnet.data import EvalBatchTransform, eval_batches, eval_transform, index_folder
-from ddfnet.errors import UserError
+from ddfnet.errors import DataError, UserError
 from ddfnet.zoo.classifier import Classifier, load_classifier
 
 Predict = Callable[[Tensor], Tensor]
+REFERENCE = "float32"
 
 
 def variants(network: nn.Module, size: int, scratch: Path) -> dict[str, Predict | str]:
     """The network in each precision, by name; a sentence in place of one that cannot be had here.
 
-    Each takes images float32 (B, 3, size, size) and returns logits (B, classes). float32 is the first.
+    Each takes images float32 (B, 3, size, size) and returns logits (B, classes). float32 (`REFERENCE`) is the first.
     """
     linears = sum(isinstance(module, nn.Linear) for module in network.modules())
     pure = copy.deepcopy(network).to(torch.bfloat16)
     found: dict[str, Predict | str] = {
-        "float32": network,
+        REFERENCE: network,
         "bfloat16 autocast": _autocast(network, torch.bfloat16),
         "float16 autocast": _autocast(network, torch.float16),
         "bfloat16 weights and input": lambda image: pure(image.to(torch.bfloat16)),
@@ -80,6 +82,24 @@ def _quantised(network: nn.Module) -> Predict | str:
         return torch.ao.quantization.quantize_dynamic(copy.deepcopy(network), {nn.Linear}, dtype=torch.qint8)
 
 
+@dataclass
+class Running:
+    """Figures of one variant over the pictures seen so far; a large set would fill the memory."""
+
+    hits: int = 0
+    moved: int = 0
+    largest: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    def add(self, logits: Tensor, reference: Tensor, target: Tensor) -> None:
+        """Logits (B, classes) of this variant and of float32, labels (B,)."""
+        predicted, difference = logits.argmax(1), (logits - reference).abs()
+        self.hits += int((predicted == target).sum())
+        self.moved += int((predicted != reference.argmax(1)).sum())
+        self.largest = torch.maximum(self.largest, difference.max())  # keeps a NaN
+        self.total += difference.sum()
+
+
 @torch.inference_mode()
 def compare(classifier: Classifier, data: Path, batch_size: int) -> list[tuple[str, ...]]:
     """One row per variant: name, top-1, pictures of another prediction, largest and mean absolute difference.
@@ -87,33 +107,37 @@ def compare(classifier: Classifier, data: Path, batch_size: int) -> list[tuple[s
     Raises:
         DataError: the pictures cannot be used, or are of other classes.
     """
-    how = classifier.preprocessing
+    how, outputs = classifier.preprocessing, classifier.network.num_classes
     index = index_folder(data, classes=classifier.classes)
-    if len(index.classes) != classifier.network.num_classes:
-        known = classifier.network.num_classes
-        raise UserError(f"--data {data} has {len(index.classes)} class folders, the checkpoint knows {known} classes")
+    if classifier.classes is None and len(index.classes) != outputs:  # which output is which folder, nobody says
+        raise DataError(f"--data {data} has {len(index.classes)} class folders, the checkpoint knows {outputs} classes")
     batches = eval_batches(
         index, transform=eval_transform(how), batch_transform=EvalBatchTransform(how, device="cpu"),
         batch_size=batch_size, rank=0, world_size=1, device="cpu", num_workers=0,
     )  # fmt: skip
-    read = [(batch["image"], batch["target"]) for batch in batches]
-    target = torch.cat([labels for _, labels in read])
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode(False):
         predictors = variants(classifier.network, how.input_size, Path(scratch))
-    rows, reference = [], None
+    running = {name: Running() for name, predict in predictors.items() if not isinstance(predict, str)}
+    pictures, spread = 0, 0.0
+    for batch in batches:
+        image, target = batch["image"], batch["target"]
+        reference = predictors[REFERENCE](image).double()
+        for name, figures in running.items():
+            logits = reference if name == REFERENCE else predictors[name](image).double()
+            figures.add(logits, reference, target)
+        pictures += len(target)
+        spread += reference.std(1).sum().item()
+    rows = []
     for name, predict in predictors.items():
         if isinstance(predict, str):
             rows.append((name, predict, "", "", ""))
             continue
-        logits = torch.cat([predict(image).double() for image, _ in read])
-        reference = logits if reference is None else reference
-        hits, moved = int((logits.argmax(1) == target).sum()), int((logits.argmax(1) != reference.argmax(1)).sum())
-        difference = (logits - reference).abs()
-        accuracy = f"{100 * hits / len(target):.2f} % ({hits} of {len(target)})"
-        figures = ("0", "0") if logits is reference else (f"{difference.max():.2g}", f"{difference.mean():.2g}")
-        rows.append((name, accuracy, str(moved), *figures))
-    spread = reference.std(1).mean()
-    rows.append(("(standard deviation of the logits of a picture, float32)", "", "", f"{spread:.2g}", ""))
+        figures = running[name]
+        accuracy = f"{100 * figures.hits / pictures:.2f} % ({figures.hits} of {pictures})"
+        mean = figures.total / (pictures * outputs)
+        distance = ("0", "0") if name == REFERENCE else (f"{figures.largest:.2g}", f"{mean:.2g}")
+        rows.append((name, accuracy, str(figures.moved), *distance))
+    rows.append(("(standard deviation of the logits of a picture, float32)", "", "", f"{spread / pictures:.2g}", ""))
     return rows
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What a classifier sees in pictures: the most probable classes of each.
 
-    python scripts/predict.py digit.png                                      # the digits network of this package
+    python scripts/predict.py photo.jpg          # with a small CIFAR-10 network that ships with this package
     python scripts/predict.py photos cat.jpg --checkpoint runs/ddf_resnet50/best.pt --top 3
     python scripts/predict.py cat.jpg --checkpoint official.pth.tar --model ddf_mul_resnet50 --json
 
@@ -15,27 +15,28 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
-from ddfnet.cli import run
+from ddfnet.cli import EXIT_USER_ERROR, run
 from ddfnet.data import EvalBatchTransform, eval_transform, open_rgb
 from ddfnet.data.dataset import decode_error
 from ddfnet.data.folder import list_images
 from ddfnet.errors import DataError, UserError
-from ddfnet.evaluation.class_names import imagenet_classes, readable_names
+from ddfnet.evaluation.class_names import known_classes, readable_names
 from ddfnet.zoo.classifier import Classifier, load_classifier
 
-DEFAULT = "zoo:ddf_mul_resnet14_32px.digits"
+DEFAULT = "zoo:ddf_mul_resnet14_32px.cifar10"
 _TOP = 5
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="picture, or folder of pictures")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="picture, or folder: all in it and below")
     parser.add_argument(
         "--checkpoint",
         default=DEFAULT,
@@ -50,7 +51,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Prints the predictions; returns the exit code."""
+    """Prints the predictions; returns the exit code. A broken picture does not keep the others from theirs."""
     if arguments.top is not None and arguments.top < 1:
         raise UserError(f"--top must be at least 1, got {arguments.top}")
     pictures = find_pictures(arguments.images)
@@ -61,9 +62,16 @@ def main(arguments: argparse.Namespace) -> int:
     classes, names = class_names(classifier.classes, outputs)
     if not arguments.json:
         print(f"{classifier.name} of {arguments.checkpoint}, {outputs} classes")
-    answers = []
+    answers: list[dict[str, Any]] = []
+    broken = 0
     for picture in pictures:
-        best = predict(classifier, picture).topk(arguments.top or min(_TOP, outputs))
+        try:
+            best = predict(classifier, picture).topk(arguments.top or min(_TOP, outputs))
+        except DataError as error:
+            broken += 1
+            print(f"predict.py: error: {error}", file=sys.stderr)
+            answers.append({"image": str(picture), "error": str(error)})
+            continue
         rows = [
             {"class": classes[i], "name": names[i], "probability": p}
             for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -75,7 +83,7 @@ def main(arguments: argparse.Namespace) -> int:
                 print(f"  {100 * row['probability']:6.2f} %  {row['name']}")
     if arguments.json:
         print(json.dumps(answers, indent=2))
-    return 0
+    return EXIT_USER_ERROR if broken else 0
 
 
 def find_pictures(given: Sequence[Path]) -> list[Path]:
@@ -97,9 +105,7 @@ def find_pictures(given: Sequence[Path]) -> list[Path]:
 
 def class_names(classes: list[str] | None, outputs: int) -> tuple[list[str], list[str]]:
     """Class names of the checkpoint and readable ones, one for each output of the network."""
-    if classes is None:
-        imagenet = imagenet_classes()
-        classes = imagenet if outputs == len(imagenet) else []
+    classes = known_classes(classes, outputs) or []
     classes = [*classes, *(f"output {i}" for i in range(len(classes), outputs))]
     return classes, readable_names(classes)
 

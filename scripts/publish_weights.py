@@ -6,8 +6,10 @@
   python scripts/publish_weights.py runs/x/best.pt --output published/x --push ORG/NAME
 
 The folder holds config.json, model.safetensors and README.md (the model card). After `import ddfnet`,
-`timm.create_model("local-dir:FOLDER", pretrained=True)` gives the network back: tried before the folder appears.
---push uploads it with huggingface_hub, as the account that is logged in there.
+`timm.create_model("local-dir:FOLDER", pretrained=True)` gives the network back: tried before the folder appears. timm
+before 1.0.26 cannot do that for its own models: these are refused there. --push uploads the folder with
+huggingface_hub, as the account that is logged in there; a new repository is public, even where no licence is stated,
+unless --private is given.
 Exit codes: 0 done, 1 failed, 2 a mistake in the input.
 """
 
@@ -32,11 +34,13 @@ from ddfnet.checkpoint import read_weights, save_safetensors, write_atomically
 from ddfnet.cli import run
 from ddfnet.engine.logging import read_metrics
 from ddfnet.errors import UserError
+from ddfnet.models import list_models
 from ddfnet.zoo.card import licence_id, published_card
-from ddfnet.zoo.classifier import Classifier, load_classifier, locate
+from ddfnet.zoo.classifier import Classifier, build_classifier, locate
 from ddfnet.zoo.download import SHIPPED
 
 WEIGHTS = "model.safetensors"
+READS_FOLDERS = (1, 0, 26)  # of timm: the first that does not unpickle a model.safetensors of a local-dir
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -49,7 +53,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--name", metavar="NAME", help="title, MODEL or MODEL.TAG (default: that of the zoo, or the model)")
     add("--licence", metavar="ID", help="e.g. mit (default: that of the zoo, or none stated)")
     add("--data", metavar="TEXT", help="what it was trained on (default: what the zoo says, or not stated)")
-    add("--push", metavar="ORG/NAME", help="upload the folder there when it is complete")
+    add("--push", metavar="ORG/NAME", help="upload the folder there when it is complete; a new one is public")
+    add("--private", action="store_true", help="with --push: into a private repository, made if there is none")
     return parser.parse_args(arguments)
 
 
@@ -63,17 +68,21 @@ def publish(
     licence: str | None = None,
     data: str | None = None,
     push: str | None = None,
+    private: bool = False,
 ) -> Path:
     """Writes the folder, and uploads it if asked to; the arguments are those of the command line.
 
     Raises:
-        UserError: the checkpoint cannot be used, or the folder is taken.
+        UserError: the checkpoint cannot be used, the folder is taken, or the installed timm could not read it.
     """
     _check_free(output)
-    upload = _uploader(push) if push else None
-    _, entry = locate(checkpoint)
-    found = load_classifier(checkpoint, model=model, weights=weights)
+    if private and not push:
+        raise UserError("--private belongs to --push: leave it out, or give --push ORG/NAME")
+    upload = _uploader(push, private=private) if push else None
+    path, entry = locate(checkpoint)
+    found = build_classifier(read_weights(path, prefer=weights), source=path, model=model, entry=entry)
     architecture = found.network.pretrained_cfg["architecture"]
+    _check_timm(architecture)
     name = name or (entry.name if entry else architecture)
     licence = licence or (entry.licence if entry else None)
     card = published_card(
@@ -134,6 +143,17 @@ def _check_free(output: Path) -> None:
         raise UserError(f"--output {output} {what}: name a new folder")
 
 
+def _check_timm(architecture: str) -> None:
+    """Our own models read such a folder with any timm (`ddfnet.models.pretrained`)."""
+    version = tuple(map(int, re.findall(r"\d+", timm.__version__)[:3]))
+    if version < READS_FOLDERS and architecture not in list_models():
+        wanted = ".".join(map(str, READS_FOLDERS))
+        raise UserError(
+            f"timm {timm.__version__} cannot read {WEIGHTS} of a local-dir for its own models, as {architecture} is: "
+            f'pip install "timm>={wanted},<1.1"'
+        )
+
+
 def _write(output: Path, found: Classifier, config: dict[str, Any], card: str) -> None:
     """Writes beside `output`, tries the result, then gives it its name."""
     meta = {
@@ -167,8 +187,7 @@ def _write(output: Path, found: Classifier, config: dict[str, Any], card: str) -
 
 def _check_readable(folder: Path, found: Classifier) -> None:
     """What timm makes of the folder must give the same logits, bit for bit."""
-    network = timm.create_model(f"local-dir:{folder.resolve()}").eval()
-    network.load_state_dict(read_weights(folder / WEIGHTS).state_dict)
+    network = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
     size = found.preprocessing.input_size
     picture = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -177,7 +196,7 @@ def _check_readable(folder: Path, found: Classifier) -> None:
         raise RuntimeError("the published folder gives other logits than the checkpoint")
 
 
-def _uploader(name: str) -> Callable[[Path], str]:
+def _uploader(name: str, *, private: bool) -> Callable[[Path], str]:
     """What uploads a folder and returns its address; mistakes show before the work."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(f"--push takes ORG/NAME, got {name!r}")
@@ -189,7 +208,9 @@ def _uploader(name: str) -> Callable[[Path], str]:
     def upload(folder: Path) -> str:
         try:
             api = HfApi()
-            api.create_repo(name, exist_ok=True)
+            api.create_repo(name, private=private or None, exist_ok=True)  # None: as the account or organisation has it
+            if private and not api.repo_info(name).private:  # the hub passes over `private` where there is one already
+                raise RuntimeError("it exists and is public: make it private there, name another, or drop --private")
             return str(api.upload_folder(repo_id=name, folder_path=str(folder), commit_message="Add model"))
         except Exception as error:  # of the hub, of its network library, of a login that is missing
             reason = str(error).strip() or type(error).__name__

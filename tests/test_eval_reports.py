@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import sys
 
@@ -15,6 +16,7 @@ from ddfnet.checkpoint import save_checkpoint
 from ddfnet.engine import classification_report
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 from ddfnet.errors import DataError, UserError
+from ddfnet.evaluation.report_console import files_lines, result_table
 from tests.conftest import CLASSES, launch
 
 NAME = "ddf_mul_resnet14_32px"
@@ -171,11 +173,12 @@ def sets(picture_tree, tmp_path):
     for place, kind in enumerate(CLASSES):  # CLASSES are sorted: their places are the numbers of v2
         for path in sorted((picture_tree / "val" / kind).iterdir()):
             number += 1
+            name = f"ILSVRC2012_val_{number:08d}.png"
             for folder in (f"val/{kind}", f"imagenetv2-matched-frequency-format-val/{place}", f"two/{kind}"):
                 if folder.startswith("two") and kind not in ("disc", "ring"):
                     continue
                 (root / folder).mkdir(parents=True, exist_ok=True)
-                (root / folder / f"{number:04d}.png").symlink_to(path)
+                (root / folder / name).symlink_to(path)
     labels = [[i // 5] if i % 5 else [] for i in range(24)] + [[0, 1, 2, 3, 4]]  # the last may be anything
     (root / "real.json").write_text(json.dumps(labels))
     return root
@@ -218,7 +221,7 @@ def test_sets_side_by_side(checkpoint, picture_tree, sets, tmp_path, capsys, no_
         assert len(row) <= 80
         assert f"[{name}]({name}/report.md)" in page
         assert json.loads((tmp_path / "out" / name / "report.json").read_text())["top1"] == found[name]["top1"]
-    assert "other 3 do not compete" in page
+    assert "other 5 output(s), 2 of them without a class name, do not compete" in page
     assert "Beyer et al. 2020" in (tmp_path / "out" / "real" / "report.md").read_text()
 
 
@@ -235,6 +238,9 @@ def test_mistakes_come_before_any_work(checkpoint, picture_tree, tmp_path):
     thousand = tmp_path / "thousand.pt"
     torch.save(ddfnet.create_model(NAME, num_classes=1000).state_dict(), thousand)
     fails(DataError, "1000 missing .n01440764", thousand, model=NAME, sets="val", data=picture_tree)
+    own = f"mine={picture_tree / 'val'}"
+    fails(UserError, f"--data {picture_tree} is not used", sets=own, data=picture_tree)
+    fails(UserError, "--data nowhere is not used", sets=own, data="nowhere")
     depth = tmp_path / "depth.pt"
     save_checkpoint(depth, {"meta": {"task": "depth"}, "model": {"w": torch.zeros(1)}, "ema": None})
     fails(UserError, "--sets, --tta cannot be used with a checkpoint of the task depth", depth, sets="val", tta=True)
@@ -243,8 +249,132 @@ def test_mistakes_come_before_any_work(checkpoint, picture_tree, tmp_path):
 
 def test_a_network_that_gives_nan_still_has_a_report(checkpoint, picture_tree, tmp_path):
     payload = torch.load(checkpoint, weights_only=True)
-    payload["model"]["fc.bias"].fill_(float("nan"))
+    payload["model"]["fc.weight"].fill_(3e38)  # finite, but what comes out is not
     torch.save(payload, tmp_path / "nan.pt")
     report = evaluate_checkpoint(tmp_path / "nan.pt", data=picture_tree, output=tmp_path / "out", **COMMON)
     assert report["ece"] != report["ece"]
     assert (tmp_path / "out" / "report.md").exists()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    written = json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=refuse)
+    assert (written["ece"], written["loss"], written["n"]) == (None, None, 25)
+
+
+def test_a_figure_that_fails_costs_no_report(checkpoint, picture_tree, tmp_path, monkeypatch, capfd):
+    """A picture that has become unreadable since it was evaluated, and a matrix that cannot be drawn."""
+    figures = pytest.importorskip("ddfnet.evaluation.report_figures", exc_type=ImportError)
+
+    def unreadable(path):
+        raise OSError(5, "Input/output error")
+
+    def undrawable(*arguments):
+        raise RuntimeError("no glyph\nfor this name")
+
+    monkeypatch.setattr(classification_report, "open_rgb", unreadable)
+    monkeypatch.setattr(figures, "draw_confusion", undrawable)
+    (tmp_path / "confusion.png").write_bytes(b"of an earlier report")
+    report = evaluate_checkpoint(checkpoint, data=picture_tree, output=tmp_path, **COMMON)
+    assert report["files"] == [*FILES, "calibration.png"]
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(report["files"])
+    assert re.findall(r"!\[[^]]*\]\(([^)]+)\)", (tmp_path / "report.md").read_text()) == ["calibration.png"]
+    problems = [line for line in capfd.readouterr().err.splitlines() if line.startswith("no ")]
+    assert problems[0] == "no confusion.png: RuntimeError: no glyph for this name"
+    assert re.fullmatch(r"no mistakes\.png: DataError: picture .*\.png cannot be read \(.*output error\)", problems[1])
+    assert len(problems) == 2
+
+
+def test_the_texts_are_written_before_a_figure_is_drawn(checkpoint, picture_tree, tmp_path, monkeypatch):
+    """Killed while drawing, hours of evaluation still have their report."""
+    figures = pytest.importorskip("ddfnet.evaluation.report_figures", exc_type=ImportError)
+
+    def killed(calibration):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figures, "draw_calibration", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_checkpoint(checkpoint, data=picture_tree, output=tmp_path, **COMMON)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+    assert json.loads((tmp_path / "report.json").read_text())["files"] == FILES
+
+
+def test_names_that_are_no_utf8_are_spelt_out(picture_tree, tmp_path, monkeypatch, no_figures):
+    """Printed, too: stdout is strict."""
+    data = tmp_path / os.fsdecode(b"d\xe9")
+    for name, kind in ((b"caf\xe9", "disc"), (b"tee", "ring")):
+        (data / os.fsdecode(name)).mkdir(parents=True)
+        for i in range(3):
+            (data / os.fsdecode(name) / f"{i}.png").symlink_to(picture_tree / "val" / kind / f"{i}.png")
+    torch.save(ddfnet.create_model(NAME, num_classes=2).state_dict(), tmp_path / "two.pt")
+    with (tmp_path / "stdout").open("w", encoding="utf-8") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        report = evaluate_checkpoint(
+            tmp_path / "two.pt", model=NAME, data=data, output=tmp_path / "out", input_size=16, **COMMON
+        )
+    assert report["files"] == FILES
+    assert {row["class"] for row in table(tmp_path / "out")} == {r"caf\udce9", "tee"}
+    assert r"caf\udce9" in (tmp_path / "out" / "report.md").read_text()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["data"] == str(data)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_numbered_folders_without_class_names(picture_tree, tmp_path, no_figures, padded):
+    """Their order as text, 0, 1, 10, 2, is nobody's order of outputs."""
+    data = tmp_path / "numbers"
+    for i in range(11):
+        (data / (f"{i:02d}" if padded else str(i))).mkdir(parents=True)
+        (data / (f"{i:02d}" if padded else str(i)) / "0.png").symlink_to(picture_tree / "val" / "disc" / "0.png")
+    torch.save(ddfnet.create_model(NAME, num_classes=11).state_dict(), tmp_path / "bare.pt")
+    arguments = {"model": NAME, "data": data, "output": tmp_path / "out", "input_size": 16, **COMMON}
+    if padded:
+        assert evaluate_checkpoint(tmp_path / "bare.pt", **arguments)["n"] == 11
+        return
+    with pytest.raises(DataError, match=r"are numbers.* does not name its classes: rename .* \(00, 01, "):
+        evaluate_checkpoint(tmp_path / "bare.pt", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_thousand_numbered_folders_are_those_of_v2(picture_tree, tmp_path, no_figures):
+    data = tmp_path / "v2"
+    for i in range(1000):
+        (data / str(i)).mkdir(parents=True)
+        (data / str(i) / "0.png").symlink_to(picture_tree / "val" / "disc" / "0.png")
+    torch.save(ddfnet.create_model(NAME, num_classes=1000).state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(DataError, match=f"give --sets v2={data} in place of --data"):
+        evaluate_checkpoint(tmp_path / "bare.pt", model=NAME, data=data, output=tmp_path / "out", **COMMON)
+
+
+def test_a_set_of_ones_own_scores_the_same_in_any_order_of_classes(checkpoint, picture_tree, tmp_path, no_figures):
+    """The same network with its outputs in two orders, two of them without a name and with the highest logits."""
+    payload = torch.load(checkpoint, weights_only=True)
+    payload["model"]["fc.bias"][5:] = 50
+    found = []
+    for order in (CLASSES[::-1], CLASSES):
+        rows = [CLASSES[::-1].index(kind) for kind in order] + [5, 6]
+        model = {**payload["model"], **{key: payload["model"][key][rows] for key in ("fc.weight", "fc.bias")}}
+        torch.save({**payload, "meta": {**payload["meta"], "classes": [*order]}, "model": model}, tmp_path / "best.pt")
+        own = f"mine={picture_tree / 'val'}"
+        summary = evaluate_checkpoint(tmp_path / "best.pt", sets=own, output=tmp_path / "out", **COMMON)
+        found.append(summary["sets"]["mine"])
+    assert found[0]["top1_count"] == found[1]["top1_count"] > 0
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"])
+    assert found[0]["note"] == found[1]["note"]
+    assert "other 2 output(s), 2 of them without a class name" in found[0]["note"]
+
+
+def test_names_with_spaces_stay_whole_on_the_console():
+    files = [f"{name} of mine/{file}" for name in ("first set", "second set", "third set") for file in FILES + FIGURES]
+    lines = files_lines("out", files).splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert all(f"{name} of mine/" in "\n".join(lines) for name in ("first set", "second set", "third set"))
+    data = "/data/" + "a folder with spaces " * 5 + "end"
+    environment = {"gpus": []}
+    how = {"input_size": 16, "crop_pct": 1.0, "interpolation": "bicubic"}
+    report = {
+        "model": NAME, "weights": "ema", "parameters": 1, "preprocessing": how, "environment": environment,
+        "device": "cpu", "precision": "fp32", "processes": 1, "tta": False, "data": data, "top1": 1.0, "top5": 1.0,
+        "ece": 1.0, "top1_count": 1, "top5_count": 1, "n": 100, "loss": 1.0, "images_per_second": 1.0,
+    }  # fmt: skip
+    assert data in result_table(report).splitlines()

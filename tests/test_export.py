@@ -9,12 +9,14 @@ import sys
 
 import export
 import exporting
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ddfnet
 from ddfnet.checkpoint import save_safetensors
-from ddfnet.data import EvalBatchTransform, Preprocessing, eval_batches, eval_transform, index_folder
+from ddfnet.data import Preprocessing, eval_transform, index_folder
 from ddfnet.errors import UserError
 from ddfnet.ops import ddf_reference, ddf_up_reference
 from ddfnet.ops.decomposition import plain_ddf
@@ -23,6 +25,8 @@ from tests.conftest import ROOT, environment
 
 DIGITS = "zoo:ddf_mul_resnet14_32px.digits"
 NAME = "ddf_mul_resnet14_32px.digits"
+GUIDE = (ROOT / "docs/export.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 
 
 def call(*arguments):
@@ -40,7 +44,15 @@ def random_checkpoint(path, model, size, num_classes=5, **kwargs):
     return path
 
 
-# --- the decomposition ------------------------------------------------------------------------------------------------
+def need_onnx():
+    pytest.importorskip("onnxscript")
+    return pytest.importorskip("onnxruntime")
+
+
+def prepared(picture, how):
+    """A picture as evaluation gives it to the network."""
+    pixels = torch.as_tensor(eval_transform(how)(picture)).float() / 255
+    return (pixels - torch.tensor(how.mean)[:, None, None]) / torch.tensor(how.std)[:, None, None]
 
 
 @pytest.mark.parametrize("combine", ["mul", "add"])
@@ -65,13 +77,9 @@ def test_the_decomposition_of_upsampling_is_the_definition(combine):
     torch.testing.assert_close(plain_ddf(x, channel, spatial, 3, 1, 1, combine == "mul", 2), expected)
 
 
-# --- ONNX -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def digits_onnx(tmp_path_factory):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
+    need_onnx()
     path = tmp_path_factory.mktemp("onnx") / f"{NAME}.onnx"
     assert call("--checkpoint", DIGITS, "--format", "onnx", "--dynamic-batch", "--output", path) == 0
     assert [item.name for item in path.parent.iterdir()] == [path.name]
@@ -87,73 +95,62 @@ def digits(tmp_path_factory):
 
 
 def test_onnx_has_standard_operators_and_says_how_to_be_used(digits_onnx):
-    import onnx
-
+    onnx = pytest.importorskip("onnx")
     model = onnx.load(digits_onnx)
     assert {node.domain for node in model.graph.node} == {""}
     assert not model.functions
     assert {entry.domain for entry in model.opset_import} == {""}
     about = {entry.key: entry.value for entry in model.metadata_props}
-    classifier = load_classifier(DIGITS)
-    assert json.loads(about["classes"]) == [str(digit) for digit in range(10)] == classifier.classes
-    assert json.loads(about["preprocessing"]) == classifier.preprocessing.to_dict()
+    assert json.loads(about["classes"]) == [str(digit) for digit in range(10)]
+    assert json.loads(about["preprocessing"]) == load_classifier(DIGITS).preprocessing.to_dict()
     assert json.loads(about["model"]) == {"name": "ddf_mul_resnet14_32px", "kwargs": {}}
-    (image,) = model.graph.input
-    assert [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim] == ["batch", 3, 32, 32]
+    assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == ["batch", 3, 32, 32]
     assert str(ROOT).encode() not in digits_onnx.read_bytes()  # no paths of the machine it was made on
 
 
 def test_onnx_predicts_the_digits_that_the_network_predicts(digits_onnx, digits):
-    classifier = load_classifier(DIGITS)
-    session = exporting.load_onnx(digits_onnx)
-    batches = eval_batches(
-        index_folder(digits / "val", classes=classifier.classes), transform=eval_transform(classifier.preprocessing),
-        batch_transform=EvalBatchTransform(classifier.preprocessing, device="cpu"), batch_size=100, rank=0,
-        world_size=1, device="cpu", num_workers=0,
-    )  # fmt: skip
-    hits = pictures = 0
+    classifier, session = load_classifier(DIGITS), exporting.load_onnx(digits_onnx)
+    how, index = classifier.preprocessing, index_folder(digits / "val", classes=classifier.classes)
+    images = torch.stack([prepared(Image.open(index.path(i)).convert("RGB"), how) for i in range(len(index))])
     with torch.inference_mode():
-        for batch in batches:
-            expected, got = classifier.network(batch["image"]), session(batch["image"])
-            torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
-            assert torch.equal(got.argmax(1), expected.argmax(1))
-            hits, pictures = hits + int((got.argmax(1) == batch["target"]).sum()), pictures + len(got)
-    assert (hits, pictures) == (352, 359)
+        expected, got = classifier.network(images), session(images)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    assert torch.equal(got.argmax(1), expected.argmax(1))
+    hits = sum(int(label) == index.label(i) for i, label in enumerate(got.argmax(1)))
+    assert (hits, len(index)) == (352, 359)
 
 
 @pytest.mark.parametrize(
     ("model", "kwargs"),
-    [
-        ("ddf_mul_resnet14_32px", {"heads": 2}),
-        ("ddf_add_resnet14_32px", {}),
-    ],
+    [("ddf_mul_resnet14_32px", {"heads": 2}), pytest.param("ddf_add_resnet14_32px", {}, marks=pytest.mark.slow)],
 )
 def test_small_models_agree_in_onnxruntime(model, kwargs, tmp_path, capsys):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
+    need_onnx()
     checkpoint = random_checkpoint(tmp_path / "weights.safetensors", model, 32, **kwargs)
     output = tmp_path / "model.onnx"
     options = ["--input-size", 16, "--batch-size", 3, "--opset", 18]
     assert call("--checkpoint", checkpoint, "--format", "onnx", "--output", output, *options) == 0
     difference = float(re.search(r"batch 3: largest difference of a logit (\S+)", capsys.readouterr().out)[1])
     assert 0 < difference < 1e-4
-    import onnx
-
+    onnx = pytest.importorskip("onnx")
     written = onnx.load(output)
     assert written.opset_import[0].version == 18
     assert json.loads({e.key: e.value for e in written.metadata_props}["preprocessing"])["input_size"] == 16
     assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
 
 
-# --- torch.export -----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def digits_standalone(tmp_path_factory):
+    path = tmp_path_factory.mktemp("torch") / f"{NAME}_standalone.pt2"
+    options = ["--format", "torch", "--dynamic-batch", "--standalone", "--output", path]
+    assert call("--checkpoint", DIGITS, *options) == 0
+    return path
 
 
-def test_torch_programs_with_and_without_the_operator(tmp_path):
-    kept, standalone = tmp_path / "kept.pt2", tmp_path / "standalone.pt2"
-    common = ["--checkpoint", DIGITS, "--format", "torch", "--dynamic-batch"]
-    assert call(*common, "--output", kept) == 0
-    assert call(*common, "--output", standalone, "--standalone") == 0
-    extra = {exporting.EXTRA_FILE: ""}
+def test_torch_programs_with_and_without_the_operator(digits_standalone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("--checkpoint", DIGITS, "--format", "torch", "--dynamic-batch") == 0
+    kept, extra = tmp_path / f"{NAME}.pt2", {exporting.EXTRA_FILE: ""}  # the name it gets without --output
     program = torch.export.load(kept, extra_files=extra)
     assert sum(node.target is torch.ops.ddfnet.ddf.default for node in program.graph.nodes) == 4
     assert json.loads(json.loads(extra[exporting.EXTRA_FILE])["classes"])[9] == "9"
@@ -162,7 +159,7 @@ def test_torch_programs_with_and_without_the_operator(tmp_path):
     torch.save(image, tmp_path / "image.pt")
     script = (
         "import sys, torch; image = torch.load('image.pt');"
-        "torch.save(torch.export.load('standalone.pt2').module()(image).detach(), 'logits.pt');"
+        f"torch.save(torch.export.load({str(digits_standalone)!r}).module()(image).detach(), 'logits.pt');"
         "assert 'ddfnet' not in sys.modules"
     )
     env = {key: value for key, value in environment().items() if key != "PYTHONPATH"}
@@ -182,9 +179,6 @@ def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch, capsys, error
     assert output.read_bytes() == b"an earlier export"
     assert [item.name for item in tmp_path.iterdir()] == ["model.pt2"]
     assert "failed: above 0.0001" in capsys.readouterr().err
-
-
-# --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -222,16 +216,8 @@ def test_the_command_fails_with_one_line(tmp_path):
     assert done.stderr == "export.py: error: checkpoint not found: no.pt\n"
 
 
-# --- the guide --------------------------------------------------------------------------------------------------------
-
-GUIDE = (ROOT / "docs/export.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-
-
 def test_commands_of_the_guide_are_accepted():
-    commands = re.findall(
-        r"^python scripts/export.py (.*)$", GUIDE + export.__doc__.replace("\n    ", "\n"), re.MULTILINE
-    )
+    commands = re.findall(r"^ *python scripts/export.py (.*)$", GUIDE + export.__doc__, re.MULTILINE)
     assert len(commands) == 6
     for command in commands:
         export._check(export.parse_arguments(shlex.split(command)))
@@ -250,25 +236,33 @@ def test_block_of_the_guide_for_onnxruntime(digits_onnx, digits, tmp_path, monke
         shutil.copy(sorted((digits / "val" / digit).iterdir())[0], tmp_path / "digit.png")
         space = run_block(BLOCKS[0], tmp_path, monkeypatch)
         assert space["classes"][space["logits"][0].argmax()] == digit
-        classifier = load_classifier(DIGITS)  # the few lines of numpy are the preprocessing of training
-        pixels = eval_transform(classifier.preprocessing)(space["Image"].open("digit.png").convert("RGB"))
-        expected = (torch.as_tensor(pixels).float() / 255 - 0.5) / 0.5
-        torch.testing.assert_close(torch.from_numpy(space["image"][0]), expected, rtol=0, atol=1e-6)
 
 
-def test_block_of_the_guide_for_torch(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert call("--checkpoint", DIGITS, "--format", "torch", "--dynamic-batch", "--standalone") == 0
-    space = run_block(BLOCKS[1], tmp_path, monkeypatch)
+@pytest.mark.parametrize(("crop_pct", "interpolation"), [(0.875, "bicubic"), (0.95, "bilinear"), (1.0, "bicubic")])
+def test_the_guide_prepares_any_picture_as_evaluation_does(digits_onnx, tmp_path, monkeypatch, crop_pct, interpolation):
+    onnx = pytest.importorskip("onnx")
+    how = Preprocessing(32, crop_pct, interpolation, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    model = onnx.load(digits_onnx)
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, {**about, "preprocessing": json.dumps(how.to_dict())})
+    onnx.save(model, tmp_path / digits_onnx.name)
+    noise = np.random.default_rng(0)
+    # Long sides whose exact length is no whole number, and margins of odd width, which halves round differently.
+    for width, height in [(500, 333), (123, 457), (333, 500), (40, 33), (33, 41), (32, 35), (20, 37), (641, 480)]:
+        picture = Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        picture.save(tmp_path / "digit.png")
+        image = run_block(BLOCKS[0], tmp_path, monkeypatch)["image"][0]
+        torch.testing.assert_close(torch.from_numpy(image), prepared(picture, how), rtol=0, atol=1e-6)
+
+
+def test_block_of_the_guide_for_torch(digits_standalone, monkeypatch):
+    space = run_block(BLOCKS[1], digits_standalone.parent, monkeypatch)
     assert space["logits"].shape == (3, 10)
     assert "preprocessing" in space["about"]
 
 
 def test_block_of_the_guide_for_ones_own_network(tmp_path, monkeypatch):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
-    import onnxruntime
-
+    onnxruntime = need_onnx()
     space = run_block(BLOCKS[3], tmp_path, monkeypatch)
     session = onnxruntime.InferenceSession(tmp_path / "own.onnx")
     image = torch.randn(1, 3, 24, 24)
@@ -276,9 +270,6 @@ def test_block_of_the_guide_for_ones_own_network(tmp_path, monkeypatch):
     assert got.shape == (1, 16, 48, 48)
     with torch.inference_mode():
         torch.testing.assert_close(torch.from_numpy(got), space["network"](image), rtol=0, atol=1e-4)
-
-
-# --- minutes ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -296,8 +287,20 @@ def test_aoti_and_its_block_of_the_guide(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
 def test_ddf_resnet50(kind, tmp_path):
     if kind == "onnx":
-        pytest.importorskip("onnxscript")
-        pytest.importorskip("onnxruntime")
+        need_onnx()
     checkpoint = random_checkpoint(tmp_path / "weights.safetensors", "ddf_mul_resnet50", 64, num_classes=1000)
     output = tmp_path / f"model{export.SUFFIXES[kind]}"
     assert call("--checkpoint", checkpoint, "--format", kind, "--output", output, "--dynamic-batch") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--checkpoint", DIGITS, "--format", "onnx"], NAME),
+        (["--checkpoint", DIGITS, "--format", "aoti"], f"{NAME}_aoti"),
+        (["--checkpoint", "runs/mine/best.pt", "--format", "torch"], "mine"),
+        (["--checkpoint", "official.pth.tar", "--format", "torch", "--standalone"], "official_standalone"),
+    ],
+)
+def test_files_of_other_runs_and_formats_have_other_names(arguments, name):
+    assert export._name(export.parse_arguments(arguments)) == name

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import weakref
 
 import precision_parity as parity
 import pytest
@@ -11,22 +12,28 @@ import ddfnet
 from ddfnet.checkpoint import save_safetensors
 from ddfnet.data import Preprocessing
 from ddfnet.errors import DataError, UserError
+from ddfnet.zoo.classifier import load_classifier
 from tests.conftest import CLASSES, ROOT
 
 COMMAND = r"^ *python scripts/precision_parity.py (.*)$"
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def weights(path, *, num_classes, classes):
     torch.manual_seed(0)
-    network = ddfnet.create_model("ddf_mul_resnet14_32px", num_classes=5)
+    network = ddfnet.create_model("ddf_mul_resnet14_32px", num_classes=num_classes)
     meta = {
-        "task": "classification", "model": {"name": "ddf_mul_resnet14_32px", "num_classes": 5, "kwargs": {}},
-        "classes": list(CLASSES), "preprocessing": Preprocessing(16, 1.0).to_dict(), "precision": "fp32",
+        "task": "classification",
+        "model": {"name": "ddf_mul_resnet14_32px", "num_classes": num_classes, "kwargs": {}},
+        "classes": classes, "preprocessing": Preprocessing(16, 1.0).to_dict(), "precision": "fp32",
     }  # fmt: skip
-    path = tmp_path_factory.mktemp("parity") / "weights.safetensors"
     save_safetensors(path, network.state_dict(), meta, kind="model")
     return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("parity") / "weights.safetensors"
+    return weights(path, num_classes=5, classes=list(CLASSES))
 
 
 def call(*arguments):
@@ -59,6 +66,44 @@ def test_each_precision_is_a_row(checkpoint, picture_tree, tmp_path, capsys):
     if not figures["float32, onnxruntime"][0].startswith("not measured"):
         assert largest["float32, onnxruntime"] < 1e-4
     assert "scripts/precision_parity.py" in text
+
+
+@pytest.fixture
+def few_variants(monkeypatch):
+    """float32 and one network 0.5 higher in the first class, so that every figure can be worked out by hand."""
+    seen, alive = [], []
+
+    def variants(network, size, scratch):
+        def shifted(image):
+            seen.append(weakref.ref(image))
+            alive.append(sum(image() is not None for image in seen))
+            return network(image) + torch.eye(network.num_classes)[0] / 2
+
+        return {"float32": network, "shifted": shifted, "absent": "not measured"}
+
+    monkeypatch.setattr(parity, "variants", variants)
+    return alive
+
+
+def test_batches_are_not_kept_and_do_not_change_the_figures(checkpoint, picture_tree, few_variants):
+    classifier = load_classifier(checkpoint)
+    alone = parity.compare(classifier, picture_tree / "val", 3)
+    assert len(few_variants) == 9
+    assert max(few_variants) <= 2  # batches in memory at once: not all of the set
+    rows = {row[0]: row for row in alone}
+    assert (rows["shifted"][3], rows["shifted"][4]) == ("0.5", "0.1")  # one of five logits moved
+    assert rows["absent"] == ("absent", "not measured", "", "", "")
+    assert parity.compare(classifier, picture_tree / "val", 25) == alone
+
+
+def test_more_outputs_than_named_classes(picture_tree, tmp_path, few_variants):
+    """As eval.py: the names say which output is which folder; without names the numbers must agree."""
+    named = weights(tmp_path / "named.safetensors", num_classes=8, classes=list(CLASSES))
+    rows = parity.compare(load_classifier(named), picture_tree / "val", 25)
+    assert re.fullmatch(r"\d+\.\d\d % \(\d+ of 25\)", rows[0][1])
+    unnamed = weights(tmp_path / "unnamed.safetensors", num_classes=8, classes=None)
+    with pytest.raises(DataError, match="has 5 class folders, the checkpoint knows 8 classes"):
+        parity.compare(load_classifier(unnamed), picture_tree / "val", 25)
 
 
 def test_what_cannot_be_measured_says_why(monkeypatch, tmp_path):

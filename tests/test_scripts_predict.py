@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import predict
 import pytest
@@ -33,13 +34,14 @@ def pictures(picture_tree, tmp_path):
 
 def test_a_folder_and_a_file_with_the_shipped_network(pictures, picture_tree, capsys):
     other = picture_tree / "val" / "grid" / "1.png"
-    answers = json.loads(run(capsys, pictures, other, "--json"))
+    digits = ("--checkpoint", f"zoo:{NAME}.digits")
+    answers = json.loads(run(capsys, pictures, other, *digits, "--json"))
     assert [answer["image"] for answer in answers] == [
         str(pictures / "b.png"),
         str(pictures / "more/a.png"),
         str(other),
     ]
-    loaded = load_classifier(predict.DEFAULT)
+    loaded = load_classifier(digits[1])
     for answer in answers:
         picture = Image.open(answer["image"]).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
         pixels = torch.tensor(list(picture.tobytes())).view(1, 32, 32, 3).permute(0, 3, 1, 2) / 255
@@ -48,7 +50,8 @@ def test_a_folder_and_a_file_with_the_shipped_network(pictures, picture_tree, ca
         rows = answer["predictions"]
         assert [row["class"] for row in rows] == [str(int(i)) for i in expected.indices]  # digits: name = place
         assert [row["probability"] for row in rows] == pytest.approx(expected.values.tolist(), abs=1e-5)
-    text = run(capsys, pictures, "--top", 2)
+    assert "cat" in run(capsys, other, "--top", 10)  # without --checkpoint: CIFAR-10's classes
+    text = run(capsys, pictures, *digits, "--top", 2)
     assert text.startswith(f"{NAME} of zoo:{NAME}.digits, 10 classes")
     assert text.count(" %  ") == 4
     best = answers[0]["predictions"][0]
@@ -90,6 +93,7 @@ def test_a_broken_picture_ends_with_code_2_and_one_line(pictures):
     (pictures / "c.png").write_bytes((pictures / "b.png").read_bytes()[:60])
     result = launch("scripts/predict.py", pictures, "--json")
     assert result.returncode == 2
-    assert result.stdout == ""
+    good = {Path(answer["image"]).name: "predictions" in answer for answer in json.loads(result.stdout)}
+    assert good == {"b.png": True, "c.png": False, "a.png": True}  # the others are not lost
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith(f"predict.py: error: picture {pictures / 'c.png'} cannot be read")

@@ -1,18 +1,20 @@
 """The report folder of an evaluated classifier: figures, tables, pictures and how they were made."""
 
+import io
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ddfnet.checkpoint import write_atomically
 from ddfnet.data import FolderIndex, Preprocessing, eval_transform, open_rgb
+from ddfnet.data.dataset import decode_error
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.evaluate_task import write_report
 from ddfnet.engine.run_folder import environment
-from ddfnet.errors import UserError
+from ddfnet.errors import DataError, UserError
 from ddfnet.evaluation.class_names import readable_names
 from ddfnet.evaluation.image_sets import ImageSet
 from ddfnet.evaluation.pictures import Pictures
@@ -21,11 +23,10 @@ from ddfnet.evaluation.report_tables import per_class_csv, report_page
 from ddfnet.evaluation.statistics import ClassRow, Confusion, calibration, class_rows, confusions, worst_mistakes
 from ddfnet.zoo.classifier import Classifier
 
+TEXTS = ("report.json", "report.md", "per_class.csv")
 FIGURES = ("calibration.png", "confusion.png", "mistakes.png")
 NO_FIGURES = "no figures: matplotlib is missing (pip install matplotlib)"
 _MISTAKES = 20
-
-Writers = dict[str, Callable[[BinaryIO], Any]]
 
 
 def figures_available() -> bool:
@@ -79,10 +80,13 @@ def results(images: ImageSet, pictures: Pictures, metrics: dict[str, float], sec
 def write_report_folder(
     folder: Path, report: dict[str, Any], images: ImageSet, pictures: Pictures, *, outputs: int
 ) -> dict[str, Any]:
-    """Writes the report folder of one set and returns the report with its `files`; report.json comes last.
+    """Writes the report folder of one set and returns the report with its `files`.
+
+    The texts are written before anything is drawn: a figure that cannot be drawn is missing in `files`, and a line on
+    stderr says why.
 
     Args:
-        folder: made if need be; figures of an earlier report that are not drawn again are removed from it.
+        folder: made if need be; figures of an earlier report are removed from it.
         report: of `describe` and `results`.
         images, pictures: what was evaluated, and its rows.
         outputs: number of outputs of the network that were scored.
@@ -93,14 +97,19 @@ def write_report_folder(
     # A network may have more outputs than the data has classes (model.num_classes): it can answer with those, too.
     classes = [*images.classes, *(f"output {i}" for i in range(len(images.classes), outputs))]
     names, rows, pairs = readable_names(classes), class_rows(pictures), confusions(pictures)
-    figures = _figures(images.index, pictures, rows, pairs, names, report) if figures_available() else {}
-    report = {**report, "files": ["report.json", "report.md", "per_class.csv", *figures]}
-    page = report_page(report, rows, pairs, names)
-    _write(folder, {**figures, "per_class.csv": _text(per_class_csv(rows, classes, names)), "report.md": _text(page)})
-    for name in FIGURES:
-        if name not in figures:
-            (folder / name).unlink(missing_ok=True)
+    report = {**report, "files": [*TEXTS]}
+    _write(folder, "per_class.csv", _text(per_class_csv(rows, classes, names)))
+    _write(folder, "report.md", _text(report_page(report, rows, pairs, names)))
     write_report(folder / "report.json", report)
+    for name in FIGURES:
+        (folder / name).unlink(missing_ok=True)
+    figures = _figures(images.index, pictures, rows, pairs, names, report) if figures_available() else {}
+    for name, drawn in figures.items():
+        _write(folder, name, drawn)
+    if figures:
+        report = {**report, "files": [*TEXTS, *figures]}
+        _write(folder, "report.md", _text(report_page(report, rows, pairs, names)))
+        write_report(folder / "report.json", report)
     return report
 
 
@@ -122,21 +131,20 @@ def write_summary(
     parts = [f"{name}/{file}" for name, report in reports.items() for file in report.get("files", [])]
     summary = {**about, "sets": results, "files": ["sets.json", "sets.md", *parts]}
     if write:
-        _write(folder, {"sets.md": _text(sets_page(summary))})
+        _write(folder, "sets.md", _text(sets_page(summary)))
         write_report(folder / "sets.json", summary)
     return summary
 
 
-def _write(folder: Path, writers: Writers) -> None:
-    for name, write in writers.items():
-        try:
-            write_atomically(folder / name, write)
-        except OSError as error:
-            raise UserError(f"cannot write {folder / name}: {error.strerror}; give --output FOLDER") from None
+def _write(folder: Path, name: str, content: bytes) -> None:
+    try:
+        write_atomically(folder / name, lambda file: file.write(content))
+    except OSError as error:
+        raise UserError(f"cannot write {folder / name}: {error.strerror}; give --output FOLDER") from None
 
 
-def _text(text: str) -> Callable[[BinaryIO], Any]:
-    return lambda file: file.write(text.encode())
+def _text(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")  # names of files and folders need not be UTF-8
 
 
 def _figures(
@@ -146,23 +154,42 @@ def _figures(
     pairs: Sequence[Confusion],
     names: Sequence[str],
     report: dict[str, Any],
-) -> Writers:
-    from ddfnet.evaluation.report_figures import Mistake, draw_calibration, draw_confusion, draw_mistakes
+) -> dict[str, bytes]:
+    """PNG files by name, without those that cannot be drawn."""
+    from ddfnet.evaluation.report_figures import draw_calibration, draw_confusion, draw_mistakes
+
+    draws = {
+        "calibration.png": lambda: draw_calibration(calibration(pictures)),
+        "confusion.png": lambda: draw_confusion(rows, pairs, names),
+    }
+    total = len(pictures) - report["top1_count"]
+    if total:
+        draws["mistakes.png"] = lambda: draw_mistakes(_mistakes(index, pictures, names, report), total)
+    drawn = {}
+    for name, draw in draws.items():
+        file = io.BytesIO()
+        try:
+            draw().savefig(file, format="png")
+        except Exception as error:  # hours of evaluation must not end without a report for the sake of a figure
+            of_set = f" of set {report['set']}" if report["set"] else ""
+            print(f"no {name}{of_set}: {decode_error(error)}", file=sys.stderr, flush=True)
+        else:
+            drawn[name] = file.getvalue()
+    return drawn
+
+
+def _mistakes(index: FolderIndex, pictures: Pictures, names: Sequence[str], report: dict[str, Any]) -> list[Any]:
+    """For `draw_mistakes`; DataError where a picture cannot be read any more."""
+    from ddfnet.evaluation.report_figures import Mistake
 
     as_seen = eval_transform(Preprocessing.from_dict(report["preprocessing"]))
-    mistakes = [
-        Mistake(
-            as_seen(open_rgb(index.path(i))).permute(1, 2, 0).numpy(),
-            names[pictures.target[i]],
-            names[pictures.predicted[i]],
-            float(pictures.confidence[i]),
-        )
-        for i in worst_mistakes(pictures, _MISTAKES)
-    ]
-    drawn = {
-        "calibration.png": draw_calibration(calibration(pictures)),
-        "confusion.png": draw_confusion(rows, pairs, names),
-    }
-    if mistakes:
-        drawn["mistakes.png"] = draw_mistakes(mistakes, len(pictures) - report["top1_count"])
-    return {name: lambda file, figure=figure: figure.savefig(file, format="png") for name, figure in drawn.items()}
+    found = []
+    for i in worst_mistakes(pictures, _MISTAKES):
+        try:
+            image = open_rgb(index.path(i))
+        except Exception as error:
+            raise DataError(f"picture {index.path(i)} cannot be read ({decode_error(error)})") from None
+        pixels = as_seen(image).permute(1, 2, 0).numpy()
+        said = names[pictures.target[i]], names[pictures.predicted[i]]
+        found.append(Mistake(pixels, *said, float(pictures.confidence[i])))
+    return found

@@ -1,6 +1,7 @@
 """Evaluation of a checkpoint on its own: what `eval.py` does."""
 
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ddfnet.data import FolderIndex, Preprocessing, index_folder
 from ddfnet.engine.evaluate_classifier import evaluate_classifier
 from ddfnet.engine.evaluate_task import evaluate_task
 from ddfnet.errors import DataError, UserError
-from ddfnet.evaluation.class_names import imagenet_classes
+from ddfnet.evaluation.class_names import in_order_of_number, known_classes
 from ddfnet.evaluation.image_sets import ImageSet, find_sets, load_set
 from ddfnet.zoo.classifier import build_classifier, locate
 
@@ -40,7 +41,7 @@ def evaluate_checkpoint(
     Args:
         checkpoint: a checkpoint of ours, an official one, a state_dict, a .safetensors file, or `zoo:NAME`.
         data: folder of class folders, or one with `val/` in it; of other tasks, `data.root`; with `sets`, the folder
-            that holds them. None: the validation set of the training run.
+            that holds those without a place of their own. None: the validation set of the training run.
         sets: several sets, `val,real,v2,a,r,sketch` or NAME=FOLDER (`ddfnet.evaluation.image_sets`); classification.
         tta: average the softmax over each picture and its mirror image; classification. Wrong where a mirrored picture
             is another thing: digits, letters.
@@ -65,12 +66,13 @@ def evaluate_checkpoint(
         raise UserError(f"--batch-size must be at least 1, got {batch_size}")
     checkpoint, entry = locate(checkpoint)
     found = read_weights(checkpoint, prefer=weights)
+    kind = "_sets" * (sets is not None) + "_tta" * tta  # one must not mix with the other's files
     if output:
         folder = Path(output)
     elif entry is not None:
-        folder = Path("runs") / f"eval_{entry.name}"  # not among the files of the zoo
+        folder = Path("runs") / f"eval_{entry.name}{kind}"  # not among the files of the zoo
     else:
-        folder = checkpoint.parent / f"eval_{checkpoint.name.split('.')[0]}"
+        folder = checkpoint.parent / f"eval_{checkpoint.name.split('.')[0]}{kind}"
     if found.meta is not None and found.meta.get("task") != "classification":
         options = {
             "model": model, "input-size": input_size, "crop-pct": crop_pct, "interpolation": interpolation,
@@ -93,7 +95,7 @@ def evaluate_checkpoint(
         image_sets = [ImageSet("", index, index.classes)]
     else:
         classes = _class_names(loaded.classes, outputs, checkpoint)
-        image_sets = [load_set(name, place, classes) for name, place in places.items()]
+        image_sets = [load_set(name, place, classes, outputs=outputs) for name, place in places.items()]
     _check_writable(folder)  # before the work, not after it
     return evaluate_classifier(
         loaded,
@@ -144,19 +146,25 @@ def _index(found: Weights, checkpoint: Path, data: str | Path | None, num_classe
             f"{data} has {len(index.classes)} class folders, {checkpoint} was trained on {num_classes} classes: "
             "give the folder with those classes as --data"
         )
+    if classes is None and in_order_of_number(index.classes) != index.classes:
+        fix = "rename the folders so that the order of their names is that of the outputs (00, 01, ..., 10)"
+        if known_classes(None, num_classes) is not None:
+            fix = f"give --sets v2={data} in place of --data, which takes folder i for output i"
+        raise DataError(
+            f"the class folders of {data} are numbers, which sorted by name put 10 before 2, and {checkpoint} does not "
+            f"name its classes: {fix}"
+        )
     return index
 
 
 def _class_names(classes: list[str] | None, outputs: int, checkpoint: Path) -> list[str]:
     """Class names for `--sets`, which are matched with class folders; ImageNet's where a file of 1000 says none."""
-    if classes is not None:
-        return classes
-    imagenet = imagenet_classes()
-    if outputs != len(imagenet):
+    known = known_classes(classes, outputs)
+    if known is None:
         raise UserError(
             f"{checkpoint} does not name its {outputs} classes, which --sets needs: give --data FOLDER alone"
         )
-    return imagenet
+    return known
 
 
 def _training_validation_set(checkpoint: Path) -> Path:
@@ -173,3 +181,7 @@ def _check_writable(folder: Path) -> None:
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"cannot write a report into {folder}: give --output FOLDER")
+    try:
+        tempfile.TemporaryFile(dir=existing).close()  # some places refuse whatever the rights say
+    except OSError as error:
+        raise UserError(f"cannot write a report into {folder} ({error.strerror}): give --output FOLDER") from None

@@ -19,6 +19,7 @@ from ddfnet.engine.classification_report import (
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.evaluate import evaluate
 from ddfnet.engine.precision import autocast
+from ddfnet.evaluation.class_names import printable
 from ddfnet.evaluation.image_sets import ImageSet
 from ddfnet.evaluation.pictures import PictureEvaluator, Pictures
 from ddfnet.evaluation.report_console import files_lines, result_table, sets_header, sets_row, settings_lines
@@ -125,4 +126,4 @@ def _evaluate(
 
 def _say(distributed: Distributed, text: str) -> None:
     if distributed.is_main:
-        print(text, flush=True)
+        print(printable(text), flush=True)

@@ -1,6 +1,7 @@
 """Evaluation of a checkpoint whose task needs more than a model's name: the stored configuration rebuilds the task."""
 
 import json
+import math
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -92,11 +93,21 @@ def evaluate_task(
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Writes a report as JSON; UserError where the folder cannot be written."""
+    """Writes a report as JSON, NaN and infinity as null; UserError where the folder cannot be written."""
+    text = json.dumps(_finite(report), indent=2, allow_nan=False) + "\n"
     try:
-        write_atomically(path, lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
+        write_atomically(path, lambda file: file.write(text.encode()))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give --output FOLDER") from None
+
+
+def _finite(value: Any) -> Any:
+    """A copy in which null stands for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _stored_config(checkpoint: Path, data: str | Path | None, batch_size: int | None, workers: int | str) -> Config:

@@ -13,17 +13,37 @@ def imagenet_classes(subset: str = "") -> list[str]:
     return resources.files("timm.data").joinpath("_info", name).read_text().split()
 
 
+def known_classes(classes: list[str] | None, outputs: int) -> list[str] | None:
+    """Class names of a checkpoint; ImageNet-1k's where it names none and has 1000 outputs; None where nobody knows."""
+    imagenet = imagenet_classes()
+    return imagenet if classes is None and outputs == len(imagenet) else classes
+
+
+def in_order_of_number(classes: Sequence[str]) -> list[str]:
+    """Sorted by name, as published label files count them; decimal numbers by their value, 2 before 10."""
+    if all(name.isascii() and name.isdecimal() for name in classes):
+        return sorted(classes, key=lambda name: (int(name), name))
+    return sorted(classes)
+
+
 def readable_names(classes: Sequence[str]) -> list[str]:
     """`n01440764` becomes `tench`; names that are no WordNet ids known to timm stay as they are.
 
-    Different classes keep different names: ImageNet's two cranes become `crane (n02012849)` and `crane (n03126707)`.
+    Bytes of a folder's name that are no UTF-8 become `\\udce9` and the like, which can be printed and drawn. Different
+    classes keep different names: ImageNet's two cranes become `crane (n02012849)` and `crane (n03126707)`.
     """
+    classes = [printable(name) for name in classes]
     if not any(_is_wordnet_id(name) for name in classes):
-        return list(classes)
+        return classes
     info = ImageNetInfo()
     names = [_first_word(info, name) if _is_wordnet_id(name) else name for name in classes]
     times = Counter(names)
     return [name if times[name] == 1 else f"{name} ({own})" for own, name in zip(classes, names, strict=True)]
+
+
+def printable(text: str) -> str:
+    """Text of file names with what cannot be encoded, the surrogates of bytes that are no UTF-8, spelt out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _is_wordnet_id(name: str) -> bool:

@@ -1,6 +1,7 @@
 """The sets of `eval.py --sets`: where they lie, which classes they have, and which answers count as right."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from torch import Tensor
 from ddfnet.data import FolderIndex, index_folder
 from ddfnet.data.folder import class_folders, some_names
 from ddfnet.errors import DataError, UserError
-from ddfnet.evaluation.class_names import imagenet_classes
+from ddfnet.evaluation.class_names import imagenet_classes, in_order_of_number
 
 REAL_LABELS = "real.json"
+_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")  # in ImageNet's own file names: picture n has the n-th list of labels
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def find_sets(wanted: str, data: str | Path | None) -> dict[str, Path]:
         Name to existing folder; that of `real` is the folder that holds `val/` and the labels.
 
     Raises:
-        UserError: an unknown or repeated name.
+        UserError: an unknown or repeated name, or a `data` that no set is looked for in.
         DataError: a folder or the labels are missing; says where they were looked for and where to get them.
     """
     found: dict[str, Path] = {}
@@ -94,17 +96,21 @@ def find_sets(wanted: str, data: str | Path | None) -> dict[str, Path]:
         found[name] = next((place for place in places if _is_there(name, place)), places[0])
         if not _is_there(name, found[name]):
             missing.append(_missing(name, places))
+    if data is not None and all("=" in item for item in wanted.split(",")):
+        raise UserError(f"--data {data} is not used: every set of --sets has its own place. Leave --data out")
     if missing:
         raise DataError("; ".join(missing))
     return found
 
 
-def load_set(name: str, folder: Path, classes: Sequence[str]) -> ImageSet:
+def load_set(name: str, folder: Path, classes: Sequence[str], *, outputs: int | None = None) -> ImageSet:
     """A set, ready to be evaluated.
 
     Args:
         name, folder: see `find_sets`.
         classes: class names of the network, in the order of its outputs.
+        outputs: how many it has, if more than class names: the others compete as wrong answers, but not in `a`, `r` and
+            sets of one's own.
 
     Raises:
         DataError: the class folders or the labels do not fit these classes.
@@ -116,7 +122,7 @@ def load_set(name: str, folder: Path, classes: Sequence[str]) -> ImageSet:
         return _reassessed(name, folder, classes)
     if name in ("val", "sketch"):
         return ImageSet(name, index_folder(folder, classes=classes), classes)
-    return _subset(name, folder, classes)
+    return _subset(name, folder, classes, outputs or len(classes))
 
 
 def _can_be_a_folder(name: str) -> bool:
@@ -141,8 +147,8 @@ def _missing(name: str, places: list[Path]) -> str:
     )
 
 
-def _subset(name: str, folder: Path, classes: list[str]) -> ImageSet:
-    """Class folders that are some of the network's classes: only their outputs compete."""
+def _subset(name: str, folder: Path, classes: list[str], outputs: int) -> ImageSet:
+    """Class folders that are some of the network's classes, or all: only their outputs compete."""
     found = class_folders(folder)
     unknown = sorted(set(found) - set(classes))
     if unknown:
@@ -152,18 +158,25 @@ def _subset(name: str, folder: Path, classes: list[str]) -> ImageSet:
         )
     # With all of ImageNet to choose from, the authors' 200 classes must be there: fewer would be an easier task.
     whole = name in ("a", "r") and set(classes) == set(imagenet_classes())
-    index = index_folder(folder, classes=imagenet_classes(name) if whole else found)
-    if len(index.classes) == len(classes) and index.classes == classes:
-        return ImageSet(name, index, classes)
+    wanted = set(imagenet_classes(name) if whole else found)
+    scored = [cls for cls in classes if cls in wanted]
+    index = index_folder(folder, classes=scored)
+    if len(scored) == outputs:
+        return ImageSet(name, index, scored)
+    nameless = outputs - len(classes)
+    note = (
+        f"Scored over its {len(scored)} classes: the checkpoint's other {outputs - len(scored)} output(s)"
+        f"{f', {nameless} of them without a class name,' if nameless else ''} do not compete."
+    )
     place = {cls: i for i, cls in enumerate(classes)}
-    note = f"Scored over its {len(index.classes)} classes: the checkpoint's other {len(classes) - len(index.classes)} "
-    note += "do not compete."
-    return ImageSet(name, index, index.classes, columns=[place[cls] for cls in index.classes], note=note)
+    return ImageSet(name, index, scored, columns=[place[cls] for cls in scored], note=note)
 
 
 def _numbered(name: str, folder: Path, classes: list[str]) -> ImageSet:
-    """Class folders 0, 1, ...: numbers of the sorted class names."""
-    number = {cls: str(i) for i, cls in enumerate(sorted(classes))}
+    """Class folders 0, 1, ...: numbers of the sorted class names, unless they are those names themselves."""
+    if set(class_folders(folder)) == set(classes):
+        return ImageSet(name, index_folder(folder, classes=classes), classes)
+    number = {cls: str(i) for i, cls in enumerate(in_order_of_number(classes))}
     index = index_folder(folder, classes=[number[cls] for cls in classes])
     return ImageSet(name, replace(index, classes=classes), classes)
 
@@ -172,19 +185,26 @@ def _reassessed(name: str, folder: Path, classes: list[str]) -> ImageSet:
     """The validation pictures under new labels, several or none for a picture."""
     index = index_folder(folder / "val", classes=classes)
     lists = _read_labels(folder / REAL_LABELS, len(classes))
-    files = [Path(index.path(i)).name for i in range(len(index))]
-    if len(lists) != len(files) or len(set(files)) != len(files):
+    place = _places_in_list(index)
+    if sorted(place) != list(range(len(lists))):
         raise DataError(
-            f"{folder / REAL_LABELS} has labels of {len(lists)} pictures, but {folder / 'val'} holds {len(files)} "
-            f"({len(set(files))} different file names): both must be of the whole validation set"
+            f"{folder / REAL_LABELS} has labels of {len(lists)} pictures, but {folder / 'val'} holds {len(place)} "
+            f"({len(set(place))} different numbers, up to {max(place) + 1}): both must be of the whole validation set"
         )
-    by_name = sorted(range(len(classes)), key=classes.__getitem__)  # the file's labels number the sorted classes
-    order = sorted(range(len(files)), key=files.__getitem__)
+    by_name = [classes.index(cls) for cls in in_order_of_number(classes)]  # the file's labels number these
     labels: dict[int, list[int]] = {
-        i: [by_name[label] for label in accepted] for i, accepted in zip(order, lists, strict=True) if accepted
+        i: [by_name[label] for label in lists[number]] for i, number in enumerate(place) if lists[number]
     }
     if not labels:
         raise DataError(f"{folder / REAL_LABELS} has no labels at all: get it again")
+    agree = sum(index.label(i) in accepted for i, accepted in labels.items())
+    if 2 * agree < len(labels):
+        # A few labels are corrections; where most are, the lists have gone to the wrong pictures or classes.
+        raise DataError(
+            f"the labels of {folder / REAL_LABELS} include the class folder of only {agree} of {len(labels)} pictures: "
+            "they are of other pictures, or the checkpoint's class names, once sorted, are not in ImageNet's order "
+            "(that of WordNet ids)"
+        )
     kept = sorted(labels)
     accepted = torch.full((len(kept), max(map(len, labels.values()))), -1)
     target = np.empty(len(kept), np.int32)
@@ -193,11 +213,25 @@ def _reassessed(name: str, folder: Path, classes: list[str]) -> ImageSet:
         # For tables by class a picture needs one label: that of its folder, unless it was withdrawn.
         target[row] = index.label(i) if index.label(i) in labels[i] else labels[i][0]
     note = (
-        f"Right is any label of the picture's list (Beyer et al. 2020, arXiv 2006.07159); {len(files) - len(kept)} of "
-        f"{len(files)} pictures have none and are left out. Tables by class count a picture under the class of its "
+        f"Right is any label of the picture's list (Beyer et al. 2020, arXiv 2006.07159); {len(place) - len(kept)} of "
+        f"{len(place)} pictures have none and are left out. Tables by class count a picture under the class of its "
         "folder, or under the first of its list if that is not in it."
     )
     return ImageSet(name, _selected(index, kept, target), classes, accepted=accepted, note=note)
+
+
+def _places_in_list(index: FolderIndex) -> list[int]:
+    """Place of each picture in the list of labels, from the number in its file name."""
+    places = []
+    for i in range(len(index)):
+        number = _NUMBER.search(Path(index.path(i)).name)
+        if number is None:
+            raise DataError(
+                f"{index.path(i)}: set real finds a picture's labels by the number in ImageNet's own file name "
+                "(ILSVRC2012_val_00000001.JPEG), which this name lacks: give the pictures under their own names"
+            )
+        places.append(int(number[1]) - 1)
+    return places
 
 
 def _read_labels(path: Path, classes: int) -> list[list[int]]:

@@ -78,7 +78,8 @@ class PictureEvaluator:
             logits = torch.logaddexp(logits.log_softmax(1), mirrored.log_softmax(1)) - math.log(2)
         top, losses = score(logits, batch["target"])
         confidence = logits.softmax(1).gather(1, top[:, :1])[:, 0]
-        self.batches.append((batch["index"], batch["target"], top, confidence, losses))
+        # Copies: on the CPU these two lie in memory shared with a loader worker, which holds files open while it lives.
+        self.batches.append((batch["index"].clone(), batch["target"].clone(), top, confidence, losses))
 
     def share(self) -> tuple[Tensor, ...]:
         """Index, target, top-5, confidence and loss of the pictures of this process, on the CPU; () if it had none."""
@@ -104,4 +105,7 @@ class PictureEvaluator:
 
     def _logits(self, model: nn.Module, image: Tensor) -> Tensor:
         logits = model(image).float()
-        return logits if self.columns is None else logits[:, self.columns.to(logits.device)]
+        if self.columns is None:
+            return logits
+        self.columns = self.columns.to(logits.device)  # copied with the first batch alone
+        return logits[:, self.columns]

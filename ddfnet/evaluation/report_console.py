@@ -8,6 +8,7 @@ from typing import Any
 from ddfnet.evaluation.statistics import BINS
 
 _WIDTH = 79
+_NO_BREAK = "\0"  # for a space in the name of a set, where no line may end; no file name holds it
 
 
 def settings_lines(report: dict[str, Any]) -> list[str]:
@@ -30,7 +31,7 @@ def result_table(report: dict[str, Any]) -> str:
     return "\n".join(
         [
             *settings_lines(report),
-            *_wrap(report["data"]),
+            report["data"],
             "",
             f"  top-1  {report['top1']:6.2f} %  ({report['top1_count']} of {report['n']})",
             f"  top-5  {report['top5']:6.2f} %  ({report['top5_count']} of {report['n']})",
@@ -47,7 +48,7 @@ def files_lines(folder: Path, files: Sequence[str]) -> str:
     inside: dict[str, list[str]] = {}
     for file in files:
         parent, _, name = file.rpartition("/")
-        inside.setdefault(parent, []).append(name)
+        inside.setdefault(parent.replace(" ", _NO_BREAK), []).append(name)
     parents: dict[str, list[str]] = {}
     for parent, names in inside.items():
         parents.setdefault(", ".join(names), []).append(f"{parent}/" if parent else "")
@@ -95,6 +96,7 @@ def sets_page(summary: dict[str, Any]) -> str:
 
 
 def _wrap(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(
+    lines = textwrap.wrap(
         text, _WIDTH, initial_indent=indent, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
+    return [line.replace(_NO_BREAK, " ") for line in lines]

@@ -20,7 +20,7 @@ def tree(root, folders, count=2):
     for i in range(count):
         for folder in folders:
             number += 1
-            path = Path(root, folder, f"val_{number:04d}.png")
+            path = Path(root, folder, f"ILSVRC2012_val_{number:08d}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (4, 4), (i, number % 256, 0)).save(path)
     return Path(root)
@@ -38,6 +38,13 @@ def test_places(tmp_path):
     assert found["sketch"] == tmp_path / "imagenet-sketch"
     assert found["v2"] == tmp_path / "elsewhere"
     assert find_sets(f"mine={tmp_path / 'val'}", None) == {"mine": tmp_path / "val"}
+
+
+def test_data_that_no_set_is_looked_for_in_is_refused(tmp_path):
+    (tmp_path / "val").mkdir()
+    for data in (tmp_path, "/does/not/exist"):
+        with pytest.raises(UserError, match=f"--data {data} is not used: every set .* Leave --data out"):
+            find_sets(f"mine={tmp_path / 'val'},v2 = {tmp_path / 'val'}", data)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +81,24 @@ def test_missing_sets_are_all_named_with_place_and_source(tmp_path):
 
 def test_a_subset_is_scored_over_its_classes(tmp_path):
     images = load_set("a", tree(tmp_path / "a", ["cat", "dog"]), CLASSES)
-    assert (images.classes, images.columns) == (["cat", "dog"], [2, 0])
+    assert (images.classes, images.columns) == (["dog", "cat"], [0, 2])
     assert images.index.labels.tolist() == [0, 0, 1, 1]
-    assert "other 1 do not compete" in images.note
+    assert [Path(images.index.path(i)).parent.name for i in range(4)] == ["dog", "dog", "cat", "cat"]
+    assert images.note == "Scored over its 2 classes: the checkpoint's other 1 output(s) do not compete."
     with pytest.raises(DataError, match=r"set r: 1 class folders of .* are not among the 3 classes.*: cow"):
         load_set("r", tree(tmp_path / "r", ["cat", "cow"]), CLASSES)
-    whole = load_set("mine", tree(tmp_path / "mine", sorted(CLASSES)), sorted(CLASSES))
-    assert whole.columns is None
+
+
+@pytest.mark.parametrize("classes", [CLASSES, sorted(CLASSES)])
+def test_a_set_with_all_classes_does_not_depend_on_their_order(tmp_path, classes):
+    folder = tree(tmp_path / "mine", CLASSES)
+    whole = load_set("mine", folder, classes)
+    assert (whole.classes, whole.columns, whole.note) == (classes, None, "")
+    assert [Path(whole.index.path(i)).parent.name for i in range(6)] == [classes[i // 2] for i in range(6)]
+    more = load_set("mine", folder, classes, outputs=5)
+    assert (more.classes, more.columns) == (classes, [0, 1, 2])
+    assert "checkpoint's other 2 output(s), 2 of them without a class name, do not compete" in more.note
+    assert load_set("val", folder, classes, outputs=5).columns is None  # the benchmark itself is over all outputs
 
 
 def test_an_incomplete_imagenet_a_is_refused(tmp_path):
@@ -114,7 +132,22 @@ def test_numbered_folders_of_many_classes_are_not_taken_in_the_order_of_strings(
     assert folders == {i: str(i) for i in range(12)}
 
 
-def test_real_labels_follow_the_file_names(tmp_path):
+def test_classes_that_are_numbers_are_not_sorted_as_text(tmp_path):
+    shown = [str(i) for i in range(12)]
+    for classes in (shown, sorted(shown)):
+        images = load_set("v2", tree(tmp_path / "same", shown, count=1), classes)
+        assert all(Path(images.index.path(i)).parent.name == classes[images.index.label(i)] for i in range(12))
+    classes = [str(i) for i in range(1, 13)]
+    images = load_set("v2", tree(tmp_path / "shifted", shown, count=1), sorted(classes))
+    names = {Path(images.index.path(i)).parent.name: images.classes[images.index.label(i)] for i in range(12)}
+    assert names == dict(zip(shown, classes, strict=True))
+    tree(tmp_path / "real" / "val", shown, count=1)
+    (tmp_path / "real" / "real.json").write_text(json.dumps([[i] for i in range(12)]))
+    images = load_set("real", tmp_path / "real", sorted(shown))
+    assert images.accepted[:, 0].tolist() == images.index.labels.tolist() == list(range(12))
+
+
+def test_real_labels_follow_the_numbers_in_file_names(tmp_path):
     tree(tmp_path / "val", CLASSES)  # 1 dog, 2 ant, 3 cat, 4 dog, 5 ant, 6 cat
     ant, cat, dog = 0, 1, 2  # in the file: by sorted name
     (tmp_path / "real.json").write_text(json.dumps([[dog], [cat], [], [ant, dog], [ant], [dog, cat]]))
@@ -124,13 +157,34 @@ def test_real_labels_follow_the_file_names(tmp_path):
         for i, name in enumerate(files(images))
     }
     assert found == {
-        "val_0001.png": ("dog", {"dog"}),
-        "val_0002.png": ("cat", {"cat"}),
-        "val_0004.png": ("dog", {"ant", "dog"}),
-        "val_0005.png": ("ant", {"ant"}),
-        "val_0006.png": ("cat", {"cat", "dog"}),
+        "ILSVRC2012_val_00000001.png": ("dog", {"dog"}),
+        "ILSVRC2012_val_00000002.png": ("cat", {"cat"}),
+        "ILSVRC2012_val_00000004.png": ("dog", {"ant", "dog"}),
+        "ILSVRC2012_val_00000005.png": ("ant", {"ant"}),
+        "ILSVRC2012_val_00000006.png": ("cat", {"cat", "dog"}),
     }
     assert "1 of 6 pictures have none and are left out" in images.note
+
+
+def test_renamed_pictures_keep_their_labels_or_are_refused(tmp_path):
+    """Sorted by these names, they come in another order than the labels."""
+    tree(tmp_path / "val", CLASSES)
+    (tmp_path / "real.json").write_text(json.dumps([[2], [0], [1], [2], [0], [1]]))
+    for path in sorted((tmp_path / "val").rglob("*.png")):
+        path.rename(path.with_name(f"{path.parent.name}_{path.name}"))
+    images = load_set("real", tmp_path, CLASSES)
+    assert images.accepted[:, 0].tolist() == images.index.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    for path in sorted((tmp_path / "val").rglob("*.png")):
+        path.rename(path.with_name(path.name.replace("ILSVRC2012_", "")))
+    with pytest.raises(DataError, match=r"dog_val_00000001\.png: set real .*ILSVRC2012_val_00000001\.JPEG"):
+        load_set("real", tmp_path, CLASSES)
+
+
+def test_labels_of_other_pictures_are_refused(tmp_path):
+    tree(tmp_path / "val", CLASSES)
+    (tmp_path / "real.json").write_text(json.dumps([[0], [1], [2], [2], [], [0]]))
+    with pytest.raises(DataError, match="include the class folder of only 1 of 5 pictures: they are of other"):
+        load_set("real", tmp_path, CLASSES)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Rows per picture and what is computed from them, against definitions spelt out."""
 
 import math
+import os
 
 import pytest
 import torch
 
-from ddfnet.evaluation.class_names import imagenet_classes, readable_names
+from ddfnet.data import EvalBatchTransform, Preprocessing, eval_batches, eval_transform, index_folder
+from ddfnet.evaluation.class_names import imagenet_classes, in_order_of_number, known_classes, readable_names
 from ddfnet.evaluation.classification import ClassificationEvaluator
 from ddfnet.evaluation.pictures import PictureEvaluator, Pictures
 from ddfnet.evaluation.statistics import Confusion, calibration, class_rows, confusions, worst_mistakes
@@ -107,6 +109,35 @@ def test_every_accepted_label_is_right(case):
     assert metrics["top5"] == pytest.approx(900 / 13)
 
 
+def test_the_columns_go_to_the_device_once():
+    evaluator = PictureEvaluator(columns=[5, 1, 2])
+    with torch.device("meta"):
+        batch = {"image": torch.empty(4, 3, 2, 2), "target": torch.empty(4, dtype=torch.int64)}
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 7, device="meta"))
+    evaluator.update(network, {**batch, "index": torch.arange(4)})
+    columns = evaluator.columns
+    assert columns.device.type == "meta"
+    evaluator.update(network, {**batch, "index": torch.arange(4, 8)})
+    assert evaluator.columns is columns
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_batches_of_loader_workers_leave_no_files_open(picture_tree):
+    """Each tensor of a worker is an open file while it lives, and 1024 of them are a usual limit."""
+    how = Preprocessing(16, 1.0, "bicubic")
+    batches = eval_batches(
+        index_folder(picture_tree / "val"), transform=eval_transform(how),
+        batch_transform=EvalBatchTransform(how, device="cpu", channels_last=True),
+        batch_size=1, rank=0, world_size=1, device=torch.device("cpu"), num_workers=1,
+    )  # fmt: skip
+    evaluator, files = PictureEvaluator(), []
+    for batch in batches:
+        evaluator.update(lambda image: image.flatten(1)[:, :5], batch)
+        files.append(len(os.listdir("/proc/self/fd")))
+    assert len(files) == 25
+    assert max(files[5:]) < files[4] + 10  # 40 more where index and target are kept
+
+
 def rows(target, predicted, confidence):
     target, predicted = torch.tensor(target), torch.tensor(predicted)
     confidence = torch.tensor(confidence, dtype=torch.float64)
@@ -142,6 +173,7 @@ def test_calibration_error_by_hand():
 
 def test_readable_names():
     assert readable_names(["0", "nine"]) == ["0", "nine"]
+    assert readable_names([os.fsdecode(b"caf\xe9"), "n01440764"]) == [r"caf\udce9", "tench"]
     assert readable_names(["n01440764", "n99999999", "x"]) == ["tench", "n99999999", "x"]
     classes = imagenet_classes()
     names = readable_names(classes)
@@ -150,3 +182,10 @@ def test_readable_names():
     assert names[134] == "crane (n02012849)"
     assert len(imagenet_classes("a")) == len(imagenet_classes("r")) == 200
     assert set(imagenet_classes("a")) < set(classes)
+    assert known_classes(None, 1000) == classes
+    assert (known_classes(None, 10), known_classes(["a"], 1000)) == (None, ["a"])
+
+
+def test_numbers_are_sorted_by_value_and_names_as_text():
+    assert in_order_of_number(["10", "2", "1"]) == ["1", "2", "10"]
+    assert in_order_of_number(["10", "2", "b"]) == ["10", "2", "b"]

@@ -17,23 +17,25 @@ from ddfnet.checkpoint import read_weights, save_checkpoint, save_safetensors
 from ddfnet.data import Preprocessing
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 from ddfnet.errors import CheckpointError, UserError
+from ddfnet.zoo import download
 from ddfnet.zoo.classifier import load_classifier
 from tests.conftest import CLASSES
 
 NAME = "ddf_mul_resnet14_32px"
 DIGITS = f"zoo:{NAME}.digits"
 OPTIONS = {"heads": 2, "squeeze_ratio": 0.5, "normalization": "batch"}
+OLD_TIMM = tuple(map(int, timm.__version__.split(".")[:3])) < (1, 0, 26)
 HOW = Preprocessing(24, 0.75, "bilinear", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
 
-def run_weights(path, *, ema=False, **options):
+def run_weights(path, *, ema=False, model=NAME, **options):
     """What a run leaves: best.pt, or best.safetensors."""
     torch.manual_seed(0)
-    network = ddfnet.create_model(NAME, num_classes=5, **options)
+    network = ddfnet.create_model(model, num_classes=5, **options)
     weights = network.state_dict()
     meta = {
         "task": "classification",
-        "model": {"name": NAME, "num_classes": 5, "kwargs": options},
+        "model": {"name": model, "num_classes": 5, "kwargs": options},
         "classes": list(CLASSES),
         "preprocessing": HOW.to_dict(),
         "precision": "fp32",
@@ -73,6 +75,41 @@ def test_an_entry_of_the_zoo(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert (config["architecture"], config["num_classes"]) == (NAME, 10)
     assert config["pretrained_cfg"]["license"] == "mit"
+
+
+def test_a_model_of_timms_own_where_timm_can_read_it(tmp_path, monkeypatch):
+    checkpoint = run_weights(tmp_path / "best.safetensors", model="test_resnet")
+    if OLD_TIMM:
+        with pytest.raises(UserError, match=r'cannot read model.safetensors .* pip install "timm>=1.0.26,<1.1"'):
+            publish(str(checkpoint), tmp_path / "out")
+        assert os.listdir(tmp_path) == ["best.safetensors"]
+    else:
+        assert_timm_reads(publish(str(checkpoint), tmp_path / "out"), checkpoint)
+        monkeypatch.setattr(timm, "__version__", "1.0.24")
+        with pytest.raises(UserError, match=r"timm 1.0.24 cannot read .*, as test_resnet is: pip install"):
+            publish(str(checkpoint), tmp_path / "other")
+
+
+def test_timms_way_of_loading_is_tried(tmp_path, monkeypatch):
+    """With label_offset timm drops rows of the classifier as it loads them, and only then."""
+    config_for = publish_weights.config_for
+
+    def with_offset(*arguments, **about):
+        config = config_for(*arguments, **about)
+        config["pretrained_cfg"]["label_offset"] = 1
+        return config
+
+    monkeypatch.setattr(publish_weights, "config_for", with_offset)
+    with pytest.raises(RuntimeError):
+        publish(DIGITS, tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_file_is_verified_once(tmp_path, monkeypatch):
+    hashed, sha256_of = [], download.sha256_of
+    monkeypatch.setattr(download, "sha256_of", lambda path: hashed.append(path) or sha256_of(path))
+    publish(DIGITS, tmp_path / "out")
+    assert [path.name for path in hashed if path.name.startswith(NAME)] == [f"{NAME}.digits.safetensors"]
 
 
 def test_the_folder_can_be_fine_tuned_from(tmp_path):
@@ -189,12 +226,18 @@ def test_a_folder_that_timm_reads_otherwise_does_not_appear(tmp_path, monkeypatc
 class Hub:
     """Stands in for huggingface_hub.HfApi; keeps what it was asked."""
 
-    def __init__(self):
+    def __init__(self, existing=None):
         self.asked = []
+        self.private = existing  # None: there is no such repository
 
-    def create_repo(self, name, *, exist_ok):
+    def create_repo(self, name, *, private, exist_ok):
         assert exist_ok
         self.asked.append(("create", name))
+        if self.private is None:  # as the hub does: nothing happens to a repository that is there
+            self.private = bool(private)
+
+    def repo_info(self, name):
+        return types.SimpleNamespace(private=self.private)
 
     def upload_folder(self, *, repo_id, folder_path, commit_message):
         self.asked.append(("upload", repo_id, sorted(os.listdir(folder_path)), commit_message))
@@ -208,13 +251,32 @@ def test_push_uploads_the_complete_folder(tmp_path, monkeypatch, capsys):
     assert main(arguments) == 0
     files = ["README.md", "config.json", "model.safetensors"]
     assert hub.asked == [("create", "some-one/digits"), ("upload", "some-one/digits", files, "Add model")]
+    assert hub.private is False
     assert capsys.readouterr().out.endswith("https://hub.example/some-one/digits\n")
     assert 'create_model("hf-hub:some-one/digits", pretrained=True)' in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_push_into_a_private_repository(tmp_path, monkeypatch, capsys):
+    hub = Hub()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(HfApi=lambda: hub))
+    with pytest.raises(UserError, match="--private belongs to --push"):
+        publish(DIGITS, tmp_path / "a", private=True)
+    command = [DIGITS, "--output", str(tmp_path / "b"), "--push", "some/one", "--private"]
+    assert main(parse_arguments(command)) == 0
+    assert hub.private is True
+    hub = Hub(existing=False)
+    with pytest.raises(UserError, match="not uploaded to some/one: it exists and is public"):
+        publish(DIGITS, tmp_path / "c", push="some/one", private=True)
+    assert hub.asked == [("create", "some/one")]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    assert "a new repository is public, even where no licence is stated" in capsys.readouterr().out
+
+
 def test_push_fails_with_one_line(tmp_path, monkeypatch):
     class Refuses(Hub):
-        def create_repo(self, name, *, exist_ok):
+        def create_repo(self, name, **options):
             raise OSError("401: no token")
 
     with pytest.raises(UserError, match="--push takes ORG/NAME, got 'digits'"):
@@ -229,5 +291,5 @@ def test_push_fails_with_one_line(tmp_path, monkeypatch):
 
 
 def test_without_push_the_hub_is_not_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(publish_weights, "_uploader", lambda name: pytest.fail("asked the hub"))
+    monkeypatch.setattr(publish_weights, "_uploader", lambda *name, **options: pytest.fail("asked the hub"))
     assert main(parse_arguments([DIGITS, "--output", str(tmp_path / "out")])) == 0

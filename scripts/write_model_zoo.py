@@ -87,7 +87,7 @@ makes safetensors of them.
 For weights of others: status `claimed`, their figures, `commit=None`, their licence as they state it.
 
 `python scripts/publish_weights.py zoo:NAME --output FOLDER` writes an entry, or any checkpoint of a classifier, as a
-folder in the layout of the Hugging Face hub.
+folder in the layout of the Hugging Face hub. `--push ORG/NAME` uploads it, for all to see unless `--private` is given.
 
 This page is made by `python scripts/write_model_zoo.py`.
 """

@@ -175,3 +175,20 @@ def test_initial_weights_of_another_model_name_the_model(tmp_path):
     torch.save(model().state_dict(), tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match="does not hold weights of resnet14_32px"):
         load_initial_weights(ddfnet.create_model("resnet14_32px"), tmp_path / "w.pt")
+
+
+def test_initial_weights_of_other_pictures_or_classes_say_so(tmp_path):
+    source = model()
+    said = {"classes": ["a", "b"], "preprocessing": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    save_safetensors(tmp_path / "w.safetensors", source.state_dict(), said, kind="model")
+
+    def lines(**changes):
+        target = ddfnet.create_model(NAME, num_classes=source.num_classes)
+        return load_initial_weights(target, tmp_path / "w.safetensors", meta={**said, **changes}).splitlines()[1:]
+
+    assert lines() == []
+    (line,) = lines(preprocessing={"mean": [0.4] * 3, "std": [0.5] * 3})
+    assert line == "note: these weights were trained with data.input mean [0.5, 0.5, 0.5], here [0.4, 0.4, 0.4]"
+    assert lines(classes=["a", "c"]) == [
+        "note: these weights were trained on other classes; their classifier is kept as a start"
+    ]

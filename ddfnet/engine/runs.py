@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,7 +70,7 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
         notes.append("note: train.sync_bn has no effect: there is one process")
     goes_on = not dry_run and (Path(config.run.dir) / "last.pt").exists()
     if config.model.init_checkpoint and not goes_on:
-        notes.append(load_initial_weights(model, config.model.init_checkpoint))
+        notes.append(load_initial_weights(model, config.model.init_checkpoint, meta=task.meta()))
 
     folder = None if dry_run else Path(config.run.dir)
     if folder is not None:
@@ -94,15 +95,16 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
     return 0 if finished else EXIT_INTERRUPTED
 
 
-def load_initial_weights(model: nn.Module, path: str | Path) -> str:
+def load_initial_weights(model: nn.Module, path: str | Path, *, meta: dict[str, Any] | None = None) -> str:
     """Loads weights to start from; a classifier for another number of classes keeps its random start.
 
     Args:
         model: gets the weights.
         path: a file, or `zoo:NAME`.
+        meta: of this run's task, to be compared with what the file says of itself.
 
     Returns:
-        One line that says what was loaded.
+        What was loaded, and where the weights come from other pictures or classes; one line each.
 
     Raises:
         CheckpointError: the file does not fit the model otherwise.
@@ -120,7 +122,22 @@ def load_initial_weights(model: nn.Module, path: str | Path) -> str:
     kept = {key: tensor for key, tensor in weights.state_dict.items() if key not in left}
     kept.update({key: own[key] for key in left})
     load_weights(model, Weights(kept, weights.meta, weights.kind), source=path, name=name)
-    return f"weights from {path} ({weights.kind})" + (f"; new classifier: {', '.join(left)}" if left else "")
+    lines = [f"weights from {path} ({weights.kind})" + (f"; new classifier: {', '.join(left)}" if left else "")]
+    return "\n".join(lines + _differences(weights.meta or {}, meta or {}, new_classifier=bool(left)))
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any], *, new_classifier: bool) -> list[str]:
+    """What may be meant when one starts from other weights, but should not go unnoticed."""
+    lines = []
+    then, now = theirs.get("preprocessing"), ours.get("preprocessing")
+    if then and now:
+        changed = [f"{key} {then.get(key)}, here {now[key]}" for key in ("mean", "std") if then.get(key) != now[key]]
+        if changed:
+            lines.append(f"note: these weights were trained with data.input {'; '.join(changed)}")
+    then, now = theirs.get("classes"), ours.get("classes")
+    if then and now and then != now and not new_classifier:
+        lines.append("note: these weights were trained on other classes; their classifier is kept as a start")
+    return lines
 
 
 def _dry_run_config(config: Config, distributed: Distributed, train_images: int) -> tuple[Config, str]:

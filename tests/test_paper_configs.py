@@ -13,8 +13,8 @@ from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"
 IMAGENET = 1_281_167
-# What is no ImageNet experiment: shared parts, the digits, the small-scale study.
-OTHERS = {"demo.yaml", "study/base.yaml", "study/cpu.yaml", "study/gpu.yaml"}
+# What is no ImageNet experiment: shared parts, the digits, CIFAR-10, the small-scale study.
+OTHERS = {"demo.yaml", "cifar10.yaml", "study/base.yaml", "study/cpu.yaml", "study/gpu.yaml"}
 EXPERIMENTS = sorted(
     path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS / "base"
 )

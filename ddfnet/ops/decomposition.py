@@ -4,7 +4,8 @@
     program = torch.export.export(network.eval(), (x,)).run_decompositions(table)
 
 leaves no node of `ddfnet` in the program. What exports a program calls this after its mutations were taken out, so that
-nothing here may work in place, as `torch_impl` does. For inference: the backward ops have no such formula.
+nothing here may work in place, as `torch_impl` does. It broadcasts the filters of a head where the reference repeats
+them for each channel, which a runtime would have to write out. For inference: the backward ops have no such formula.
 """
 
 import torch

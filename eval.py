@@ -58,6 +58,6 @@ def main(arguments: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parsed = parse_arguments()  # before the imports: --help need not wait for torch
-    from ddfnet.cli import run
+    from ddfnet.utils.cli import run
 
     run(lambda: main(parsed))

@@ -22,7 +22,9 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s --config FILE [--print-config | --dry-run] [key.sub=value ...]",
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, see configs/ and docs/config.md")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="YAML file, see configs/ and docs/reference/config.md"
+    )
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -39,18 +41,18 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from ddfnet.config import ineffective_keys, load_config
-    from ddfnet.engine.runs import train
+    from ddfnet.engine.train import train
+    from ddfnet.tasks import load_config
 
     loaded = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
-        print("".join(f"# {note}\n" for note in ineffective_keys(loaded)) + loaded.to_yaml(), end="")
+        print("".join(f"# {note}\n" for note in loaded.ineffective_keys()) + loaded.to_yaml(), end="")
         return 0
     return train(loaded, dry_run=arguments.dry_run)
 
 
 if __name__ == "__main__":
     parsed = parse_arguments()  # before the imports: --help need not wait for torch
-    from ddfnet.cli import run
+    from ddfnet.utils.cli import run
 
     run(lambda: main(parsed))

@@ -5,7 +5,7 @@ Importing the package registers its models with timm.
 
 from ddfnet.layers import CARAFE, DDF, DDFUp, FilterNorm, Involution
 from ddfnet.models import create_model, list_models
-from ddfnet.ops import ddf, ddf_up
+from ddfnet.ops.ddf import ddf, ddf_up
 
 __version__ = "0.1.0"
 

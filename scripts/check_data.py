@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
 from ddfnet.data.check import check_tree, format_report
-from ddfnet.errors import UserError
+from ddfnet.utils.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ run=runs/demo
 python scripts/make_digits.py data/digits
 torchrun --standalone --nproc-per-node 2 train.py --config configs/demo.yaml "$@"
 python eval.py --checkpoint $run/best.pt
-python scripts/plot_curves.py $run
+python scripts/visualize/curves.py $run
 
 echo
 echo "curves: $run/curves.png    logs: tensorboard --logdir $run/tensorboard"

@@ -30,13 +30,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
-import exporting
 import torch
 from torch import Tensor, nn
 
-from ddfnet.cli import run
-from ddfnet.errors import UserError
-from ddfnet.zoo.classifier import ZOO, Classifier, load_classifier
+from ddfnet.inference import export as exporting
+from ddfnet.inference.classifier import Classifier, load_classifier
+from ddfnet.utils.cli import run
+from ddfnet.utils.errors import UserError
+from ddfnet.zoo.entries import ZOO
 
 TOLERANCE = 1e-4
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "aoti": ".pt2"}
@@ -70,7 +71,7 @@ def main(arguments: argparse.Namespace) -> int:
     """
     _check(arguments)
     classifier = _load(arguments)
-    network, size = classifier.network, classifier.preprocessing.input_size
+    network, size = classifier.network, classifier.preprocessing.size
     program = exporting.traced(network, size, batch=None if arguments.dynamic_batch else arguments.batch_size)
     output = arguments.output or Path(_name(arguments) + SUFFIXES[arguments.format])
     try:
@@ -134,7 +135,7 @@ def _load(arguments: argparse.Namespace) -> Classifier:
     preprocessing = classifier.preprocessing
     if arguments.input_size is not None:
         try:
-            preprocessing = dataclasses.replace(preprocessing, input_size=arguments.input_size)
+            preprocessing = preprocessing.replaced(size=arguments.input_size)
         except ValueError as error:
             raise UserError(f"--input-size: {error}") from None
     network = classifier.network.to(arguments.device)

@@ -97,11 +97,11 @@ if "$python" -c 'import pytest_timeout' 2>/dev/null; then
 fi
 run_part tests 240 "$python" -m pytest tests/gpu "${options[@]}" --junitxml "$out/tests.xml"
 # The most informative first: each gets what the parts before it have left of the eight minutes.
-run_part benchmark_op 75 "$python" scripts/benchmark_op.py --skip-compiled --shapes all --budget 0.2 --output "$out"
-run_part benchmark_tiles 60 "$python" scripts/benchmark_tiles.py --output "$out"
-run_part benchmark_model 180 "$python" scripts/benchmark_model.py --models ddf_mul_resnet50 resnet50 --output "$out"
+run_part benchmark_op 75 "$python" scripts/benchmarks/op.py --skip-compiled --shapes all --budget 0.2 --output "$out"
+run_part benchmark_tiles 60 "$python" scripts/benchmarks/tiles.py --output "$out"
+run_part benchmark_model 180 "$python" scripts/benchmarks/model.py --models ddf_mul_resnet50 resnet50 --output "$out"
 compiled=$(mktemp -d)
-run_part benchmark_op_compiled 60 "$python" scripts/benchmark_op.py --only "ddf,ddf compiled,shifted compiled" \
+run_part benchmark_op_compiled 60 "$python" scripts/benchmarks/op.py --only "ddf,ddf compiled,shifted compiled" \
     --budget 0.2 --output "$compiled"
 for file in "$compiled"/benchmark_op.*; do
     [ -f "$file" ] && mv "$file" "$out/benchmark_op_compiled.${file##*.}"

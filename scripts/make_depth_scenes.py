@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
-from ddfnet.data.scenes import make_scenes
-from ddfnet.errors import UserError
+from ddfnet.tasks.depth.synthetic import make_scenes
+from ddfnet.utils.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:

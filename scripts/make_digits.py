@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
-from ddfnet.data.digits import render_digits
-from ddfnet.errors import UserError
+from ddfnet.data.generated import render_digits
+from ddfnet.utils.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
-from ddfnet.data.shapes import CLASSES, render_shapes
-from ddfnet.errors import UserError
+from ddfnet.tasks.detection.synthetic import CLASSES, render_shapes
+from ddfnet.utils.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,13 +22,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
-from ddfnet.cli import EXIT_USER_ERROR, run
-from ddfnet.data import EvalBatchTransform, eval_transform, open_rgb
-from ddfnet.data.dataset import decode_error
-from ddfnet.data.folder import list_images
-from ddfnet.errors import DataError, UserError
+from ddfnet.data.batches import EvalBatchTransform
+from ddfnet.data.dataset import decode_error, open_rgb
+from ddfnet.data.preprocessing import eval_transform
+from ddfnet.data.sources.folder import list_images
 from ddfnet.evaluation.class_names import known_classes, readable_names
-from ddfnet.zoo.classifier import Classifier, load_classifier
+from ddfnet.inference.classifier import Classifier, load_classifier
+from ddfnet.utils.cli import EXIT_USER_ERROR, run
+from ddfnet.utils.errors import DataError, UserError
 
 DEFAULT = "zoo:ddf_mul_resnet14_32px.cifar10"
 _TOP = 5

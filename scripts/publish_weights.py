@@ -30,14 +30,14 @@ import timm
 import torch
 
 import ddfnet
-from ddfnet.checkpoint import read_weights, save_safetensors, write_atomically
-from ddfnet.cli import run
-from ddfnet.engine.logging import read_metrics
-from ddfnet.errors import UserError
+from ddfnet.checkpoint import read_weights, save_safetensors
+from ddfnet.inference.cards import licence_id, published_card
+from ddfnet.inference.classifier import Classifier, build_classifier
 from ddfnet.models import list_models
-from ddfnet.zoo.card import licence_id, published_card
-from ddfnet.zoo.classifier import Classifier, build_classifier, locate
-from ddfnet.zoo.download import SHIPPED
+from ddfnet.utils.cli import run
+from ddfnet.utils.errors import UserError
+from ddfnet.utils.files import read_jsonl, write_atomically
+from ddfnet.zoo.download import SHIPPED, locate
 
 WEIGHTS = "model.safetensors"
 READS_FOLDERS = (1, 0, 26)  # of timm: the first that does not unpickle a model.safetensors of a local-dir
@@ -95,7 +95,7 @@ def publish(
         licence=licence,
         data=data,
         entry=entry,
-        log=read_metrics(SHIPPED / f"{entry.name}.metrics.jsonl") if entry and entry.file.shipped else (),
+        log=read_jsonl(SHIPPED / f"{entry.name}.metrics.jsonl") if entry and entry.file.shipped else (),
     )
     tag = name.removeprefix(f"{architecture}.") if name.startswith(f"{architecture}.") else None
     _write(output, found, config_for(found, tag=tag, licence=licence), card)
@@ -108,11 +108,11 @@ def publish(
 def config_for(found: Classifier, *, tag: str | None, licence: str | None) -> dict[str, Any]:
     """The config.json from which timm builds the model and its preprocessing."""
     known, how = found.network.pretrained_cfg, found.preprocessing
-    same_size = tuple(known["input_size"][1:]) == (how.input_size, how.input_size)
+    same_size = tuple(known["input_size"][1:]) == (how.size, how.size)
     about = {
         "tag": tag,
         "custom_load": False,
-        "input_size": [3, how.input_size, how.input_size],
+        "input_size": [3, how.size, how.size],
         "fixed_input_size": known.get("fixed_input_size", False),
         "interpolation": how.interpolation,
         "crop_pct": how.crop_pct,
@@ -188,7 +188,7 @@ def _write(output: Path, found: Classifier, config: dict[str, Any], card: str) -
 def _check_readable(folder: Path, found: Classifier) -> None:
     """What timm makes of the folder must give the same logits, bit for bit."""
     network = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
-    size = found.preprocessing.input_size
+    size = found.preprocessing.size
     picture = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         same = torch.equal(network(picture), found.network(picture))

@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import ddfnet
-from ddfnet.checkpoint import write_atomically
-from ddfnet.cli import run
-from ddfnet.errors import UserError
+from ddfnet.utils.cli import run
+from ddfnet.utils.errors import UserError
+from ddfnet.utils.files import write_atomically
 
 CLASSES = ("ground", "disc", "square", "triangle")
 SIZE = 48  # pixels

@@ -17,8 +17,8 @@ from ddfnet.checkpoint import (
     save_safetensors,
     write_atomically,
 )
-from ddfnet.engine.runs import load_initial_weights
-from ddfnet.errors import CheckpointError
+from ddfnet.engine.train import load_initial_weights
+from ddfnet.utils.errors import CheckpointError
 
 NAME = "ddf_mul_resnet14_32px"
 

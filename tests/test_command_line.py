@@ -9,7 +9,7 @@ import torch
 
 import eval as eval_script
 import train as train_script
-from ddfnet.cli import run
+from ddfnet.utils.cli import run
 from tests.conftest import ROOT, launch
 
 
@@ -134,7 +134,7 @@ def test_a_mistake_that_one_process_meets_is_told_by_it(tiny_config, picture_tre
 
 
 def test_a_reader_that_leaves_early_is_no_error():
-    code = "import sys; from ddfnet.cli import run; run(lambda: [print(i) for i in range(100_000)] and 0)"
+    code = "import sys; from ddfnet.utils.cli import run; run(lambda: [print(i) for i in range(100_000)] and 0)"
     command = f"{sys.executable} -c '{code}' | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["0", "141"]
@@ -143,7 +143,7 @@ def test_a_reader_that_leaves_early_is_no_error():
 
 def test_any_other_broken_pipe_is_an_error():
     code = (
-        "import os; from ddfnet.cli import run\n"
+        "import os; from ddfnet.utils.cli import run\n"
         "def main():\n r, w = os.pipe(); os.close(r); os.write(w, b'x')\n"
         "run(main)"
     )

@@ -22,7 +22,7 @@ def test_generated_pages_are_current(tmp_path):
     before = {name: (ROOT / "docs" / name).read_text() for name in ("config.md", "config.schema.json")}
     sys.path.insert(0, str(ROOT / "scripts"))
     try:
-        import write_config_docs
+        from scripts.dev import write_config_docs
     finally:
         sys.path.pop(0)
     assert before["config.md"] == write_config_docs.markdown()
@@ -80,7 +80,7 @@ def test_training_commands_of_the_readme_are_accepted(picture_tree):
 
 
 def test_overrides_quoted_in_the_readme_are_valid():
-    from ddfnet.config import load_config
+    from ddfnet.tasks import load_config
 
     quoted = re.findall(r"`((?:[a-z_]+\.)+[a-z_]+=[^`]+)`", README)
     assert quoted

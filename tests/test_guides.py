@@ -48,7 +48,13 @@ OTHERS = {"cp", "echo", "export", "gdown", "if", "fi", "mkdir", "pip", "sbatch",
 # Commands are forked from a process that has imported what they need: importing torch takes longer than most of them.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["ddfnet.engine.runs", "ddfnet.engine.evaluate_checkpoint", "ddfnet.zoo.convert", "ddfnet.data.check", __name__]
+    [
+        "ddfnet.engine.train",
+        "ddfnet.engine.evaluate_checkpoint",
+        "ddfnet.inference.convert",
+        "ddfnet.data.check",
+        __name__,
+    ]
 )
 
 
@@ -166,7 +172,7 @@ def resolve(line):
 
 
 def _resolve_ours(words):
-    from ddfnet.config import load_config
+    from ddfnet.tasks import load_config
     from ddfnet.zoo import find
 
     sys.argv = words  # of a forked process
@@ -202,8 +208,8 @@ def check_lines(text, output):
 
 def check_layout(text, folder):
     """The tree of files that a block lists can be trained on."""
-    from ddfnet.data import index_folder
     from ddfnet.data.check import check_tree
+    from ddfnet.data.sources.folder import index_folder
 
     root = folder / "layout"
     for line in text.split():
@@ -239,7 +245,7 @@ PROVOKED = {
     "not_finite": f"{DEMO} optim.lr=1e30 optim.name=sgd schedule.warmup_epochs=0 run.log_every=1 run.dir=runs/nan",
     "no_gpu": f"{DEMO} run.device=cuda run.dir=runs/new",
     "port": f"RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=PORT {DEMO} run.dir=runs/new",
-    "no_matplotlib": WITHOUT.format("matplotlib", "scripts/plot_curves.py", "runs/demo"),
+    "no_matplotlib": WITHOUT.format("matplotlib", "scripts/visualize/curves.py", "runs/demo"),
     "no_sklearn": WITHOUT.format("sklearn", "scripts/make_digits.py", "data/other"),
     "changed_file": "DDFNET_CACHE=data/page python -m ddfnet.zoo download ddf_mul_resnet50.official_in1k",
 }
@@ -323,7 +329,7 @@ def check_block(how, language, text, before, folder):
     if (language, rule) == ("bash", "resolve"):
         resolve_block(text, folder)
     elif (language, rule) == ("yaml", "file"):
-        from ddfnet.config import load_config
+        from ddfnet.tasks import load_config
 
         (folder / words[0]).write_text(text)
         load_config(folder / words[0], words[1:])

@@ -1,20 +1,20 @@
-"""docs/interop.md: its blocks run as they stand and do what the text says; and the segmentation example."""
+"""docs/guides/interop.md: its blocks run as they stand and do what the text says; and the segmentation example."""
 
 import re
 import shlex
 
 import numpy as np
 import pytest
-import segmentation_example as example
 import torch
 from PIL import Image
 
 import ddfnet
-from ddfnet.data import render_digits
-from ddfnet.errors import UserError
+from ddfnet.data.generated import render_digits
+from ddfnet.utils.errors import UserError
+from scripts import segmentation_example as example
 from tests.conftest import ROOT
 
-GUIDE = (ROOT / "docs/interop.md").read_text()
+GUIDE = (ROOT / "docs/guides/interop.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 
 
@@ -34,7 +34,7 @@ def block(folder, monkeypatch):
 
     def run(number):
         space = {}
-        exec(compile(BLOCKS[number], "docs/interop.md", "exec"), space)
+        exec(compile(BLOCKS[number], "docs/guides/interop.md", "exec"), space)
         return space
 
     return run

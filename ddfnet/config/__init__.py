@@ -1,34 +1,18 @@
-"""Configuration: schema, YAML files with inheritance, command line overrides, errors that name the fix."""
+"""How YAML becomes a checked object: sections, files with parents, overrides, origins. Knows no key and no task."""
 
-from ddfnet.config.classification import ClassificationConfig
-from ddfnet.config.depth import DepthConfig
-from ddfnet.config.derived import Derived, derive
-from ddfnet.config.detection import DetectionConfig
-from ddfnet.config.ineffective import ineffective_keys
-from ddfnet.config.loading import (
-    SCHEMAS,
-    LoadedConfig,
-    dump_config,
-    key_paths,
-    load_config,
-    section_type,
-    validate,
-)
-from ddfnet.config.schema import Config
+from ddfnet.config.check import check
+from ddfnet.config.loaded import LoadedConfig
+from ddfnet.config.sections import Fraction, NonNegative, Pair, Positive, Section, Triple, key_paths, section_type
 
 __all__ = [
-    "SCHEMAS",
-    "ClassificationConfig",
-    "Config",
-    "DepthConfig",
-    "Derived",
-    "DetectionConfig",
+    "Fraction",
     "LoadedConfig",
-    "derive",
-    "dump_config",
-    "ineffective_keys",
+    "NonNegative",
+    "Pair",
+    "Positive",
+    "Section",
+    "Triple",
+    "check",
     "key_paths",
-    "load_config",
     "section_type",
-    "validate",
 ]

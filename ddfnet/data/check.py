@@ -13,8 +13,8 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 from ddfnet.data.dataset import decode_error, is_16_bit_grey
-from ddfnet.data.folder import class_folders, list_images, some_names
-from ddfnet.errors import DataError
+from ddfnet.data.sources.folder import class_folders, list_images, some_names
+from ddfnet.utils.errors import DataError
 
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset, get_worker_info
 
-from ddfnet.data.folder import FolderIndex
 from ddfnet.data.rng import REPLACEMENT, SAMPLE, entry_key, key_seeds, keyed_generators, seed_generators
 from ddfnet.data.sampler import Request
-from ddfnet.errors import DataError
+from ddfnet.data.sources.folder import FolderIndex
+from ddfnet.utils.errors import DataError
 
 Transform = Callable[[Image.Image], torch.Tensor]
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
+from ddfnet.data.batches import Batch
 from ddfnet.data.dataset import EvalDataset, TrainDataset, Transform
-from ddfnet.data.device import Batch
-from ddfnet.data.folder import FolderIndex
 from ddfnet.data.sampler import Request, TrainSampler, eval_indices
-from ddfnet.errors import DataError
+from ddfnet.data.sources.folder import FolderIndex
+from ddfnet.utils.errors import DataError
 
 _log = logging.getLogger("ddfnet")
 
@@ -31,7 +31,7 @@ def train_batches(
     device: torch.device | str,
     num_workers: int,
     seed: int,
-    max_broken: float = 0.001,
+    max_corrupt: float = 0.001,
 ) -> Iterator[Batch]:
     """The training batches of a whole run, in the sampler's order.
 
@@ -46,19 +46,19 @@ def train_batches(
         device: where the batches go.
         num_workers: reading processes; 0 reads in this one.
         seed: keys the augmentation.
-        max_broken: largest share of broken images among those read by this process.
+        max_corrupt: largest share of broken images among those read by this process.
 
     Returns:
         Iterator over one dictionary per micro-batch: "image" and "target" on the device (see `TrainBatchTransform`),
         "index" and "repeat" int64 (B,) on the CPU, "epoch" int. Closing it, or dropping it, ends the workers.
 
     Raises:
-        DataError: while iterating, if more than `max_broken` of the images (and more than 10 different ones) are
+        DataError: while iterating, if more than `max_corrupt` of the images (and more than 10 different ones) are
             broken.
     """
     reader = _TrainReader(TrainDataset(index, transform, seed=seed))
     loader = make_loader(reader, sampler, device=device, num_workers=num_workers, persistent=False)
-    monitor = _BrokenImages(index, max_broken)
+    monitor = _BrokenImages(index, max_corrupt)
     return _train_stream(iter(loader), monitor, batch_transform, torch.device(device))
 
 
@@ -233,9 +233,9 @@ class _EvalBatches:
 class _BrokenImages:
     """Counts and reports the broken images of a run, and stops it when there are too many."""
 
-    def __init__(self, index: FolderIndex, max_broken: float) -> None:
+    def __init__(self, index: FolderIndex, max_corrupt: float) -> None:
         self.index = index
-        self.max_broken = max_broken
+        self.max_corrupt = max_corrupt
         self.read = 0
         self.replaced = 0
         self.files: set[int] = set()
@@ -248,10 +248,19 @@ class _BrokenImages:
             if i not in self.files:
                 self.files.add(i)
                 _log.warning("broken training image %s (%s); another image takes its place", self.index.path(i), reason)
-        if broken and len(self.files) > _BROKEN_FLOOR and self.replaced > self.max_broken * self.read:
+        if broken and len(self.files) > _BROKEN_FLOOR and self.replaced > self.max_corrupt * self.read:
             i, reason = broken[-1]
             raise DataError(
                 f"{len(self.files)} different training images are broken, {self.replaced / self.read:.2%} of those "
-                f"read (limit {self.max_broken:.2%}), for example {self.index.path(i)} ({reason}). "
+                f"read (limit {self.max_corrupt:.2%}), for example {self.index.path(i)} ({reason}). "
                 f"List them with: python scripts/check_data.py {self.index.root}"
             )
+
+
+def worker_count(workers: int | str) -> int:
+    """Loader processes of this rank; `auto`: its share of the usable cores less one, at least 1, at most 16."""
+    if workers != "auto":
+        return int(workers)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(16, cores // local_world_size - 1))

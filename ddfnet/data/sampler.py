@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ddfnet.errors import DataError
+from ddfnet.utils.errors import DataError
 
 Request = tuple[int, int, int]  # (epoch, image index, repeat of the image within the epoch)
 

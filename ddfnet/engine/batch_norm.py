@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 from ddfnet.engine.distributed import Distributed
-from ddfnet.errors import ConfigError
+from ddfnet.utils.errors import ConfigError
 
 
 class GlooSyncBatchNorm2d(nn.BatchNorm2d):

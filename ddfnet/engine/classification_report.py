@@ -8,20 +8,21 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ddfnet.checkpoint import write_atomically
-from ddfnet.data import FolderIndex, Preprocessing, eval_transform, open_rgb
-from ddfnet.data.dataset import decode_error
+from ddfnet.data.dataset import decode_error, open_rgb
+from ddfnet.data.preprocessing import Preprocessing, eval_transform
+from ddfnet.data.sources.folder import FolderIndex
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.evaluate_task import write_report
-from ddfnet.engine.run_folder import environment
-from ddfnet.errors import DataError, UserError
 from ddfnet.evaluation.class_names import readable_names
 from ddfnet.evaluation.image_sets import ImageSet
-from ddfnet.evaluation.pictures import Pictures
+from ddfnet.evaluation.predictions import Pictures
 from ddfnet.evaluation.report_console import sets_page
 from ddfnet.evaluation.report_tables import per_class_csv, report_page
 from ddfnet.evaluation.statistics import ClassRow, Confusion, calibration, class_rows, confusions, worst_mistakes
-from ddfnet.zoo.classifier import Classifier
+from ddfnet.inference.classifier import Classifier
+from ddfnet.utils.environment import environment
+from ddfnet.utils.errors import DataError, UserError
+from ddfnet.utils.files import write_atomically
 
 TEXTS = ("report.json", "report.md", "per_class.csv")
 FIGURES = ("calibration.png", "confusion.png", "mistakes.png")
@@ -34,7 +35,7 @@ def figures_available() -> bool:
     try:
         import matplotlib  # noqa: F401
 
-        import ddfnet.evaluation.report_figures  # noqa: F401
+        import ddfnet.evaluation.figures  # noqa: F401
     except ImportError:
         return False
     return True
@@ -156,7 +157,7 @@ def _figures(
     report: dict[str, Any],
 ) -> dict[str, bytes]:
     """PNG files by name, without those that cannot be drawn."""
-    from ddfnet.evaluation.report_figures import draw_calibration, draw_confusion, draw_mistakes
+    from ddfnet.evaluation.figures import draw_calibration, draw_confusion, draw_mistakes
 
     draws = {
         "calibration.png": lambda: draw_calibration(calibration(pictures)),
@@ -180,7 +181,7 @@ def _figures(
 
 def _mistakes(index: FolderIndex, pictures: Pictures, names: Sequence[str], report: dict[str, Any]) -> list[Any]:
     """For `draw_mistakes`; DataError where a picture cannot be read any more."""
-    from ddfnet.evaluation.report_figures import Mistake
+    from ddfnet.evaluation.figures import Mistake
 
     as_seen = eval_transform(Preprocessing.from_dict(report["preprocessing"]))
     found = []

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ddfnet.errors import UserError
+from ddfnet.utils.errors import UserError
 
 
 @dataclass(frozen=True)

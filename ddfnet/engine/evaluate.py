@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ddfnet.engine.distributed import Distributed
-from ddfnet.errors import raised_on_one_process
 from ddfnet.tasks.base import Evaluator
+from ddfnet.utils.errors import raised_on_one_process
 
 
 @torch.inference_mode()

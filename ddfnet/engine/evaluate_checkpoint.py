@@ -2,19 +2,20 @@
 
 import os
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ddfnet.checkpoint import Weights, read_checkpoint, read_weights
-from ddfnet.config.yaml_reader import parse_value
-from ddfnet.data import FolderIndex, Preprocessing, index_folder
+from ddfnet.config.reader import parse_value
+from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.data.sources.folder import FolderIndex, index_folder
 from ddfnet.engine.evaluate_classifier import evaluate_classifier
 from ddfnet.engine.evaluate_task import evaluate_task
-from ddfnet.errors import DataError, UserError
 from ddfnet.evaluation.class_names import in_order_of_number, known_classes
 from ddfnet.evaluation.image_sets import ImageSet, find_sets, load_set
-from ddfnet.zoo.classifier import build_classifier, locate
+from ddfnet.inference.classifier import build_classifier
+from ddfnet.utils.errors import DataError, UserError
+from ddfnet.zoo.download import locate
 
 
 def evaluate_checkpoint(
@@ -86,9 +87,7 @@ def evaluate_checkpoint(
         )  # fmt: skip
     places = find_sets(sets, data) if sets is not None else None
     loaded = build_classifier(found, source=checkpoint, model=model, entry=entry)
-    preprocessing = _override(
-        loaded.preprocessing, input_size=input_size, crop_pct=crop_pct, interpolation=interpolation
-    )
+    preprocessing = _override(loaded.preprocessing, size=input_size, crop_pct=crop_pct, interpolation=interpolation)
     outputs = loaded.network.num_classes
     if places is None:
         index = _index(found, checkpoint, data, outputs)
@@ -127,7 +126,7 @@ def _refuse(options: dict[str, Any], where: str) -> None:
 
 def _override(preprocessing: Preprocessing, **changes: Any) -> Preprocessing:
     try:
-        return replace(preprocessing, **{key: value for key, value in changes.items() if value is not None})
+        return preprocessing.replaced(**{key: value for key, value in changes.items() if value is not None})
     except ValueError as error:
         raise UserError(str(error)) from None
 

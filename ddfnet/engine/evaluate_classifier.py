@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from ddfnet.data import EvalBatchTransform, Preprocessing, eval_batches, eval_transform
+from ddfnet.data.batches import EvalBatchTransform
+from ddfnet.data.loader import eval_batches
+from ddfnet.data.preprocessing import Preprocessing, eval_transform
 from ddfnet.engine.classification_report import (
     NO_FIGURES,
     describe,
@@ -21,10 +23,10 @@ from ddfnet.engine.evaluate import evaluate
 from ddfnet.engine.precision import autocast
 from ddfnet.evaluation.class_names import printable
 from ddfnet.evaluation.image_sets import ImageSet
-from ddfnet.evaluation.pictures import PictureEvaluator, Pictures
+from ddfnet.evaluation.predictions import PictureEvaluator, Pictures
 from ddfnet.evaluation.report_console import files_lines, result_table, sets_header, sets_row, settings_lines
+from ddfnet.inference.classifier import Classifier
 from ddfnet.tasks.classification import worker_count
-from ddfnet.zoo.classifier import Classifier
 
 
 def evaluate_classifier(

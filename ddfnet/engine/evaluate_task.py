@@ -1,7 +1,5 @@
 """Evaluation of a checkpoint whose task needs more than a model's name: the stored configuration rebuilds the task."""
 
-import json
-import math
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -9,14 +7,14 @@ from typing import Any
 
 import torch
 
-from ddfnet.checkpoint import Weights, load_weights, read_checkpoint, write_atomically
-from ddfnet.config import Config, validate
+from ddfnet.checkpoint import Weights, load_weights, read_checkpoint
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.evaluate import evaluate
 from ddfnet.engine.precision import autocast
-from ddfnet.engine.run_folder import environment
-from ddfnet.errors import CheckpointError, UserError
-from ddfnet.tasks import create_task
+from ddfnet.tasks import Config, check_config, create_task
+from ddfnet.utils.environment import environment
+from ddfnet.utils.errors import CheckpointError, UserError
+from ddfnet.utils.files import write_json
 
 # Where weights to start from come from: the checkpoint replaces them, and their files may be gone.
 _STARTS = {"init_checkpoint": None, "backbone_checkpoint": None, "backbone_pretrained": False}
@@ -94,20 +92,10 @@ def evaluate_task(
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """Writes a report as JSON, NaN and infinity as null; UserError where the folder cannot be written."""
-    text = json.dumps(_finite(report), indent=2, allow_nan=False) + "\n"
     try:
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_json(path, report)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give --output FOLDER") from None
-
-
-def _finite(value: Any) -> Any:
-    """A copy in which null stands for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _stored_config(checkpoint: Path, data: str | Path | None, batch_size: int | None, workers: int | str) -> Config:
@@ -122,7 +110,7 @@ def _stored_config(checkpoint: Path, data: str | Path | None, batch_size: int | 
     if batch_size is not None:
         values["eval"]["batch_size"] = batch_size
     values["model"].update({key: value for key, value in _STARTS.items() if key in values["model"]})
-    return validate(values)
+    return check_config(values)
 
 
 def _check_same_meta(own: dict[str, Any], saved: dict[str, Any], checkpoint: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from ddfnet.checkpoint import write_atomically
+from ddfnet.utils.files import read_jsonl, to_json, write_atomically
 
 logger = logging.getLogger("ddfnet")
 
@@ -126,7 +125,7 @@ class RunLog:
 
     def _write(self, kind: str, step: int, record: dict[str, Any]) -> None:
         if self.folder is not None:
-            line = {"kind": kind, "step": step, **{k: _json_number(v) for k, v in record.items()}}
+            line = to_json({"kind": kind, "step": step, **record})
             with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
         if self._writer is not None:
@@ -144,32 +143,15 @@ def duration(seconds: float) -> str:
     return f"{days}d {hour:02d}h" if days else f"{hour}:{minute:02d}:{second:02d}"
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`; a last line cut by a crash is left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
-
-
 def _keep_until(path: Path, step: int, evaluation_due: bool) -> None:
     if path.exists():
         last_evaluation = step - 1 if evaluation_due else step
         kept = [
             record
-            for record in read_metrics(path)
+            for record in read_jsonl(path)
             if record["step"] <= (step if record["kind"] == "train" else last_evaluation)
         ]
         write_atomically(path, lambda file: file.write("".join(json.dumps(r) + "\n" for r in kept).encode()))
-
-
-def _json_number(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(key: str, value: float) -> str:

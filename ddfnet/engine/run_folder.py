@@ -1,15 +1,10 @@
 """The run folder: what was run, with what, where; and whether a run may be continued in it."""
 
 import json
-import os
-import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +13,13 @@ try:
 except ImportError:  # Windows: runs are not kept out of each other's folder
     fcntl = None
 
-import torch
-
-from ddfnet.checkpoint import write_atomically
-from ddfnet.config import Derived, LoadedConfig, validate
-from ddfnet.config.yaml_reader import read_yaml
-from ddfnet.errors import ConfigError
+from ddfnet.config import LoadedConfig
+from ddfnet.config.reader import read_yaml
+from ddfnet.tasks import check_config
+from ddfnet.tasks.plan import RunPlan
+from ddfnet.utils.environment import environment
+from ddfnet.utils.errors import ConfigError
+from ddfnet.utils.files import write_json, write_text
 
 # Keys that may change between two starts of one run: they say where and how often, not what is computed.
 FREE_KEYS = {"run", "data.root", "data.workers", "eval.batch_size"}
@@ -48,7 +44,7 @@ def check_same_run(folder: Path, loaded: LoadedConfig) -> None:
         return
     old, _ = read_yaml(saved)
     with suppress(ConfigError):  # written by a version with other keys: compared as it is
-        old = validate(old).model_dump(mode="json")  # keys that were added since have their defaults
+        old = check_config(old).model_dump(mode="json")  # keys that were added since have their defaults
     before, now = _flat(old), _flat(loaded.config.model_dump(mode="json"))
     differences = [
         f"{key}: {before.get(key, 'absent')!r} -> {now.get(key, 'absent')!r}"
@@ -87,51 +83,18 @@ def run_folder_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def write_run_folder(folder: Path, loaded: LoadedConfig, derived: Derived, model_facts: dict[str, Any]) -> None:
+def write_run_folder(folder: Path, loaded: LoadedConfig, plan: RunPlan, model_facts: dict[str, Any]) -> None:
     """Writes `config.yaml` and `run.json` (one entry per start) into the run folder."""
-    header = "".join(f"# derived: {key} = {value}\n" for key, value in derived.as_dict().items())
-    _write_text(folder / "config.yaml", header + loaded.to_yaml())
-    facts = {**environment(), "command": sys.argv, "derived": derived.as_dict(), **model_facts}
+    header = "".join(f"# derived: {key} = {value}\n" for key, value in plan.as_dict().items())
+    write_text(folder / "config.yaml", header + loaded.to_yaml())
+    facts = {**environment(), "command": sys.argv, "derived": plan.as_dict(), **model_facts}
     history = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {"starts": []}
     history["starts"].append({"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), **facts})
-    _write_text(folder / "run.json", json.dumps(history, indent=2) + "\n")
-
-
-def environment() -> dict[str, Any]:
-    """Versions, machine and git commit of this process."""
-    packages = ("ddfnet", "torch", "torchvision", "timm", "triton", "numpy", "pillow")
-    return {
-        "git": git_commit(),
-        "python": platform.python_version(),
-        "packages": {**{name: _version(name) for name in packages}, "torch": str(torch.__version__)},
-        "cuda": torch.version.cuda,
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "cpus": os.cpu_count(),
-        "platform": platform.platform(),
-    }
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, with `-dirty` if it was changed; None outside one."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    write_json(folder / "run.json", history)
 
 
 def _is_free(key: str) -> bool:
     return key != "run.seed" and any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -142,7 +105,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))

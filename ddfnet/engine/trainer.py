@@ -15,17 +15,18 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddfnet.checkpoint import FORMAT, read_checkpoint, save_checkpoint, save_safetensors, write_atomically
-from ddfnet.config import Config, Derived
+from ddfnet.checkpoint import FORMAT, read_checkpoint, save_checkpoint, save_safetensors
 from ddfnet.engine.batch_norm import averaged_statistics, load_statistics, local_statistics, synchronise_batch_norm
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.evaluate import evaluate
 from ddfnet.engine.logging import Meter, RunLog
-from ddfnet.engine.optim import build_optimizer, clip_gradients, learning_rate
 from ddfnet.engine.precision import autocast
 from ddfnet.engine.signals import StopSignal
-from ddfnet.errors import CheckpointError, NonFiniteLossError, raised_on_one_process
-from ddfnet.tasks import Task
+from ddfnet.optim import build_optimizer, clip_gradients, learning_rate
+from ddfnet.tasks import Config, Task
+from ddfnet.tasks.plan import RunPlan
+from ddfnet.utils.errors import CheckpointError, NonFiniteLossError, raised_on_one_process
+from ddfnet.utils.files import write_atomically
 
 # torch 2.15 renamed the argument and warns of the old name.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
@@ -39,7 +40,7 @@ class Trainer:
     """Trains one model of one task.
 
     Args:
-        config, derived: the run.
+        config, plan: the run.
         task: data, loss, evaluator.
         model: random or initial weights, on any device.
         distributed: this process.
@@ -50,7 +51,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        derived: Derived,
+        plan: RunPlan,
         task: Task,
         model: nn.Module,
         distributed: Distributed,
@@ -59,7 +60,7 @@ class Trainer:
         log: RunLog,
         max_eval_batches: int | None = None,
     ) -> None:
-        self.config, self.derived, self.task, self.log = config, derived, task, log
+        self.config, self.plan, self.task, self.log = config, plan, task, log
         self.distributed, self.device, self.folder = distributed, distributed.device, folder
         self.max_eval_batches = max_eval_batches
         settings = config.train
@@ -67,7 +68,7 @@ class Trainer:
         if settings.sync_bn and distributed.world_size > 1:
             model = synchronise_batch_norm(model, self.device)
         self.model = model.to(self.device, memory_format=memory_format)
-        self.optimizer = build_optimizer(self.model, config, derived.lr)
+        self.optimizer = build_optimizer(self.model, config.optim, plan.lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.ema = None
         if settings.ema is not None:
@@ -105,10 +106,10 @@ class Trainer:
         Raises:
             NonFiniteLossError: NaN or infinite loss; names the step, and nothing it touched is saved.
         """
-        derived, run = self.derived, self.config.run
-        if self.step >= derived.total_steps and not self.evaluation_due:
+        plan, run = self.plan, self.config.run
+        if self.step >= plan.total_steps and not self.evaluation_due:
             return True
-        batches = self.task.train_batches(derived, rank=self.distributed.rank, start_step=self.step, device=self.device)
+        batches = self.task.train_batches(plan, rank=self.distributed.rank, start_step=self.step, device=self.device)
         eval_batches = self.task.eval_batches(
             rank=self.distributed.rank, world_size=self.distributed.world_size, device=self.device
         )
@@ -116,10 +117,10 @@ class Trainer:
             self._evaluate_epoch(eval_batches)
         self.model.train()
         self.meter.restart()
-        while self.step < derived.total_steps:
+        while self.step < plan.total_steps:
             self.train_step(batches)
             self.log.tick(self.step)
-            epoch_ends = self.step % derived.steps_per_epoch == 0 or self.step == derived.total_steps
+            epoch_ends = self.step % plan.steps_per_epoch == 0 or self.step == plan.total_steps
             if self.step % run.log_every == 0 or epoch_ends:
                 self._log_interval()
             if epoch_ends:
@@ -130,7 +131,7 @@ class Trainer:
                 self.meter.restart()
             elif run.save_every and self.step % run.save_every == 0:
                 self.save()
-            if stop is not None and self.step < derived.total_steps and stop.agreed(self.step):
+            if stop is not None and self.step < plan.total_steps and stop.agreed(self.step):
                 if self._saved_step != self.step:
                     self.save()
                 return False
@@ -138,8 +139,8 @@ class Trainer:
 
     def train_step(self, batches: Iterator[dict[str, Any]]) -> None:
         """One optimiser step: accumulate, clip, step, average."""
-        config, accumulation = self.config, self.derived.accumulation
-        lr = learning_rate(self.step, config.schedule, self.derived)
+        config, accumulation = self.config, self.plan.accumulation
+        lr = learning_rate(self.step, config.schedule, self.plan)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
@@ -219,20 +220,20 @@ class Trainer:
 
     @property
     def epoch(self) -> float:
-        return self.step / self.derived.steps_per_epoch
+        return self.step / self.plan.steps_per_epoch
 
     def check_finite(self) -> None:
         """Raises NonFiniteLossError if any loss since the last check was not finite (waits for the device)."""
         bad = int(self.distributed.min_(self.first_bad_step.clone()))
         if bad == _NO_STEP:
             return
-        lr = learning_rate(bad, self.config.schedule, self.derived)
+        lr = learning_rate(bad, self.config.schedule, self.plan)
         report = {
             "step": bad,
-            "epoch": bad / self.derived.steps_per_epoch,
+            "epoch": bad / self.plan.steps_per_epoch,
             "lr": lr,
             "last_finite_loss": self.last_finite_loss,
-            "samples": self.task.sample_names(self.derived, bad),
+            "samples": self.task.sample_names(self.plan, bad),
         }
         where = ""
         if self.folder is not None and self.distributed.is_main:
@@ -248,7 +249,7 @@ class Trainer:
     def _seed(self, micro_batch: int) -> None:
         # Dropout and stochastic depth draw from the default generators: keyed by the place in the run, they depend
         # neither on the number of processes nor on where the run was resumed.
-        place = self.step, micro_batch * self.derived.world_size + self.distributed.rank
+        place = self.step, micro_batch * self.plan.world_size + self.distributed.rank
         torch.manual_seed(int(np.random.SeedSequence([self.config.run.seed, *place]).generate_state(1, np.uint64)[0]))
 
     def _note_finite(self, loss: Tensor) -> None:
@@ -269,15 +270,15 @@ class Trainer:
             "grad_norm": float(self.grad_norm),
             "images_per_second": images_per_second,
             "data_wait": data_wait,
-            "eta_seconds": (self.derived.total_steps - self.step) * self.config.train.batch_size / images_per_second,
+            "eta_seconds": (self.plan.total_steps - self.step) * self.config.train.batch_size / images_per_second,
         }
         if self.device.type == "cuda":
             record["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        self.log.train(self.step, self.derived.total_steps, record)
+        self.log.train(self.step, self.plan.total_steps, record)
         self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
 
     def _evaluates(self) -> bool:
-        return self.step == self.derived.total_steps or round(self.epoch) % self.config.eval.every == 0
+        return self.step == self.plan.total_steps or round(self.epoch) % self.config.eval.every == 0
 
     def _evaluate_epoch(self, eval_batches: Any) -> None:
         metrics = self._evaluate("val", self.model, eval_batches)
@@ -330,7 +331,7 @@ class Trainer:
             self.scaler.load_state_dict(payload["scaler"])
         self.step, self.best, self.evaluation_due = payload["step"], payload["best"], payload["evaluation_due"]
         self.loss_count = payload["loss_count"]
-        self.log.message(f"resuming from {path}: step {self.step} of {self.derived.total_steps}")
+        self.log.message(f"resuming from {path}: step {self.step} of {self.plan.total_steps}")
         return payload["local"]
 
     def _read_last(self, path: Path) -> dict[str, Any]:

@@ -1,5 +1,1 @@
-"""Exact metrics, the same in training and in `eval.py`."""
-
-from ddfnet.evaluation.classification import ClassificationEvaluator
-
-__all__ = ["ClassificationEvaluator"]
+"""Exact metrics and reports, the same in training and in `eval.py`."""

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddfnet.data import FolderIndex, index_folder
-from ddfnet.data.folder import class_folders, some_names
-from ddfnet.errors import DataError, UserError
+from ddfnet.data.sources.folder import FolderIndex, class_folders, index_folder, some_names
 from ddfnet.evaluation.class_names import imagenet_classes, in_order_of_number
+from ddfnet.utils.errors import DataError, UserError
 
 REAL_LABELS = "real.json"
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")  # in ImageNet's own file names: picture n has the n-th list of labels

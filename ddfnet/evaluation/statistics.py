@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ddfnet.evaluation.pictures import Pictures
+from ddfnet.evaluation.predictions import Pictures
 
 BINS = 15
 

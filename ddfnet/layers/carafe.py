@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ddfnet.layers.ddf_up import check_scale
 from ddfnet.layers.filter_norm import check_kernel_size
-from ddfnet.ops import ddf_up
+from ddfnet.ops.ddf import ddf_up
 
 
 class CARAFE(nn.Module):

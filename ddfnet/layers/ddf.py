@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ddfnet.layers.filter_norm import FilterNorm, check_kernel_size, normalization_layer
-from ddfnet.ops import ddf
-from ddfnet.ops.ddf import autocast
-from ddfnet.ops.spatial_filters import fusible, spatial_filters
+from ddfnet.ops.common import autocast
+from ddfnet.ops.ddf import ddf
+from ddfnet.ops.spatial_filters.autograd import fusible, spatial_filters
 
 
 class DDF(nn.Module):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ddfnet.layers.ddf import channel_branch, check_heads
 from ddfnet.layers.filter_norm import check_kernel_size, normalization_layer
-from ddfnet.ops import ddf_up
-from ddfnet.ops.ddf import autocast
+from ddfnet.ops.common import autocast
+from ddfnet.ops.ddf import ddf_up
 
 
 class DDFUp(nn.Module):

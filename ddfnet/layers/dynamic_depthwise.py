@@ -5,8 +5,8 @@ from timm.layers import CondConv2d
 from torch import Tensor, nn
 
 from ddfnet.layers.filter_norm import check_kernel_size
-from ddfnet.ops import ddf
-from ddfnet.ops.layout import memory_format_of
+from ddfnet.ops.common import memory_format_of
+from ddfnet.ops.ddf import ddf
 
 
 class DepthwiseCondConv(nn.Module):

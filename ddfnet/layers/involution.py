@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ddfnet.layers.filter_norm import check_kernel_size
-from ddfnet.ops import ddf
+from ddfnet.ops.ddf import ddf
 
 
 class Involution(nn.Module):

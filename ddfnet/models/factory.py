@@ -1,6 +1,5 @@
 """Creating models by name: ours, and every classification model of timm."""
 
-import difflib
 import re
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import nn
 
 from ddfnet.models import baselines, ddf_resnet
 from ddfnet.models.ddf_resnet import DDF_OPTIONS
+from ddfnet.utils.errors import did_you_mean
 
 # Arguments of timm.create_model that do not describe the network, but read files, download, or change global state.
 NOT_THE_NETWORK = (
@@ -36,8 +36,7 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
             (also `ddfnet.zoo.ZooError`: they cannot be had).
     """
     if ":" not in name and not timm.is_model(name):  # hf-hub:, local-dir: are timm's to resolve
-        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"ours are {', '.join(list_models())}"
+        hint = did_you_mean(name, timm.list_models(), otherwise=f"this package has {', '.join(list_models())}")
         raise ValueError(f"unknown model {name!r}: {hint}")
     _check_tag(name)
     if pretrained and name.split(".")[0] in list_models() and not timm.is_model_pretrained(name):
@@ -47,9 +46,8 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        close = difflib.get_close_matches(unknown[1], DDF_OPTIONS, n=1, cutoff=0.6) if unknown else []
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"model {name} does not take its arguments: {error}{hint}") from error
+        hint = did_you_mean(unknown[1], DDF_OPTIONS, most=1) if unknown else ""
+        raise ValueError(f"model {name} does not take its arguments: {error}{'; ' * bool(hint)}{hint}") from error
 
 
 def _check_tag(name: str) -> None:

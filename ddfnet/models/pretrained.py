@@ -27,7 +27,7 @@ def tagged_cfgs(model: str, cfg: dict[str, Any]) -> dict[str, dict[str, Any]]:
             **cfg,
             "url": ZOO + entry.name,  # so that timm lists the model among those with weights
             "num_classes": entry.num_classes,
-            "input_size": (3, how.input_size, how.input_size),
+            "input_size": (3, how.size, how.size),
             "crop_pct": how.crop_pct,
             "interpolation": how.interpolation,
             "mean": how.mean,

@@ -1,21 +1,74 @@
-"""Tasks: what differs between kinds of training."""
+"""Tasks: what differs between kinds of training. Each is found by its name, and imported when it is asked for."""
 
-from ddfnet.config import Config
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ddfnet.config import LoadedConfig, check
+from ddfnet.config.inheritance import apply_override, read_with_bases
+from ddfnet.config.loaded import DEFAULT, flow
+from ddfnet.config.reader import KeyPath
 from ddfnet.tasks.base import Task
-from ddfnet.tasks.classification import ClassificationTask
+from ddfnet.tasks.config import Config
+from ddfnet.utils.errors import ConfigError
+
+DEFAULT_TASK = "classification"
+_MODULES = {
+    "classification": "ddfnet.tasks.classification",
+    "detection": "ddfnet.tasks.detection.task",
+    "depth": "ddfnet.tasks.depth.task",
+}
+
+
+def task_names() -> list[str]:
+    """The tasks there are: those whose folder was not removed."""
+    return [name for name, module in _MODULES.items() if importlib.util.find_spec(module.removesuffix(".task"))]
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of a task; `TASK` of its module."""
+    return importlib.import_module(_MODULES[name]).TASK
 
 
 def create_task(config: Config) -> Task:
-    """The task of a configuration. Detection and depth are imported only here: they need packages of their own."""
-    if config.task == "detection":
-        from ddfnet.tasks.detection import DetectionTask
-
-        return DetectionTask(config)
-    if config.task == "depth":
-        from ddfnet.tasks.depth import DepthTask
-
-        return DepthTask(config)
-    return ClassificationTask(config)
+    """The task of a configuration."""
+    return task_class(config.task)(config)
 
 
-__all__ = ["ClassificationTask", "Task", "create_task"]
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig[Config]:
+    """Loads and checks a configuration.
+
+    Args:
+        path: YAML file. Its key `base` names one or several parents (relative to the file), merged in order before it.
+        overrides: `a.b=value` strings, merged last; the value is read as YAML.
+
+    Raises:
+        ConfigError: anything that is not exactly right, all faults of one run in one message.
+    """
+    path = Path(path)
+    values, origins = read_with_bases(path)
+    for override in overrides:
+        apply_override(override, values, origins)
+    run = values.setdefault("run", {})
+    if isinstance(run, dict) and run.get("dir") is None:
+        run["dir"] = str(Path("runs") / path.stem)
+        origins[("run", "dir")] = f"{DEFAULT}, from the name of {path.name}"
+    return LoadedConfig(check_config(values, origins), origins)
+
+
+def check_config(values: dict[str, Any], origins: dict[KeyPath, str] | None = None) -> Config:
+    """Checks a nested dict against the configuration of its task.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    task = values.get("task", DEFAULT_TASK)
+    if not isinstance(task, str) or task not in task_names():
+        where = f" ({origins['task',]})" if origins and ("task",) in origins else ""
+        raise ConfigError(f"task={flow(task)}{where} must be {' or '.join(task_names())}")
+    return check(task_class(task).config_class, values, origins)
+
+
+__all__ = ["Config", "Task", "check_config", "create_task", "load_config", "task_class", "task_names"]

@@ -6,9 +6,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ddfnet.config import Config, Derived
-from ddfnet.data.device import Batch
+from ddfnet.data.batches import Batch
 from ddfnet.data.sampler import TrainSampler, epoch_order
+from ddfnet.tasks.config import Config
+from ddfnet.tasks.plan import RunPlan
 
 
 class Evaluator(Protocol):
@@ -26,18 +27,20 @@ class Evaluator(Protocol):
 class Task(Protocol):
     """One kind of training: what differs between tasks, and nothing else."""
 
+    config_class: type[Config]
+    """The configuration of this kind of training."""
     best_metric: str
     """Key of the evaluator's result that ranks checkpoints."""
     lower_is_better: bool
     """Whether the best checkpoint is the one of the lowest `best_metric`."""
-    one_input_size: bool
+    fixed_input_size: bool
     """Whether all training batches have one shape, so that it pays to search for the fastest convolutions."""
     train_images: int
     val_images: int
 
     def build_model(self) -> nn.Module: ...
 
-    def train_batches(self, derived: Derived, *, rank: int, start_step: int, device: torch.device) -> Iterator[Batch]:
+    def train_batches(self, plan: RunPlan, *, rank: int, start_step: int, device: torch.device) -> Iterator[Batch]:
         """This rank's micro-batches from a step to the end of the run, on the device."""
 
     def eval_batches(self, *, rank: int, world_size: int, device: torch.device) -> Iterable[Batch]: ...
@@ -52,30 +55,30 @@ class Task(Protocol):
     def meta(self) -> dict[str, Any]:
         """What a checkpoint must say so that its weights can be used without the configuration."""
 
-    def sample_names(self, derived: Derived, step: int) -> list[str]:
+    def sample_names(self, plan: RunPlan, step: int) -> list[str]:
         """The samples of one optimiser step, for a report on what went wrong in it."""
 
 
 def train_sampler(
-    config: Config, derived: Derived, length: int, *, rank: int, start_step: int, repeats: int = 1
+    config: Config, plan: RunPlan, length: int, *, rank: int, start_step: int, repeats: int = 1
 ) -> TrainSampler:
     """What this rank reads from a step to the end of the run."""
     return TrainSampler(
         length=length,
         global_batch=config.train.batch_size,
         rank=rank,
-        world_size=derived.world_size,
-        accumulation=derived.accumulation,
+        world_size=plan.world_size,
+        accumulation=plan.accumulation,
         seed=config.run.seed,
         start_step=start_step,
-        end_step=derived.total_steps,
+        end_step=plan.total_steps,
         repeats=repeats,
     )
 
 
-def step_indices(config: Config, derived: Derived, length: int, step: int, *, repeats: int = 1) -> list[int]:
+def step_indices(config: Config, plan: RunPlan, length: int, step: int, *, repeats: int = 1) -> list[int]:
     """The images of one optimiser step over all processes, in the order of the global batch."""
-    epoch, place = divmod(step, derived.steps_per_epoch)
+    epoch, place = divmod(step, plan.steps_per_epoch)
     batch = config.train.batch_size
     order = epoch_order(length, config.run.seed, epoch, repeats)
     return order[place * batch : (place + 1) * batch, 0].tolist()

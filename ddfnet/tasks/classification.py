@@ -1,32 +1,122 @@
-"""Image classification over class folders."""
+"""Image classification over class folders: its configuration and its task."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 import ddfnet
-from ddfnet.config import ClassificationConfig, Derived
-from ddfnet.data import (
-    EvalBatchTransform,
-    Preprocessing,
-    TrainBatchTransform,
-    eval_batches,
-    eval_transform,
-    index_folder,
-    train_batches,
-    train_transform,
-)
-from ddfnet.errors import ConfigError, DataError
-from ddfnet.evaluation import ClassificationEvaluator
+from ddfnet.config import Fraction, Positive, Section
+from ddfnet.data.augment import AugmentConfig, train_transform
+from ddfnet.data.batches import EvalBatchTransform, TrainBatchTransform
+from ddfnet.data.loader import eval_batches, train_batches, worker_count
+from ddfnet.data.preprocessing import InputConfig, eval_transform
+from ddfnet.data.sources.folder import index_folder
+from ddfnet.evaluation.metrics import ClassificationEvaluator
 from ddfnet.models import create_model
 from ddfnet.tasks.base import Batch, step_indices, train_sampler
+from ddfnet.tasks.config import Config, DataSection, ModelSection
+from ddfnet.tasks.plan import RunPlan
+from ddfnet.utils.errors import ConfigError, DataError
+
+
+class ModelConfig(ModelSection):
+    name: str
+    """Any classification model of timm; ours: ddf_mul_resnet50, ddf_add_resnet101, ... (`ddfnet.list_models()`)."""
+    num_classes: Positive | None = None
+    """null: the number of class folders."""
+    drop_rate: Fraction = 0.0
+    """Dropout before the classifier."""
+    drop_path_rate: Fraction = 0.0
+    """Stochastic depth, rising linearly to this rate at the last block."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the model's constructor, e.g. {squeeze_ratio: 0.3}."""
+    init_checkpoint: str | None = None
+    """Start from these weights (a checkpoint of ours, an official one, a .safetensors file, or `zoo:NAME`).
+    A classifier for another number of classes is left at its random start, and said so."""
+
+    @model_validator(mode="after")
+    def _kwargs_are_further_ones(self) -> "ModelConfig":
+        own = {
+            "num_classes": "set model.num_classes",
+            "drop_rate": "set model.drop_rate",
+            "drop_path_rate": "set model.drop_path_rate",
+            "pretrained": "give a file as model.init_checkpoint",
+            "in_chans": "pictures have three channels",
+            "checkpoint_path": "give a file as model.init_checkpoint",
+            "pretrained_cfg": "give a file as model.init_checkpoint",
+            "pretrained_cfg_overlay": "give a file as model.init_checkpoint",
+            "cache_dir": "give a file as model.init_checkpoint",
+            "features_only": "training needs the classifier",
+            "block": "choose another model.name",
+            "block_args": "the options of a DDF are given directly, e.g. model.kwargs.heads",
+        }
+        for key, fix in own.items():
+            if key in self.kwargs:
+                raise ValueError(f"model.kwargs.{key} cannot be given there: {fix}")
+        return self
+
+
+class DataConfig(DataSection):
+    root: str
+    """Folder with the training and validation trees (one folder per class in each)."""
+    train: str = "train"
+    """Training tree, relative to root (or an absolute path)."""
+    val: str = "val"
+    """Validation tree, relative to root (or an absolute path)."""
+    max_corrupt: Fraction = 0.001
+    """Training stops when more than this share of the pictures cannot be decoded."""
+    input: InputConfig = InputConfig()
+
+    renamed: ClassVar[dict[str, str]] = {"max_broken": "max_corrupt"}
+
+
+class LossConfig(Section):
+    name: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """bce: one binary cross-entropy per class."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    bce_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """bce: targets above it count as 1, the others as 0, so that each class in a mixed image is wholly there.
+    null: targets as they are mixed."""
+
+
+class ClassificationConfig(Config):
+    """One classification run: what `train.py --config FILE` reads when `task` is classification, the default."""
+
+    task: Literal["classification"] = "classification"
+    model: ModelConfig
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    loss: LossConfig = LossConfig()
+
+    @model_validator(mode="after")
+    def _mixing_pairs_images(self) -> "ClassificationConfig":
+        if self.augment.mixes and self.train.device_batch_size % 2:
+            raise ValueError(
+                f"mixup and cutmix pair the images of a micro-batch: train.device_batch_size must be even, "
+                f"got {self.train.device_batch_size}"
+            )
+        return self
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        yield from super().without_effect()
+        augment, loss = self.augment, self.loss
+        total_epochs = self.train.epochs + self.schedule.cooldown_epochs
+        if augment.mixup_off_epoch is not None and augment.mixup_off_epoch >= total_epochs:
+            yield "augment.mixup_off_epoch", f"the run ends after {total_epochs:g} epochs"
+        if loss.bce_threshold is None:
+            return
+        if loss.name != "bce":
+            yield "loss.bce_threshold", f"loss.name is {loss.name}"
+        elif not augment.mixes and not loss.label_smoothing:
+            yield "loss.bce_threshold", "without mixing and label smoothing the targets are 0 and 1 already"
+        elif not augment.mixes and loss.label_smoothing <= loss.bce_threshold < 1 - loss.label_smoothing:
+            yield "loss.label_smoothing", "loss.bce_threshold makes the targets 0 and 1 again"
 
 
 class ClassificationTask:
@@ -34,10 +124,11 @@ class ClassificationTask:
 
     Raises (at construction):
         DataError: a data folder is missing or incomplete, or the two disagree on the classes.
-        ConfigError: fewer classes in the model than in the data, or a malformed augmentation.
+        ConfigError: fewer classes in the model than in the data.
     """
 
-    best_metric, lower_is_better, one_input_size = "top1", False, True
+    config_class = ClassificationConfig
+    best_metric, lower_is_better, fixed_input_size = "top1", False, True
 
     def __init__(self, config: ClassificationConfig) -> None:
         self.config = config
@@ -59,26 +150,7 @@ class ClassificationTask:
                 f"model.num_classes={self.num_classes} is less than the {len(self.classes)} class folders of "
                 f"{root / config.data.train}: raise it, or leave it null to take their number"
             )
-        settings = config.data.input
-        self.preprocessing = Preprocessing(
-            settings.size, settings.crop_pct, settings.interpolation, settings.mean, settings.std
-        )
-        augment = config.augment
-        try:
-            self._transform = train_transform(
-                replace(self.preprocessing, input_size=settings.train_size or settings.size),
-                interpolation=augment.interpolation,
-                scale=augment.scale,
-                ratio=augment.ratio,
-                hflip=augment.hflip,
-                vflip=augment.vflip,
-                color_jitter=augment.color_jitter,
-                rand_augment=augment.rand_augment,
-                trivial_augment=augment.trivial_augment,
-                crop=augment.crop,
-            )
-        except ValueError as error:
-            raise ConfigError(f"augment: {error}") from None
+        self.preprocessing = config.data.input.replaced()
         self._bce = None
         if config.loss.name == "bce":
             self._bce = BinaryCrossEntropy(config.loss.label_smoothing, target_threshold=config.loss.bce_threshold)
@@ -97,37 +169,29 @@ class ClassificationTask:
         except ValueError as error:
             raise ConfigError(f"model.name, model.kwargs: {error}") from None
 
-    def train_batches(self, derived: Derived, *, rank: int, start_step: int, device: torch.device) -> Iterator[Batch]:
+    def train_batches(self, plan: RunPlan, *, rank: int, start_step: int, device: torch.device) -> Iterator[Batch]:
         config, augment = self.config, self.config.augment
-        batch_transform = TrainBatchTransform(
-            self.preprocessing,
-            device=device,
-            seed=config.run.seed,
-            num_classes=self.num_classes,
-            micro_batch=config.train.device_batch_size,
-            channels_last=config.train.channels_last,
-            erasing_prob=augment.erasing.p,
-            erasing_mode=augment.erasing.mode,
-            erasing_count=augment.erasing.count,
-            mixup_alpha=augment.mixup,
-            cutmix_alpha=augment.cutmix,
-            mix_prob=augment.mixup_prob,
-            switch_prob=augment.mixup_switch_prob,
-            label_smoothing=config.loss.label_smoothing,
-            mixup_off_epoch=augment.mixup_off_epoch,
-        )
-        sampler = train_sampler(
-            config, derived, self.train_images, rank=rank, start_step=start_step, repeats=augment.repeats
-        )
         return train_batches(
             self._train,
-            transform=self._transform,
-            batch_transform=batch_transform,
-            sampler=sampler,
+            transform=train_transform(
+                self.preprocessing.replaced(size=config.data.input.train_size or config.data.input.size), augment
+            ),
+            batch_transform=TrainBatchTransform(
+                self.preprocessing,
+                augment,
+                device=device,
+                seed=config.run.seed,
+                num_classes=self.num_classes,
+                label_smoothing=config.loss.label_smoothing,
+                channels_last=config.train.channels_last,
+            ),
+            sampler=train_sampler(
+                config, plan, self.train_images, rank=rank, start_step=start_step, repeats=augment.repeats
+            ),
             device=device,
             num_workers=worker_count(config.data.workers),
             seed=config.run.seed,
-            max_broken=config.data.max_broken,
+            max_corrupt=config.data.max_corrupt,
         )
 
     def eval_batches(self, *, rank: int, world_size: int, device: torch.device) -> Iterable[Batch]:
@@ -171,17 +235,11 @@ class ClassificationTask:
             "ddfnet": ddfnet.__version__,
         }
 
-    def sample_names(self, derived: Derived, step: int) -> list[str]:
+    def sample_names(self, plan: RunPlan, step: int) -> list[str]:
         """Paths of the images of one optimiser step, in the order of the global batch."""
         config = self.config
-        indices = step_indices(config, derived, self.train_images, step, repeats=config.augment.repeats)
+        indices = step_indices(config, plan, self.train_images, step, repeats=config.augment.repeats)
         return [self._train.path(i) for i in indices]
 
 
-def worker_count(workers: int | str) -> int:
-    """Loader processes of this rank; `auto`: its share of the usable cores less one, at least 1, at most 16."""
-    if workers != "auto":
-        return int(workers)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(16, cores // local_world_size - 1))
+TASK = ClassificationTask

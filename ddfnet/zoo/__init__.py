@@ -1,7 +1,7 @@
 """The model zoo: known weights, those that ship with the package, downloads that are verified.
 
-The models load their weights through it, so what needs models is not imported here: `ddfnet.zoo.classifier` (a
-classifier from any file or entry) and `ddfnet.zoo.convert` (official checkpoints to safetensors). On the command line:
+The models load their weights through it, so what needs models is not imported here: `ddfnet.inference.classifier` (a
+classifier from any file or entry) and `ddfnet.inference.convert` (official checkpoints to safetensors). On the command line:
 `python -m ddfnet.zoo --help`.
 """
 

@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from ddfnet.checkpoint import sync_folder, write_atomically
-from ddfnet.zoo.entries import Entry, ZooError
+from ddfnet.utils.files import sync_folder, write_atomically
+from ddfnet.zoo.entries import ZOO, Entry, ZooError, entries, find
 
 SHIPPED = Path(__file__).parent / "weights"
 CHUNK = 1 << 20
@@ -70,6 +70,20 @@ def fetch(entry: Entry, *, cache: str | Path | None = None, progress: bool = Tru
             raise ZooError(f"cannot write {where}: {error.strerror}. Give another folder: DDFNET_CACHE=DIR") from None
     check(entry, target)
     return target
+
+
+def locate(checkpoint: str | Path) -> tuple[Path, Entry | None]:
+    """The file of `zoo:NAME`, downloaded if need be, with its entry; any other path as it is, with None.
+
+    Raises:
+        ZooError: the zoo does not know the name or cannot get the file.
+    """
+    if isinstance(checkpoint, Path) or not checkpoint.startswith(ZOO):
+        if not Path(checkpoint).exists() and str(checkpoint) in [entry.name for entry in entries()]:
+            raise ZooError(f"checkpoint not found: {checkpoint}; the weights of that name are {ZOO}{checkpoint}")
+        return Path(checkpoint), None
+    entry = find(checkpoint.removeprefix(ZOO))
+    return fetch(entry), entry
 
 
 def check(entry: Entry, path: Path) -> str:

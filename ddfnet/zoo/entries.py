@@ -1,11 +1,10 @@
 """The weights the zoo knows: where they are, what they are, and who measured them."""
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ddfnet.data import Preprocessing
-from ddfnet.errors import UserError
+from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.utils.errors import UserError, did_you_mean
 
 OFFICIAL = "https://github.com/theFoxofSky/ddfnet"
 ZOO = "zoo:"  # before a name, where a path or URL may stand as well
@@ -147,7 +146,9 @@ _ENTRIES = (
         metrics={"top1": 76.65, "top5": 98.79},
         images=10_000,
         measured="AMD EPYC, torch 2.15.0, timm 1.0.31, fp32, 2026-11-22",
-        preprocessing=Preprocessing(32, 1.0, "bicubic", (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
+        preprocessing=Preprocessing(
+            size=32, crop_pct=1.0, interpolation="bicubic", mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262)
+        ),
         note=_SCORED_ONCE + " Fourteen epochs on one CPU core: far from what such a network can reach.",
     ),
     _ours(
@@ -163,7 +164,9 @@ _ENTRIES = (
         metrics={"top1": 98.05, "top5": 100.0},
         images=359,
         measured="AMD EPYC, torch 2.15.0, timm 1.0.31, fp32, 2026-11-22",
-        preprocessing=Preprocessing(32, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        preprocessing=Preprocessing(
+            size=32, crop_pct=1.0, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+        ),
         note=_SCORED_ONCE,
     ),
     _official("ddf_mul_resnet50", "configs/ddf_resnet50.yaml", 79.1, "14voC4WqvWbdMUrep3bjVw_S-_LUejtLX", _DRIVE),
@@ -192,6 +195,6 @@ def find(name: str) -> Entry:
         raise ZooError(f"{name} has several weights in the zoo: name {' or '.join(entry.name for entry in found)}")
     names = [entry.name for entry in known]
     # A typing error in the model alone is closer to the model than to the longer full name.
-    nearest = difflib.get_close_matches(name, [*names, *(entry.model for entry in known)], n=2, cutoff=0.6)
-    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"it has {', '.join(names)}"
+    candidates = [*names, *(entry.model for entry in known)]
+    hint = did_you_mean(name, candidates, most=2, otherwise=f"it has {', '.join(names)}")
     raise ZooError(f"the zoo has no weights {name!r}: {hint}")

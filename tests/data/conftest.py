@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn_images import make_tree
+from synthetic_images import make_tree
 
-from ddfnet.data import Preprocessing, index_folder
+from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.data.sources.folder import index_folder
 
 
 @pytest.fixture(autouse=True)
@@ -30,4 +31,4 @@ def index(tree):
 
 @pytest.fixture
 def small() -> Preprocessing:
-    return Preprocessing(input_size=24)
+    return Preprocessing(size=24)

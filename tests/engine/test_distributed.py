@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddfnet.engine.distributed import _place, distributed_session
-from ddfnet.errors import UserError
+from ddfnet.utils.errors import UserError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

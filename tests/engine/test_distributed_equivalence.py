@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from ddfnet.config import load_config
-from ddfnet.engine.logging import read_metrics
-from ddfnet.engine.runs import train
+from ddfnet.engine.train import train
+from ddfnet.tasks import load_config
+from ddfnet.utils.files import read_jsonl
 from tests.conftest import launch
 
 TOLERANCE = 2e-5  # relative; sums run in another order
 
 
 def losses(folder):
-    records = read_metrics(folder / "metrics.jsonl")
+    records = read_jsonl(folder / "metrics.jsonl")
     return torch.tensor([record["loss"] for record in records if record["kind"] == "train"], dtype=torch.float64)
 
 

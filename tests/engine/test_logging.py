@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from ddfnet.engine.logging import Meter, RunLog, duration, read_metrics
+from ddfnet.engine.logging import Meter, RunLog, duration
+from ddfnet.utils.files import read_jsonl
 
 RECORD = {
     "epoch": 0.5, "loss": 2.0, "lr": 0.1, "grad_norm": 1.0, "images_per_second": 12_345.6, "data_wait": 0.031,
@@ -23,7 +24,7 @@ def test_records_after_the_resumed_step_are_dropped_and_a_cut_line_is_survived(t
     log.start(2)
     log.train(3, 100, RECORD)
     log.close()
-    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+    assert [(r["step"], r["loss"]) for r in read_jsonl(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 1.0), (3, 2.0)]
 
 
 def test_not_a_number_stays_valid_json(tmp_path):

@@ -7,9 +7,9 @@ import time
 import pytest
 import torch
 
-from ddfnet.config import load_config
-from ddfnet.engine.logging import read_metrics
-from ddfnet.engine.runs import train
+from ddfnet.engine.train import train
+from ddfnet.tasks import load_config
+from ddfnet.utils.files import read_jsonl
 from tests.conftest import TINY, command, environment, launch
 
 LONG = (
@@ -49,7 +49,7 @@ def assert_same_run(one, two):
 def kept(folder):
     """Metrics without the wall-clock figures."""
     clock = ("images_per_second", "data_wait", "eta_seconds")
-    records = read_metrics(folder / "metrics.jsonl")
+    records = read_jsonl(folder / "metrics.jsonl")
     return [{key: value for key, value in record.items() if key not in clock} for record in records]
 
 
@@ -64,7 +64,7 @@ def start(tiny_config):
         process = subprocess.Popen(arguments, env=environment(), **output)
         processes.append(process)
         deadline = time.monotonic() + 120
-        while not any(record["step"] >= steps for record in read_metrics(folder / "metrics.jsonl")):
+        while not any(record["step"] >= steps for record in read_jsonl(folder / "metrics.jsonl")):
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < deadline, "the run takes no steps"
             time.sleep(0.01)

@@ -9,11 +9,11 @@ import torch
 
 import ddfnet
 from ddfnet.checkpoint import read_weights
-from ddfnet.config import load_config
-from ddfnet.engine.logging import read_metrics
 from ddfnet.engine.run_folder import run_folder_lock
-from ddfnet.engine.runs import load_initial_weights, train
-from ddfnet.errors import CheckpointError, ConfigError, NonFiniteLossError
+from ddfnet.engine.train import load_initial_weights, train
+from ddfnet.tasks import load_config
+from ddfnet.utils.errors import CheckpointError, ConfigError, NonFiniteLossError
+from ddfnet.utils.files import read_jsonl
 
 
 def run(config, folder, *overrides):
@@ -30,7 +30,7 @@ def test_run_folder_holds_config_provenance_metrics_and_checkpoints(tiny_config,
     facts = json.loads((folder / "run.json").read_text())["starts"][0]
     assert facts["packages"]["torch"] == torch.__version__
     assert facts["parameters"] > 300_000
-    records = read_metrics(folder / "metrics.jsonl")
+    records = read_jsonl(folder / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 13))
     assert [r["n"] for r in records if r["kind"] == "val_ema"] == [25, 25, 25]
     best = torch.load(folder / "best.pt", weights_only=True)
@@ -43,7 +43,7 @@ def test_run_folder_holds_config_provenance_metrics_and_checkpoints(tiny_config,
 def test_learning_happens(tiny_config, tmp_path):
     overrides = ("train.epochs=20", "optim.name=adamw", "optim.lr=3e-3", "eval.every=20", "run.log_every=8")
     run(tiny_config, tmp_path / "run", *overrides)
-    losses = [r["loss"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
+    losses = [r["loss"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
     assert losses[-1] < 0.75 * losses[0]
 
 
@@ -60,7 +60,7 @@ def test_compiled_model_keeps_raw_keys(tiny_config, tmp_path, monkeypatch):
 def test_mixed_precision_trains_close_to_float32(tiny_config, tmp_path, precision):
     def losses(name, value):
         run(tiny_config, tmp_path / name, f"train.precision={value}", "train.epochs=1")
-        return [r["loss"] for r in read_metrics(tmp_path / name / "metrics.jsonl") if r["kind"] == "train"]
+        return [r["loss"] for r in read_jsonl(tmp_path / name / "metrics.jsonl") if r["kind"] == "train"]
 
     assert losses("a", precision) == pytest.approx(losses("b", "fp32"), rel=0.05)
 
@@ -163,7 +163,7 @@ def test_failed_evaluation_does_not_cost_the_epoch(tiny_config, picture_tree, tm
             run(tiny_config, folder, "train.epochs=1")
     assert torch.load(folder / "last.pt", weights_only=True)["step"] == 4
     assert run(tiny_config, folder, "train.epochs=1") == 0  # evaluates what was saved, trains no more
-    kinds = [(r["kind"], r["step"]) for r in read_metrics(folder / "metrics.jsonl")]
+    kinds = [(r["kind"], r["step"]) for r in read_jsonl(folder / "metrics.jsonl")]
     assert kinds == [("train", 1), ("train", 2), ("train", 3), ("train", 4), ("val", 4)]
     assert (folder / "best.pt").exists()
 

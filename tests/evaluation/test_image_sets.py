@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddfnet.errors import DataError, UserError
 from ddfnet.evaluation.class_names import imagenet_classes
 from ddfnet.evaluation.image_sets import find_sets, load_set
+from ddfnet.utils.errors import DataError, UserError
 
 CLASSES = ["dog", "ant", "cat"]  # not sorted: a checkpoint's order is its own
 

@@ -12,7 +12,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # The graphs here are small: starting a pool of compile processes for each worker costs more than it saves.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "ops"))  # for ddf_cases
+sys.path.append(str(Path(__file__).resolve().parents[1] / "ops" / "ddf"))  # for ddf_cases
 sys.path.append(str(Path(__file__).resolve().parents[1] / "kernels"))  # for covering
 
 import pytest

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ddf_cases import TOLERANCE, make_inputs, present, relative_error
 
-from ddfnet.ops import ddf, ddf_reference
+from ddfnet.ops.ddf import ddf, ddf_reference
 
 DEVICE = torch.device(os.environ.get("DDFNET_GPU_TESTS_DEVICE", "cuda"))
 DRY_RUN = DEVICE.type != "cuda"

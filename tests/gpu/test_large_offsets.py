@@ -12,7 +12,7 @@ from ddf_cases import FORMATS, relative_error
 from gpu_cases import DEVICE, DRY_RUN, random_tensor, tolerance
 
 from ddfnet import ddf
-from ddfnet.ops import ddf_reference
+from ddfnet.ops.ddf import ddf_reference
 
 # one at a time: each takes a good part of the memory
 pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("large")]

@@ -19,7 +19,7 @@ from gpu_cases import (
 )
 
 from ddfnet import ddf
-from ddfnet.ops import ddf_reference
+from ddfnet.ops.ddf import ddf_reference
 
 pytestmark = pytest.mark.gpu
 

@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 from ddfnet import DDF, ddf
-from ddfnet.ops import ddf_reference
+from ddfnet.ops.ddf import ddf_reference
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[2]

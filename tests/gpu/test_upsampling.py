@@ -15,7 +15,7 @@ from gpu_cases import (
     unaligned,
 )
 
-from ddfnet.ops import ddf, ddf_up, ddf_up_reference
+from ddfnet.ops.ddf import ddf, ddf_up, ddf_up_reference
 
 pytestmark = pytest.mark.gpu
 

@@ -13,8 +13,10 @@ from ddf_cases import FORMATS, TOLERANCE, evaluate, expected, make_inputs, relat
 
 from ddfnet.kernels import ddf_forward
 from ddfnet.layers import DDF
-from ddfnet.ops import ddf, ddf_reference, ddf_up, spatial_filters_launch, triton_launch, triton_tiles
-from ddfnet.ops.spatial_filters import fusible, plain_spatial_filters, spatial_filters
+from ddfnet.ops.ddf import ddf, ddf_reference, ddf_up, tiling
+from ddfnet.ops.ddf import triton as triton_launch
+from ddfnet.ops.spatial_filters import triton as spatial_filters_launch
+from ddfnet.ops.spatial_filters.autograd import fusible, plain_spatial_filters, spatial_filters
 
 # Any three options in all combinations; DDFNET_INTERPRETER_STRENGTH=10 takes the full product of all of them.
 STRENGTH = int(os.environ.get("DDFNET_INTERPRETER_STRENGTH", "3"))
@@ -86,8 +88,8 @@ def set_policy(monkeypatch):
     """Whether shapes are constants of the kernels, and whether offsets inside an image have 64 bits."""
 
     def set_policy(constant_shapes=True, int64=False):
-        monkeypatch.setattr(triton_tiles, "_MAX_STATIC_SHAPES", 10**6 if constant_shapes else 0)
-        monkeypatch.setattr(triton_tiles, "_static_shapes", set())
+        monkeypatch.setattr(tiling, "_MAX_STATIC_SHAPES", 10**6 if constant_shapes else 0)
+        monkeypatch.setattr(tiling, "_static_shapes", set())
         monkeypatch.setattr(triton_launch, "_INT32_ELEMENTS", 1 if int64 else 2**31)
 
     return set_policy
@@ -155,7 +157,7 @@ def test_other_upsampling(options):
 @pytest.mark.parametrize("options", [{}, {"stride": 2}, {"dilation": 3}, {"scale": 2}], ids=str)
 def test_several_images_channel_tiles_and_chunks(memory_format, options, monkeypatch):
     """More channels than a tile and more pixels than a chunk: both reductions have a second stage."""
-    monkeypatch.setattr(triton_tiles, "_CHUNK_PIXELS", 8)
+    monkeypatch.setattr(tiling, "_CHUNK_PIXELS", 8)
     channels = 72 if memory_format == "channels_last" else 18
     sizes = {key: value for key, value in options.items() if key != "dilation"}
     inputs = make_inputs(2, channels, 4, 5, memory_format=FORMATS[memory_format], **sizes)
@@ -167,7 +169,7 @@ def test_constant_shapes_are_limited_and_do_not_change_the_bits(set_policy):
     for constant_shapes in (True, False):
         set_policy(constant_shapes)
         results.append(evaluate(ddf, make_inputs(1, 8)))
-        assert bool(triton_tiles._static_shapes) == constant_shapes
+        assert bool(tiling._static_shapes) == constant_shapes
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
 

@@ -36,7 +36,7 @@ def test_the_operator_works_without_triton():
 import sys
 sys.modules["triton"] = None  # as on macOS: no such module
 import torch
-from ddfnet.ops import ddf, ddf_reference
+from ddfnet.ops.ddf import ddf, ddf_reference
 x = torch.randn(2, 4, 6, 5, requires_grad=True)
 channel, spatial = torch.randn(2, 4, 3, 3), torch.randn(2, 9, 6, 5)
 y = ddf(x, channel, spatial)

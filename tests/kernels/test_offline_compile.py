@@ -1,6 +1,6 @@
 """Kernels compile without a GPU: within the resources, without spills or atomics, with wide loads. A quick subset.
 
-The whole matrix is `python scripts/compile_matrix.py`.
+The whole matrix is `python scripts/dev/compile_matrix.py`.
 """
 
 import importlib.util
@@ -19,8 +19,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import compile_matrix
-from offline_compile import compile_launch, missing_tools, record_launches
+from scripts.dev import compile_matrix
+from scripts.dev.offline_compile import compile_launch, missing_tools, record_launches
 
 sys.path.pop(0)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ddfnet import DDF, FilterNorm, ddf
-from ddfnet.ops import ddf_reference
+from ddfnet.ops.ddf import ddf_reference
 
 
 def test_spatial_filter_norm_is_the_formula():

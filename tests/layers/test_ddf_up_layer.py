@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddfnet.layers.ddf_up import DDFUp
-from ddfnet.ops import ddf_reference
+from ddfnet.ops.ddf import ddf_reference
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import ddfnet
 from ddfnet import ddf, ddf_up
 from ddfnet.models.complexity import count_complexity, model_complexity
-from ddfnet.ops.spatial_filters import spatial_filters
+from ddfnet.ops.spatial_filters.autograd import spatial_filters
 
 
 def flops(call):

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import ddfnet
 from ddfnet.checkpoint import read_weights
-from ddfnet.engine.runs import load_initial_weights
-from ddfnet.errors import CheckpointError
+from ddfnet.engine.train import load_initial_weights
 from ddfnet.models.pretrained import tagged_cfgs
+from ddfnet.utils.errors import CheckpointError
 from ddfnet.zoo import File, ZooError, entries, fetch, file_path, find
 
 NAME = "ddf_mul_resnet14_32px"

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import ddfnet
-from ddfnet.data import Preprocessing
-from ddfnet.errors import UserError
+from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.utils.errors import UserError
 from ddfnet.zoo import Entry, File, entries, find
 from ddfnet.zoo import entries as entries_function
 from tests.conftest import ROOT
@@ -31,7 +31,9 @@ def test_an_entry_names_a_model_a_recipe_and_its_pictures(entry):
     with torch.device("meta"):
         cfg = ddfnet.create_model(entry.name).pretrained_cfg
     size = cfg["input_size"][-1]
-    assert entry.preprocessing == Preprocessing(size, cfg["crop_pct"], cfg["interpolation"], cfg["mean"], cfg["std"])
+    assert entry.preprocessing == Preprocessing(
+        size=size, crop_pct=cfg["crop_pct"], interpolation=cfg["interpolation"], mean=cfg["mean"], std=cfg["std"]
+    )
     assert (cfg["tag"], cfg["num_classes"]) == (entry.tag, entry.num_classes)
     assert all(re.fullmatch(r"https://\S+", url) for url in entry.file.urls)
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 import ddfnet
 from ddfnet.checkpoint import read_weights
-from ddfnet.config import load_config
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
-from ddfnet.engine.logging import read_metrics
+from ddfnet.tasks import load_config
+from ddfnet.utils.files import read_jsonl
 from ddfnet.zoo import ZooError, entries, fetch, find
 from ddfnet.zoo.__main__ import main
 from ddfnet.zoo.download import SHIPPED
@@ -125,7 +125,7 @@ def test_the_configuration_of_the_run_is_still_understood(entry):
     assert config.model.name == entry.model
     how = config.data.input
     assert (how.size, how.crop_pct, how.interpolation) == (
-        entry.preprocessing.input_size,
+        entry.preprocessing.size,
         entry.preprocessing.crop_pct,
         entry.preprocessing.interpolation,
     )
@@ -134,7 +134,7 @@ def test_the_configuration_of_the_run_is_still_understood(entry):
 
 @each
 def test_the_log_ends_with_the_figures(entry):
-    log = read_metrics(SHIPPED / f"{entry.name}.metrics.jsonl")
+    log = read_jsonl(SHIPPED / f"{entry.name}.metrics.jsonl")
     last = [record for record in log if record["kind"] == "val"][-1]
     assert last["step"] == log[-1]["step"]
     assert last["n"] == entry.images

@@ -1,0 +1,148 @@
+"""The model zoo on the command line.
+
+  python -m ddfnet.zoo list
+  python -m ddfnet.zoo info ddf_mul_resnet50
+  python -m ddfnet.zoo download ddf_mul_resnet50
+  python -m ddfnet.zoo verify
+  python -m ddfnet.zoo convert official.pth.tar ddf_mul_resnet50.safetensors --model ddf_mul_resnet50
+
+Downloads lie in $DDFNET_CACHE, or else in the folder `ddfnet` beside those of torch.hub.
+Exit codes: 0 done, 1 a file failed its verification, 2 a mistake in the input.
+"""
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddfnet.inference.cards import way_to_get
+from ddfnet.inference.convert import check_weights, convert
+from ddfnet.utils.cli import run
+from ddfnet.utils.errors import UserError
+from ddfnet.zoo import Entry, ZooError, cache_folder, check, entries, fetch, file_path, find
+
+PROGRAM = "ddfnet.zoo"
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {PROGRAM}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    cached = argparse.ArgumentParser(add_help=False)
+    cached.add_argument("--cache", metavar="DIR", help="folder of the files")
+    commands.add_parser("list", parents=[cached], help="the weights of the zoo")
+    command = commands.add_parser("info", parents=[cached], help="all that is known of one")
+    command.add_argument("name", metavar="NAME")
+    command = commands.add_parser("download", parents=[cached], help="get a file, or verify the one already there")
+    command.add_argument("name", metavar="NAME")
+    command = commands.add_parser("verify", parents=[cached], help="check hash and weights of the files that are here")
+    command.add_argument("names", metavar="NAME", nargs="*", help="these alone (default: all that are there)")
+    command = commands.add_parser("convert", help="an official checkpoint to safetensors")
+    command.add_argument("source", metavar="SOURCE", type=Path, help="official .pth.tar or .pth")
+    command.add_argument("target", metavar="TARGET", type=Path, help="new .safetensors file")
+    command.add_argument("--model", required=True, metavar="NAME", help="its model, e.g. ddf_mul_resnet50")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    if arguments.command == "list":
+        return _list(arguments.cache)
+    if arguments.command == "info":
+        return _info(find(arguments.name), arguments.cache)
+    if arguments.command == "download":
+        entry = find(arguments.name)
+        path = fetch(entry, cache=arguments.cache)
+        print(f"{path}\nsha256 {check(entry, path)} ({_trust(entry)})")
+        return 0
+    if arguments.command == "verify":
+        return _verify([find(name) for name in arguments.names], arguments.cache)
+    done = convert(arguments.source, arguments.target, model=arguments.model)
+    print(f"{done.target}: {done.parameters:,} parameters, {done.tensors} tensors, {done.kind} weights")
+    print(f"size {done.size:,}\nsha256 {done.sha256}")
+    return 0
+
+
+def _list(cache: str | None) -> int:
+    print(f"{'name':<34}{'top-1':>6}  {'status':<9} {'download':<9} here")
+    for entry in entries():
+        top1 = f"{entry.metrics['top1']}" if "top1" in entry.metrics else "-"
+        here = "yes" if file_path(entry, cache).exists() else "no"
+        print(f"{entry.name:<34}{top1:>6}  {entry.status:<9} {way_to_get(entry):<9} {here}")
+    print("\nverified: measured by us; claimed: the authors' figure, not measured here")
+    print(f"shipped: part of this package; the others: in {cache_folder(cache)}")
+    return 0
+
+
+def _trust(entry: Entry) -> str:
+    return "as published" if entry.file.sha256 else "none was published: recorded when first seen"
+
+
+def _info(entry: Entry, cache: str | None) -> int:
+    how, path = entry.preprocessing, file_path(entry, cache)
+    figures = ", ".join(f"{name} {value:g} %" for name, value in entry.metrics.items())
+    whose = "measured by us" if entry.status == "verified" else "claimed by the authors, not measured here"
+    rows = {
+        "name": entry.name,
+        "model": entry.model,
+        "data": entry.data,
+        "results": f"{figures} ({whose})",
+        "measured": " on ".join(filter(None, (f"{entry.images} pictures" if entry.images else "", entry.measured))),
+        "pictures": f"{how.size} px, crop {how.crop_pct:g}, {how.interpolation}",
+        "recipe": f"{entry.config} at {entry.commit}" if entry.commit else f"of its authors; ours: {entry.config}",
+        "command": entry.command,
+        "format": entry.format,
+        "size": f"{entry.file.size:,} bytes" if entry.file.size is not None else "not published",
+        "sha256": entry.file.sha256 or "not published",
+        "download": "\n".join(entry.file.urls) or ("none needed" if entry.file.shipped else "by hand"),
+        "here": f"{path}" if path.exists() else f"no (would be {path})",
+        "origin": entry.origin,
+        "licence": entry.licence,
+        "note": entry.note,
+    }
+    for key, value in ((key, value) for key, value in rows.items() if value):
+        for line in value.splitlines():
+            # Paths, links and hashes stay whole, however long: they are there to be copied.
+            print(textwrap.fill(line, 79, initial_indent=f"{key:<10}", subsequent_indent=" " * 10,
+                                break_long_words=False, break_on_hyphens=False))  # fmt: skip
+            key = ""
+    return 0
+
+
+def _verify(named: list[Entry], cache: str | None) -> int:
+    absent = [entry.name for entry in named if not entry.file.shipped and not file_path(entry, cache).exists()]
+    if absent:
+        raise ZooError(f"{', '.join(absent)} not in {cache_folder(cache)}: python -m {PROGRAM} download {absent[0]}")
+    there = named or [entry for entry in entries() if entry.file.shipped or file_path(entry, cache).exists()]
+    failed = 0
+    for entry in there:
+        path = file_path(entry, cache)
+        try:
+            digest = check(entry, path)
+            parameters = check_weights(path, model=entry.model)
+        except UserError as error:
+            failed += 1
+            print(f"FAILED  {entry.name}")
+            reason = str(error)
+        else:
+            print(f"ok      {entry.name}: {parameters:,} parameters")
+            reason = f"sha256 {digest}\n{_trust(entry)}"
+        for line in reason.splitlines():
+            print(textwrap.fill(line, 79, initial_indent=" " * 8, subsequent_indent=" " * 8,
+                                break_long_words=False, break_on_hyphens=False))  # fmt: skip
+    print(f"{len(there)} file(s), {failed} failed")
+    return 1 if failed else 0
+
+
+def command_line(arguments: Sequence[str]) -> None:
+    """`zoo ...`, the only command so far; exits with its code."""
+    if arguments[:1] != ["zoo"]:
+        sys.exit(f"usage: python -m ddfnet zoo ...   (got {' '.join(arguments) or 'nothing'})")
+    sys.argv[0] = PROGRAM  # `run` puts the program's name before its errors
+    parsed = parse_arguments(arguments[1:])
+    run(lambda: main(parsed))
+
+
+if __name__ == "__main__":
+    command_line(sys.argv[1:])

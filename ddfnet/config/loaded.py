@@ -1,0 +1,85 @@
+"""A checked configuration that knows where each value came from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import yaml
+
+from ddfnet.config.reader import KeyPath
+from ddfnet.config.sections import Section
+
+DEFAULT = "default"
+C = TypeVar("C", bound=Section)
+
+
+@dataclass(frozen=True)
+class LoadedConfig(Generic[C]):
+    """A checked configuration and the origin (`file:line`, `command line`) of each value that is not a default."""
+
+    config: C
+    origins: dict[KeyPath, str]
+
+    def to_yaml(self, *, with_origins: bool = True) -> str:
+        """The resolved configuration as YAML that `--config` reads back, each line with its origin as a comment."""
+        return dump_config(self.config.model_dump(mode="json"), self.origins if with_origins else None)
+
+    def ineffective_keys(self) -> list[str]:
+        """One line for each key that somebody wrote, with an effect in mind, and that has none beside the others.
+
+        They are notes and not errors: a recipe inherited from a base may well set what a variant does not need.
+        """
+        written = {".".join(path): origin for path, origin in self.origins.items()}
+        return [
+            f"note: {key} ({written[key]}) has no effect: {reason}"
+            for key, reason in _without_effect(self.config)
+            if key in written
+        ]
+
+
+def _without_effect(section: Section, prefix: str = "") -> Iterator[tuple[str, str]]:
+    yield from ((f"{prefix}{key}", reason) for key, reason in section.without_effect())
+    for name in type(section).model_fields:
+        if isinstance(inner := getattr(section, name), Section):
+            yield from _without_effect(inner, f"{prefix}{name}.")
+
+
+def dump_config(values: dict[str, Any], origins: dict[KeyPath, str] | None) -> str:
+    """YAML of a nested dict, in its own order; with origins, each value carries its origin as a comment."""
+    lines: list[str] = []
+
+    def walk(section: dict[str, Any], prefix: KeyPath) -> None:
+        for key, value in section.items():
+            path = (*prefix, key)
+            indent = "  " * len(prefix)
+            # An empty dict is a value; a dict below a free-form key (model.kwargs) is written as one, too.
+            if isinstance(value, dict) and value and not _is_free_form(path):
+                lines.append(f"{indent}{key}:")
+                walk(value, path)
+                continue
+            text = flow(value)
+            comment = f"  # {_origin(path, origins)}" if origins is not None else ""
+            lines.append(f"{indent}{key}: {text}{comment}")
+
+    walk(values, ())
+    return "\n".join(lines) + "\n"
+
+
+def flow(value: Any) -> str:
+    """One value as YAML reads it back, on one line."""
+    if isinstance(value, float) and value == value and abs(value) != float("inf"):
+        return f"{value!r}"
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True).strip()
+    return text.removesuffix("...").strip()
+
+
+def _origin(path: KeyPath, origins: dict[KeyPath, str]) -> str:
+    # A value inside a flow mapping or an override of a whole section has the origin of the nearest key above it.
+    for length in range(len(path), 0, -1):
+        if path[:length] in origins and (length == len(path) or _is_free_form(path[:length])):
+            return origins[path[:length]]
+    return DEFAULT
+
+
+def _is_free_form(path: KeyPath) -> bool:
+    return path[-1] in ("kwargs", "backbone_kwargs")

@@ -1,0 +1,49 @@
+"""Sections of a configuration: strict pydantic models, declared by the components they belong to.
+
+Units stand in the names or descriptions: epochs are passes over the training set, steps are optimizer steps.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ddfnet.config.reader import KeyPath
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+# YAML has lists only; strict mode would refuse them for tuples.
+Pair = Annotated[tuple[float, float], Field(strict=False)]
+Triple = Annotated[tuple[float, float, float], Field(strict=False)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, `"3"` is not a number, values cannot change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+    renamed: ClassVar[dict[str, str]] = {}
+    """Keys of earlier versions and what they are called now; the old ones are errors that say so."""
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """(key below this section, reason) of keys that do nothing beside the values of the others."""
+        yield from ()
+
+
+def key_paths(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """All valid key paths with their pydantic field, sections before their members."""
+    for name, field in model.model_fields.items():
+        yield (*prefix, name), field
+        section = section_type(field.annotation)
+        if section is not None:
+            yield from key_paths(section, (*prefix, name))
+
+
+def section_type(annotation: Any) -> type[BaseModel] | None:
+    """The section class behind an annotation (`EmaConfig | None` -> `EmaConfig`), None for plain values."""
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None

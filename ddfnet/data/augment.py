@@ -1,0 +1,153 @@
+"""Augmentation: its section of the configuration, and what of it happens to each image in the workers, by timm."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from pydantic import model_validator
+from timm.data import create_transform
+from timm.data.transforms import str_to_interp_mode
+from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize, TrivialAugmentWide
+
+from ddfnet.config import Fraction, NonNegative, Pair, Positive, Section
+from ddfnet.data.preprocessing import Interpolation, Preprocessing
+
+_FLOAT = r"\d+(\.\d+)?"
+# timm skips sections that it does not understand ("rand-m", "rand-tfoo"); a typing error in a recipe must not pass.
+_AUGMENT_FORMATS = {
+    "rand": rf"rand(-(m\d+|n\d+|p{_FLOAT}|mstd{_FLOAT}|mmax\d+|inc[01]|t(weights|3aw|3a)))*",
+    "augmix": rf"augmix(-(m\d+|w\d+|d\d+|a{_FLOAT}|b[01]|mstd{_FLOAT}))*",
+    "policy": rf"(original|originalr|v0|v0r|3a)(-mstd{_FLOAT})?",
+}
+
+
+class ErasingConfig(Section):
+    p: Fraction = 0.0
+    """Probability of random erasing per image."""
+    mode: Literal["const", "rand", "pixel"] = "pixel"
+    """Fill: zeros, one random colour, or per-pixel noise."""
+    count: Positive = 1
+    """Most rectangles per erased image."""
+
+
+class AugmentConfig(Section):
+    crop: Literal["random_resized", "pad"] = "random_resized"
+    """pad: zero-pad by 1/8 of the training size and crop at random, for small pictures."""
+    scale: Pair = (0.08, 1.0)
+    """Area range of the random resized crop."""
+    ratio: Pair = (3 / 4, 4 / 3)
+    """Aspect-ratio range of the random resized crop."""
+    interpolation: Literal["random"] | Interpolation = "random"
+    """Training resize. random: bilinear or bicubic per image."""
+    hflip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    vflip: Fraction = 0.0
+    """Probability of a vertical flip."""
+    color_jitter: NonNegative = 0.4
+    """Brightness, contrast and saturation jitter; off while rand_augment (as in timm) or trivial_augment is set."""
+    rand_augment: str | None = None
+    """A timm auto-augment string, e.g. rand-m7-mstd0.5-inc1."""
+    trivial_augment: bool = False
+    """TrivialAugment (wide): one random operation of random strength per image. Instead of rand_augment."""
+    repeats: Positive = 1
+    """Repeated augmentation: each image so many times in a row, augmented anew each time. An epoch keeps its number of
+    samples, so it shows 1/repeats of the images."""
+    erasing: ErasingConfig = ErasingConfig()
+    mixup: NonNegative = 0.0
+    """alpha of mixup; 0: off."""
+    cutmix: NonNegative = 0.0
+    """alpha of cutmix; 0: off."""
+    mixup_prob: Fraction = 1.0
+    """Probability that a batch is mixed at all."""
+    mixup_switch_prob: Fraction = 0.5
+    """Probability of cutmix when both are on."""
+    mixup_off_epoch: Positive | None = None
+    """Epoch from which mixup and cutmix stay off. null: never."""
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> "AugmentConfig":
+        if self.trivial_augment and self.rand_augment is not None:
+            raise ValueError(
+                f"augment.trivial_augment=true and augment.rand_augment={self.rand_augment} contradict: to use one, "
+                "switch the other off (augment.rand_augment=null or augment.trivial_augment=false)"
+            )
+        if self.mixup_off_epoch is not None and self.mixup == 0 and self.cutmix == 0:
+            raise ValueError("augment.mixup_off_epoch is set but augment.mixup and augment.cutmix are 0: unset one")
+        if self.rand_augment is not None:
+            _check_policy(self.rand_augment)
+        for key in ("scale", "ratio"):
+            low, high = getattr(self, key)
+            if not 0 < low <= high:
+                raise ValueError(f"augment.{key} must be [low, high] with 0 < low <= high, got [{low}, {high}]")
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed: then they must be even, and targets are rows of probabilities."""
+        return bool(self.mixup or self.cutmix)
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        if self.color_jitter and self.rand_augment and not self.rand_augment.startswith("3a"):
+            yield "color_jitter", "augment.rand_augment takes its place (timm's rule)"
+        if self.color_jitter and self.trivial_augment:
+            yield "color_jitter", "augment.trivial_augment takes its place"
+        if self.crop == "pad":
+            yield "scale", "augment.crop is pad"
+            yield "ratio", "augment.crop is pad"
+        if self.erasing.p == 0:
+            yield "erasing.mode", "augment.erasing.p is 0"
+            yield "erasing.count", "augment.erasing.p is 0"
+        if not self.mixes:
+            yield "mixup_prob", "augment.mixup and augment.cutmix are 0"
+        if not (self.mixup and self.cutmix):
+            yield "mixup_switch_prob", "augment.mixup and augment.cutmix are not both on"
+
+
+def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> Callable:
+    """Training augmentation of one image, up to a uint8 tensor.
+
+    Args:
+        preprocessing: gives the output size (here that of the training crops), and the mean color that fills what an
+            operation leaves empty.
+        augment: the recipe. With `crop: pad` the short side is resized to `size`, then a crop of `size` is taken from
+            the image padded by `size // 8` black pixels.
+
+    Returns:
+        Callable, PIL RGB image -> uint8 (3, size, size). Draws from the global generators of `random`, numpy and torch.
+    """
+    size = preprocessing.size
+    geometry, color, to_tensor = create_transform(
+        input_size=size,
+        is_training=True,
+        use_prefetcher=True,
+        separate=True,
+        scale=augment.scale,
+        ratio=augment.ratio,
+        hflip=augment.hflip,
+        vflip=augment.vflip,
+        color_jitter=None if augment.trivial_augment else augment.color_jitter or None,
+        auto_augment=augment.rand_augment,
+        interpolation=augment.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+    )
+    steps = geometry.transforms
+    if augment.crop == "pad":
+        resize = preprocessing.interpolation if augment.interpolation == "random" else augment.interpolation
+        # timm's first step is its random resized crop, the flips follow.
+        steps = [Resize(size, str_to_interp_mode(resize)), RandomCrop(size, padding=size // 8), *steps[1:]]
+    policy = color.transforms
+    if augment.trivial_augment:
+        fill = [min(255, round(255 * value)) for value in preprocessing.mean]  # as timm fills
+        policy = [TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=fill)]
+    return Compose([*steps, *policy, *to_tensor.transforms])
+
+
+def _check_policy(policy: str) -> None:
+    if not any(re.fullmatch(pattern, policy) for pattern in _AUGMENT_FORMATS.values()):
+        raise ValueError(
+            f"augment.rand_augment={policy!r} is not a policy of timm. Expected one of: rand[-m<int>][-n<int>][-p<float>]"
+            "[-mstd<float>][-mmax<int>][-inc<0|1>][-t<weights|3a|3aw>] (for example rand-m7-mstd0.5-inc1); "
+            "augmix[-m<int>][-w<int>][-d<int>][-a<float>][-b<0|1>][-mstd<float>]; "
+            "original, originalr, v0, v0r or 3a [-mstd<float>]"
+        )

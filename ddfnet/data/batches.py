@@ -1,0 +1,118 @@
+"""What happens to a whole batch on the device: normalisation, random erasing, mixup and CutMix."""
+
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+
+from ddfnet.data.augment import AugmentConfig
+from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.data.rng import BATCH, entry_key, keyed_generators
+
+Batch = dict[str, Any]
+
+
+class Normalize:
+    """uint8 images to normalised float32 ones: `(value / 255 - mean) / std` per channel.
+
+    Args:
+        preprocessing: gives mean and std.
+        device: where the images are.
+        channels_last: memory format of the result.
+    """
+
+    def __init__(
+        self, preprocessing: Preprocessing, *, device: torch.device | str, channels_last: bool = False
+    ) -> None:
+        # Scaled by 255 here, so that the images need two passes instead of three.
+        self.mean = 255 * torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
+        self.std = 255 * torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) uint8 -> float32 of the same shape."""
+        return image.to(torch.float32, memory_format=self.memory_format).sub_(self.mean).div_(self.std)
+
+
+class EvalBatchTransform:
+    """Normalise an evaluation batch; see `Normalize`. `batch["image"]` changes, the rest is passed on."""
+
+    def __init__(
+        self, preprocessing: Preprocessing, *, device: torch.device | str, channels_last: bool = False
+    ) -> None:
+        self.normalize = Normalize(preprocessing, device=device, channels_last=channels_last)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Replace "image", (B, 3, H, W) uint8 on the device, by float32."""
+        return {**batch, "image": self.normalize(batch["image"])}
+
+
+class TrainBatchTransform:
+    """Normalize, then erase, then mix a training batch on its device.
+
+    Draws are keyed by (seed, epoch, index and repeat of the batch's first image): they do not depend on the number of
+    processes or on restarts, and the global generators of the main process are left as found.
+
+    Args:
+        preprocessing: gives mean and std.
+        augment: random erasing (arXiv 1708.04896), mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899), all timm's.
+            From `mixup_off_epoch` on (counted from 0) images are no longer mixed; targets stay (smoothed) one-hot
+            rows, so the loss keeps its form.
+        device: where the batches are.
+        seed: keys the draws.
+        num_classes: width of mixed targets.
+        label_smoothing: of the mixed targets. **Acts here only if mixup or CutMix is on**; else the loss must smooth.
+        channels_last: memory format of the images.
+    """
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        augment: AugmentConfig,
+        *,
+        device: torch.device | str,
+        seed: int,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        channels_last: bool = False,
+    ) -> None:
+        self.device, self.seed, self.mixup_off_epoch = torch.device(device), seed, augment.mixup_off_epoch
+        self.normalize = Normalize(preprocessing, device=device, channels_last=channels_last)
+        self.erasing = self.mixup = None
+        if augment.erasing.p > 0:
+            self.erasing = RandomErasing(
+                augment.erasing.p, mode=augment.erasing.mode, max_count=augment.erasing.count, device=str(self.device)
+            )
+        if augment.mixes:
+            self.mixup = Mixup(
+                mixup_alpha=augment.mixup,
+                cutmix_alpha=augment.cutmix,
+                prob=augment.mixup_prob,
+                switch_prob=augment.mixup_switch_prob,
+                label_smoothing=label_smoothing,
+                num_classes=num_classes,
+            )
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Transform one batch.
+
+        Args:
+            batch: "image" (B, 3, H, W) uint8 and "target" (B,) int64 on the device; "index" and "repeat" (B,) int64 on
+                the CPU and "epoch" int.
+
+        Returns:
+            The batch with "image" float32 and "target" int64 (B,), or float32 (B, num_classes) if mixing is on.
+        """
+        image, target = self.normalize(batch["image"]), batch["target"]
+        if self.erasing is not None or self.mixup is not None:
+            epoch = batch["epoch"]
+            # The repeats of one image may lead micro-batches of the same step: without "repeat" those would mix alike.
+            key = entry_key(BATCH, self.seed, epoch, int(batch["index"][0]), int(batch["repeat"][0]))
+            with keyed_generators(*key, device=self.device):
+                if self.erasing is not None:
+                    image = self.erasing(image)
+                if self.mixup is not None:
+                    self.mixup.mixup_enabled = self.mixup_off_epoch is None or epoch < self.mixup_off_epoch
+                    image, target = self.mixup(image, target)
+        return {**batch, "image": image, "target": target}

@@ -1,0 +1,190 @@
+"""A whole training run, from a loaded configuration to its last checkpoint."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddfnet.checkpoint import Weights, load_weights, read_weights
+from ddfnet.config import LoadedConfig
+from ddfnet.engine.distributed import Distributed, distributed_session
+from ddfnet.engine.logging import RunLog
+from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_folder
+from ddfnet.engine.signals import EXIT_INTERRUPTED, StopSignal
+from ddfnet.engine.trainer import Trainer
+from ddfnet.tasks import Config, create_task
+from ddfnet.tasks.plan import RunPlan, plan_run
+from ddfnet.zoo.download import locate
+
+DRY_RUN_STEPS = 2
+DRY_RUN_EVAL_BATCHES = 2
+DRY_RUN_CPU_IMAGES = 4  # per micro-batch: a full one would take minutes on a CPU
+
+
+def train(loaded: LoadedConfig, *, dry_run: bool = False) -> int:
+    """Trains as configured, going on from the run folder's `last.pt` if there is one.
+
+    Args:
+        loaded: see `load_config`.
+        dry_run: build everything, run two steps and two evaluation batches, write nothing.
+
+    Returns:
+        Exit code: 0 when finished, 75 when a signal stopped the run and a new start will go on.
+
+    Raises:
+        UserError: the configuration, data or a checkpoint cannot be used; raised before anything is written.
+    """
+    with distributed_session(loaded.config.run.device) as distributed:
+        stop = StopSignal(distributed)  # before the loader forks its workers
+        try:
+            return _train(loaded, distributed, stop, dry_run=dry_run)
+        finally:
+            stop.restore()
+
+
+def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, dry_run: bool) -> int:
+    config, notes = loaded.config, loaded.ineffective_keys()
+    task = create_task(config)
+    if dry_run:
+        # The real batch must divide, too; whether the pictures suffice for it is said below.
+        enough = max(task.train_images, config.train.batch_size)
+        plan_run(config, world_size=distributed.world_size, train_images=enough)
+        if task.train_images < config.train.batch_size:
+            notes.append(
+                f"note: train.batch_size={config.train.batch_size} exceeds the {task.train_images} training images: "
+                "the real run will refuse it"
+            )
+        config, note = _dry_run_config(config, distributed, task.train_images)
+        notes.append(note)
+        task = create_task(config)
+    plan = plan_run(config, world_size=distributed.world_size, train_images=task.train_images)
+    if dry_run:
+        plan = replace(plan, total_steps=DRY_RUN_STEPS)
+
+    torch.backends.cudnn.benchmark = task.fixed_input_size  # cuDNN times its convolutions anew for each size
+    torch.manual_seed(config.run.seed)
+    model = task.build_model()
+    parameters = sum(p.numel() for p in model.parameters())
+    if config.train.sync_bn and distributed.world_size == 1:
+        notes.append("note: train.sync_bn has no effect: there is one process")
+    goes_on = not dry_run and (Path(config.run.dir) / "last.pt").exists()
+    if config.model.init_checkpoint and not goes_on:
+        notes.append(load_initial_weights(model, config.model.init_checkpoint, meta=task.meta()))
+
+    folder = None if dry_run else Path(config.run.dir)
+    if folder is not None:
+        check_same_run(folder, loaded)
+    log = RunLog(folder, active=distributed.is_main, tensorboard=config.run.tensorboard, total_steps=plan.total_steps)
+    with ExitStack() as stack:
+        stack.callback(log.close)
+        for line in (*_summary(config, plan, distributed, parameters, task.train_images, task.val_images), *notes):
+            log.message(line)
+        trainer = Trainer(
+            config, plan, task, model, distributed,
+            folder=folder, log=log, max_eval_batches=DRY_RUN_EVAL_BATCHES if dry_run else None,
+        )  # fmt: skip
+        if folder is not None and distributed.is_main:  # only now: no mistake of the user may leave a folder behind
+            stack.enter_context(run_folder_lock(folder))
+            write_run_folder(folder, loaded, plan, {"parameters": parameters})
+        log.start(trainer.step, evaluation_due=trainer.evaluation_due)
+        finished = trainer.fit(stop)
+        log.message(_farewell(finished, trainer, folder, stop))
+    return 0 if finished else EXIT_INTERRUPTED
+
+
+def load_initial_weights(model: nn.Module, path: str | Path, *, meta: dict[str, Any] | None = None) -> str:
+    """Loads weights to start from; a classifier for another number of classes keeps its random start.
+
+    Args:
+        model: gets the weights.
+        path: a file, or `zoo:NAME`.
+        meta: of this run's task, to be compared with what the file says of itself.
+
+    Returns:
+        What was loaded, and where the weights come from other pictures or classes; one line each.
+
+    Raises:
+        CheckpointError: the file does not fit the model otherwise.
+    """
+    weights = read_weights(locate(path)[0])
+    known = getattr(model, "pretrained_cfg", {})  # timm's models have one
+    classifier, name = known.get("classifier", "fc"), known.get("architecture", type(model).__name__)
+    own = model.state_dict()
+    left = [
+        key
+        for key in own
+        if key.startswith(f"{classifier}.")
+        and (key not in weights.state_dict or weights.state_dict[key].shape != own[key].shape)
+    ]
+    kept = {key: tensor for key, tensor in weights.state_dict.items() if key not in left}
+    kept.update({key: own[key] for key in left})
+    load_weights(model, Weights(kept, weights.meta, weights.kind), source=path, name=name)
+    lines = [f"weights from {path} ({weights.kind})" + (f"; new classifier: {', '.join(left)}" if left else "")]
+    return "\n".join(lines + _differences(weights.meta or {}, meta or {}, new_classifier=bool(left)))
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any], *, new_classifier: bool) -> list[str]:
+    """What may be meant when one starts from other weights, but should not go unnoticed."""
+    lines = []
+    then, now = theirs.get("preprocessing"), ours.get("preprocessing")
+    if then and now:
+        changed = [f"{key} {then.get(key)}, here {now[key]}" for key in ("mean", "std") if then.get(key) != now[key]]
+        if changed:
+            lines.append(f"note: these weights were trained with data.input {'; '.join(changed)}")
+    then, now = theirs.get("classes"), ours.get("classes")
+    if then and now and then != now and not new_classifier:
+        lines.append("note: these weights were trained on other classes; their classifier is kept as a start")
+    return lines
+
+
+def _dry_run_config(config: Config, distributed: Distributed, train_images: int) -> tuple[Config, str]:
+    """The configuration with a batch that two quick steps can afford, and a line that says so."""
+    train = config.train
+    device_batch = train.device_batch_size
+    if distributed.device.type == "cpu":
+        device_batch = min(device_batch, DRY_RUN_CPU_IMAGES)
+    micro = distributed.world_size * device_batch
+    accumulation = max(1, min(2, train.batch_size // (distributed.world_size * train.device_batch_size)))
+    while device_batch > 2 and micro * accumulation > train_images:
+        device_batch //= 2
+        device_batch += device_batch % 2  # mixup pairs images
+        micro = distributed.world_size * device_batch
+    batch = micro * accumulation
+    smaller = train.model_copy(update={"batch_size": batch, "device_batch_size": device_batch})
+    lr = config.optim.lr or config.optim.base_lr * train.batch_size / config.optim.base_batch
+    note = (
+        f"dry run: {DRY_RUN_STEPS} steps of {batch} images instead of {train.batch_size} "
+        f"({accumulation} micro-batches of {device_batch} per process), nothing is written"
+    )
+    same_lr = config.optim.model_copy(update={"lr": lr, "base_lr": None})
+    limits = config.run.model_copy(update={"log_every": 1})
+    return config.model_copy(update={"train": smaller, "run": limits, "optim": same_lr}), note
+
+
+def _summary(
+    config: Config, plan: RunPlan, distributed: Distributed, parameters: int, train_images: int, val_images: int
+) -> list[str]:
+    train = config.train
+    device = torch.cuda.get_device_name() if distributed.device.type == "cuda" else "CPU"
+    return [
+        f"{config.model.name}: {parameters:,} parameters",
+        f"{train_images:,} training and {val_images:,} validation images from {config.data.root}",
+        f"{device}, {train.precision}; batch {train.batch_size} = {plan.world_size} process(es) x "
+        f"{train.device_batch_size} images x {plan.accumulation} micro-batch(es)",
+        f"{plan.total_steps:,} steps of {plan.steps_per_epoch:,} per epoch; {config.optim.name}, "
+        f"peak learning rate {plan.lr:g}",
+    ]
+
+
+def _farewell(finished: bool, trainer: Trainer, folder: Path | None, stop: StopSignal) -> str:
+    if folder is None:
+        return "dry run finished"
+    if not finished:
+        signal = stop.received or "a signal to another process"
+        return f"stopped by {signal} at step {trainer.step}; saved {folder / 'last.pt'}: start again to go on"
+    best = trainer.best
+    where = f"{folder / 'best.pt'}" if best["step"] is not None else "none"
+    return f"finished at step {trainer.step}; best {trainer.task.best_metric} {best['value']:.2f}: {where}"

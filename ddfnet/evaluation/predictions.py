@@ -1,0 +1,111 @@
+"""Results picture by picture: what a report needs beyond the sums of `ClassificationEvaluator`."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddfnet.evaluation.metrics import score
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One row per picture, in the order of the index; all on the CPU.
+
+    Attributes:
+        target: label (N,), int64.
+        top: labels of the five highest logits, best first (N, 5), int64; fewer columns where there are fewer classes.
+        confidence: softmax probability of `top[:, 0]` (N,), float64.
+        loss: cross-entropy (N,), float64.
+        hits: whether `top` is an accepted answer (N, 5), bool.
+    """
+
+    target: Tensor
+    top: Tensor
+    confidence: Tensor
+    loss: Tensor
+    hits: Tensor
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def predicted(self) -> Tensor:
+        """Most probable label (N,)."""
+        return self.top[:, 0]
+
+    @property
+    def right(self) -> Tensor:
+        """Whether the most probable label is accepted (N,), bool."""
+        return self.hits[:, 0]
+
+    @property
+    def right5(self) -> Tensor:
+        """Whether one of the five most probable labels is accepted (N,), bool."""
+        return self.hits.any(1)
+
+
+class PictureEvaluator:
+    """Keeps a few numbers of each picture, on the device and without host syncs; `pictures` has them after `compute`.
+
+    The logits themselves are not kept: a row takes 64 bytes whatever the number of classes.
+
+    Args:
+        columns: score these outputs of the network alone; label i of the pictures is output `columns[i]`. None: all.
+        mirror: average the softmax over the picture and its mirror image.
+        accepted: labels that count as right, (N, most) int64 by picture index, filled up with -1. None: the target.
+    """
+
+    def __init__(
+        self, *, columns: Sequence[int] | None = None, mirror: bool = False, accepted: Tensor | None = None
+    ) -> None:
+        self.columns = None if columns is None else torch.tensor(columns)
+        self.mirror = mirror
+        self.accepted = accepted
+        self.batches: list[tuple[Tensor, ...]] = []
+        self.pictures: Pictures | None = None
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
+        """Adds one batch: `image` (B, 3, H, W), `target` (B,), and on the CPU `index` (B,), all labels int64."""
+        logits = self._logits(model, batch["image"])
+        if self.mirror:
+            mirrored = self._logits(model, batch["image"].flip(-1))
+            # The logarithm of the mean of the two softmaxes, without leaving the logarithms.
+            logits = torch.logaddexp(logits.log_softmax(1), mirrored.log_softmax(1)) - math.log(2)
+        top, losses = score(logits, batch["target"])
+        confidence = logits.softmax(1).gather(1, top[:, :1])[:, 0]
+        # Copies: on the CPU these two lie in memory shared with a loader worker, which holds files open while it lives.
+        self.batches.append((batch["index"].clone(), batch["target"].clone(), top, confidence, losses))
+
+    def share(self) -> tuple[Tensor, ...]:
+        """Index, target, top-5, confidence and loss of the pictures of this process, on the CPU; () if it had none."""
+        return tuple(torch.cat([part.cpu() for part in column]) for column in zip(*self.batches, strict=True))
+
+    def compute(self, shares: Sequence[tuple[Tensor, ...]]) -> dict[str, float]:
+        """`top1`, `top5` in percent, mean `loss`, and `n`, the pictures counted, over the shares of all processes.
+
+        Raises:
+            RuntimeError: a picture came twice.
+        """
+        columns = zip(*(share for share in shares if share), strict=True)
+        index, target, top, confidence, loss = (torch.cat(column) for column in columns)
+        index, order = index.sort()
+        if (index[1:] == index[:-1]).any():
+            raise RuntimeError("a picture was evaluated twice: its processes do not divide the set")
+        target, top = target[order], top[order]
+        accepted = target[:, None] if self.accepted is None else self.accepted[index]
+        hits = (top[:, :, None] == accepted[:, None, :]).any(2)
+        self.pictures = Pictures(target, top, confidence[order].double(), loss[order].double(), hits)
+        n, top1, top5 = len(index), int(self.pictures.right.sum()), int(self.pictures.right5.sum())
+        return {"top1": 100 * top1 / n, "top5": 100 * top5 / n, "loss": self.pictures.loss.mean().item(), "n": n}
+
+    def _logits(self, model: nn.Module, image: Tensor) -> Tensor:
+        logits = model(image).float()
+        if self.columns is None:
+            return logits
+        self.columns = self.columns.to(logits.device)  # copied with the first batch alone
+        return logits[:, self.columns]

@@ -1,0 +1,257 @@
+"""Model cards: what is known of weights, as Markdown. Every figure comes from the entry and the log of its run."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+import yaml
+
+from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.zoo.download import GOOGLE_DRIVE
+from ddfnet.zoo.entries import Entry
+
+LAST_EPOCHS = 5
+TASK = "image-classification"
+_METRICS = {"top1": "top-1", "top5": "top-5"}
+
+
+def way_to_get(entry: Entry) -> str:
+    """How the file of an entry comes here: `shipped`, `direct`, `gdown` or `by hand`."""
+    if entry.file.shipped:
+        return "shipped"
+    if not entry.file.urls:
+        return "by hand"
+    return "gdown" if all(url.split("/")[2] in GOOGLE_DRIVE for url in entry.file.urls) else "direct"
+
+
+def zoo_card(entry: Entry, *, parameters: int, log: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The page of an entry in docs/models/.
+
+    Args:
+        entry: what it is about.
+        parameters: of its model with its number of classes.
+        log: records of the `metrics.jsonl` of its run; empty where there is none.
+    """
+    size = f"{entry.file.size:,} bytes" if entry.file.size is not None else "size not published"
+    sha256 = f"`{entry.file.sha256}`" if entry.file.sha256 else "not published"
+    parts = [
+        f"# {entry.name}",
+        f"{describe(entry.model)} {parameters:,} parameters, {entry.num_classes:,} classes.",
+        "## Use",
+        _usage(entry),
+        _about(entry, log),
+        "## File",
+        f"`{entry.file_name}`, {size}, sha256 {sha256}.",
+        "This page is made by `python scripts/dev/write_model_zoo.py` from `ddfnet/zoo/entries.py`.",
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def published_card(
+    name: str,
+    *,
+    architecture: str,
+    parameters: int,
+    preprocessing: Preprocessing,
+    num_classes: int,
+    location: str,
+    licence: str | None,
+    data: str | None,
+    entry: Entry | None = None,
+    log: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The README.md of a published folder, with the front matter that the Hugging Face hub reads.
+
+    Args:
+        name: title.
+        architecture: model name, for `timm.create_model`.
+        parameters: of the model.
+        preprocessing: of the pictures.
+        num_classes: of the classifier.
+        location: what `timm.create_model` takes, e.g. `hf-hub:ORG/NAME`.
+        licence: None where nobody stated one.
+        data: what it was trained on; None where nobody stated it.
+        entry: of the zoo, if the weights are from there.
+        log: see `zoo_card`.
+    """
+    front = {
+        "license": licence_id(licence),
+        "library_name": "timm",
+        "pipeline_tag": TASK,
+        "tags": [TASK, "timm", "ddfnet"],
+    }
+    if front["license"] == "other":
+        front["license_name"] = licence
+    if entry is None:
+        about = "\n\n".join(
+            [
+                "## Figures",
+                "None stated. Measure it: "
+                f"`python eval.py --checkpoint model.safetensors --data FOLDER` ({num_classes} class folders).",
+                f"## Data\n\n{data or 'Not stated.'}",
+                preprocessing_table(preprocessing),
+                f"## Licence\n\n{licence or 'Not stated: ask who published these weights before you use them.'}",
+            ]
+        )
+    else:
+        about = _about(entry, log, licence=licence, data=data)
+    usage = "\n".join(
+        [
+            "```python",
+            "import ddfnet  # registers its models with timm",
+            "import timm",
+            "",
+            f'model = timm.create_model("{location}", pretrained=True).eval()',
+            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+            "```",
+        ]
+    )
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"# {name}",
+        f"`{architecture}`. {describe(architecture)} {parameters:,} parameters, {num_classes:,} classes.",
+        f"## Use\n\n{usage}",
+        about,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def licence_id(licence: str | None) -> str:
+    """A licence as the hub names it: `mit` for MIT, `unknown` where there is none, `other` for a sentence."""
+    if licence is None:
+        return "unknown"
+    return licence.lower() if len(licence.split()) == 1 else "other"
+
+
+def describe(model: str) -> str:
+    """What a model is: the beginning of its documentation, up to the figures."""
+    text = " ".join((timm.model_entrypoint(model).__doc__ or "").split())
+    return re.split(r": |\. |\.$", text)[0] + "." if text else ""
+
+
+def preprocessing_table(how: Preprocessing) -> str:
+    """The section on how pictures are prepared."""
+    rows = {
+        "input": f"{how.size} x {how.size} pixels, RGB",
+        "resize": f"short side to {math.floor(how.size / how.crop_pct)} pixels, {how.interpolation}",
+        "crop": f"centre (crop_pct {how.crop_pct:g})",
+        "mean": ", ".join(f"{value:g}" for value in how.mean),
+        "std": ", ".join(f"{value:g}" for value in how.std),
+    }
+    lines = ["## Preprocessing", "", "| step | value |", "| --- | --- |"]
+    return "\n".join([*lines, *(f"| {key} | {value} |" for key, value in rows.items())])
+
+
+def _usage(entry: Entry) -> str:
+    get = {
+        "shipped": "The file is part of the package: no download, no network.",
+        "direct": "The file is downloaded when it is first asked for, and verified each time.",
+        "gdown": "The file is downloaded when it is first asked for (`pip install gdown`: it is on Google Drive).",
+        "by hand": f"No program can get the file: `python -m ddfnet.zoo info {entry.name}` says what to do.",
+    }[way_to_get(entry)]
+    return "\n".join(
+        [
+            get,
+            "",
+            "```python",
+            "import ddfnet  # registers its models with timm",
+            "import timm",
+            "",
+            f'model = timm.create_model("{entry.name}", pretrained=True).eval()  # or ddfnet.create_model',
+            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+            "```",
+            "",
+            "```bash",
+            f"python eval.py --checkpoint zoo:{entry.name} --data FOLDER  # class folders, or val/ with them",
+            "```",
+        ]
+    )
+
+
+def _about(
+    entry: Entry, log: Sequence[Mapping[str, Any]], *, licence: str | None = None, data: str | None = None
+) -> str:
+    parts = [
+        "## Figures",
+        _figures(entry),
+        "## Data",
+        f"{data or entry.data}.",
+        "## Recipe",
+        _recipe(entry),
+        _history(log),
+        preprocessing_table(entry.preprocessing),
+        "## Limits",
+        _limits(entry),
+        "## Licence and origin",
+        f"Licence: {licence or entry.licence}. Origin: {entry.origin}.",
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _figures(entry: Entry) -> str:
+    lines = ["| metric | value | whose |", "| --- | --- | --- |"]
+    for key, value in entry.metrics.items():
+        count = f" ({correct(value, entry.images)} of {entry.images})" if entry.images else ""
+        whose = "measured" if entry.status == "verified" else "the authors', not measured here"
+        lines.append(f"| {_METRICS.get(key, key)} | {value:g} %{count} | {whose} |")
+    if entry.status == "verified":
+        on = f"{entry.images} held-out pictures, " if entry.images else ""
+        lines += ["", f"Measured with `eval.py`, pictures prepared as below: {on}{entry.measured}."]
+    return "\n".join(lines)
+
+
+def correct(percent: float, images: int) -> int:
+    """Number of pictures behind a percentage."""
+    return round(percent * images / 100)
+
+
+def _recipe(entry: Entry) -> str:
+    if entry.commit is None:
+        return f"Trained with other code ({entry.origin}); the same recipe here: `{entry.config}`."
+    return f"`{entry.config}` at commit `{entry.commit}`:\n\n```bash\n{entry.command}\n```"
+
+
+def _history(log: Sequence[Mapping[str, Any]]) -> str:
+    """The last epochs of a run as a table; the training loss is that of the last record of each epoch."""
+    ends: dict[int, Mapping[str, Any]] = {}
+    for record in log:
+        if record["kind"] == "train":
+            ends[math.ceil(record["epoch"])] = record
+    if not ends:
+        return ""
+    held_out = {math.ceil(record["epoch"]): record for record in log if record["kind"] == "val"}
+    lines = [
+        f"The last epochs of {max(ends)} (training loss: the last record of the epoch):",
+        "",
+        "| epoch | training loss | learning rate | held-out loss | held-out top-1 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for epoch in sorted(ends)[-LAST_EPOCHS:]:
+        row, val = ends[epoch], held_out.get(epoch)
+        scores = f"{val['loss']:.4f} | {val['top1']:.2f} %" if val else "- | -"
+        lines.append(f"| {epoch} | {row['loss']:.4f} | {row['lr']:.2g} | {scores} |")
+    return "\n".join(lines)
+
+
+def _limits(entry: Entry) -> str:
+    lines = [entry.note] if entry.note else []
+    if entry.status == "claimed":
+        lines.append("Nobody has measured these weights with this code yet.")
+    if entry.images and "top1" in entry.metrics:
+        low, high = _wilson(correct(entry.metrics["top1"], entry.images), entry.images)
+        lines.append(
+            f"{entry.images} pictures are a sample: the 95 % interval of the top-1 accuracy (Wilson) is "
+            f"{100 * low:.1f} to {100 * high:.1f} %."
+        )
+    lines.append("The figures hold for the data and the preprocessing above alone.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _wilson(correct: int, images: int) -> tuple[float, float]:
+    z = 1.96
+    share, spread = correct / images, z * z / images
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / images + spread / (4 * images)) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,58 @@
+"""What all operators share: registration with `torch.library`, where they run on Triton, dtypes and memory formats."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # absent on macOS and Windows
+# Triton's interpreter runs the kernels on CPU tensors. It reads this variable when the kernels are imported.
+_INTERPRETED = _HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def runs_on_triton(x: Tensor) -> bool:
+    """Whether operators on `x` launch Triton kernels: on CUDA, and on the CPU in Triton's interpreter."""
+    return _HAS_TRITON and (x.device.type == "cuda" or (_INTERPRETED and x.device.type == "cpu"))
+
+
+def define_op(name: str, implementation: Callable) -> torch.library.CustomOpDef:
+    """Register `implementation` as the op `name`, which mutates none of its arguments.
+
+    As a `triton_op`, because torch.compile looks inside those: the CPU formulation is fused by Inductor, the Triton
+    launches are seen and not hidden behind an opaque call. The interpreter touches the data of its arguments, which
+    tracing has not got: there the ops have to be opaque.
+    """
+    define = torch.library.custom_op if _INTERPRETED else torch.library.triton_op
+    return define(name, implementation, mutates_args=())
+
+
+def accumulator_dtype(x: Tensor) -> torch.dtype:
+    """float64 for float64 inputs, float32 for everything else."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """channels_last for a tensor that is channels_last only; contiguous for everything else.
+
+    A tensor with one channel or a 1x1 map is both at once and counts as contiguous: the output then has the same
+    channel count or map size, so it is both as well. Other strides are copied to contiguous.
+    """
+    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def output_size(x: Tensor, stride: int) -> tuple[int, int]:
+    """(Ho, Wo) = (ceil(H/stride), ceil(W/stride)): what the padded convolution of the same stride gives."""
+    return (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
+
+
+def autocast(tensor: Tensor | None) -> Tensor | None:
+    """`tensor` in the dtype of the autocast region it is in; float64 is left alone."""
+    if tensor is None or tensor.dtype == torch.float64 or tensor.is_meta:  # autocast knows no meta device
+        return tensor
+    if not torch.is_autocast_enabled(tensor.device.type):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))

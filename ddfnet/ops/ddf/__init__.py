@@ -1,0 +1,6 @@
+"""Decoupled dynamic filters: `ddf`, `ddf_up`, and their definitions, `ddf_reference` and `ddf_up_reference`."""
+
+from ddfnet.ops.ddf.api import ddf, ddf_up
+from ddfnet.ops.ddf.reference import ddf_reference, ddf_up_reference
+
+__all__ = ["ddf", "ddf_reference", "ddf_up", "ddf_up_reference"]

@@ -1,0 +1,101 @@
+"""What the configurations of all tasks share; other sections stand beside their components, as in `ddfnet.optim`."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ddfnet.config import Positive, Section
+from ddfnet.optim import OptimConfig, ScheduleConfig
+
+
+class RunConfig(Section):
+    dir: str | None = None
+    """Run folder: checkpoints, logs, resolved config. Default: runs/<name of the config file>.
+    A folder that already holds a `last.pt` is resumed."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Seed of weights, data order and augmentation."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """auto: cuda where there is one, else cpu."""
+    log_every: Positive = 50
+    """Steps between two log lines; loss and rates are averaged over them."""
+    save_every: Positive | None = None
+    """Steps between two `last.pt`, besides those at the end of each epoch. null: only those."""
+    tensorboard: bool = True
+    """Write TensorBoard event files into the run folder."""
+    allow_changes: bool = False
+    """Resume even though the config differs from the one the run folder was started with."""
+
+
+class ModelSection(Section):
+    name: str
+    """What the network is called."""
+    init_checkpoint: str | None = None
+    """Start from these weights."""
+
+
+class DataSection(Section):
+    root: str
+    """Folder with the data."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Loader processes per rank. auto: this rank's share of the cores less one, at least 1, at most 16."""
+
+
+class EmaConfig(Section):
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    """Weight of the old average at each step."""
+    warmup: bool = True
+    """Ramp the decay up from 0, so that early averages are not dominated by the random start."""
+
+
+class TrainConfig(Section):
+    epochs: Positive
+    batch_size: Positive
+    """Images per optimiser step, over all processes and micro-batches."""
+    device_batch_size: Positive
+    """Images per process and micro-batch; batch_size / (processes * device_batch_size) micro-batches accumulate."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16, fp16: automatic mixed precision; fp16 scales the loss."""
+    channels_last: bool = True
+    """Memory format of the model and its input."""
+    compile: bool = False
+    """torch.compile the model."""
+    sync_bn: bool = False
+    """Batch statistics over all processes. false: per process, running statistics averaged before evaluation."""
+    ema: EmaConfig | None = None
+    """Keep a moving average of the weights and evaluate it too; null: off."""
+
+
+class EvalConfig(Section):
+    every: Positive = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    batch_size: Positive | None = None
+    """Images per process; null: train.device_batch_size."""
+
+
+class Config(Section):
+    """One run, as the engine sees it; a task's own schema narrows `task`, `model` and `data` and adds to them."""
+
+    task: str
+    run: RunConfig = RunConfig()
+    model: ModelSection
+    data: DataSection
+    optim: OptimConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig
+    eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "Config":
+        if self.schedule.warmup_epochs > self.train.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs={self.schedule.warmup_epochs:g} exceeds train.epochs={self.train.epochs}: "
+                "lower the first or raise the second"
+            )
+        return self
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        late = [epoch for epoch in self.schedule.milestones if epoch >= self.train.epochs]
+        if late:
+            when = " and ".join(f"{epoch:g}" for epoch in late)
+            yield "schedule.milestones", f"{when} is after the end, {self.train.epochs} epochs"

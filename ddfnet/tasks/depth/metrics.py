@@ -1,0 +1,88 @@
+"""Root mean square error of depth, in centimetres as in the paper's table 7, beside methods without training."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddfnet.tasks.depth.baselines import BASELINES
+from ddfnet.tasks.depth.data import denormalize_guidance
+
+Record = dict[str, tuple[float, int]]
+"""One picture: method -> sum of squared errors (square metres) and number of valid pixels. "" is the network."""
+
+
+class DepthEvaluator:
+    """Errors over the valid pixels of whole pictures.
+
+    `rmse` is that of table 7 (RMSE x 1e-2 m): the mean, over the pictures, of each picture's RMSE. The paper follows
+    PAC-Net's protocol, whose published code computes this. `rmse_pixels` is the RMSE over all valid pixels of the set,
+    in which pictures with large errors weigh more. Both in centimetres.
+
+    Sums are float64 and kept for each picture: the result does not depend on how processes share the pictures.
+
+    Args:
+        factor: of the upsampling.
+        baselines: what was found of the methods without training: picture -> record. They do not change between
+            evaluations, so whoever keeps this dictionary pays for them once. None: they are left out.
+    """
+
+    def __init__(self, *, factor: int, baselines: dict[int, Record] | None = None) -> None:
+        self.factor, self.baselines = factor, baselines
+        self._sums: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
+        """Adds one batch: "low", "guidance", "depth", "valid" and "index" as of `DepthEvalBatches`."""
+        sums, counts = _squared_errors(model(batch["low"], batch["guidance"]), batch)
+        self._sums.append((batch["index"].clone(), sums, counts))  # a loader's own tensor is an open file
+        if self.baselines is not None and any(i not in self.baselines for i in batch["index"].tolist()):
+            self._add_baselines(batch)
+
+    def _add_baselines(self, batch: dict[str, Any]) -> None:
+        low, guidance = batch["low"].float(), denormalize_guidance(batch["guidance"])
+        records: list[Record] = [{} for _ in batch["index"]]
+        for name, upsample in BASELINES.items():
+            sums, counts = _squared_errors(upsample(low, guidance, self.factor), batch)
+            for record, total, count in zip(records, sums.tolist(), counts.tolist(), strict=True):
+                record[name] = (total, count)
+        self.baselines.update(zip(batch["index"].tolist(), records, strict=True))
+
+    def share(self) -> list[tuple[int, Record]]:
+        """(picture, record) of this process's pictures."""
+        found = []
+        for index, sums, counts in self._sums:
+            for i, total, count in zip(index.tolist(), sums.tolist(), counts.tolist(), strict=True):
+                found.append((i, {"": (total, count), **(self.baselines[i] if self.baselines is not None else {})}))
+        return found
+
+    def compute(self, shares: Sequence[list[tuple[int, Record]]]) -> dict[str, float]:
+        """`rmse`, `rmse_pixels`, `n` (pictures), and `rmse_<method>` of the others, which count like `rmse`.
+
+        Pictures without a valid pixel are counted in `n` and in nothing else; with no valid pixel at all, NaN.
+        """
+        records = [record for share in shares for _, record in share]
+        metrics = {}
+        for name in records[0] if records else ("",):
+            known = [record[name] for record in records if record[name][1]]
+            key = f"rmse_{name}" if name else "rmse"
+            # fsum rounds once: the order of the pictures, and so the number of processes, changes nothing.
+            metrics[key] = _mean([100 * math.sqrt(total / count) for total, count in known])
+            if not name:
+                pixels = sum(count for _, count in known)
+                mean = math.fsum(total for total, _ in known) / pixels if pixels else math.nan
+                metrics["rmse_pixels"] = 100 * math.sqrt(mean)
+        return {**metrics, "n": len(records)}
+
+
+def _squared_errors(prediction: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Of each picture: sum of squared errors over its valid pixels (float64), and their number."""
+    errors = (prediction.double() - batch["depth"].double()).square()
+    # `where`, not a product: what is not valid may be anything, NaN too.
+    return errors.where(batch["valid"], 0.0).sum((1, 2, 3)), batch["valid"].sum((1, 2, 3))
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan

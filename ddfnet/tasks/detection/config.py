@@ -1,0 +1,75 @@
+"""The configuration of object detection."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ddfnet.config import Fraction, Positive, Section
+from ddfnet.tasks.config import Config, DataSection, ModelSection
+
+
+class DetectionModel(ModelSection):
+    name: Literal["faster_rcnn"] = "faster_rcnn"
+    """Faster R-CNN with a feature pyramid (torchvision's)."""
+    init_checkpoint: str | None = None
+    """Start the whole detector from these weights (a checkpoint of ours)."""
+    num_classes: Positive | None = None
+    """Object classes, background not among them. null: the number of categories in the annotations."""
+    backbone: str = "resnet50"
+    """A timm model with features at strides 4, 8, 16 and 32; ours: ddf_mul_resnet50, ..."""
+    backbone_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the backbone's constructor."""
+    backbone_checkpoint: str | None = None
+    """Start the backbone from these classification weights (a checkpoint of ours, an official one, .safetensors,
+    or `zoo:NAME`)."""
+    backbone_pretrained: bool = False
+    """Start the backbone from the weights that timm knows for its name (downloaded)."""
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] = 1
+    """Parts of the backbone that are not trained: 1 the stem and the first stage, 2 also the second, ...; 0 none."""
+    frozen_norm: bool = True
+    """Batch norms of the backbone keep their statistics and their weights, as is usual with few images per process."""
+    upsampling: Literal["nearest", "bilinear", "deconv", "pixelshuffle", "carafe", "ddfup"] = "nearest"
+    """How the pyramid brings a level to the size of the next finer one (paper, table 6)."""
+    channels: Positive = 256
+    """Width of the pyramid."""
+    box_samples: Positive = 512
+    """Proposals per image that the second stage learns from."""
+
+    @model_validator(mode="after")
+    def _kwargs_load_nothing(self) -> "DetectionModel":
+        for key in ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"):
+            if key in self.backbone_kwargs:
+                raise ValueError(
+                    f"model.backbone_kwargs.{key} cannot be given there: use model.backbone_checkpoint or "
+                    "model.backbone_pretrained"
+                )
+        return self
+
+
+class DetectionData(DataSection):
+    train_images: str = "train2017"
+    """Folder of the training images, relative to root (or an absolute path)."""
+    train_annotations: str = "annotations/instances_train2017.json"
+    """COCO annotations of the training images."""
+    val_images: str = "val2017"
+    """Folder of the validation images."""
+    val_annotations: str = "annotations/instances_val2017.json"
+    """COCO annotations of the validation images."""
+    min_size: Annotated[list[Positive], Field(min_length=1)] = Field(default_factory=lambda: [800])
+    """Short side of the images, pixels; of several, training draws one per image and evaluation takes the last."""
+    max_size: Positive = 1333
+    """Longest side allowed, pixels."""
+
+
+class DetectionAugment(Section):
+    hflip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+
+
+class DetectionConfig(Config):
+    """One detection run: what `train.py --config FILE` reads when `task` is detection."""
+
+    task: Literal["detection"]
+    model: DetectionModel = DetectionModel()
+    data: DetectionData
+    augment: DetectionAugment = DetectionAugment()

@@ -1,0 +1,75 @@
+"""What follows from the configuration, the number of processes and the size of the training set."""
+
+from dataclasses import asdict, dataclass
+
+from ddfnet.optim import peak_learning_rate
+from ddfnet.tasks.config import Config
+from ddfnet.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The arithmetic of a run, written down once.
+
+    Attributes:
+        world_size: processes.
+        accumulation: micro-batches per process and optimiser step.
+        lr: peak learning rate.
+        steps_per_epoch: optimiser steps per epoch (an incomplete last batch is dropped).
+        schedule_steps: steps of train.epochs, over which the schedule runs.
+        warmup_steps: steps of the linear warm-up, the first of schedule_steps.
+        total_steps: schedule_steps and the cooldown.
+    """
+
+    world_size: int
+    accumulation: int
+    lr: float
+    steps_per_epoch: int
+    schedule_steps: int
+    warmup_steps: int
+    total_steps: int
+
+    def as_dict(self) -> dict[str, int | float]:
+        return asdict(self)
+
+
+def plan_run(config: Config, *, world_size: int, train_images: int) -> RunPlan:
+    """Plans accumulation, learning rate and step counts.
+
+    Raises:
+        ConfigError: the batch is not a whole number of micro-batches, or larger than the training set, or the schedule
+            passes the peak learning rate.
+    """
+    train = config.train
+    micro = world_size * train.device_batch_size
+    if train.batch_size % micro:
+        raise ConfigError(
+            f"train.batch_size={train.batch_size} is not a whole number of micro-batches of "
+            f"{world_size} process(es) x train.device_batch_size={train.device_batch_size} = {micro} images: "
+            f"{_batch_fix(train.batch_size, train.device_batch_size, world_size)}"
+        )
+    steps_per_epoch = train_images // train.batch_size
+    if steps_per_epoch == 0:
+        raise ConfigError(
+            f"train.batch_size={train.batch_size} exceeds the {train_images} training images: "
+            f"set train.batch_size to at most {train_images} (and train.device_batch_size to match)"
+        )
+    schedule_steps = train.epochs * steps_per_epoch
+    return RunPlan(
+        world_size=world_size,
+        accumulation=train.batch_size // micro,
+        lr=peak_learning_rate(config.optim, config.schedule, train.batch_size),
+        steps_per_epoch=steps_per_epoch,
+        schedule_steps=schedule_steps,
+        warmup_steps=round(config.schedule.warmup_epochs * steps_per_epoch),
+        total_steps=schedule_steps + round(config.schedule.cooldown_epochs * steps_per_epoch),
+    )
+
+
+def _batch_fix(batch_size: int, device_batch_size: int, world_size: int) -> str:
+    if batch_size % world_size == 0:
+        share = batch_size // world_size
+        best = max(size for size in range(1, min(share, device_batch_size) + 1) if share % size == 0)
+        return f"set train.device_batch_size={best}"
+    nearest = max(1, round(batch_size / world_size)) * world_size
+    return f"set train.batch_size={nearest}, a multiple of the {world_size} processes"

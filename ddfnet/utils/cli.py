@@ -1,0 +1,69 @@
+"""What `train.py` and `eval.py` share: exit codes, and errors a person can read."""
+
+import os
+import select
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from ddfnet.utils.errors import NonFiniteLossError, UserError
+
+EXIT_USER_ERROR = 2
+EXIT_READER_LEFT = 141  # as a shell reports a process that SIGPIPE ended
+
+
+def run(main: Callable[[], int]) -> None:
+    """Runs a command and exits with its code: 0 done, 1 failed, 2 a mistake in the input, 75 start me again.
+
+    A `UserError` is printed without a traceback: once per machine, or by the one process that met it.
+    """
+    try:
+        code = main()
+    except UserError as error:
+        _say("error", str(error), everywhere=error.one_process)
+        code = EXIT_USER_ERROR
+    except NonFiniteLossError as error:
+        _say("stopped", str(error), everywhere=False)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        if not _reader_left():
+            raise  # some other pipe, e.g. to a loader process
+        code = EXIT_READER_LEFT
+    if _reader_left():
+        code = EXIT_READER_LEFT
+    sys.exit(code)
+
+
+def _reader_left() -> bool:
+    """Flushes stdout. Whether `| head` has seen enough: then nothing more is printed, not even at the very end."""
+    try:
+        sys.stdout.flush()  # may succeed although an earlier print failed, whose text is gone
+        left = _has_no_reader(sys.stdout)
+    except BrokenPipeError:
+        left = True
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return left
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # no file at all, e.g. captured by a test
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _say(what: str, message: str, *, everywhere: bool) -> None:
+    env = os.environ
+    local_rank = env.get("LOCAL_RANK", env.get("SLURM_LOCALID", "0"))
+    if local_rank == "0" or everywhere:
+        rank = env.get("RANK", env.get("SLURM_PROCID", "0"))
+        who = f" [process {rank}]" if everywhere and rank != "0" else ""
+        print(f"{Path(sys.argv[0]).name}: {what}:{who} {message}", file=sys.stderr, flush=True)

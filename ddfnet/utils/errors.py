@@ -1,0 +1,50 @@
+"""The errors a user of ddfnet can cause and can mend."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave (a key, a path, a file): the message names it and the fix.
+
+    `train.py` and `eval.py` print the message alone, without a traceback, and exit with code 2.
+    Every other exception is a defect of ours and keeps its traceback.
+
+    Attributes:
+        one_process: raised on one process among several (a picture it read, say). Otherwise all raise the same.
+    """
+
+    one_process = False
+
+
+class ConfigError(UserError):
+    """A configuration file or override that cannot be used."""
+
+
+class DataError(UserError):
+    """A data set that is missing, incomplete or unreadable."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, unsafe to load, or made for something else."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training met a loss that is NaN or infinite and stopped before saving anything it touched."""
+
+
+@contextmanager
+def raised_on_one_process() -> Iterator[None]:
+    """Marks user errors raised in the block as those of one process, which has to speak for itself."""
+    try:
+        yield
+    except UserError as error:
+        error.one_process = True
+        raise
+
+
+def did_you_mean(name: str, known: Iterable[str], *, most: int = 3, otherwise: str = "") -> str:
+    """`did you mean A or B?` with the known names nearest to a mistyped one, or `otherwise` where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}?" if near else otherwise

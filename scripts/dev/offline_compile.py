@@ -1,0 +1,246 @@
+"""Compile the launches of the operators for an NVIDIA architecture on a machine without a GPU, and read what they need.
+
+A launch is recorded, not made up: the operator runs on meta tensors, and what it would have launched (kernel, tile,
+arguments, constants) is compiled with the specialisation that Triton's launcher would add.
+"""
+
+import math
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout without `pip install`
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ddfnet.ops.ddf import triton as triton_launch
+from ddfnet.ops.spatial_filters import triton as spatial_filters_launch
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+# bytes of shared memory one block may ask for
+SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
+MAX_SPILL_SHARE = 0.01  # of the instructions
+_TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel, its arguments by name, the constants it is compiled for, and the options of the compiler."""
+
+    kernel: triton.JITFunction
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def elements_per_thread(self) -> int:
+        """Elements of x or y that a thread has in one step of the loop of its program, if it has one."""
+        sizes = ("BLOCK_Y", "BLOCK_X", "BLOCKS", "BLOCK_PIXELS", "BLOCK_CHANNELS", "PHASES")
+        return math.prod(self.constants.get(size, 1) for size in sizes) // (32 * self.num_warps)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compiled kernel needs.
+
+    Attributes:
+        registers: of a thread.
+        stack, local: bytes of a thread; 0 unless registers were spilled.
+        shared: bytes of a program.
+        instructions: machine instructions by opcode, e.g. "LDG.E.128".
+        step: number of instructions of the longest loop, or of the whole program if it has none.
+        ptx: the code before the machine's; ttir: what Triton made of the source, with all offsets.
+    """
+
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    threads: int
+    instructions: Counter
+    step: int
+    ptx: str
+    ttir: str
+
+    @property
+    def spills(self) -> int:
+        """Instructions that save registers to memory or restore them."""
+        return sum(count for name, count in self.instructions.items() if name.split(".")[0] in ("STL", "LDL"))
+
+    def faults(self, arch: int) -> list[str]:
+        """What must not be: spills, more resources than a GPU has, and additions whose order depends on timing.
+
+        The assembler gives up a register or two where that lets another warp run at a time: a handful of spill
+        instructions among a thousand is its choice, differs with its version, and is no fault.
+        """
+        found = {
+            f"{self.spills} spill instructions": self.spills > MAX_SPILL_SHARE * sum(self.instructions.values()),
+            f"{self.local} bytes of local memory": self.local,
+            f"{self.shared} bytes of shared memory": self.shared > SHARED_LIMIT[arch],
+            f"{self.registers} registers x {self.threads} threads": self.registers * self.threads > 65536,
+            "atomics": re.search(r"\b(?:atom|red)\.", self.ptx),
+        }
+        return [fault for fault, present in found.items() if present]
+
+    def wide(self, opcode: str) -> int:
+        """How many instructions of this kind ("LDG" or "STG") move 16 bytes."""
+        return sum(n for name, n in self.instructions.items() if name.startswith(opcode) and name.endswith(".128"))
+
+
+def missing_tools() -> str | None:
+    """Why offline compilation is not possible here, or None."""
+    absent = [name for name in ("ptxas", "cuobjdump", "nvdisasm") if not (TOOLS / name).exists()]
+    return f"triton came without {' and '.join(absent)}" if absent else None
+
+
+def record_launches(
+    shape: tuple[int, int, int, int],
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    kernel_size: int = 3,
+    stride: int = 1,
+    dilation: int = 1,
+    scale: int = 1,
+    heads: int = 1,
+    combine: str = "mul",
+    filters: str = "both",
+    channels_last: bool = True,
+    spatial_channels_last: bool = False,
+) -> dict[str, Launch]:
+    """What forward and backward of the operator would launch for x of this (B, C, H, W), by kernel name."""
+    batch, channels, height, width = shape
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    channel_filter = torch.empty(batch, scale**2, channels, kernel_size**2, dtype=accumulator, device="meta")
+    size = (batch, scale**2 * heads * kernel_size**2, (height - 1) // stride + 1, (width - 1) // stride + 1)
+    spatial_filter = torch.empty(size, dtype=dtype, device="meta")
+    if spatial_channels_last:
+        spatial_filter = spatial_filter.contiguous(memory_format=torch.channels_last)
+    tensors = (x, None if filters == "spatial" else channel_filter, None if filters == "channel" else spatial_filter)
+    settings = (kernel_size, stride, dilation, combine == "mul", scale)
+
+    def call() -> None:
+        y = triton_launch.forward(*tensors, *settings)
+        need = (True, tensors[1] is not None, tensors[2] is not None)
+        triton_launch.backward(y, *tensors, *settings, *need)
+
+    return _recorded(call)
+
+
+def record_spatial_filters(
+    shape: tuple[int, int, int, int],
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    kernel_size: int = 3,
+    stride: int = 1,
+    heads: int = 1,
+) -> dict[str, Launch]:
+    """What the fused spatial branch of a DDF layer would launch, by kernel name."""
+    x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
+    weight = torch.empty(heads * kernel_size**2, shape[1], 1, 1, device="meta")
+    bias = torch.empty(heads * kernel_size**2, device="meta")
+    settings = (kernel_size, heads, stride, 0.47)
+
+    def call() -> None:
+        filters, pooled, inverse_std = spatial_filters_launch.forward(x, weight, bias, *settings)
+        spatial_filters_launch.backward(filters, pooled, x, weight, filters, inverse_std, *settings)
+
+    return _recorded(call)
+
+
+def _recorded(call: Callable[[], None]) -> dict[str, Launch]:
+    launches = {}
+
+    def record(
+        kernel: Any, grid: tuple[int], *arguments: Any, num_warps: int, num_stages: int, **constants: Any
+    ) -> None:
+        names = [name for name in kernel.arg_names if name not in constants]
+        bound = dict(zip(names, arguments, strict=True))
+        launches[kernel.fn.__name__] = Launch(kernel, bound, constants, num_warps, num_stages)
+
+    modules = (triton_launch, spatial_filters_launch)
+    original = triton_launch.launch
+    for module in modules:
+        module.launch = record
+    try:
+        call()
+    finally:
+        for module in modules:
+            module.launch = original
+    return launches
+
+
+def compile_launch(launch: Launch, arch: int, **options: Any) -> Compiled:
+    """Compile for sm_`arch`. Options are those of Triton's compiler, such as `enable_fp_fusion`."""
+    kernel = launch.kernel
+    names = kernel.arg_names
+    constants = dict(launch.constants)
+    signature = dict.fromkeys(names, "constexpr")
+    attributes = {}
+    for name, value in launch.arguments.items():
+        if isinstance(value, torch.Tensor):
+            signature[name] = _TYPES[value.dtype]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+            continue
+        elif value == 1:  # the launcher makes a constant of it
+            constants[name] = 1
+            continue
+        else:
+            signature[name] = "i32" if value < 2**31 else "i64"
+        # pointers are aligned to 16 bytes; without these hints every access is a narrow one
+        if isinstance(value, torch.Tensor) or value % 16 == 0:
+            attributes[(names.index(name),)] = [["tt.divisibility", 16]]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs=attributes,
+    )
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **options}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        resources = _run("cuobjdump", "--dump-resource-usage", file.name)
+        assembly = _run("nvdisasm", "-c", file.name)
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", resources).groups())
+    opcodes, step = _instructions(assembly)
+    threads = compiled.metadata.num_warps * 32
+    shared, code = compiled.metadata.shared, compiled.asm
+    return Compiled(registers, stack, local, shared, threads, Counter(opcodes), step, code["ptx"], code["ttir"])
+
+
+def _instructions(assembly: str) -> tuple[list[str], int]:
+    """Opcodes in order, and the length of the longest loop: from a label to a branch back to it."""
+    opcodes: list[str] = []
+    labels: dict[str, int] = {}
+    longest = 0
+    for line in assembly.splitlines():
+        if label := re.match(r"\s*\.(L_\w+):", line):
+            labels[label[1]] = len(opcodes)
+        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)", line):
+            if found[1] == "NOP":
+                continue
+            opcodes.append(found[1])
+            target = re.search(r"`\(\.(L_\w+)\)", found[2])
+            if target and found[1].startswith("BRA") and target[1] in labels:
+                longest = max(longest, len(opcodes) - labels[target[1]])
+    # after the end a program branches to itself
+    return opcodes, longest if longest > 20 else len(opcodes)
+
+
+def _run(tool: str, *arguments: str) -> str:
+    return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,252 @@
+"""Configuration: inheritance, overrides, numbers, and errors that name the key and the fix."""
+
+from pathlib import Path
+
+import pytest
+
+from ddfnet.tasks import check_config, load_config
+from ddfnet.tasks.plan import plan_run
+from ddfnet.utils.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+MINIMAL = """
+model: {name: resnet18}
+data: {root: somewhere}
+optim: {lr: 0.1}
+train: {epochs: 3, batch_size: 8, device_batch_size: 4}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+@pytest.fixture
+def minimal(write):
+    return write("minimal.yaml", MINIMAL)
+
+
+def fails(path, *overrides):
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def test_values_defaults_and_origins(minimal):
+    loaded = load_config(minimal, ["optim.momentum=0.5"])
+    assert loaded.config.train.epochs == 3
+    assert loaded.config.optim.momentum == 0.5
+    assert loaded.config.run.dir == "runs/minimal"
+    assert loaded.origins[("optim", "momentum")] == "command line"
+    assert loaded.origins[("train", "epochs")] == f"{minimal}:5"
+
+
+def test_bases_merge_in_order_and_the_file_wins(write):
+    write("base/a.yaml", "optim: {lr: 0.1, momentum: 0.1}\ntrain: {epochs: 1, batch_size: 8, device_batch_size: 8}\n")
+    write("base/b.yaml", "optim: {momentum: 0.2}\naugment: {scale: [0.5, 1.0]}\n")
+    path = write(
+        "c.yaml", "base: [base/a.yaml, base/b.yaml]\nmodel: {name: m}\ndata: {root: r}\noptim: {weight_decay: 1e-3}\n"
+    )
+    config = load_config(path).config
+    assert (config.optim.lr, config.optim.momentum, config.optim.weight_decay) == (0.1, 0.2, 0.001)
+    assert config.augment.scale == (0.5, 1.0)
+
+
+def test_circular_base_is_named(write):
+    write("a.yaml", "base: b.yaml\n")
+    assert "a.yaml -> b.yaml -> a.yaml" in fails(write("b.yaml", "base: a.yaml\n").parent / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("5e-05", 5e-5), (".1", 0.1), ("1", 1.0), ("1E2", 100.0), ("0.25", 0.25)],
+)
+def test_numbers_as_people_write_them(minimal, text, value):
+    assert load_config(minimal, [f"optim.weight_decay={text}"]).config.optim.weight_decay == value
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("optm.lr=1", ["unknown key optm.lr", "did you mean optim.lr?", "command line"]),
+        ("optim.lrr=1", ["unknown key optim.lrr", "did you mean optim.lr?"]),
+        ("label_smoothing=0.1", ["did you mean loss.label_smoothing?"]),
+        ("batch_size=4", ["train.batch_size", "eval.batch_size"]),
+        ("train.epochs=many", ["train.epochs=many", "whole number"]),
+        ("train.epochs=2.5", ["train.epochs=2.5", "whole number"]),
+        ("train.epochs=0", ["train.epochs=0", "at least 1"]),
+        ("run.tensorboard=yes", ["run.tensorboard='yes'", "true or false"]),
+        ("data.workers=-1", ["data.workers=-1", "at least 0", "auto"]),
+        ("train.precision=fp8", ["train.precision=fp8", "'bf16'"]),
+        ("augment.scale=[1, 0.5]", ["augment.scale", "low <= high"]),
+        ("augment.scale=[1,2,3]", ["augment.scale=[1, 2, 3]", "2 values"]),
+        ("optim.base_lr=0.1", ["optim.lr=0.1", "optim.base_lr=0.1", "contradict", "optim.base_lr=null"]),
+        ("optim.lr=null", ["no learning rate"]),
+        ("schedule.warmup_epochs=9", ["schedule.warmup_epochs=9", "train.epochs=3"]),
+        ("augment.mixup_off_epoch=2", ["augment.mixup_off_epoch", "unset"]),
+        ("train=3", ["train=3", "section"]),
+        ("optim", ["'optim'", "key.sub=value"]),
+        ("optim.lr=[", ["optim.lr=["]),
+        ("optim.lr=.inf", ["optim.lr", "finite"]),
+        ("model.kwargs={num_classes: 3}", ["model.kwargs.num_classes", "model.num_classes"]),
+        ("model.kwargs={pretrained: true}", ["model.kwargs.pretrained", "model.init_checkpoint"]),
+        ("run.seed=-1", ["run.seed=-1", "at least 0"]),
+        ("data.input.train_size=0", ["data.input.train_size=0", "at least 1"]),
+        ("augment.repeats=0", ["augment.repeats=0", "at least 1"]),
+        ("augment.repeats=1.5", ["augment.repeats=1.5", "whole number"]),
+        ("loss.bce_threshold=0", ["loss.bce_threshold=0", "greater than 0"]),
+        ("loss.bce_threshold=1.0", ["loss.bce_threshold=1.0", "less than 1"]),
+        (
+            "augment={trivial_augment: true, rand_augment: rand-m7}",
+            ["augment.trivial_augment=true", "augment.rand_augment=rand-m7", "augment.rand_augment=null"],
+        ),
+    ],
+)
+def test_mistakes_name_key_value_and_fix(minimal, override, parts):
+    message = fails(minimal, override)
+    for part in parts:
+        assert part in message
+
+
+def test_all_faults_are_reported_at_once(minimal):
+    message = fails(minimal, "optm.lr=1", "train.epochs=x", "foo=1")
+    assert "3 faults" in message
+    assert "optm.lr" in message
+    assert "train.epochs=x" in message
+
+
+def test_file_mistakes_name_file_and_line(write):
+    assert "t.yaml:7" in fails(write("t.yaml", MINIMAL + "\nfoo: 1\n"))
+    assert "given twice" in fails(write("twice.yaml", MINIMAL + "\nmodel: {name: x}\n"))
+    assert "line 2" in fails(write("broken.yaml", "a: [1, 2\nb: 3: 4"))
+    assert "not found" in fails(Path("nowhere.yaml"))
+    assert "key: value" in fails(write("list.yaml", "- 1\n"))
+    assert "model is required" in fails(write("empty.yaml", ""))
+
+
+def test_python_tags_are_refused(write):
+    assert "tag" in fails(write("tag.yaml", MINIMAL + "run: {dir: !!python/object/apply:os.getcwd []}\n"))
+
+
+def test_resolved_yaml_reads_back_the_same(minimal, write):
+    overrides = ["train.ema={decay: 0.5}", "model.kwargs={squeeze_ratio: 0.3}", "optim.weight_decay=1e-4"]
+    loaded = load_config(minimal, overrides)
+    text = loaded.to_yaml()
+    assert "epochs: 3  # " in text
+    assert "decay: 0.5  # command line" in text
+    assert load_config(write("again.yaml", text)).config == loaded.config
+
+
+def test_derived_arithmetic():
+    config = check_config(
+        {
+            "model": {"name": "m"},
+            "data": {"root": "r"},
+            "optim": {"base_lr": 0.1},
+            "schedule": {"warmup_epochs": 2, "cooldown_epochs": 1},
+            "train": {"epochs": 10, "batch_size": 64, "device_batch_size": 8},
+        }
+    )
+    derived = plan_run(config, world_size=2, train_images=1000)
+    assert derived.accumulation == 4
+    assert derived.lr == pytest.approx(0.025)
+    assert (derived.steps_per_epoch, derived.warmup_steps) == (15, 30)
+    assert (derived.schedule_steps, derived.total_steps) == (150, 165)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "images", "fix"),
+    [(16, 1000, "train.device_batch_size=4"), (3, 1000, "train.batch_size=63"), (2, 63, "at most 63")],
+)
+def test_batch_that_does_not_fit_names_the_fix(world_size, images, fix):
+    config = check_config(
+        {
+            "model": {"name": "m"},
+            "data": {"root": "r"},
+            "optim": {"lr": 0.1},
+            "train": {"epochs": 1, "batch_size": 64, "device_batch_size": 8},
+        }
+    )
+    with pytest.raises(ConfigError, match=r"train\.batch_size=64") as caught:
+        plan_run(config, world_size=world_size, train_images=images)
+    assert fix in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_load_and_say_how_to_run(path):
+    config = load_config(path, ["data.root=somewhere"]).config
+    assert config.train.batch_size % config.train.device_batch_size == 0
+    header = path.read_text().split("\n\n")[0]
+    assert f"configs/{path.name}" in header
+
+
+def test_paper_recipe_is_the_released_one():
+    config = load_config(ROOT / "configs/ddf_resnet50.yaml", ["data.root=x"]).config
+    derived = plan_run(config, world_size=8, train_images=1_281_167)
+    assert derived.lr == pytest.approx(0.4)
+    assert derived.accumulation == 1
+    assert derived.total_steps == 130 * 1251
+    assert config.augment.rand_augment == "rand-m7-mstd0.5-inc1"
+    assert config.augment.erasing.model_dump() == {"p": 0.4, "mode": "pixel", "count": 3}
+    assert (config.loss.label_smoothing, config.optim.weight_decay, config.schedule.min_lr) == (0.1, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "reason"),
+    [
+        (["augment.color_jitter=0.3", "augment.rand_augment=rand-m7"], "augment.color_jitter", "rand_augment"),
+        (["augment.color_jitter=0.3", "augment.trivial_augment=true"], "augment.color_jitter", "trivial_augment"),
+        (["augment.crop=pad", "augment.scale=[0.5, 1]"], "augment.scale", "crop is pad"),
+        (["augment.erasing.count=2"], "augment.erasing.count", "erasing.p is 0"),
+        (["augment.mixup_prob=0.5"], "augment.mixup_prob", "are 0"),
+        (["augment.mixup_switch_prob=0.1", "augment.mixup=0.2"], "augment.mixup_switch_prob", "not both"),
+        (["loss.bce_threshold=0.2"], "loss.bce_threshold", "loss.name is cross_entropy"),
+        (["loss.name=bce", "loss.bce_threshold=0.2"], "loss.bce_threshold", "0 and 1 already"),
+        (
+            ["loss.name=bce", "loss.bce_threshold=0.2", "loss.label_smoothing=0.1"],
+            "loss.label_smoothing",
+            "bce_threshold makes the targets 0 and 1 again",
+        ),
+        (["optim.base_batch=512"], "optim.base_batch", "optim.lr is used"),
+        (["optim.clip_mode=value"], "optim.clip_mode", "clip_grad is null"),
+        (["optim.name=adamw", "optim.momentum=0.5"], "optim.momentum", "adamw has none"),
+        (["schedule.warmup_lr=1e-5"], "schedule.warmup_lr", "warmup_epochs is 0"),
+    ],
+)
+def test_keys_without_effect_are_said(minimal, overrides, key, reason):
+    (note,) = load_config(minimal, overrides).ineffective_keys()
+    assert note.startswith(f"note: {key} (command line) has no effect")
+    assert reason in note
+
+
+def test_effective_and_unwritten_keys_are_not_noted(minimal):
+    assert load_config(minimal).ineffective_keys() == []
+    assert load_config(minimal, ["augment.color_jitter=0.3", "optim.momentum=0.5"]).ineffective_keys() == []
+    mixed = ["loss.name=bce", "loss.bce_threshold=0.2", "loss.label_smoothing=0.1", "augment.mixup=0.1"]
+    assert load_config(minimal, mixed).ineffective_keys() == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_write_nothing_in_vain(path):
+    assert load_config(path, ["data.root=somewhere"]).ineffective_keys() == []
+
+
+def test_a_schedule_above_its_peak_is_refused():
+    config = check_config(
+        {
+            "model": {"name": "m"},
+            "data": {"root": "r"},
+            "optim": {"lr": 0.1},
+            "schedule": {"min_lr": 10},
+            "train": {"epochs": 1, "batch_size": 8, "device_batch_size": 8},
+        }
+    )
+    with pytest.raises(ConfigError, match=r"schedule\.min_lr=10 is above the peak learning rate 0\.1"):
+        plan_run(config, world_size=1, train_images=100)

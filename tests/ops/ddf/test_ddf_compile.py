@@ -1,0 +1,225 @@
+"""`ddf` under the compilers: opcheck, torch.compile without a graph break, dynamic shapes, torch.export."""
+
+import pytest
+import torch
+from ddf_cases import FORMATS, make_inputs, present
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._functorch.aot_autograd import aot_export_module
+from torch._subclasses import FakeTensorMode
+
+from ddfnet import DDF
+from ddfnet.ops.ddf import ddf
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("combine", "filters", "stride", "memory_format"),
+    [("mul", "both", 2, "channels_last"), ("add", "channel", 1, "contiguous")],
+)
+def test_opcheck(combine, filters, stride, memory_format):
+    """One tap keeps the traces short; the schema, the strides and the autograd formula do not depend on it."""
+    inputs = make_inputs(
+        2, 4, 5, 6, kernel_size=1, stride=stride, filters=filters, memory_format=FORMATS[memory_format], heads=2
+    )
+    settings = (1, stride, 1, combine == "mul", 1)
+    torch.library.opcheck(torch.ops.ddfnet.ddf.default, (*inputs, *settings))
+    grad_y = torch.randn_like(ddf(*inputs, stride=stride, combine=combine))
+    needed = [tensor is not None for tensor in inputs]
+    torch.library.opcheck(torch.ops.ddfnet.ddf_backward.default, (grad_y, *inputs, *settings, *needed))
+
+
+@pytest.mark.parametrize("filters", ["both", "channel", "spatial"])
+def test_fake_implementations_agree_with_the_real_ones(filters):
+    for stride, memory_format in ((1, "channels_last"), (2, "contiguous")):
+        inputs = make_inputs(2, 4, 6, 5, stride=stride, filters=filters, memory_format=FORMATS[memory_format])
+        settings = (3, stride, 1, True, 1)
+        tests = ("test_schema", "test_faketensor")
+        torch.library.opcheck(torch.ops.ddfnet.ddf.default, (*inputs, *settings), test_utils=tests)
+        grad_y = torch.randn_like(ddf(*inputs, stride=stride, kernel_size=3))
+        for needed in ([t is not None for t in inputs], [True, False, False]):
+            arguments = (grad_y, *inputs, *settings, *needed)
+            torch.library.opcheck(torch.ops.ddfnet.ddf_backward.default, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize(
+    ("combine", "filters", "stride", "memory_format"),
+    [("mul", "both", 1, "channels_last"), ("add", "both", 2, "contiguous"), ("mul", "spatial", 1, "channels_last")],
+)
+def test_compile_forward_and_backward(combine, filters, stride, memory_format):
+    inputs = make_inputs(2, 4, 6, 5, stride=stride, filters=filters, memory_format=FORMATS[memory_format])
+    options = {"stride": stride, "combine": combine, "kernel_size": 3}
+
+    def function(*tensors):
+        return ddf(*tensors, **options).relu()
+
+    y, compiled = function(*inputs), torch.compile(function, fullgraph=True)(*inputs)
+    assert compiled.stride() == y.stride()
+    torch.testing.assert_close(compiled, y)
+    weights = torch.randn_like(y)
+    for a, b in zip(
+        torch.autograd.grad((compiled * weights).sum(), present(inputs)),
+        torch.autograd.grad((y * weights).sum(), present(inputs)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_compile_looks_inside_the_op_on_the_cpu():
+    """Inductor gets the shifted multiply-adds to fuse, not an opaque call."""
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    backend = aot_autograd(fw_compiler=keep)
+    with torch.no_grad():
+        torch.compile(ddf, fullgraph=True, backend=backend)(*make_inputs(requires_grad=False))
+    assert len(graphs) == 1
+    assert any("addcmul" in target for target in graphs[0])
+    assert not any("ddfnet" in target for target in graphs[0])
+
+
+@pytest.mark.parametrize(
+    ("stride", "dynamic_axes", "kernel_size"),
+    [(2, (0,), 3), (1, (0, 2, 3), 1)],  # one tap: reasoning about nine windows of symbolic size takes half a minute
+)
+def test_compile_once_for_all_sizes_of_dynamic_axes(stride, dynamic_axes, kernel_size):
+    frames = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(ddf, fullgraph=True, backend=frames)
+    for sizes in ((2, 4, 6, 5), (3, 4, 9, 7), (5, 4, 8, 10)):
+        shape = [sizes[axis] if axis in dynamic_axes else fixed for axis, fixed in enumerate((2, 4, 6, 5))]
+        inputs = make_inputs(*shape, stride=stride, kernel_size=kernel_size)
+        for axis in dynamic_axes:
+            torch._dynamo.mark_dynamic(inputs[0], axis)
+            torch._dynamo.mark_dynamic(inputs[2], axis)
+        torch._dynamo.mark_dynamic(inputs[1], 0)
+        y = compiled(*inputs, stride=stride)
+        torch.testing.assert_close(y, ddf(*inputs, stride=stride))
+        y.sum().backward()
+        assert inputs[0].grad.shape == inputs[0].shape
+    assert frames.frame_count == 1
+
+
+def test_compile_under_autocast():
+    inputs = make_inputs(2, 4)
+
+    def function(*tensors):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return ddf(*tensors)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")(*inputs)
+    assert compiled.dtype == torch.bfloat16
+    assert torch.equal(compiled, function(*inputs))
+
+
+class Layer(torch.nn.Module):
+    def forward(self, x, channel_filter, spatial_filter):
+        return ddf(x, channel_filter, spatial_filter, combine="add")
+
+
+def test_export_keeps_one_node_and_a_dynamic_batch():
+    inputs = make_inputs(2, 4, 6, 5, requires_grad=False)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(Layer(), inputs, dynamic_shapes=({0: batch}, {0: batch}, {0: batch}))
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert targets.count("ddfnet.ddf.default") == 1
+    larger = make_inputs(5, 4, 6, 5, requires_grad=False)
+    torch.testing.assert_close(program.module()(*larger), Layer()(*larger))
+
+
+class FakeDriver:
+    """Enough of a Triton driver to analyse a kernel for a GPU that is not there."""
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def no_gpu_needed(monkeypatch):
+    """Fake CUDA tensors: the launch code runs up to the kernels, which the trace records."""
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(triton.runtime.driver, "_active", FakeDriver())
+    with FakeTensorMode():
+        yield
+
+
+def written_by_kernels(function, *inputs):
+    """Names of the arguments that each kernel launched writes, according to PyTorch's analysis of the kernels.
+
+    If that gave up it would take all of them for outputs, and tracing would fail for inputs that require gradients.
+    """
+
+    class Traced(torch.nn.Module):
+        def forward(self, *inputs):
+            return function(*inputs)
+
+    graph, signature = aot_export_module(Traced(), inputs, trace_joint=False)
+    assert not signature.user_inputs_to_mutate
+    nodes = [node for node in graph.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
+    return [node.kwargs["tensors_to_clone"] for node in nodes]
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_cuda_path_traces_into_triton_launches(no_gpu_needed, scale, stride):
+    if scale > 1 and stride > 1:
+        pytest.skip("upsampling has no stride")
+
+    def both(x, channel_filter, spatial_filter):
+        y = torch.ops.ddfnet.ddf(x, channel_filter, spatial_filter, 3, stride, 1, True, scale)
+        settings = (3, stride, 1, True, scale, True, True, True)
+        return (y, *torch.ops.ddfnet.ddf_backward(y, x, channel_filter, spatial_filter, *settings))
+
+    x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    channel_filter = torch.empty(2, scale**2, 64, 3, 3, device="cuda")
+    spatial_filter = torch.empty(2, scale**2 * 9, 14 // stride, 14 // stride, device="cuda")
+    written = written_by_kernels(both, x, channel_filter if scale > 1 else channel_filter[:, 0], spatial_filter)
+    assert written == [["y"], ["grad_x"], ["channel_partials", "spatial_partials"]]
+
+
+def test_the_layer_traces_into_its_fused_kernels_on_cuda(no_gpu_needed):
+    layer = DDF(64, device="cuda", dtype=torch.bfloat16)
+    x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    written = written_by_kernels(lambda x: (layer(x),), x)
+    assert [sorted(names) for names in written] == [["inverse_std", "pool_partials", "spatial_filter"], ["y"]]
+    layer.fused_filters = False
+    assert written_by_kernels(lambda x: (layer(x),), x) == [["y"]]
+
+
+def test_the_fused_backward_traces_on_cuda(no_gpu_needed):
+    x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    filters = torch.empty(2, 9, 14, 14, device="cuda", dtype=torch.bfloat16)
+    pooled, weight = torch.empty(2, 64, device="cuda"), torch.empty(9, 64, 1, 1, device="cuda")
+    inverse_std = torch.empty(2, 1, 14, 14, device="cuda")
+    tensors = (filters, pooled, x, weight, filters, inverse_std)
+    written = written_by_kernels(
+        lambda *tensors: torch.ops.ddfnet.spatial_filters_backward(*tensors, 3, 1, 1, 0.5), *tensors
+    )
+    assert [sorted(names) for names in written] == [["grad_logits", "grad_x"]]
+
+
+@pytest.mark.parametrize(("heads", "stride"), [(1, 1), (2, 2)])
+def test_spatial_filters_opcheck(heads, stride):
+    x = torch.randn(2, 16, 5, 6).to(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.randn(heads * 9, 16, 1, 1, requires_grad=True), torch.randn(heads * 9, requires_grad=True)
+    torch.library.opcheck(torch.ops.ddfnet.spatial_filters.default, (x, weight, bias, 3, heads, stride, 0.5))
+
+
+def test_compiled_sums_over_heads_stay_in_bounds():
+    """Inductor's own code for this sum wrote past the end of its rows: width 11, 16 channels a head, channels_last."""
+    inputs = make_inputs(2, 32, 13, 11, heads=2, memory_format=torch.channels_last)
+    y = torch.compile(ddf, fullgraph=True)(*inputs, kernel_size=3)
+    grads = torch.autograd.grad(y, inputs, torch.ones_like(y))
+    for a, b in zip(grads, torch.autograd.grad(ddf(*inputs, kernel_size=3), inputs, torch.ones_like(y)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,158 @@
+"""docs/reference/paper.md is what its script writes, measured runs get in, and the small-scale study reports what it ran."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from scripts.paper import small_study as reproduce_small
+from scripts.paper import small_study_report
+from scripts.paper import write_docs as write_paper_docs
+from tests.conftest import ROOT
+
+STUDY = """
+base: {base}
+augment: {{hflip: 0.0}}
+model: {{name: ddf_mul_resnet14_32px, kwargs: {{stem_stride: 2}}}}
+data: {{input: {{size: 16}}}}
+optim: {{lr: 1e-3}}
+schedule: {{warmup_epochs: 0}}
+train: {{epochs: 1, batch_size: 8, device_batch_size: 8}}
+run: {{device: cpu}}
+"""
+
+
+@pytest.fixture(scope="module")
+def page():
+    return write_paper_docs.markdown()
+
+
+def test_the_page_is_current(page):
+    assert (ROOT / "docs/reference/paper.md").read_text() == page
+
+
+def test_what_nobody_measured_is_called_so(page):
+    recorded = len(list((ROOT / "docs/results").glob("*.json"))) if (ROOT / "docs/results").exists() else 0
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "../configs/" in line]
+    assert len(rows) > 40
+    assert sum(line.endswith("| not measured |") for line in rows) == len(rows) - recorded
+
+
+def report(**changes):
+    environment = {"gpus": ["GPU A", "GPU A"]}
+    values = {"model": "ddf_mul_resnet50", "model_kwargs": {"normalization": "sigmoid"}}
+    values["preprocessing"] = {"input_size": 224, "crop_pct": 0.875}
+    values |= {"top1": 79.123, "top5": 94.5, "n": 50_000, "date": "2026-01-02T03:04:05"}
+    return {**values, "environment": environment, **changes}
+
+
+def test_a_measured_run_gets_into_its_row(tmp_path):
+    path = write_paper_docs.result_path("ablations/sigmoid.yaml", tmp_path)
+    assert path.name == "ablations-sigmoid.json"
+    assert write_paper_docs.measured("ablations/sigmoid.yaml", tmp_path) == "not measured"
+    path.write_text(json.dumps(report()))
+    text = write_paper_docs.measured("ablations/sigmoid.yaml", tmp_path)
+    assert text == "79.12 / 94.50 (GPU A, 2026-01-02, [report](results/ablations-sigmoid.json))"
+    path.write_text(json.dumps(report(n=1000, environment={"gpus": []})))
+    assert "of 1,000 pictures, not ImageNet's 50,000 (CPU," in write_paper_docs.measured(
+        "ablations/sigmoid.yaml", tmp_path
+    )
+    for change, message in (
+        ({"model": "resnet50"}, "the model resnet50, but configs/ablations/sigmoid"),
+        ({"model_kwargs": {}}, "the model arguments {}, but"),
+        ({"preprocessing": {"input_size": 288, "crop_pct": 0.875}}, "the input size 288, but"),
+        ({"tta": True}, "the test-time augmentation True, but"),
+    ):
+        path.write_text(json.dumps(report(**change)))
+        with pytest.raises(ValueError, match=re.escape(message)):
+            write_paper_docs.measured("ablations/sigmoid.yaml", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, picture_tree):
+    """Two variants, two seeds, one epoch; and the arguments that ran it."""
+    folder = tmp_path_factory.mktemp("study")
+    config = folder / "tiny.yaml"
+    config.write_text(STUDY.format(base=ROOT / "configs/study/base.yaml"))
+    arguments = ["--data", picture_tree, "--config", config, "--images-per-class", 4, "--seeds", 2, "--jobs", 2]
+    arguments += ["--variants", "dense", "ddf", "--runs", folder / "runs", "--output", folder / "out" / "study"]
+    arguments = [str(argument) for argument in arguments]
+    assert reproduce_small.main(arguments) == 0
+    (runs,) = (folder / "runs").iterdir()
+    return folder, arguments, runs
+
+
+def test_the_study_reports_the_runs_it_made(study):
+    folder, _, runs = study
+    record = json.loads((folder / "out/study.json").read_text())
+    assert record["held_out"] == 25
+    assert record["images_per_epoch"] == 16  # 20 pictures, two steps of 8
+    assert record["missing"] == []
+    for variant in ("dense", "ddf"):
+        for seed in (0, 1):
+            lines = (runs / f"tiny_{variant}_seed{seed}/metrics.jsonl").read_text().splitlines()
+            assert record["top1"][variant][str(seed)] == json.loads(lines[-1])["top1"]
+    page = (folder / "out/study.md").read_text()
+    dense, ddf = (list(record["top1"][name].values()) for name in ("dense", "ddf"))
+    assert f"| {sum(ddf) / 2:.2f} |" in page
+    differences = [b - a for a, b in zip(dense, ddf, strict=True)]
+    agree = sum(difference > 0 for difference in differences)
+    claim = f"| both (DDF) > dense 3x3 convolution | +1.9 | {sum(differences) / 2:+.2f} | {agree} of 2 |"
+    assert claim in page
+    assert (folder / "out/study.png").stat().st_size > 10_000
+
+
+def test_the_study_goes_on_where_it_stopped(study, capsys):
+    folder, arguments, runs = study
+    before = (runs / "tiny_ddf_seed0/last.pt").stat().st_mtime_ns
+    (runs / "tiny_dense_seed1/metrics.jsonl").unlink()
+    assert reproduce_small.main([*arguments, "--report-only"]) == 0
+    assert json.loads((folder / "out/study.json").read_text())["missing"] == ["('dense', 1)"]
+    for path in (runs / "tiny_dense_seed1").iterdir():
+        path.unlink()
+    assert reproduce_small.main(arguments) == 0
+    assert json.loads((folder / "out/study.json").read_text())["missing"] == []
+    assert (runs / "tiny_ddf_seed0/last.pt").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--variants", "dens"], "--variants dens: there are dense, depthwise"),
+        (["--images-per-class", "9"], "has 7 pictures: lower --images-per-class"),
+        (["--data", "nowhere"], "must hold train/ and val/"),
+        (["--report-only", "--runs", "nowhere"], "no run of the study has finished under nowhere"),
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["--images-per-class", "-5"], "--images-per-class must not be negative, got -5"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_mistakes_are_named(study, change, message, capsys):
+    _, arguments, _ = study
+    assert reproduce_small.main([*arguments, *change]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_other_pictures_have_other_runs(study, tmp_path, picture_tree, capsys):
+    _, arguments, _ = study
+    same_name = tmp_path / picture_tree.name
+    shutil.copytree(picture_tree, same_name)
+    assert reproduce_small.main([*arguments, "--report-only", "--data", str(same_name)]) == 2
+    assert "no run of the study has finished" in capsys.readouterr().err
+
+
+def test_runs_of_two_recipes_are_not_compared(study):
+    folder, _, runs = study
+    two = {("dense", 0): runs / "tiny_dense_seed0", ("ddf", 0): folder / "other"}
+    shutil.copytree(runs / "tiny_ddf_seed0", folder / "other")
+    config = folder / "other" / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.001", "lr: 0.002"))
+    with pytest.raises(ValueError, match="were trained with different recipes"):
+        small_study_report.write_report(folder / "mixed", two, folder, "command")
+
+
+def test_every_claim_is_about_variants_of_the_paper():
+    for better, worse in small_study_report.CLAIMS:
+        assert small_study_report.VARIANTS[better].paper > small_study_report.VARIANTS[worse].paper

@@ -1,0 +1,87 @@
+"""The two drawing scripts: true lines, real pictures, clear errors."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+
+pytest.importorskip("matplotlib")
+sys.path.insert(0, str(ROOT / "scripts"))
+from scripts.visualize import curves as plot_curves
+from scripts.visualize import operation as draw_ddf
+
+sys.path.pop(0)
+
+
+def write_run(folder, offset=0.0):
+    folder.mkdir()
+    records = [
+        {"kind": "train", "step": i, "epoch": i / 4, "loss": 2 - i / 8 + offset, "lr": 0.1 * i} for i in (1, 2, 3, 4)
+    ]
+    records += [
+        {"kind": "val", "step": 4 * e, "epoch": e, "loss": 1.0 / e, "top1": t, "top5": 100.0}
+        for e, t in ((1, 40.0), (2, 60.0), (3, 55.0))
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "metrics.jsonl").write_text(lines + '{"kind": "val", "st')  # cut by a crash
+    return folder
+
+
+def run(script, *arguments, cwd=ROOT):
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def assert_a_picture(path, least_width):
+    pixels = np.asarray(Image.open(path).convert("L"))
+    assert pixels.shape[1] >= least_width
+    assert pixels.std() > 10
+
+
+def test_curves_are_the_recorded_values(tmp_path):
+    figure = plot_curves.draw({"a": plot_curves.read_run(write_run(tmp_path / "a"))})
+    loss, top1, rate = figure.axes
+    lines = {line.get_label(): line for line in loss.lines}
+    assert lines["training"].get_ydata().tolist() == [1.875, 1.75, 1.625, 1.5]
+    assert lines["validation"].get_xdata().tolist() == [1, 2, 3]
+    assert top1.lines[0].get_ydata().tolist() == [40, 60, 55]
+    assert top1.lines[1].get_label() == "best: 60.00"
+    assert top1.lines[1].get_xydata().tolist() == [[2, 60]]
+    assert rate.lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_one_run_and_two_runs(tmp_path):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", offset=0.5)
+    assert run("plot_curves.py", a).returncode == 0
+    assert_a_picture(a / "curves.png", 1200)
+    assert run("plot_curves.py", a, b, cwd=tmp_path).returncode == 0
+    assert_a_picture(tmp_path / "curves.png", 1200)
+
+
+def test_curves_of_nothing(tmp_path):
+    result = run("plot_curves.py", tmp_path / "none")
+    assert result.returncode == 2
+    assert "metrics.jsonl does not exist" in result.stderr
+    (tmp_path / "metrics.jsonl").touch()
+    result = run("plot_curves.py", tmp_path)
+    assert result.returncode == 2
+    assert "no records yet" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_figure_of_the_operation(tmp_path):
+    result = run("draw_ddf.py", "--output", tmp_path / "ddf.png")
+    assert result.returncode == 0, result.stderr
+    assert_a_picture(tmp_path / "ddf.png", 1600)
+
+
+def test_numbers_in_the_figure_are_those_of_the_operator():
+    """The picked patch times the combined filter is the picked output."""
+    example = draw_ddf.compute_example()
+    value = (example.patch * example.combined).sum()
+    assert value == pytest.approx(example.y[draw_ddf.CHANNEL, draw_ddf.ROW, draw_ddf.COLUMN], abs=1e-5)

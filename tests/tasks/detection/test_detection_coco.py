@@ -1,0 +1,226 @@
+"""COCO-format data: what is learned from, what is said of mistakes, and the batches."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddfnet.data.sampler import TrainSampler
+from ddfnet.tasks.detection.coco import index_coco
+from ddfnet.tasks.detection.data import detection_eval_batches, detection_train_batches, flip_boxes
+from ddfnet.tasks.detection.synthetic import render_shapes
+from ddfnet.utils.errors import DataError
+from scripts import make_shapes
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Four pictures of 40 x 30: two usable boxes, a crowd alone, an empty and an outside box, and none at all."""
+    for i in range(4):
+        Image.new("RGB", (40, 30), (i * 60, 0, 255)).save(tmp_path / f"{i}.png")
+    content = {
+        "images": [{"id": 9 - i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in range(4)],
+        "categories": [{"id": 5, "name": "cat"}, {"id": 2, "name": "ant"}],
+        "annotations": [
+            {"id": 1, "image_id": 9, "category_id": 5, "bbox": [30, 20, 20, 20], "area": 77.0, "iscrowd": 0},
+            {"id": 2, "image_id": 8, "category_id": 5, "bbox": [0, 0, 20, 20], "iscrowd": 1},
+            {"id": 3, "image_id": 9, "category_id": 2, "bbox": [1, 2, 3, 4]},
+            {"id": 4, "image_id": 7, "category_id": 2, "bbox": [1, 2, 0, 4]},
+            {"id": 5, "image_id": 7, "category_id": 2, "bbox": [50, 2, 5, 5]},
+        ],
+    }
+    write(tmp_path, content)
+    return tmp_path
+
+
+def write(folder, content):
+    (folder / "boxes.json").write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def index(folder):
+    return index_coco(folder, folder / "boxes.json")
+
+
+def test_boxes_labels_and_what_is_left_out(tree):
+    found = index(tree)
+    assert found.names == ["3.png", "2.png", "1.png", "0.png"]  # by id
+    assert found.categories == [{"id": 2, "name": "ant"}, {"id": 5, "name": "cat"}]
+    boxes, labels = found.objects(3)
+    assert boxes.tolist() == [[30, 20, 40, 30], [1, 2, 4, 6]]  # cut at the border
+    assert labels.tolist() == [2, 1]
+    assert [len(found.objects(i)[0]) for i in range(3)] == [0, 0, 0]
+    assert found.areas.tolist() == [0, 25, 400, 77, 12]  # of the file, else of the box
+    usable = found.with_boxes()
+    assert (len(usable), usable.left_out, usable.names) == (1, 3, ["0.png"])
+    assert usable.objects(0)[0].tolist() == boxes.tolist()
+
+
+def broken(content, where, **change):
+    content[where][0].update(change)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: "{", "cannot read .*boxes.json"),
+        (lambda c: [], "has no list `images`"),
+        (lambda c: {**c, "categories": {}}, "has no list `categories`"),
+        (lambda c: {**c, "images": []}, "images is empty"),
+        (lambda c: {**c, "images": [{"id": 1}]}, r"images\[0\] has no `file_name`"),
+        (lambda c: {**c, "annotations": [{"image_id": 9}]}, r"annotations\[0\] has no `category_id`"),
+        (lambda c: broken(c, "annotations", image_id=1), "image_id=1, which the file does not list"),
+        (lambda c: broken(c, "annotations", category_id=1), "category_id=1, which the file does not list"),
+        (lambda c: broken(c, "annotations", bbox=[1, 2, 3]), r"bbox=\[1, 2, 3\]: expected \[x, y, width, height\]"),
+        (lambda c: broken(c, "annotations", bbox=[1, 2, 3, None]), "bbox="),
+        (lambda c: broken(c, "images", id="9"), r"images\[0\] has id='9': it must be a whole number"),
+        (lambda c: broken(c, "images", id=8), "id 8 stands twice in images"),
+        (lambda c: broken(c, "images", file_name="x.png"), "names the picture x.png, which is not in"),
+    ],
+)
+def test_mistakes_name_file_key_and_fix(tree, change, message):
+    write(tree, change(json.loads((tree / "boxes.json").read_text())))
+    with pytest.raises(DataError, match=message):
+        index(tree)
+
+
+def test_missing_files(tree):
+    with pytest.raises(DataError, match=r"annotations not found: .*none\.json"):
+        index_coco(tree, tree / "none.json")
+    with pytest.raises(DataError, match="folder of the pictures not found"):
+        index_coco(tree / "none", tree / "boxes.json")
+    content = json.loads((tree / "boxes.json").read_text())
+    write(tree, {**content, "annotations": []})
+    with pytest.raises(DataError, match="no picture has a box"):
+        index(tree).with_boxes()
+
+
+@pytest.mark.parametrize("fault", ["size", "bytes"])
+def test_a_broken_picture_is_named(tree, fault):
+    if fault == "size":
+        Image.new("RGB", (30, 40)).save(tree / "2.png")
+    else:
+        (tree / "2.png").write_bytes(b"no picture")
+    batches = detection_eval_batches(index(tree), batch_size=2, rank=0, world_size=1, device=CPU, num_workers=1)
+    with pytest.raises(DataError, match=r"2\.png (has 30 x 40 pixels, .* says 40 x 30|is broken)"):
+        list(batches)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shapes") / "set"
+    render_shapes(root, train=12, val=5, size=48)
+    return root
+
+
+def split(root, name):
+    return index_coco(root / name, root / "annotations" / f"{name}.json")
+
+
+def train_stream(found, *, rank=0, world_size=1, start=0, hflip=0.5, workers=0, seed=3, steps=6):
+    sampler = TrainSampler(
+        length=len(found), global_batch=4, rank=rank, world_size=world_size, accumulation=1, seed=seed,
+        start_step=start, end_step=steps,
+    )  # fmt: skip
+    return detection_train_batches(found, sampler=sampler, device=CPU, num_workers=workers, seed=seed, hflip=hflip)
+
+
+def test_flip_turns_picture_and_boxes(shapes):
+    found = split(shapes, "train").with_boxes()
+    for batch in train_stream(found, hflip=1.0, steps=2):
+        for image, target, i in zip(batch["image"], batch["target"], batch["index"], strict=True):
+            pixels = np.asarray(Image.open(found.path(i))).transpose(2, 0, 1)[:, :, ::-1].copy()
+            torch.testing.assert_close(image, torch.from_numpy(pixels) / 255)
+            boxes, labels = found.objects(i)
+            assert target["boxes"].tolist() == flip_boxes(boxes, 48).tolist()
+            assert target["labels"].tolist() == labels.tolist()
+            assert target["image_id"] == found.ids[i]
+    assert flip_boxes(np.array([[1.0, 2, 3, 4]]), 10).tolist() == [[7, 2, 9, 4]]
+
+
+def test_draws_depend_on_seed_epoch_and_picture_alone(shapes):
+    found = split(shapes, "train").with_boxes()
+
+    def seen(batches, step):
+        return {
+            (step + s, t["image_id"]): t["boxes"].tolist()
+            for s, b in enumerate(batches)
+            for t in b["target"]
+        }  # fmt: skip
+
+    whole = seen(train_stream(found), 0)
+    halves = {**seen(train_stream(found, rank=0, world_size=2, workers=1), 0),
+              **seen(train_stream(found, rank=1, world_size=2), 0)}  # fmt: skip
+    assert whole == halves
+    late = seen(train_stream(found, start=2), 2)
+    assert late == {key: value for key, value in whole.items() if key[0] >= 2}
+    plain = {int(i): found.objects(row)[0].tolist() for row, i in enumerate(found.ids)}
+    flipped = Counter(boxes != plain[i] for (_, i), boxes in whole.items())
+    assert flipped[True] > 3
+    assert flipped[False] > 3
+    assert seen(train_stream(found, seed=4), 0) != whole
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_reads_each_picture_once(shapes, world_size):
+    found = split(shapes, "val")
+    ids = [
+        target["image_id"]
+        for rank in range(world_size)
+        for batch in detection_eval_batches(
+            found, batch_size=2, rank=rank, world_size=world_size, device=CPU, num_workers=0
+        )
+        for target in batch["target"]
+    ]
+    assert sorted(ids) == found.ids.tolist()
+
+
+# --- drawn shapes -----------------------------------------------------------------------------------------------------
+
+
+def test_shapes_are_where_their_boxes_say(shapes):
+    found = split(shapes, "train")
+    for i in range(len(found)):
+        pixels = np.asarray(Image.open(found.path(i))).astype(int)
+        coloured = np.ptp(pixels, axis=2) > 100  # the ground is grey
+        assert len(found.objects(i)[0]) >= 1
+        for x1, y1, x2, y2 in found.objects(i)[0].astype(int):
+            inside = coloured[y1:y2, x1:x2]
+            assert inside.any(0).all()
+            assert inside.any(1).all()
+            coloured[y1:y2, x1:x2] = False
+        assert coloured.sum() == 0
+
+
+def test_make_shapes_keeps_what_it_made(tmp_path, capsys):
+    def run(*arguments):
+        return make_shapes.main([str(tmp_path / "set"), *arguments]), capsys.readouterr()
+
+    assert run("--train", "2", "--val", "1")[0] == 0
+    picture = tmp_path / "set" / "train" / "000001.png"
+    written = picture.stat().st_mtime_ns
+    code, said = run("--train", "2", "--val", "1")
+    assert (code, picture.stat().st_mtime_ns) == (0, written)
+    assert "2 training and 1 validation pictures of disc, square, triangle" in said.out
+    code, said = run("--train", "3", "--val", "1")
+    assert code == 2
+    assert "was made with" in said.err
+    picture.unlink()
+    code, said = run("--train", "2", "--val", "1")
+    assert code == 2
+    assert "incomplete" in said.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["set"]
+
+
+@pytest.mark.parametrize("arguments", [{"train": 0}, {"val": 0}, {"size": 8}])
+def test_shapes_arguments(tmp_path, arguments):
+    with pytest.raises(ValueError, match="must be at least"):
+        render_shapes(tmp_path / "set", **arguments)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluate a checkpoint, each picture exactly once.
+"""Evaluate a checkpoint, each image exactly once.
 
   python eval.py --checkpoint runs/ddf_resnet50/best.pt
   torchrun --nproc-per-node 8 eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data/imagenet/val
@@ -9,14 +9,14 @@
   python eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data --sets val=/fast/val,v2
 
 Model, classes and preprocessing come from the checkpoint; official checkpoints (state_dict, state_dict_ema) and bare
-state_dicts need --model. Prints top-1, top-5, expected calibration error, loss and the number of pictures, and writes a
+state_dicts need --model. Prints top-1, top-5, expected calibration error, loss and the number of images, and writes a
 folder: report.json, report.md (one page to read), per_class.csv, and with matplotlib calibration.png, confusion.png and
 mistakes.png. Checkpoints of detection and depth are evaluated as their own configuration says (--data is its
 data.root), with their own metrics and report.json alone.
 
 --sets evaluates several sets in one go, a report folder for each, and writes sets.json and sets.md:
   val     DATA/val, 1000 class folders
-  real    DATA/val with the labels DATA/real.json (Beyer et al. 2020), right if any of a picture's labels is given
+  real    DATA/val with the labels DATA/real.json (Beyer et al. 2020), right if any of a image's labels is given
   v2      DATA/imagenetv2-matched-frequency-format-val, class folders 0 to 999
   a, r    DATA/imagenet-a, DATA/imagenet-r: only their 200 classes compete, as their authors have it
   sketch  DATA/sketch or DATA/imagenet-sketch
@@ -35,10 +35,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--checkpoint", required=True, metavar="PATH", help="best.pt, .safetensors, official checkpoint, zoo:NAME")
     add("--data", metavar="PATH", help="class folders, or one with val/; other tasks: data.root (default: training's)")
     add("--sets", metavar="NAMES", help="several sets by name, comma-separated: see above; --data holds them")
-    add("--tta", action="store_true", help="average over each picture and its mirror image; wrong for digits, letters")
+    add("--tta", action="store_true", help="average over each image and its mirror image; wrong for digits, letters")
     add("--model", metavar="NAME", help="model name, for a file that does not say it")
     add("--weights", choices=("auto", "raw", "ema"), default="auto", help="auto: the moving average if there is one")
-    add("--batch-size", type=int, metavar="N", help="pictures per process (default 128; other tasks: as in training)")
+    add("--batch-size", type=int, metavar="N", help="images per process (default 128; other tasks: as in training)")
     add("--workers", default="auto", metavar="N", help="loader processes per rank (default: by the cores)")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: that of training")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default %(default)s")

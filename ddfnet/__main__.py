@@ -88,8 +88,8 @@ def _info(entry: Entry, cache: str | None) -> int:
         "model": entry.model,
         "data": entry.data,
         "results": f"{figures} ({whose})",
-        "measured": " on ".join(filter(None, (f"{entry.images} pictures" if entry.images else "", entry.measured))),
-        "pictures": f"{how.size} px, crop {how.crop_pct:g}, {how.interpolation}",
+        "measured": " on ".join(filter(None, (f"{entry.images} images" if entry.images else "", entry.measured))),
+        "images": f"{how.size} px, crop {how.crop_pct:g}, {how.interpolation}",
         "recipe": f"{entry.config} at {entry.commit}" if entry.commit else f"of its authors; ours: {entry.config}",
         "command": entry.command,
         "format": entry.format,
@@ -98,7 +98,7 @@ def _info(entry: Entry, cache: str | None) -> int:
         "download": "\n".join(entry.file.urls) or ("none needed" if entry.file.shipped else "by hand"),
         "here": f"{path}" if path.exists() else f"no (would be {path})",
         "origin": entry.origin,
-        "licence": entry.licence,
+        "license": entry.license,
         "note": entry.note,
     }
     for key, value in ((key, value) for key, value in rows.items() if value):

@@ -16,7 +16,7 @@ from ddfnet.utils.errors import ConfigError, did_you_mean
 
 class OptimConfig(Section):
     name: str = "sgd"
-    """Any optimiser of timm's factory. timm's `sgd` uses Nesterov momentum, `momentum` does not."""
+    """Any optimizer of timm's factory. timm's `sgd` uses Nesterov momentum, `momentum` does not."""
     lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate as it is. Give this or base_lr."""
     base_lr: Annotated[float, Field(gt=0)] | None = None
@@ -26,7 +26,7 @@ class OptimConfig(Section):
     weight_decay: NonNegative = 1e-4
     """Not applied to biases and other one-dimensional parameters (batch norm, filter norm)."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the optimiser, e.g. {betas: [0.9, 0.95]}."""
+    """Further arguments of the optimizer, e.g. {betas: [0.9, 0.95]}."""
     clip_grad: Annotated[float, Field(gt=0)] | None = None
     """Clip gradients; null: off."""
     clip_mode: Literal["norm", "value", "agc"] = "norm"
@@ -115,16 +115,16 @@ def peak_learning_rate(optim: OptimConfig, schedule: ScheduleConfig, batch_size:
 
 
 def build_optimizer(model: nn.Module, settings: OptimConfig, lr: float) -> torch.optim.Optimizer:
-    """timm's optimiser factory; no weight decay on biases and other one-dimensional parameters.
+    """timm's optimizer factory; no weight decay on biases and other one-dimensional parameters.
 
     Raises:
-        ConfigError: an optimiser timm does not know, or an argument it does not take.
+        ConfigError: an optimizer timm does not know, or an argument it does not take.
     """
     if settings.name.lower() not in list_optimizers():
         hint = did_you_mean(
             settings.name.lower(), list_optimizers(), otherwise="timm.optim.list_optimizers() names them"
         )
-        raise ConfigError(f"optim.name={settings.name} is no optimiser of timm: {hint}")
+        raise ConfigError(f"optim.name={settings.name} is no optimizer of timm: {hint}")
     try:
         return create_optimizer_v2(
             model,
@@ -139,7 +139,7 @@ def build_optimizer(model: nn.Module, settings: OptimConfig, lr: float) -> torch
 
 
 def learning_rate(step: int, schedule: ScheduleConfig, steps: ScheduleSteps) -> float:
-    """The learning rate of one optimiser step: a pure function, so nothing of it needs saving.
+    """The learning rate of one optimizer step: a pure function, so nothing of it needs saving.
 
     The first `warmup_steps` rise linearly from warmup_lr towards the peak; the cosine counts from step 0 (as timm's
     does with its default settings) and stays at min_lr after `schedule_steps`. Milestones count from step 0 as well.

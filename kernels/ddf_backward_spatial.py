@@ -35,7 +35,7 @@ def ddf_backward_spatial_kernel(
     """grad_spatial[b,phase,g,t,p] = sum over the channels c of head g of grad_y[b,c,phase,p] * x[b,c,p+t] (* filter).
 
     `ddf_backward_filters_kernel` sums channels between threads and writes a partial sum for each tile of channels.
-    Where neighbours in memory are pixels, tiles have few channels, and those partial sums would be larger than x. So
+    Where neighbors in memory are pixels, tiles have few channels, and those partial sums would be larger than x. So
     here one program walks over all channels of a head, for BLOCKS output pixels of one phase and TAP_ROWS rows of taps.
 
     grad_spatial: contiguous (B, phases*G*k*k, Ho, Wo) in any dtype, written once; PRODUCT: the channel filter is a

@@ -167,13 +167,7 @@ def ddf_backward_x_kernel(
                                     accumulators,
                                     oy * BLOCK_X + ox,
                                     multiply_accumulate(
-                                        accumulators[oy * BLOCK_X + ox],
-                                        value,
-                                        f,
-                                        s,
-                                        MULTIPLY,
-                                        HAS_CHANNEL,
-                                        HAS_SPATIAL,
+                                        accumulators[oy * BLOCK_X + ox], value, f, s, MULTIPLY, HAS_CHANNEL, HAS_SPATIAL
                                     ),
                                 )
 

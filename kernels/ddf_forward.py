@@ -53,7 +53,7 @@ def ddf_forward_kernel(
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     AREA: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
     RADIUS: tl.constexpr = KERNEL_SIZE // 2
-    # With a dilation, neighbours of a block stand DILATION apart: those are the pixels that meet the same values of x.
+    # With a dilation, neighbors of a block stand DILATION apart: those are the pixels that meet the same values of x.
     STEP: tl.constexpr = DILATION if STRIDE == 1 and BLOCK_Y * BLOCK_X > 1 else 1
     height = HEIGHT if HEIGHT > 0 else height
     width = WIDTH if WIDTH > 0 else width

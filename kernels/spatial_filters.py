@@ -1,4 +1,4 @@
-"""Kernels of the DDF layer's spatial branch: 1x1 convolution, filter normalisation and global pooling in one pass."""
+"""Kernels of the DDF layer's spatial branch: 1x1 convolution, filter normalization and global pooling in one pass."""
 
 import triton
 import triton.language as tl
@@ -25,7 +25,7 @@ def spatial_filters_kernel(
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """Of BLOCK_PIXELS pixels of one image: the normalised filters, and the sum over those pixels of each channel.
+    """Of BLOCK_PIXELS pixels of one image: the normalized filters, and the sum over those pixels of each channel.
 
     logits[p,g,t] = bias[g,t] + sum over c of x[b,p,c] * weight[g,t,c]
     inverse_std[b,g,p] = 1 / (standard deviation over t of logits[p,g,t] + 1e-10)
@@ -74,10 +74,10 @@ def spatial_filters_kernel(
     taps = tl.reshape(logits, (BLOCK_PIXELS, PADDED_HEADS, PADDED_AREA))
     valid = tl.reshape(tl.broadcast_to(tap_ok[None, :], logits.shape), taps.shape)
     mean = tl.sum(tl.where(valid, taps, 0.0), axis=2) / AREA
-    centred = tl.where(valid, taps - mean[:, :, None], 0.0)
-    variance = tl.sum(centred * centred, axis=2) / (AREA - 1)
+    centered = tl.where(valid, taps - mean[:, :, None], 0.0)
+    variance = tl.sum(centered * centered, axis=2) / (AREA - 1)
     inverse = 1.0 / (tl.sqrt(variance) + 1e-10)
-    filters = tl.reshape(centred * inverse[:, :, None] * alpha, logits.shape)
+    filters = tl.reshape(centered * inverse[:, :, None] * alpha, logits.shape)
 
     row = pixel // width
     column = pixel % width
@@ -124,7 +124,7 @@ def spatial_filters_backward_kernel(
 ):
     """Gradient of x from the filters and the pool, and gradients of the logits, for BLOCK_PIXELS pixels of one image.
 
-    With z the normalised logits and g the gradient of z: grad_logits = (g - mean(g) - z * sum(g*z) / (AREA-1)) / std,
+    With z the normalized logits and g the gradient of z: grad_logits = (g - mean(g) - z * sum(g*z) / (AREA-1)) / std,
     grad_x[b,p,c] = sum over taps of grad_logits[p,t] * weight[t,c] + grad_pooled[b,c] / pixels.
 
     grad_filter and spatial_filter: contiguous (B, G*AREA, Ho, Wo). grad_pooled: float32 (B, C).

@@ -11,7 +11,7 @@ onnx   standard ONNX operators alone (.onnx), for onnxruntime and others. Needs 
 aoti   compiled ahead of time by Inductor (.pt2), for torch._inductor.aoti_load_package or C++ without Python. Needs a
        C++ compiler, and runs on processors like the one it was compiled on.
 
-The input is `image`, float32 (B, 3, size, size), normalised; the output `logits`, float32 (B, classes). Height and
+The input is `image`, float32 (B, 3, size, size), normalized; the output `logits`, float32 (B, classes). Height and
 width are fixed when exporting; so is B, unless --dynamic-batch is given. Model, classes and preprocessing are written
 into the file. It is read back, run on random input and compared with the network in float32: above 1e-4 the file is
 removed (one of an earlier export stays) and the exit code is 1. Exit code 2: a mistake in the input, or a package is

@@ -3,7 +3,7 @@
 
     python scripts/make_depth_scenes.py data/scenes
 
-makes data/scenes/{train,val}/{rgb,depth}/<number>.png: 8-bit RGB and 16-bit depth in millimetres. Running it again
+makes data/scenes/{train,val}/{rgb,depth}/<number>.png: 8-bit RGB and 16-bit depth in millimeters. Running it again
 keeps a complete earlier result. Exit code 2 if an argument is out of range or the folder holds something else.
 """
 
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     add("out", metavar="OUT", help="folder to make")
     add("--train", type=int, default=200, metavar="N", help="scenes to train on (default: %(default)s)")
     add("--val", type=int, default=40, metavar="N", help="scenes to validate on (default: %(default)s)")
-    add("--size", type=int, default=128, metavar="PIXELS", help="side of the pictures (default: %(default)s)")
+    add("--size", type=int, default=128, metavar="PIXELS", help="side of the images (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the scenes (default: %(default)s)")
     arguments = parser.parse_args(argv)
     try:

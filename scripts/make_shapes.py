@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw a small detection data set of coloured shapes in COCO's format (no download).
+"""Draw a small detection data set of colored shapes in COCO's format (no download).
 
     python scripts/make_shapes.py data/shapes
 
@@ -21,9 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", metavar="OUT", help="folder to make")
-    parser.add_argument("--train", type=int, default=20, help="training pictures (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=20, help="validation pictures (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=20, help="training images (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=20, help="validation images (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="side of the images in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the drawing (default: %(default)s)")
     arguments = parser.parse_args(argv)
     try:
@@ -31,9 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, ValueError) as error:
         print(f"make_shapes: {error}", file=sys.stderr)
         return 2
-    print(
-        f"{arguments.out}: {counts['train']} training and {counts['val']} validation pictures of {', '.join(CLASSES)}"
-    )
+    print(f"{arguments.out}: {counts['train']} training and {counts['val']} validation images of {', '.join(CLASSES)}")
     return 0
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""What a classifier sees in pictures: the most probable classes of each.
+"""What a classifier sees in images: the most probable classes of each.
 
     python scripts/predict.py photo.jpg          # with a small CIFAR-10 network that ships with this package
     python scripts/predict.py photos cat.jpg --checkpoint runs/ddf_resnet50/best.pt --top 3
     python scripts/predict.py cat.jpg --checkpoint official.pth.tar --model ddf_mul_resnet50 --json
 
-A folder stands for the pictures in it and its sub-folders. Classes that are WordNet ids of ImageNet are shown by their
+A folder stands for the images in it and its sub-folders. Classes that are WordNet ids of ImageNet are shown by their
 names; official checkpoints name no classes, and 1000 of them are taken for ImageNet-1k's.
-Exit codes: 0 done, 2 a mistake in the input (a picture that cannot be read, say).
+Exit codes: 0 done, 2 a mistake in the input (a image that cannot be read, say).
 """
 
 import argparse
@@ -37,7 +37,7 @@ _TOP = 5
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="picture, or folder: all in it and below")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="image, or folder: all in it and below")
     parser.add_argument(
         "--checkpoint",
         default=DEFAULT,
@@ -52,10 +52,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Prints the predictions; returns the exit code. A broken picture does not keep the others from theirs."""
+    """Prints the predictions; returns the exit code. A broken image does not keep the others from theirs."""
     if arguments.top is not None and arguments.top < 1:
         raise UserError(f"--top must be at least 1, got {arguments.top}")
-    pictures = find_pictures(arguments.images)
+    paths = find_images(arguments.images)
     classifier = load_classifier(arguments.checkpoint, model=arguments.model)
     outputs = classifier.network.num_classes
     if arguments.top is not None and arguments.top > outputs:
@@ -65,21 +65,21 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"{classifier.name} of {arguments.checkpoint}, {outputs} classes")
     answers: list[dict[str, Any]] = []
     broken = 0
-    for picture in pictures:
+    for path in paths:
         try:
-            best = predict(classifier, picture).topk(arguments.top or min(_TOP, outputs))
+            best = predict(classifier, path).topk(arguments.top or min(_TOP, outputs))
         except DataError as error:
             broken += 1
             print(f"predict.py: error: {error}", file=sys.stderr)
-            answers.append({"image": str(picture), "error": str(error)})
+            answers.append({"image": str(path), "error": str(error)})
             continue
         rows = [
             {"class": classes[i], "name": names[i], "probability": p}
             for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
-        answers.append({"image": str(picture), "predictions": rows})
+        answers.append({"image": str(path), "predictions": rows})
         if not arguments.json:
-            print(f"\n{picture}")
+            print(f"\n{path}")
             for row in rows:
                 print(f"  {100 * row['probability']:6.2f} %  {row['name']}")
     if arguments.json:
@@ -87,19 +87,19 @@ def main(arguments: argparse.Namespace) -> int:
     return EXIT_USER_ERROR if broken else 0
 
 
-def find_pictures(given: Sequence[Path]) -> list[Path]:
-    """The files, and in place of each folder its pictures in the order of their names.
+def find_images(given: Sequence[Path]) -> list[Path]:
+    """The files, and in place of each folder its images in the order of their names.
 
     Raises:
-        DataError: a path does not exist, or a folder holds no pictures.
+        DataError: a path does not exist, or a folder holds no images.
     """
     found: list[Path] = []
     for path in given:
         inside = [path / name for name in list_images(path)] if path.is_dir() else [path]
         if not path.exists():
-            raise DataError(f"picture {path} does not exist")
+            raise DataError(f"image {path} does not exist")
         if not inside:
-            raise DataError(f"folder {path} holds no pictures: give one that does, or files")
+            raise DataError(f"folder {path} holds no images: give one that does, or files")
         found += inside
     return found
 
@@ -111,16 +111,16 @@ def class_names(classes: list[str] | None, outputs: int) -> tuple[list[str], lis
     return classes, readable_names(classes)
 
 
-def predict(classifier: Classifier, picture: Path) -> Tensor:
-    """Probabilities (classes,) of one picture, float32.
+def predict(classifier: Classifier, path: Path) -> Tensor:
+    """Probabilities (classes,) of one image, float32.
 
     Raises:
-        DataError: the picture cannot be read.
+        DataError: the image cannot be read.
     """
     try:
-        image = open_rgb(str(picture))
+        image = open_rgb(str(path))
     except Exception as error:
-        raise DataError(f"picture {picture} cannot be read ({decode_error(error)})") from None
+        raise DataError(f"image {path} cannot be read ({decode_error(error)})") from None
     pixels = eval_transform(classifier.preprocessing)(image)[None]
     batch = EvalBatchTransform(classifier.preprocessing, device="cpu", channels_last=True)({"image": pixels})
     with torch.inference_mode():

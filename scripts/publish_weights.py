@@ -2,13 +2,13 @@
 """Write weights as a folder in the layout of the Hugging Face hub, which timm reads.
 
   python scripts/publish_weights.py zoo:ddf_mul_resnet14_32px.digits --output published/digits
-  python scripts/publish_weights.py runs/x/best.pt --output published/x --licence mit --data "our pictures, 2026"
+  python scripts/publish_weights.py runs/x/best.pt --output published/x --license mit --data "our images, 2026"
   python scripts/publish_weights.py runs/x/best.pt --output published/x --push ORG/NAME
 
 The folder holds config.json, model.safetensors and README.md (the model card). After `import ddfnet`,
 `timm.create_model("local-dir:FOLDER", pretrained=True)` gives the network back: tried before the folder appears. timm
 before 1.0.26 cannot do that for its own models: these are refused there. --push uploads the folder with
-huggingface_hub, as the account that is logged in there; a new repository is public, even where no licence is stated,
+huggingface_hub, as the account that is logged in there; a new repository is public, even where no license is stated,
 unless --private is given.
 Exit codes: 0 done, 1 failed, 2 a mistake in the input.
 """
@@ -31,7 +31,7 @@ import torch
 
 import ddfnet
 from ddfnet.checkpoint import read_weights, save_safetensors
-from ddfnet.inference.cards import licence_id, published_card
+from ddfnet.inference.cards import license_id, published_card
 from ddfnet.inference.classifier import Classifier, build_classifier
 from ddfnet.models import list_models
 from ddfnet.utils.cli import run
@@ -51,7 +51,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", metavar="NAME", help="model name, for a file that does not say it")
     add("--weights", choices=("auto", "raw", "ema"), default="auto", help="auto: the moving average if there is one")
     add("--name", metavar="NAME", help="title, MODEL or MODEL.TAG (default: that of the zoo, or the model)")
-    add("--licence", metavar="ID", help="e.g. mit (default: that of the zoo, or none stated)")
+    add("--license", metavar="ID", help="e.g. mit (default: that of the zoo, or none stated)")
     add("--data", metavar="TEXT", help="what it was trained on (default: what the zoo says, or not stated)")
     add("--push", metavar="ORG/NAME", help="upload the folder there when it is complete; a new one is public")
     add("--private", action="store_true", help="with --push: into a private repository, made if there is none")
@@ -65,7 +65,7 @@ def publish(
     model: str | None = None,
     weights: str = "auto",
     name: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     data: str | None = None,
     push: str | None = None,
     private: bool = False,
@@ -84,7 +84,7 @@ def publish(
     architecture = found.network.pretrained_cfg["architecture"]
     _check_timm(architecture)
     name = name or (entry.name if entry else architecture)
-    licence = licence or (entry.licence if entry else None)
+    license = license or (entry.license if entry else None)
     card = published_card(
         name,
         architecture=architecture,
@@ -92,20 +92,20 @@ def publish(
         preprocessing=found.preprocessing,
         num_classes=found.network.num_classes,
         location=f"hf-hub:{push}" if push else "local-dir:FOLDER",
-        licence=licence,
+        license=license,
         data=data,
         entry=entry,
         log=read_jsonl(SHIPPED / f"{entry.name}.metrics.jsonl") if entry and entry.file.shipped else (),
     )
     tag = name.removeprefix(f"{architecture}.") if name.startswith(f"{architecture}.") else None
-    _write(output, found, config_for(found, tag=tag, licence=licence), card)
+    _write(output, found, config_for(found, tag=tag, license=license), card)
     print(f"{output}: config.json, {WEIGHTS}, README.md")
     if upload:
         print(upload(output))
     return output
 
 
-def config_for(found: Classifier, *, tag: str | None, licence: str | None) -> dict[str, Any]:
+def config_for(found: Classifier, *, tag: str | None, license: str | None) -> dict[str, Any]:
     """The config.json from which timm builds the model and its preprocessing."""
     known, how = found.network.pretrained_cfg, found.preprocessing
     same_size = tuple(known["input_size"][1:]) == (how.size, how.size)
@@ -122,7 +122,7 @@ def config_for(found: Classifier, *, tag: str | None, licence: str | None) -> di
         "num_classes": found.network.num_classes,
         "first_conv": known.get("first_conv"),
         "classifier": known.get("classifier"),
-        "license": licence_id(licence),
+        "license": license_id(license),
         "paper_ids": known.get("paper_ids"),
     }
     config = {
@@ -189,9 +189,9 @@ def _check_readable(folder: Path, found: Classifier) -> None:
     """What timm makes of the folder must give the same logits, bit for bit."""
     network = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
     size = found.preprocessing.size
-    picture = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        same = torch.equal(network(picture), found.network(picture))
+        same = torch.equal(network(image), found.network(image))
     if not same:
         raise RuntimeError("the published folder gives other logits than the checkpoint")
 
@@ -208,7 +208,7 @@ def _uploader(name: str, *, private: bool) -> Callable[[Path], str]:
     def upload(folder: Path) -> str:
         try:
             api = HfApi()
-            api.create_repo(name, private=private or None, exist_ok=True)  # None: as the account or organisation has it
+            api.create_repo(name, private=private or None, exist_ok=True)  # None: as the account or organization has it
             if private and not api.repo_info(name).private:  # the hub passes over `private` where there is one already
                 raise RuntimeError("it exists and is public: make it private there, name another, or drop --private")
             return str(api.upload_folder(repo_id=name, folder_path=str(folder), commit_message="Add model"))

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Semantic segmentation in one file: a DDF-ResNet as the backbone, DDFUp as the upsampler, drawn pictures as the data.
+"""Semantic segmentation in one file: a DDF-ResNet as the backbone, DDFUp as the upsampler, drawn images as the data.
 
     python scripts/segmentation_example.py
     python scripts/segmentation_example.py --steps 2 --output quick.png
 
-Trains on pictures of coloured discs, squares and triangles, drawn as they are needed, and prints the mean IoU over the
-background and the three shapes on held-out pictures before and after. Measured with the first command and
+Trains on images of colored discs, squares and triangles, drawn as they are needed, and prints the mean IoU over the
+background and the three shapes on held-out images before and after. Measured with the first command and
 OMP_NUM_THREADS=1: 84.2 % after 75 s of processor time (2-core AMD EPYC, torch 2.15, 2026-11-22); where two shapes meet
 or overlap, it is still often wrong. `Segmenter` is what to copy: it takes any backbone with `features_only=True`.
 """
@@ -31,7 +31,7 @@ from ddfnet.utils.files import write_atomically
 
 CLASSES = ("ground", "disc", "square", "triangle")
 SIZE = 48  # pixels
-COLOURS = np.array([(40, 40, 40), (230, 80, 60), (70, 170, 90), (80, 120, 230)], np.uint8)  # of the classes, drawn
+COLORS = np.array([(40, 40, 40), (230, 80, 60), (70, 170, 90), (80, 120, 230)], np.uint8)  # of the classes, drawn
 
 
 class Segmenter(nn.Module):
@@ -76,8 +76,8 @@ def conv_norm_relu(channels: int, out_channels: int) -> nn.Sequential:
 
 
 def draw(rng: np.random.Generator, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """A picture, uint8 (size, size, 3), of one or two shapes on grey noise, and the class of each pixel."""
-    picture = rng.uniform(80, 180) + rng.normal(0, 20, (size, size, 3))
+    """A image, uint8 (size, size, 3), of one or two shapes on gray noise, and the class of each pixel."""
+    canvas = rng.uniform(80, 180) + rng.normal(0, 20, (size, size, 3))
     labels = np.zeros((size, size), np.int64)
     y, x = np.mgrid[:size, :size]
     for _ in range(rng.integers(1, 3)):
@@ -88,21 +88,21 @@ def draw(rng: np.random.Generator, size: int = SIZE) -> tuple[np.ndarray, np.nda
             "square": np.maximum(abs(dy), abs(dx)) <= 0.85 * half,
             "triangle": (dy <= half) & (abs(dx) <= (dy + half) / 2),
         }[CLASSES[label]]
-        picture[inside] = rng.uniform(0, 255, 3) + rng.normal(0, 20, (int(inside.sum()), 3))
+        canvas[inside] = rng.uniform(0, 255, 3) + rng.normal(0, 20, (int(inside.sum()), 3))
         labels[inside] = label  # the later shape lies on top
-    return picture.clip(0, 255).astype(np.uint8), labels
+    return canvas.clip(0, 255).astype(np.uint8), labels
 
 
 def batch_of(seed: int, count: int) -> tuple[Tensor, Tensor]:
-    """Pictures (count, 3, SIZE, SIZE), float32 in [-1, 1], and their labels, int64 (count, SIZE, SIZE)."""
-    pictures, labels = zip(*(draw(np.random.default_rng((seed, i))) for i in range(count)), strict=True)
-    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    """Images (count, 3, SIZE, SIZE), float32 in [-1, 1], and their labels, int64 (count, SIZE, SIZE)."""
+    drawings, labels = zip(*(draw(np.random.default_rng((seed, i))) for i in range(count)), strict=True)
+    images = torch.from_numpy(np.stack(drawings)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return images, torch.from_numpy(np.stack(labels))
 
 
 @torch.inference_mode()
 def mean_iou(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Intersection over union, averaged over the classes; pixels of all pictures are counted together."""
+    """Intersection over union, averaged over the classes; pixels of all images are counted together."""
     model.eval()
     predicted = torch.cat([model(part).argmax(1) for part in images.split(16)])
     pairs = torch.bincount((labels * len(CLASSES) + predicted).flatten(), minlength=len(CLASSES) ** 2)
@@ -112,7 +112,7 @@ def mean_iou(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def train(model: nn.Module, *, steps: int, batch_size: int, lr: float, seed: int) -> None:
-    """AdamW under a one-cycle schedule; every step draws pictures it has not seen."""
+    """AdamW under a one-cycle schedule; every step draws images it has not seen."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(2, steps), pct_start=0.2)
     model.train()
@@ -130,10 +130,10 @@ def train(model: nn.Module, *, steps: int, batch_size: int, lr: float, seed: int
 
 @torch.inference_mode()
 def side_by_side(model: nn.Module, images: Tensor, labels: Tensor) -> Image.Image:
-    """Picture, truth and prediction, a row for each picture, three times their size."""
+    """Image, truth and prediction, a row for each image, three times their size."""
     model.eval()
-    pictures = ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
-    columns = [pictures, COLOURS[labels.numpy()], COLOURS[model(images).argmax(1).numpy()]]
+    drawings = ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    columns = [drawings, COLORS[labels.numpy()], COLORS[model(images).argmax(1).numpy()]]
     rows = np.concatenate([np.concatenate(list(column), 0) for column in columns], 1)
     return Image.fromarray(rows.repeat(3, 0).repeat(3, 1))
 
@@ -143,9 +143,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=300, metavar="N", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: %(default)s")
     parser.add_argument("--lr", type=float, default=1e-2, help="default: %(default)s")
-    parser.add_argument("--held-out", type=int, default=64, metavar="N", help="pictures (default: %(default)s)")
+    parser.add_argument("--held-out", type=int, default=64, metavar="N", help="images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    help_text = "picture, truth and prediction of four held-out pictures (default: %(default)s)"
+    help_text = "image, truth and prediction of four held-out images (default: %(default)s)"
     parser.add_argument("--output", type=Path, default=Path("segmentation.png"), metavar="PNG", help=help_text)
     return parser.parse_args(argv)
 
@@ -163,14 +163,14 @@ def main(arguments: argparse.Namespace) -> int:
     backbone = ddfnet.create_model("ddf_mul_resnet14_32px", features_only=True, out_indices=(1, 2, 3, 4), stem_stride=2)
     model = Segmenter(backbone)
     images, labels = batch_of(arguments.seed * 1_000_000, arguments.held_out)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {arguments.held_out} held-out pictures")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {arguments.held_out} held-out images")
     print(f"mean IoU before: {100 * mean_iou(model, images, labels):.1f} %", flush=True)
     started = time.process_time()
     train(model, steps=arguments.steps, batch_size=arguments.batch_size, lr=arguments.lr, seed=arguments.seed)
     print(f"trained for {time.process_time() - started:.0f} s of processor time")
     print(f"mean IoU after: {100 * mean_iou(model, images, labels):.1f} %")
-    picture = side_by_side(model, images[:4], labels[:4])
-    write_atomically(arguments.output, lambda file: picture.save(file, "PNG"))
+    canvas = side_by_side(model, images[:4], labels[:4])
+    write_atomically(arguments.output, lambda file: canvas.save(file, "PNG"))
     print(arguments.output)
     return 0
 

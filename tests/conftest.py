@@ -1,4 +1,4 @@
-"""Small real runs: a picture tree drawn here, a tiny configuration, and the two commands as subprocesses."""
+"""Small real runs: a image tree drawn here, a tiny configuration, and the two commands as subprocesses."""
 
 import os
 import subprocess
@@ -41,15 +41,15 @@ def draw(kind: str, rng: np.random.Generator, size: int = 18) -> Image.Image:
         "ring": abs(radius - 5) < 1.5,
         "stripes": y % 4 < 2,
     }[kind]
-    colour = rng.uniform(120, 255, 3)
+    color = rng.uniform(120, 255, 3)
     noise = rng.normal(0, 12, (size, size, 3))
-    return Image.fromarray((shape[..., None] * colour + 20 + noise).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((shape[..., None] * color + 20 + noise).clip(0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope="session")
-def picture_tree(tmp_path_factory) -> Path:
-    """35 training and 25 validation pictures of 5 classes; neither 2 nor 3 divides 25."""
-    root = tmp_path_factory.mktemp("pictures")
+def image_tree(tmp_path_factory) -> Path:
+    """35 training and 25 validation images of 5 classes; neither 2 nor 3 divides 25."""
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for split, count in (("train", 7), ("val", 5)):
         for kind in CLASSES:
@@ -61,10 +61,10 @@ def picture_tree(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def tiny_config(tmp_path, picture_tree) -> Path:
+def tiny_config(tmp_path, image_tree) -> Path:
     """A configuration of 12 steps that runs in about a second."""
     path = tmp_path / "tiny.yaml"
-    path.write_text(TINY.format(root=picture_tree))
+    path.write_text(TINY.format(root=image_tree))
     return path
 
 

@@ -177,7 +177,7 @@ def test_initial_weights_of_another_model_name_the_model(tmp_path):
         load_initial_weights(ddfnet.create_model("resnet14_32px"), tmp_path / "w.pt")
 
 
-def test_initial_weights_of_other_pictures_or_classes_say_so(tmp_path):
+def test_initial_weights_of_other_images_or_classes_say_so(tmp_path):
     source = model()
     said = {"classes": ["a", "b"], "preprocessing": {"mean": [0.5] * 3, "std": [0.5] * 3}}
     save_safetensors(tmp_path / "w.safetensors", source.state_dict(), said, kind="model")

@@ -86,8 +86,8 @@ def test_missing_config_file(call):
     assert_one_clear_error(call(train_script, "--config", "configs/nothing.yaml"), "configs/nothing.yaml", "not found")
 
 
-def test_empty_class_folder(call, tiny_config, picture_tree, tmp_path):
-    shutil.copytree(picture_tree, tmp_path / "tree")
+def test_empty_class_folder(call, tiny_config, image_tree, tmp_path):
+    shutil.copytree(image_tree, tmp_path / "tree")
     (tmp_path / "tree" / "train" / "square").mkdir()
     overrides = (f"data.root={tmp_path / 'tree'}", f"run.dir={tmp_path / 'run'}")
     result = call(train_script, "--config", tiny_config, *overrides)
@@ -119,10 +119,10 @@ def test_gpu_asked_for_where_there_is_none(call, tiny_config):
     assert_one_clear_error(call(train_script, "--config", tiny_config, "run.device=cuda"), "no GPU", "run.device=cpu")
 
 
-def test_a_mistake_that_one_process_meets_is_told_by_it(tiny_config, picture_tree, tmp_path):
-    """The broken picture is in the share of the second process."""
+def test_a_mistake_that_one_process_meets_is_told_by_it(tiny_config, image_tree, tmp_path):
+    """The broken image is in the share of the second process."""
     tree = tmp_path / "tree"
-    shutil.copytree(picture_tree, tree)
+    shutil.copytree(image_tree, tree)
     (tree / "val" / "cross" / "1.png").write_bytes(b"broken")
     result = launch(
         "train.py", "--config", tiny_config, f"data.root={tree}", f"run.dir={tmp_path / 'run'}", processes=2

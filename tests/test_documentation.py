@@ -62,7 +62,7 @@ def test_python_blocks_of_the_readme_run(block):
     assert result.returncode == 0, result.stderr
 
 
-def test_training_commands_of_the_readme_are_accepted(picture_tree):
+def test_training_commands_of_the_readme_are_accepted(image_tree):
     """Each train.py line, with its data root replaced, resolves (and fails on nothing but the data)."""
     joined = README.replace("\\\n", " ")
     commands = [line for line in re.findall(r"[^\n`]*train\.py --config[^\n`#]*", joined) if "configs/" in line]

@@ -233,7 +233,7 @@ PROVOKED = {
     "no_data": f"{DEMO} data.root=data/none run.dir=runs/new",
     "flat": f"{DEMO} data.root=data/flat run.dir=runs/new",
     "classes_differ": f"{DEMO} data.root=data/missing run.dir=runs/new",
-    "broken_picture": f"{DEMO} data.root=data/broken train.batch_size=40 train.device_batch_size=20 train.epochs=1 "
+    "broken_image": f"{DEMO} data.root=data/broken train.batch_size=40 train.device_batch_size=20 train.epochs=1 "
     "run.dir=runs/broken",
     "many_broken": f"{DEMO} data.root=data/many train.epochs=3 run.dir=runs/many",
     "other_configuration": f"{DEMO} train.epochs=3 run.dir=runs/again",
@@ -251,7 +251,7 @@ PROVOKED = {
 }
 
 
-def picture_folders(root, classes, count, rng):
+def image_folders(root, classes, count, rng):
     for name in classes:
         (root / name).mkdir(parents=True)
         for i in range(count):
@@ -266,8 +266,8 @@ def checkout(tmp_path):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     rng, classes = np.random.default_rng(0), "0123456789"
     digits = tmp_path / "data" / "digits"
-    picture_folders(digits / "train", classes, 4, rng)
-    picture_folders(digits / "val", classes, 2, rng)
+    image_folders(digits / "train", classes, 4, rng)
+    image_folders(digits / "val", classes, 2, rng)
     made = {"parameters": {"size": 32, "val_fraction": 0.2, "seed": 0}, "counts": {"train": 40, "val": 20}}
     (digits / "digits.json").write_text(json.dumps(made))  # make_digits.py then finds its work done
     return tmp_path
@@ -278,9 +278,9 @@ def awkward_data(folder):
     data, digits = folder / "data", folder / "data" / "digits"
     for name in ("broken", "many", "missing"):
         shutil.copytree(digits, data / name)
-    (data / "broken" / "train" / "3" / "0.png").write_text("no picture")
+    (data / "broken" / "train" / "3" / "0.png").write_text("no image")
     for path in sorted((data / "many" / "train").glob("[0-5]/[01].png")):
-        path.write_text("no picture")
+        path.write_text("no image")
     shutil.rmtree(data / "missing" / "val" / "9")
     for split in ("train", "val"):
         shutil.copytree(digits / split / "3", data / "flat" / split)

@@ -56,10 +56,10 @@ def test_weights_are_adapted_to_inputs_classes_and_outputs(block, capsys):
     assert "torch.Size([2, 10]) torch.Size([2, 4])" in capsys.readouterr().out
     assert space["backbone"].feature_info.channels() == [64, 64, 128, 256, 512]
     assert space["backbone"].feature_info.reduction() == [1, 1, 2, 4, 8]
-    colour = ddfnet.create_model("ddf_mul_resnet14_32px.digits", pretrained=True)
-    torch.testing.assert_close(space["grey"].conv1.weight, colour.conv1.weight.sum(1, keepdim=True))
+    color = ddfnet.create_model("ddf_mul_resnet14_32px.digits", pretrained=True)
+    torch.testing.assert_close(space["gray"].conv1.weight, color.conv1.weight.sum(1, keepdim=True))
     for adapted in (space["four"], space["backbone"]):
-        torch.testing.assert_close(adapted.layer4[0].conv3.weight, colour.layer4[0].conv3.weight)
+        torch.testing.assert_close(adapted.layer4[0].conv3.weight, color.layer4[0].conv3.weight)
     assert space["four"].fc.weight.shape == (4, 512)
 
 
@@ -98,16 +98,16 @@ def test_commands_of_the_guide_are_accepted():
 
 
 def test_segmentation_runs(tmp_path, capsys):
-    output = tmp_path / "new" / "picture.png"
+    output = tmp_path / "new" / "image.png"
     assert call("--steps", 2, "--batch-size", 2, "--held-out", 4, "--output", output) == 0
     printed = capsys.readouterr().out
     assert re.search(r"mean IoU before: \d+\.\d %", printed)
     assert re.search(r"mean IoU after: \d+\.\d %", printed)
-    picture = np.asarray(Image.open(output))
+    image = np.asarray(Image.open(output))
     side = 3 * example.SIZE
-    assert picture.shape == (4 * side, 3 * side, 3)
-    truth = picture[::3, side : 2 * side : 3].reshape(-1, 3)
-    assert {tuple(colour) for colour in truth} <= {tuple(colour) for colour in example.COLOURS}
+    assert image.shape == (4 * side, 3 * side, 3)
+    truth = image[::3, side : 2 * side : 3].reshape(-1, 3)
+    assert {tuple(color) for color in truth} <= {tuple(color) for color in example.COLORS}
 
 
 def test_every_level_and_every_step_up_is_trained():
@@ -124,7 +124,7 @@ def test_every_level_and_every_step_up_is_trained():
         assert max(parameter.grad.abs().max() for parameter in part.parameters()) > 0
 
 
-def test_pictures_are_drawn_with_their_labels():
+def test_images_are_drawn_with_their_labels():
     images, labels = example.batch_of(3, 8)
     assert images.shape == (8, 3, example.SIZE, example.SIZE)
     assert set(labels.unique().tolist()) == {0, 1, 2, 3}
@@ -140,7 +140,7 @@ def test_mean_iou_of_a_known_prediction():
     assert example.mean_iou(model, logits, labels) == pytest.approx((1 / 2 + 2 / 3 + 1 + 1) / 4)
 
 
-@pytest.mark.parametrize("options", [["--steps", 0], ["--lr", 0], ["--output", "picture.jpg"]])
+@pytest.mark.parametrize("options", [["--steps", 0], ["--lr", 0], ["--output", "image.jpg"]])
 def test_mistakes_are_named(options):
     with pytest.raises(UserError, match=options[0]):
         call(*options)
@@ -148,7 +148,7 @@ def test_mistakes_are_named(options):
 
 @pytest.mark.slow
 def test_segmentation_learns(tmp_path, capsys):
-    assert call("--output", tmp_path / "picture.png") == 0
+    assert call("--output", tmp_path / "image.png") == 0
     printed = capsys.readouterr().out
     before, after = (float(re.search(rf"mean IoU {when}: (\S+) %", printed)[1]) for when in ("before", "after"))
     assert before < 30

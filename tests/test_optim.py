@@ -1,4 +1,4 @@
-"""Schedule against timm's, optimiser groups, clipping, and errors."""
+"""Schedule against timm's, optimizer groups, clipping, and errors."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_sgd_is_nesterov_as_in_the_released_recipe():
     assert build_optimizer(nn.Linear(2, 2), config().optim, 0.1).param_groups[0]["nesterov"]
 
 
-def test_unknown_optimiser_and_argument():
+def test_unknown_optimizer_and_argument():
     with pytest.raises(ConfigError, match=r"optim.name=adamww.*adamw"):
         build_optimizer(nn.Linear(2, 2), config(name="adamww").optim, 0.1)
     with pytest.raises(ConfigError, match=r"optim.kwargs.*betta"):

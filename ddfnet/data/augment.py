@@ -25,14 +25,14 @@ class ErasingConfig(Section):
     p: Fraction = 0.0
     """Probability of random erasing per image."""
     mode: Literal["const", "rand", "pixel"] = "pixel"
-    """Fill: zeros, one random colour, or per-pixel noise."""
+    """Fill: zeros, one random color, or per-pixel noise."""
     count: Positive = 1
     """Most rectangles per erased image."""
 
 
 class AugmentConfig(Section):
     crop: Literal["random_resized", "pad"] = "random_resized"
-    """pad: zero-pad by 1/8 of the training size and crop at random, for small pictures."""
+    """pad: zero-pad by 1/8 of the training size and crop at random, for small images."""
     scale: Pair = (0.08, 1.0)
     """Area range of the random resized crop."""
     ratio: Pair = (3 / 4, 4 / 3)

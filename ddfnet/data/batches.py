@@ -1,4 +1,4 @@
-"""What happens to a whole batch on the device: normalisation, random erasing, mixup and CutMix."""
+"""What happens to a whole batch on the device: normalization, random erasing, mixup and CutMix."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ Batch = dict[str, Any]
 
 
 class Normalize:
-    """uint8 images to normalised float32 ones: `(value / 255 - mean) / std` per channel.
+    """uint8 images to normalized float32 ones: `(value / 255 - mean) / std` per channel.
 
     Args:
         preprocessing: gives mean and std.
@@ -36,7 +36,7 @@ class Normalize:
 
 
 class EvalBatchTransform:
-    """Normalise an evaluation batch; see `Normalize`. `batch["image"]` changes, the rest is passed on."""
+    """Normalize an evaluation batch; see `Normalize`. `batch["image"]` changes, the rest is passed on."""
 
     def __init__(
         self, preprocessing: Preprocessing, *, device: torch.device | str, channels_last: bool = False

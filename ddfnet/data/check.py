@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from ddfnet.data.dataset import decode_error, is_16_bit_grey
+from ddfnet.data.dataset import decode_error, is_16_bit_gray
 from ddfnet.data.sources.folder import class_folders, list_images, some_names
 from ddfnet.utils.errors import DataError
 
@@ -166,9 +166,9 @@ def inspect_file(path: str) -> tuple[str, str, list[str]]:
     if extension not in _FORMAT_EXTENSIONS.get(image.format, {extension}):
         remarks.append(f"{image.format} file named {extension}")
     if image.mode == "CMYK":
-        remarks.append("CMYK colours")
-    if is_16_bit_grey(image):
-        remarks.append("16-bit grey")
+        remarks.append("CMYK colors")
+    if is_16_bit_gray(image):
+        remarks.append("16-bit gray")
     if orientation in range(2, 9):
         remarks.append("EXIF rotation (ignored when reading)")
     return path, "", remarks

@@ -21,7 +21,7 @@ _REPLACEMENT_ATTEMPTS = 4
 def open_rgb(path: str) -> Image.Image:
     """Decode an image file to RGB, as timm does: `convert("RGB")`, EXIF orientation ignored.
 
-    One exception to timm: 16-bit grey keeps its upper 8 bits; Pillow alone clips it, which leaves a white picture.
+    One exception to timm: 16-bit gray keeps its upper 8 bits; Pillow alone clips it, which leaves a white image.
     The file is closed on return. Truncated files are errors (Pillow's default).
 
     Raises:
@@ -34,13 +34,13 @@ def open_rgb(path: str) -> Image.Image:
         with open(path, "rb") as file:
             image = Image.open(file)
             image.load()
-        if is_16_bit_grey(image):
+        if is_16_bit_gray(image):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def is_16_bit_grey(image: Image.Image) -> bool:
-    """True for 16-bit grey images. Some formats and versions of Pillow open them as 32-bit "I"."""
+def is_16_bit_gray(image: Image.Image) -> bool:
+    """True for 16-bit gray images. Some formats and versions of Pillow open them as 32-bit "I"."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 

@@ -25,7 +25,7 @@ def render_digits(
 
     Args:
         out: folder to make.
-        size: side of the grey PNGs, pixels; bicubic from 8.
+        size: side of the gray PNGs, pixels; bicubic from 8.
         val_fraction: share of every digit's images that goes to `val`.
         seed: keys the split.
 

@@ -32,7 +32,7 @@ def epoch_order(length: int, seed: int, epoch: int, repeats: int = 1) -> np.ndar
 
 
 def steps_per_epoch(length: int, global_batch: int) -> int:
-    """Whole optimiser steps in one epoch of `length` images; the rest of an epoch is dropped.
+    """Whole optimizer steps in one epoch of `length` images; the rest of an epoch is dropped.
 
     Raises:
         ValueError: `global_batch` is not positive.
@@ -49,7 +49,7 @@ def steps_per_epoch(length: int, global_batch: int) -> int:
 
 
 class TrainSampler:
-    """Batch sampler over a whole run, from one optimiser step to another.
+    """Batch sampler over a whole run, from one optimizer step to another.
 
     Step s consumes `global_batch` consecutive entries of its epoch's order (`epoch_order`), cut into
     `world_size * accumulation` micro-batches by stride. Micro-batch `m * world_size + rank` belongs to this process as
@@ -63,7 +63,7 @@ class TrainSampler:
 
     Args:
         length: images in the training set.
-        global_batch: images per optimiser step over all processes and micro-batches.
+        global_batch: images per optimizer step over all processes and micro-batches.
         rank, world_size: this process and the number of processes.
         accumulation: micro-batches per step and process.
         seed: keys the permutations.

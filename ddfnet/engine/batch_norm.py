@@ -1,4 +1,4 @@
-"""Batch norm over several processes: synchronised batches, or local batches with averaged running statistics."""
+"""Batch norm over several processes: synchronized batches, or local batches with averaged running statistics."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,21 +27,21 @@ class GlooSyncBatchNorm2d(nn.BatchNorm2d):
         dist.all_reduce(count)
         work = x.double()
         mean = all_reduce(work.sum(axes)) / count
-        centred = work - mean.view(1, -1, 1, 1)
-        variance = all_reduce(centred.square().sum(axes)) / count
+        centered = work - mean.view(1, -1, 1, 1)
+        variance = all_reduce(centered.square().sum(axes)) / count
         if self.track_running_stats:
             self.num_batches_tracked += 1
             momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
             unbiased = variance.detach() * count / (count - 1).clamp(min=1)
             self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), momentum)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-        normal = centred * torch.rsqrt(variance + self.eps).view(1, -1, 1, 1)
+        normal = centered * torch.rsqrt(variance + self.eps).view(1, -1, 1, 1)
         if self.affine:
             normal = normal * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
         return normal.to(x.dtype)
 
 
-def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """Makes every batch norm of a model use the batches of all processes; parameter names stay.
 
     Raises:

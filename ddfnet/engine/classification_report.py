@@ -1,4 +1,4 @@
-"""The report folder of an evaluated classifier: figures, tables, pictures and how they were made."""
+"""The report folder of an evaluated classifier: figures, tables, images and how they were made."""
 
 import io
 import shlex
@@ -15,7 +15,7 @@ from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.evaluate_task import write_report
 from ddfnet.evaluation.class_names import readable_names
 from ddfnet.evaluation.image_sets import ImageSet
-from ddfnet.evaluation.predictions import Pictures
+from ddfnet.evaluation.predictions import Predictions
 from ddfnet.evaluation.report_console import sets_page
 from ddfnet.evaluation.report_tables import per_class_csv, report_page
 from ddfnet.evaluation.statistics import ClassRow, Confusion, calibration, class_rows, confusions, worst_mistakes
@@ -61,7 +61,7 @@ def describe(
     }
 
 
-def results(images: ImageSet, pictures: Pictures, metrics: dict[str, float], seconds: float) -> dict[str, Any]:
+def results(images: ImageSet, predictions: Predictions, metrics: dict[str, float], seconds: float) -> dict[str, Any]:
     """The figures of one set, in percent where they are shares."""
     return {
         "set": images.name or None,
@@ -71,15 +71,15 @@ def results(images: ImageSet, pictures: Pictures, metrics: dict[str, float], sec
         **metrics,
         # The cross-entropy wants one right answer.
         "loss": metrics["loss"] if images.accepted is None else None,
-        "top1_count": int(pictures.right.sum()),
-        "top5_count": int(pictures.right5.sum()),
-        "ece": calibration(pictures).ece,
-        "images_per_second": round(len(pictures) / seconds, 1),
+        "top1_count": int(predictions.right.sum()),
+        "top5_count": int(predictions.right5.sum()),
+        "ece": calibration(predictions).ece,
+        "images_per_second": round(len(predictions) / seconds, 1),
     }
 
 
 def write_report_folder(
-    folder: Path, report: dict[str, Any], images: ImageSet, pictures: Pictures, *, outputs: int
+    folder: Path, report: dict[str, Any], images: ImageSet, predictions: Predictions, *, outputs: int
 ) -> dict[str, Any]:
     """Writes the report folder of one set and returns the report with its `files`.
 
@@ -89,7 +89,7 @@ def write_report_folder(
     Args:
         folder: made if need be; figures of an earlier report are removed from it.
         report: of `describe` and `results`.
-        images, pictures: what was evaluated, and its rows.
+        images, predictions: what was evaluated, and its rows.
         outputs: number of outputs of the network that were scored.
 
     Raises:
@@ -97,14 +97,14 @@ def write_report_folder(
     """
     # A network may have more outputs than the data has classes (model.num_classes): it can answer with those, too.
     classes = [*images.classes, *(f"output {i}" for i in range(len(images.classes), outputs))]
-    names, rows, pairs = readable_names(classes), class_rows(pictures), confusions(pictures)
+    names, rows, pairs = readable_names(classes), class_rows(predictions), confusions(predictions)
     report = {**report, "files": [*TEXTS]}
     _write(folder, "per_class.csv", _text(per_class_csv(rows, classes, names)))
     _write(folder, "report.md", _text(report_page(report, rows, pairs, names)))
     write_report(folder / "report.json", report)
     for name in FIGURES:
         (folder / name).unlink(missing_ok=True)
-    figures = _figures(images.index, pictures, rows, pairs, names, report) if figures_available() else {}
+    figures = _figures(images.index, predictions, rows, pairs, names, report) if figures_available() else {}
     for name, drawn in figures.items():
         _write(folder, name, drawn)
     if figures:
@@ -150,7 +150,7 @@ def _text(text: str) -> bytes:
 
 def _figures(
     index: FolderIndex,
-    pictures: Pictures,
+    predictions: Predictions,
     rows: Sequence[ClassRow],
     pairs: Sequence[Confusion],
     names: Sequence[str],
@@ -160,12 +160,12 @@ def _figures(
     from ddfnet.evaluation.figures import draw_calibration, draw_confusion, draw_mistakes
 
     draws = {
-        "calibration.png": lambda: draw_calibration(calibration(pictures)),
+        "calibration.png": lambda: draw_calibration(calibration(predictions)),
         "confusion.png": lambda: draw_confusion(rows, pairs, names),
     }
-    total = len(pictures) - report["top1_count"]
+    total = len(predictions) - report["top1_count"]
     if total:
-        draws["mistakes.png"] = lambda: draw_mistakes(_mistakes(index, pictures, names, report), total)
+        draws["mistakes.png"] = lambda: draw_mistakes(_mistakes(index, predictions, names, report), total)
     drawn = {}
     for name, draw in draws.items():
         file = io.BytesIO()
@@ -179,18 +179,18 @@ def _figures(
     return drawn
 
 
-def _mistakes(index: FolderIndex, pictures: Pictures, names: Sequence[str], report: dict[str, Any]) -> list[Any]:
-    """For `draw_mistakes`; DataError where a picture cannot be read any more."""
+def _mistakes(index: FolderIndex, predictions: Predictions, names: Sequence[str], report: dict[str, Any]) -> list[Any]:
+    """For `draw_mistakes`; DataError where a image cannot be read any more."""
     from ddfnet.evaluation.figures import Mistake
 
     as_seen = eval_transform(Preprocessing.from_dict(report["preprocessing"]))
     found = []
-    for i in worst_mistakes(pictures, _MISTAKES):
+    for i in worst_mistakes(predictions, _MISTAKES):
         try:
             image = open_rgb(index.path(i))
         except Exception as error:
-            raise DataError(f"picture {index.path(i)} cannot be read ({decode_error(error)})") from None
+            raise DataError(f"image {index.path(i)} cannot be read ({decode_error(error)})") from None
         pixels = as_seen(image).permute(1, 2, 0).numpy()
-        said = names[pictures.target[i]], names[pictures.predicted[i]]
-        found.append(Mistake(pixels, *said, float(pictures.confidence[i])))
+        said = names[predictions.target[i]], names[predictions.predicted[i]]
+        found.append(Mistake(pixels, *said, float(predictions.confidence[i])))
     return found

@@ -37,7 +37,7 @@ def evaluate(
         for batch in batches:
             evaluator.update(model, batch)
     model.train(was_training)
-    metrics = evaluator.compute(distributed.gather_objects(evaluator.share()))
+    metrics = evaluator.compute(distributed.gather_objects(evaluator.state()))
     if expected is not None and metrics["n"] != expected:
         raise RuntimeError(f"evaluated {metrics['n']} images of {expected}: some were lost or counted twice")
     return metrics

@@ -44,7 +44,7 @@ def evaluate_checkpoint(
         data: folder of class folders, or one with `val/` in it; of other tasks, `data.root`; with `sets`, the folder
             that holds those without a place of their own. None: the validation set of the training run.
         sets: several sets, `val,real,v2,a,r,sketch` or NAME=FOLDER (`ddfnet.evaluation.image_sets`); classification.
-        tta: average the softmax over each picture and its mirror image; classification. Wrong where a mirrored picture
+        tta: average the softmax over each image and its mirror image; classification. Wrong where a mirrored image
             is another thing: digits, letters.
         model: model name of a classifier, needed where the file does not say it.
         weights: `auto` (the moving average if there is one), `raw` or `ema`.
@@ -132,7 +132,7 @@ def _override(preprocessing: Preprocessing, **changes: Any) -> Preprocessing:
 
 
 def _index(found: Weights, checkpoint: Path, data: str | Path | None, num_classes: int) -> FolderIndex:
-    """The pictures; their class folders must be the classes of the checkpoint."""
+    """The images; their class folders must be the classes of the checkpoint."""
     classes = found.meta["classes"] if found.meta is not None else None
     if data is None:
         data = _training_validation_set(checkpoint)

@@ -1,4 +1,4 @@
-"""Evaluation of a classifier on one set of pictures, or on several, and what is printed and written of it."""
+"""Evaluation of a classifier on one set of images, or on several, and what is printed and written of it."""
 
 import time
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from ddfnet.engine.evaluate import evaluate
 from ddfnet.engine.precision import autocast
 from ddfnet.evaluation.class_names import printable
 from ddfnet.evaluation.image_sets import ImageSet
-from ddfnet.evaluation.predictions import PictureEvaluator, Pictures
+from ddfnet.evaluation.predictions import PredictionEvaluator, Predictions
 from ddfnet.evaluation.report_console import files_lines, result_table, sets_header, sets_row, settings_lines
 from ddfnet.inference.classifier import Classifier
 from ddfnet.tasks.classification import worker_count
@@ -48,9 +48,9 @@ def evaluate_classifier(
         loaded: the network and what is known of it.
         image_sets: one without a name is written into `folder` itself, several into sub-folders, with a summary.
         checkpoint: where the weights come from.
-        preprocessing: of the pictures.
+        preprocessing: of the images.
         precision: `fp32`, `bf16` or `fp16`.
-        mirror: average the softmax over each picture and its mirror image.
+        mirror: average the softmax over each image and its mirror image.
         batch_size: images per process.
         workers: loader processes per rank, or `auto`.
         device: `auto`, `cuda` or `cpu`.
@@ -60,7 +60,7 @@ def evaluate_classifier(
         The report of the one set without a name; else the summary, as in `sets.json`.
 
     Raises:
-        DataError: a picture is broken.
+        DataError: a image is broken.
         UserError: the folder cannot be written.
     """
     several = bool(image_sets[0].name)
@@ -75,15 +75,15 @@ def evaluate_classifier(
             _say(distributed, "\n".join([*settings_lines(about), "", sets_header()]))
         for images in image_sets:
             started = time.perf_counter()
-            metrics, pictures = _evaluate(
+            metrics, predictions = _evaluate(
                 loaded, images, distributed,
                 preprocessing=preprocessing, precision=precision, mirror=mirror, batch_size=batch_size, workers=workers,
             )  # fmt: skip
-            report = {**about, **results(images, pictures, metrics, time.perf_counter() - started)}
+            report = {**about, **results(images, predictions, metrics, time.perf_counter() - started)}
             _say(distributed, sets_row(images.name, report) if several else result_table(report))
             if distributed.is_main:
                 outputs = loaded.network.num_classes if images.columns is None else len(images.columns)
-                report = write_report_folder(folder / images.name, report, images, pictures, outputs=outputs)
+                report = write_report_folder(folder / images.name, report, images, predictions, outputs=outputs)
             reports[images.name] = report
         if several:
             report = write_summary(folder, about, reports, write=distributed.is_main)
@@ -104,8 +104,8 @@ def _evaluate(
     mirror: bool,
     batch_size: int,
     workers: int | str,
-) -> tuple[dict[str, float], Pictures]:
-    evaluator = PictureEvaluator(columns=images.columns, mirror=mirror, accepted=images.accepted)
+) -> tuple[dict[str, float], Predictions]:
+    evaluator = PredictionEvaluator(columns=images.columns, mirror=mirror, accepted=images.accepted)
     metrics = evaluate(
         loaded.network,
         eval_batches(
@@ -123,7 +123,7 @@ def _evaluate(
         autocast=autocast(distributed.device, precision),
         expected=len(images.index),
     )
-    return metrics, evaluator.pictures
+    return metrics, evaluator.images
 
 
 def _say(distributed: Distributed, text: str) -> None:

@@ -49,7 +49,7 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
     config, notes = loaded.config, loaded.ineffective_keys()
     task = create_task(config)
     if dry_run:
-        # The real batch must divide, too; whether the pictures suffice for it is said below.
+        # The real batch must divide, too; whether the images suffice for it is said below.
         enough = max(task.train_images, config.train.batch_size)
         plan_run(config, world_size=distributed.world_size, train_images=enough)
         if task.train_images < config.train.batch_size:
@@ -70,8 +70,8 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
     parameters = sum(p.numel() for p in model.parameters())
     if config.train.sync_bn and distributed.world_size == 1:
         notes.append("note: train.sync_bn has no effect: there is one process")
-    goes_on = not dry_run and (Path(config.run.dir) / "last.pt").exists()
-    if config.model.init_checkpoint and not goes_on:
+    resumes = not dry_run and (Path(config.run.dir) / "last.pt").exists()
+    if config.model.init_checkpoint and not resumes:
         notes.append(load_initial_weights(model, config.model.init_checkpoint, meta=task.meta()))
 
     folder = None if dry_run else Path(config.run.dir)
@@ -104,7 +104,7 @@ def load_initial_weights(model: nn.Module, path: str | Path, *, meta: dict[str, 
         meta: of this run's task, to be compared with what the file says of itself.
 
     Returns:
-        What was loaded, and where the weights come from other pictures or classes; one line each.
+        What was loaded, and where the weights come from other images or classes; one line each.
 
     Raises:
         CheckpointError: the file does not fit the model otherwise.

@@ -1,4 +1,4 @@
-"""The training loop. It counts optimiser steps and never looks inside a batch: that is the task's."""
+"""The training loop. It counts optimizer steps and never looks inside a batch: that is the task's."""
 
 import inspect
 import json
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddfnet.checkpoint import FORMAT, read_checkpoint, save_checkpoint, save_safetensors
-from ddfnet.engine.batch_norm import averaged_statistics, load_statistics, local_statistics, synchronise_batch_norm
+from ddfnet.engine.batch_norm import averaged_statistics, load_statistics, local_statistics, synchronize_batch_norm
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.evaluate import evaluate
 from ddfnet.engine.logging import Meter, RunLog
@@ -31,7 +31,7 @@ from ddfnet.utils.files import write_atomically
 # torch 2.15 renamed the argument and warns of the old name.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 _LOCAL_BUFFERS = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
-# What an optimiser's group holds of the configuration; some keep state of their own there, too.
+# What an optimizer's group holds of the configuration; some keep state of their own there, too.
 _SETTINGS = {"weight_decay", "momentum", "nesterov", "betas", "eps", "alpha"}
 _NO_STEP = torch.iinfo(torch.int64).max
 
@@ -66,7 +66,7 @@ class Trainer:
         settings = config.train
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         if settings.sync_bn and distributed.world_size > 1:
-            model = synchronise_batch_norm(model, self.device)
+            model = synchronize_batch_norm(model, self.device)
         self.model = model.to(self.device, memory_format=memory_format)
         self.optimizer = build_optimizer(self.model, config.optim, plan.lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
@@ -81,7 +81,7 @@ class Trainer:
         self.loss_sum = torch.zeros((), device=self.device)
         self.loss_count = 0
         self.grad_norm = torch.zeros((), device=self.device)
-        self.first_bad_step = torch.tensor(_NO_STEP, device=self.device)
+        self.first_nonfinite_step = torch.tensor(_NO_STEP, device=self.device)
         self.last_finite_loss: float | None = None
         self._saved_step: int | None = None
         local = self._resume()
@@ -138,7 +138,7 @@ class Trainer:
         return True
 
     def train_step(self, batches: Iterator[dict[str, Any]]) -> None:
-        """One optimiser step: accumulate, clip, step, average."""
+        """One optimizer step: accumulate, clip, step, average."""
         config, accumulation = self.config, self.plan.accumulation
         lr = learning_rate(self.step, config.schedule, self.plan)
         for group in self.optimizer.param_groups:
@@ -161,7 +161,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         self.grad_norm = clip_gradients(self.model, config.optim.clip_grad, config.optim.clip_mode)
         # With fp16 the scaler looks for overflow in the gradients and skips such a step by itself.
-        self._note_finite(step_loss if self.scaler.is_enabled() else step_loss + 0 * self.grad_norm)
+        self._note_nonfinite(step_loss if self.scaler.is_enabled() else step_loss + 0 * self.grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -224,7 +224,7 @@ class Trainer:
 
     def check_finite(self) -> None:
         """Raises NonFiniteLossError if any loss since the last check was not finite (waits for the device)."""
-        bad = int(self.distributed.min_(self.first_bad_step.clone()))
+        bad = int(self.distributed.min_(self.first_nonfinite_step.clone()))
         if bad == _NO_STEP:
             return
         lr = learning_rate(bad, self.config.schedule, self.plan)
@@ -252,10 +252,10 @@ class Trainer:
         place = self.step, micro_batch * self.plan.world_size + self.distributed.rank
         torch.manual_seed(int(np.random.SeedSequence([self.config.run.seed, *place]).generate_state(1, np.uint64)[0]))
 
-    def _note_finite(self, loss: Tensor) -> None:
+    def _note_nonfinite(self, loss: Tensor) -> None:
         # On the device: reading the loss at every step would make the host wait for it.
         step = torch.where(loss.isfinite(), _NO_STEP, self.step)
-        self.first_bad_step = torch.minimum(self.first_bad_step, step)
+        self.first_nonfinite_step = torch.minimum(self.first_nonfinite_step, step)
 
     def _log_interval(self) -> None:
         self.check_finite()
@@ -324,7 +324,7 @@ class Trainer:
             self.optimizer.load_state_dict(payload["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             first = str(error).splitlines()[0]
-            raise CheckpointError(f"{path} is of another model or optimiser than the config: {first}") from None
+            raise CheckpointError(f"{path} is of another model or optimizer than the config: {first}") from None
         for group, settings in zip(self.optimizer.param_groups, configured, strict=True):
             group.update(settings)  # the state goes on, with the settings of the config (run.allow_changes)
         if self.scaler.is_enabled() and payload["scaler"]:

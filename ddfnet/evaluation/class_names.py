@@ -42,7 +42,7 @@ def readable_names(classes: Sequence[str]) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """Text of file names with what cannot be encoded, the surrogates of bytes that are no UTF-8, spelt out."""
+    """Text of file names with what cannot be encoded, the surrogates of bytes that are no UTF-8, spelled out."""
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -22,7 +22,7 @@ _PLAIN = {"parse_math": False}  # a dollar in a class name is a dollar
 
 @dataclass(frozen=True)
 class Mistake:
-    """A picture, uint8 (H, W, 3), what it is, and what it was taken for with which confidence in [0, 1]."""
+    """A image, uint8 (H, W, 3), what it is, and what it was taken for with which confidence in [0, 1]."""
 
     image: np.ndarray
     target: str
@@ -31,7 +31,7 @@ class Mistake:
 
 
 def draw_confusion(rows: Sequence[ClassRow], pairs: Sequence[Confusion], names: Sequence[str]) -> Figure:
-    """Row-normalised confusion matrix; with many classes a cell stands for several and shows the highest share of them.
+    """Row-normalized confusion matrix; with many classes a cell stands for several and shows the highest share of them.
 
     Args:
         rows: see `class_rows`.
@@ -50,14 +50,14 @@ def draw_confusion(rows: Sequence[ClassRow], pairs: Sequence[Confusion], names: 
     side = min(10.5, max(5.0, 0.28 * size + 2.2))
     figure = _figure(side + 0.9, side)
     axes = figure.subplots()
-    # The power makes room for what is rare: in ImageNet a single picture is 2 % of its class.
+    # The power makes room for what is rare: in ImageNet a single image is 2 % of its class.
     extent = (-0.5, len(shares) * step - 0.5, len(shares) * step - 0.5, -0.5)
     drawn = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.35, 0, 1), interpolation="nearest", extent=extent)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.75, ticks=[0, 0.02, 0.1, 0.25, 0.5, 1])
     bar.ax.set_yticklabels(["0", "2 %", "10 %", "25 %", "50 %", "100 %"])
-    title = "row: true class; column: predicted class\ncolour: share of the row"
+    title = "row: true class; column: predicted class\ncolor: share of the row"
     if size <= _MOST_NUMBERED:
-        title += "; number: pictures"
+        title += "; number: images"
     if step > 1:
         title += f"; {size:,} classes, a cell shows the highest share among {step} x {step} of them"
     figure.suptitle(title, fontsize=10)
@@ -78,7 +78,7 @@ def draw_confusion(rows: Sequence[ClassRow], pairs: Sequence[Confusion], names: 
 
 
 def draw_calibration(calibration: Calibration) -> Figure:
-    """Accuracy against confidence by bin, above the number of pictures in each bin."""
+    """Accuracy against confidence by bin, above the number of images in each bin."""
     figure = _figure(6.4, 6.8)
     reliability, population = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
     middles = (np.arange(len(calibration.counts)) + 0.5) / len(calibration.counts)
@@ -97,14 +97,14 @@ def draw_calibration(calibration: Calibration) -> Figure:
     bars = population.bar(middles, calibration.counts, width, color=_GREY)
     labels = [_count(count) for count in calibration.counts]
     population.bar_label(bars, labels, fontsize=7.5, padding=1)
-    population.set(xlabel="confidence", ylabel="pictures", ylim=(0, 1.18 * max(calibration.counts)))
+    population.set(xlabel="confidence", ylabel="images", ylim=(0, 1.18 * max(calibration.counts)))
     for axes in (reliability, population):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def draw_mistakes(mistakes: Sequence[Mistake], total: int) -> Figure:
-    """A grid of wrongly recognised pictures as the network saw them; `total` of them there are in all."""
+    """A grid of wrongly recognized images as the network saw them; `total` of them there are in all."""
     columns = min(5, max(3, len(mistakes)))
     lines = -(-len(mistakes) // columns)
     figure = _figure(2.3 * columns, 2.75 * lines + 0.5)

@@ -15,7 +15,7 @@ from ddfnet.evaluation.class_names import imagenet_classes, in_order_of_number
 from ddfnet.utils.errors import DataError, UserError
 
 REAL_LABELS = "real.json"
-_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")  # in ImageNet's own file names: picture n has the n-th list of labels
+_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")  # in ImageNet's own file names: image n has the n-th list of labels
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Pictures to evaluate, and how to judge the answers.
+    """Predictions to evaluate, and how to judge the answers.
 
     Attributes:
         name: short name, that of the report's sub-folder.
-        index: the pictures with their labels.
+        index: the images with their labels.
         classes: names in label order.
         columns: outputs of the network that are scored, in label order; None: all of them.
         accepted: labels that count as right, (N, most) int64 filled up with -1; None: that of the class folder alone.
@@ -181,13 +181,13 @@ def _numbered(name: str, folder: Path, classes: list[str]) -> ImageSet:
 
 
 def _reassessed(name: str, folder: Path, classes: list[str]) -> ImageSet:
-    """The validation pictures under new labels, several or none for a picture."""
+    """The validation images under new labels, several or none for a image."""
     index = index_folder(folder / "val", classes=classes)
     lists = _read_labels(folder / REAL_LABELS, len(classes))
     place = _places_in_list(index)
     if sorted(place) != list(range(len(lists))):
         raise DataError(
-            f"{folder / REAL_LABELS} has labels of {len(lists)} pictures, but {folder / 'val'} holds {len(place)} "
+            f"{folder / REAL_LABELS} has labels of {len(lists)} predictions, but {folder / 'val'} holds {len(place)} "
             f"({len(set(place))} different numbers, up to {max(place) + 1}): both must be of the whole validation set"
         )
     by_name = [classes.index(cls) for cls in in_order_of_number(classes)]  # the file's labels number these
@@ -198,10 +198,10 @@ def _reassessed(name: str, folder: Path, classes: list[str]) -> ImageSet:
         raise DataError(f"{folder / REAL_LABELS} has no labels at all: get it again")
     agree = sum(index.label(i) in accepted for i, accepted in labels.items())
     if 2 * agree < len(labels):
-        # A few labels are corrections; where most are, the lists have gone to the wrong pictures or classes.
+        # A few labels are corrections; where most are, the lists have gone to the wrong images or classes.
         raise DataError(
-            f"the labels of {folder / REAL_LABELS} include the class folder of only {agree} of {len(labels)} pictures: "
-            "they are of other pictures, or the checkpoint's class names, once sorted, are not in ImageNet's order "
+            f"the labels of {folder / REAL_LABELS} include the class folder of only {agree} of {len(labels)} predictions: "
+            "they are of other predictions, or the checkpoint's class names, once sorted, are not in ImageNet's order "
             "(that of WordNet ids)"
         )
     kept = sorted(labels)
@@ -209,25 +209,25 @@ def _reassessed(name: str, folder: Path, classes: list[str]) -> ImageSet:
     target = np.empty(len(kept), np.int32)
     for row, i in enumerate(kept):
         accepted[row, : len(labels[i])] = torch.tensor(labels[i])
-        # For tables by class a picture needs one label: that of its folder, unless it was withdrawn.
+        # For tables by class a image needs one label: that of its folder, unless it was withdrawn.
         target[row] = index.label(i) if index.label(i) in labels[i] else labels[i][0]
     note = (
-        f"Right is any label of the picture's list (Beyer et al. 2020, arXiv 2006.07159); {len(place) - len(kept)} of "
-        f"{len(place)} pictures have none and are left out. Tables by class count a picture under the class of its "
+        f"Right is any label of the image's list (Beyer et al. 2020, arXiv 2006.07159); {len(place) - len(kept)} of "
+        f"{len(place)} images have none and are left out. Tables by class count a image under the class of its "
         "folder, or under the first of its list if that is not in it."
     )
     return ImageSet(name, _selected(index, kept, target), classes, accepted=accepted, note=note)
 
 
 def _places_in_list(index: FolderIndex) -> list[int]:
-    """Place of each picture in the list of labels, from the number in its file name."""
+    """Place of each image in the list of labels, from the number in its file name."""
     places = []
     for i in range(len(index)):
         number = _NUMBER.search(Path(index.path(i)).name)
         if number is None:
             raise DataError(
-                f"{index.path(i)}: set real finds a picture's labels by the number in ImageNet's own file name "
-                "(ILSVRC2012_val_00000001.JPEG), which this name lacks: give the pictures under their own names"
+                f"{index.path(i)}: set real finds a image's labels by the number in ImageNet's own file name "
+                "(ILSVRC2012_val_00000001.JPEG), which this name lacks: give the images under their own names"
             )
         places.append(int(number[1]) - 1)
     return places
@@ -242,12 +242,12 @@ def _read_labels(path: Path, classes: int) -> list[list[int]]:
         isinstance(item, list) and all(type(label) is int and 0 <= label < classes for label in item) for item in lists
     )
     if not fits:
-        raise DataError(f"{path} must be a list with a list of labels from 0 to {classes - 1} for each picture")
+        raise DataError(f"{path} must be a list with a list of labels from 0 to {classes - 1} for each image")
     return lists
 
 
 def _selected(index: FolderIndex, kept: list[int], labels: np.ndarray) -> FolderIndex:
-    """An index of some of the pictures, under other labels."""
+    """An index of some of the predictions, under other labels."""
     paths = [index.blob[index.offsets[i] : index.offsets[i + 1]] for i in kept]
     offsets = np.concatenate(([0], np.cumsum([len(path) for path in paths]))).astype(np.int64)
     return replace(index, blob=np.concatenate(paths), offsets=offsets, labels=labels)

@@ -44,11 +44,11 @@ class ClassificationEvaluator:
         counts = torch.stack([hits.new_tensor(len(target), dtype=torch.int64), hits[:, 0].sum(), hits.sum()])
         self.totals += torch.cat([counts.to(self.totals), losses.sum(dtype=self.totals.dtype)[None]])
 
-    def share(self) -> Tensor:
+    def state(self) -> Tensor:
         """Images, top-1 hits, top-5 hits and sum of losses of this process: float64 (4,) on the CPU."""
         return self.totals.cpu()
 
-    def compute(self, shares: Sequence[Tensor]) -> dict[str, float]:
-        """`top1`, `top5` in percent, mean `loss`, and `n`, the images counted, over the shares of all processes."""
-        n, top1, top5, loss = torch.stack(list(shares)).sum(0).tolist()
+    def compute(self, states: Sequence[Tensor]) -> dict[str, float]:
+        """`top1`, `top5` in percent, mean `loss`, and `n`, the images counted, over the states of all processes."""
+        n, top1, top5, loss = torch.stack(list(states)).sum(0).tolist()
         return {"top1": 100 * top1 / n, "top5": 100 * top5 / n, "loss": loss / n, "n": int(n)}

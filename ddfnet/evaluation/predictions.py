@@ -1,4 +1,4 @@
-"""Results picture by picture: what a report needs beyond the sums of `ClassificationEvaluator`."""
+"""Results image by image: what a report needs beyond the sums of `ClassificationEvaluator`."""
 
 import math
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from ddfnet.evaluation.metrics import score
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """One row per picture, in the order of the index; all on the CPU.
+class Predictions:
+    """One row per image, in the order of the index; all on the CPU.
 
     Attributes:
         target: label (N,), int64.
@@ -48,15 +48,15 @@ class Pictures:
         return self.hits.any(1)
 
 
-class PictureEvaluator:
-    """Keeps a few numbers of each picture, on the device and without host syncs; `pictures` has them after `compute`.
+class PredictionEvaluator:
+    """Keeps a few numbers of each image, on the device and without host syncs; `predictions` has them after `compute`.
 
     The logits themselves are not kept: a row takes 64 bytes whatever the number of classes.
 
     Args:
-        columns: score these outputs of the network alone; label i of the pictures is output `columns[i]`. None: all.
-        mirror: average the softmax over the picture and its mirror image.
-        accepted: labels that count as right, (N, most) int64 by picture index, filled up with -1. None: the target.
+        columns: score these outputs of the network alone; label i of the images is output `columns[i]`. None: all.
+        mirror: average the softmax over the image and its mirror image.
+        accepted: labels that count as right, (N, most) int64 by image index, filled up with -1. None: the target.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PictureEvaluator:
         self.mirror = mirror
         self.accepted = accepted
         self.batches: list[tuple[Tensor, ...]] = []
-        self.pictures: Pictures | None = None
+        self.predictions: Predictions | None = None
 
     @torch.no_grad()
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
@@ -81,27 +81,27 @@ class PictureEvaluator:
         # Copies: on the CPU these two lie in memory shared with a loader worker, which holds files open while it lives.
         self.batches.append((batch["index"].clone(), batch["target"].clone(), top, confidence, losses))
 
-    def share(self) -> tuple[Tensor, ...]:
-        """Index, target, top-5, confidence and loss of the pictures of this process, on the CPU; () if it had none."""
+    def state(self) -> tuple[Tensor, ...]:
+        """Index, target, top-5, confidence and loss of the images of this process, on the CPU; () if it had none."""
         return tuple(torch.cat([part.cpu() for part in column]) for column in zip(*self.batches, strict=True))
 
-    def compute(self, shares: Sequence[tuple[Tensor, ...]]) -> dict[str, float]:
-        """`top1`, `top5` in percent, mean `loss`, and `n`, the pictures counted, over the shares of all processes.
+    def compute(self, states: Sequence[tuple[Tensor, ...]]) -> dict[str, float]:
+        """`top1`, `top5` in percent, mean `loss`, and `n`, the images counted, over the states of all processes.
 
         Raises:
-            RuntimeError: a picture came twice.
+            RuntimeError: a image came twice.
         """
-        columns = zip(*(share for share in shares if share), strict=True)
+        columns = zip(*(state for state in states if state), strict=True)
         index, target, top, confidence, loss = (torch.cat(column) for column in columns)
         index, order = index.sort()
         if (index[1:] == index[:-1]).any():
-            raise RuntimeError("a picture was evaluated twice: its processes do not divide the set")
+            raise RuntimeError("a image was evaluated twice: its processes do not divide the set")
         target, top = target[order], top[order]
         accepted = target[:, None] if self.accepted is None else self.accepted[index]
         hits = (top[:, :, None] == accepted[:, None, :]).any(2)
-        self.pictures = Pictures(target, top, confidence[order].double(), loss[order].double(), hits)
-        n, top1, top5 = len(index), int(self.pictures.right.sum()), int(self.pictures.right5.sum())
-        return {"top1": 100 * top1 / n, "top5": 100 * top5 / n, "loss": self.pictures.loss.mean().item(), "n": n}
+        self.predictions = Predictions(target, top, confidence[order].double(), loss[order].double(), hits)
+        n, top1, top5 = len(index), int(self.predictions.right.sum()), int(self.predictions.right5.sum())
+        return {"top1": 100 * top1 / n, "top5": 100 * top5 / n, "loss": self.predictions.loss.mean().item(), "n": n}
 
     def _logits(self, model: nn.Module, image: Tensor) -> Tensor:
         logits = model(image).float()

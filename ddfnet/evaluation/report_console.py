@@ -22,7 +22,7 @@ def settings_lines(report: dict[str, Any]) -> list[str]:
         f"{report['processes']} process(es)",
     ]
     if report["tta"]:
-        lines.append("test-time augmentation: mean softmax of picture and mirror image")
+        lines.append("test-time augmentation: mean softmax of image and mirror image")
     return [part for line in lines for part in _wrap(line)]
 
 
@@ -58,7 +58,7 @@ def files_lines(folder: Path, files: Sequence[str]) -> str:
 
 def sets_header() -> str:
     """Header of the lines of `sets_row`."""
-    return f"{'set':<12}{'pictures':>9}{'classes':>9}{'top-1':>9}{'top-5':>9}{'ece':>9}{'loss':>9}{'images/s':>10}"
+    return f"{'set':<12}{'images':>9}{'classes':>9}{'top-1':>9}{'top-5':>9}{'ece':>9}{'loss':>9}{'images/s':>10}"
 
 
 def sets_row(name: str, report: dict[str, Any]) -> str:
@@ -79,7 +79,7 @@ def sets_page(summary: dict[str, Any]) -> str:
     lines = [
         f"# {summary['model']} on {len(summary['sets'])} sets",
         "",
-        f"| set | pictures | classes | top-1 | top-5 | ECE ({BINS} bins) | loss |",
+        f"| set | images | classes | top-1 | top-5 | ECE ({BINS} bins) | loss |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, result in summary["sets"].items():

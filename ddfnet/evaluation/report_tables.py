@@ -16,7 +16,7 @@ CSV_COLUMNS = (
 
 
 def per_class_csv(rows: Sequence[ClassRow], classes: Sequence[str], names: Sequence[str]) -> str:
-    """One line per class that has pictures, under the header `CSV_COLUMNS`.
+    """One line per class that has predictions, under the header `CSV_COLUMNS`.
 
     Args:
         rows: see `class_rows`.
@@ -53,7 +53,7 @@ def report_page(
     parts.append("## Most frequent confusions")
     counts = {row.label: row.n for row in rows}
     most = pairs[:_MOST]
-    parts.append(_confusions(most, counts, names) if most else "None: every picture was recognised.")
+    parts.append(_confusions(most, counts, names) if most else "None: every image was recognized.")
     if len(pairs) > len(most):
         total = sum(pair.count for pair in pairs)
         parts.append(f"{sum(pair.count for pair in most)} of {total} mistakes; {len(pairs)} pairs of classes in all.")
@@ -86,8 +86,8 @@ def _remarks(report: dict[str, Any]) -> list[str]:
     remarks = [report["note"]] if report["note"] else []
     if report["tta"]:
         remarks.append(
-            "With test-time augmentation (`--tta`): softmax averaged over each picture and its mirror image. Not to be "
-            "compared with figures of single pictures."
+            "With test-time augmentation (`--tta`): softmax averaged over each image and its mirror image. Not to be "
+            "compared with figures of single predictions."
         )
     return remarks
 
@@ -109,7 +109,7 @@ def _confusions(pairs: Sequence[Confusion], counts: dict[int, int], names: Seque
         (names[pair.target], names[pair.predicted], str(pair.count), f"{100 * pair.count / counts[pair.target]:.1f} %")
         for pair in pairs
     ]
-    return _table(("is", "taken for", "pictures", "of its class"), cells)
+    return _table(("is", "taken for", "images", "of its class"), cells)
 
 
 def _settings(report: dict[str, Any]) -> str:
@@ -119,13 +119,13 @@ def _settings(report: dict[str, Any]) -> str:
     rows = [
         ("model", f"{report['model']}{f' ({kwargs})' if kwargs else ''}, {report['parameters']:,} parameters"),
         ("checkpoint", f"`{report['checkpoint']}`, {report['weights']} weights"),
-        ("data", f"`{report['data']}`, {report['n']:,} pictures, {report['classes']:,} classes"),
-        ("pictures", f"{how['input_size']} px, crop {how['crop_pct']:g}, {how['interpolation']}"),
+        ("data", f"`{report['data']}`, {report['n']:,} predictions, {report['classes']:,} classes"),
+        ("images", f"{how['input_size']} px, crop {how['crop_pct']:g}, {how['interpolation']}"),
         ("test-time augmentation", "mirror image" if report["tta"] else "none"),
         ("precision", report["precision"]),
         ("device", ", ".join(sorted(set(where["gpus"]))) if report["device"] == "cuda" else "CPU"),
-        ("processes, batch", f"{report['processes']}, {report['batch_size']} pictures each"),
-        ("speed", f"{report['images_per_second']} pictures per second, reading included"),
+        ("processes, batch", f"{report['processes']}, {report['batch_size']} images each"),
+        ("speed", f"{report['images_per_second']} images per second, reading included"),
         ("command", f"`{report['command']}`"),
         ("date", report["date"]),
         ("versions", f"Python {where['python']}, {versions}"),

@@ -57,7 +57,7 @@ def published_card(
     preprocessing: Preprocessing,
     num_classes: int,
     location: str,
-    licence: str | None,
+    license: str | None,
     data: str | None,
     entry: Entry | None = None,
     log: Sequence[Mapping[str, Any]] = (),
@@ -68,22 +68,22 @@ def published_card(
         name: title.
         architecture: model name, for `timm.create_model`.
         parameters: of the model.
-        preprocessing: of the pictures.
+        preprocessing: of the images.
         num_classes: of the classifier.
         location: what `timm.create_model` takes, e.g. `hf-hub:ORG/NAME`.
-        licence: None where nobody stated one.
+        license: None where nobody stated one.
         data: what it was trained on; None where nobody stated it.
         entry: of the zoo, if the weights are from there.
         log: see `zoo_card`.
     """
     front = {
-        "license": licence_id(licence),
+        "license": license_id(license),
         "library_name": "timm",
         "pipeline_tag": TASK,
         "tags": [TASK, "timm", "ddfnet"],
     }
     if front["license"] == "other":
-        front["license_name"] = licence
+        front["license_name"] = license
     if entry is None:
         about = "\n\n".join(
             [
@@ -92,11 +92,11 @@ def published_card(
                 f"`python eval.py --checkpoint model.safetensors --data FOLDER` ({num_classes} class folders).",
                 f"## Data\n\n{data or 'Not stated.'}",
                 preprocessing_table(preprocessing),
-                f"## Licence\n\n{licence or 'Not stated: ask who published these weights before you use them.'}",
+                f"## License\n\n{license or 'Not stated: ask who published these weights before you use them.'}",
             ]
         )
     else:
-        about = _about(entry, log, licence=licence, data=data)
+        about = _about(entry, log, license=license, data=data)
     usage = "\n".join(
         [
             "```python",
@@ -118,11 +118,11 @@ def published_card(
     return "\n\n".join(parts) + "\n"
 
 
-def licence_id(licence: str | None) -> str:
-    """A licence as the hub names it: `mit` for MIT, `unknown` where there is none, `other` for a sentence."""
-    if licence is None:
+def license_id(license: str | None) -> str:
+    """A license as the hub names it: `mit` for MIT, `unknown` where there is none, `other` for a sentence."""
+    if license is None:
         return "unknown"
-    return licence.lower() if len(licence.split()) == 1 else "other"
+    return license.lower() if len(license.split()) == 1 else "other"
 
 
 def describe(model: str) -> str:
@@ -132,11 +132,11 @@ def describe(model: str) -> str:
 
 
 def preprocessing_table(how: Preprocessing) -> str:
-    """The section on how pictures are prepared."""
+    """The section on how images are prepared."""
     rows = {
         "input": f"{how.size} x {how.size} pixels, RGB",
         "resize": f"short side to {math.floor(how.size / how.crop_pct)} pixels, {how.interpolation}",
-        "crop": f"centre (crop_pct {how.crop_pct:g})",
+        "crop": f"center (crop_pct {how.crop_pct:g})",
         "mean": ", ".join(f"{value:g}" for value in how.mean),
         "std": ", ".join(f"{value:g}" for value in how.std),
     }
@@ -171,7 +171,7 @@ def _usage(entry: Entry) -> str:
 
 
 def _about(
-    entry: Entry, log: Sequence[Mapping[str, Any]], *, licence: str | None = None, data: str | None = None
+    entry: Entry, log: Sequence[Mapping[str, Any]], *, license: str | None = None, data: str | None = None
 ) -> str:
     parts = [
         "## Figures",
@@ -184,8 +184,8 @@ def _about(
         preprocessing_table(entry.preprocessing),
         "## Limits",
         _limits(entry),
-        "## Licence and origin",
-        f"Licence: {licence or entry.licence}. Origin: {entry.origin}.",
+        "## License and origin",
+        f"License: {license or entry.license}. Origin: {entry.origin}.",
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -197,13 +197,13 @@ def _figures(entry: Entry) -> str:
         whose = "measured" if entry.status == "verified" else "the authors', not measured here"
         lines.append(f"| {_METRICS.get(key, key)} | {value:g} %{count} | {whose} |")
     if entry.status == "verified":
-        on = f"{entry.images} held-out pictures, " if entry.images else ""
-        lines += ["", f"Measured with `eval.py`, pictures prepared as below: {on}{entry.measured}."]
+        on = f"{entry.images} held-out images, " if entry.images else ""
+        lines += ["", f"Measured with `eval.py`, images prepared as below: {on}{entry.measured}."]
     return "\n".join(lines)
 
 
 def correct(percent: float, images: int) -> int:
-    """Number of pictures behind a percentage."""
+    """Number of images behind a percentage."""
     return round(percent * images / 100)
 
 
@@ -242,7 +242,7 @@ def _limits(entry: Entry) -> str:
     if entry.images and "top1" in entry.metrics:
         low, high = _wilson(correct(entry.metrics["top1"], entry.images), entry.images)
         lines.append(
-            f"{entry.images} pictures are a sample: the 95 % interval of the top-1 accuracy (Wilson) is "
+            f"{entry.images} images are a sample: the 95 % interval of the top-1 accuracy (Wilson) is "
             f"{100 * low:.1f} to {100 * high:.1f} %."
         )
     lines.append("The figures hold for the data and the preprocessing above alone.")
@@ -252,6 +252,6 @@ def _limits(entry: Entry) -> str:
 def _wilson(correct: int, images: int) -> tuple[float, float]:
     z = 1.96
     share, spread = correct / images, z * z / images
-    centre = (share + spread / 2) / (1 + spread)
+    center = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / images + spread / (4 * images)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)

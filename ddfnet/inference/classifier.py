@@ -26,7 +26,7 @@ class Classifier:
         name: model name, for `ddfnet.create_model`.
         kwargs: further arguments of the model.
         classes: class names in label order; None where the file does not say them.
-        preprocessing: of the pictures.
+        preprocessing: of the images.
         precision: of training (`fp32`, `bf16`, `fp16`); None where the file does not say it.
         weights: which weights of the file these are: `ema`, `model` or `state_dict`.
     """

@@ -10,9 +10,9 @@ class BAM(nn.Module):
     `x * (1 + sigmoid(channel(x) + spatial(x)))`. The channel branch sees the globally averaged input, the spatial
     branch a map of C / reduction channels through two dilated 3x3 convolutions.
 
-    The sum is the paper's (eq. 2); the authors' code multiplies the branches. Batch normalisation follows each hidden
+    The sum is the paper's (eq. 2); the authors' code multiplies the branches. Batch normalization follows each hidden
     layer, as in the authors' code; the paper's eq. 3 and 4 write it at the end of each branch. Since the channel branch
-    normalises over the samples alone, training needs at least two of them per process.
+    normalizes over the samples alone, training needs at least two of them per process.
 
     Args:
         channels: C, input and output channels.
@@ -46,14 +46,12 @@ class BAM(nn.Module):
         hidden = channels // reduction
 
         def conv_norm_relu(inputs: int, **conv: int) -> list[nn.Module]:
-            # the biases do nothing before a batch normalisation; they are in the authors' code and its counts
+            # the biases do nothing before a batch normalization; they are in the authors' code and its counts
             return [nn.Conv2d(inputs, hidden, **conv, **factory), nn.BatchNorm2d(hidden, **factory), nn.ReLU(True)]
 
         dilated = {"kernel_size": 3, "padding": dilation, "dilation": dilation}
         self.channel_branch = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            *conv_norm_relu(channels, kernel_size=1),
-            nn.Conv2d(hidden, channels, 1, **factory),
+            nn.AdaptiveAvgPool2d(1), *conv_norm_relu(channels, kernel_size=1), nn.Conv2d(hidden, channels, 1, **factory)
         )
         self.spatial_branch = nn.Sequential(
             *conv_norm_relu(channels, kernel_size=1),

@@ -15,7 +15,7 @@ class DDF(nn.Module):
     """Decoupled dynamic filter: a drop-in for a k x k convolution with equal input and output channels.
 
     A 1x1 convolution predicts one k x k filter per pixel and head (spatial branch); global average pooling and two
-    1x1 convolutions predict one per channel (channel branch). Both are normalised and combined by `ddfnet.ddf`
+    1x1 convolutions predict one per channel (channel branch). Both are normalized and combined by `ddfnet.ddf`
     (Zhou et al., CVPR 2021, eq. 2 and figure 3). Parameter names are those of the official `DDFPack`, whose
     state_dict loads strictly.
 
@@ -29,8 +29,8 @@ class DDF(nn.Module):
         filters: `both`, or only the `spatial` or the `channel` ones (table 3); the absent branch is None, and
             `combine` has nothing to act on.
         normalization: of the predicted filters: `filter` (`FilterNorm`), or its rivals in table 3, `batch` and
-            `sigmoid`. `batch` normalises the channel filters over the pictures alone: training needs at least two.
-        nonlinearity: what follows the layer, for the gain of the filter normalisation.
+            `sigmoid`. `batch` normalizes the channel filters over the images alone: training needs at least two.
+        nonlinearity: what follows the layer, for the gain of the filter normalization.
         fused_filters: on CUDA, predict the spatial filters and pool x in one kernel where that applies: channels_last
             in half precision, or in float32 with one head of 3x3 taps. Same parameters, and the same numbers but for
             rounding: the kernel keeps in float32 what the layers round to the dtype of x. It has no second-order
@@ -93,7 +93,7 @@ class DDF(nn.Module):
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B, {self.channels}, H, W)")
         k = self.kernel_size
         cast = autocast(x)
-        if self.fused_filters and fusible(cast, k, self.heads) and not self._is_customised():
+        if self.fused_filters and fusible(cast, k, self.heads) and not self._is_customized():
             x = cast  # what the kernel saves for backward is what the operator saves
             channel_filter, spatial_filter = self._fused_branches(x)
         else:
@@ -128,8 +128,8 @@ class DDF(nn.Module):
             channel_filter = layer(channel_filter)
         return channel_filter, spatial_filter
 
-    def _is_customised(self) -> bool:
-        """Whether the layers that the fused kernel replaces are others (ablations, quantised, adapted) or hooked."""
+    def _is_customized(self) -> bool:
+        """Whether the layers that the fused kernel replaces are others (ablations, quantized, adapted) or hooked."""
         if self.channel_branch is None or self.spatial_branch is None:
             return True
         pool, conv, norm = self.channel_branch[0], *self.spatial_branch

@@ -1,4 +1,4 @@
-"""Filter normalisation (Zhou et al., CVPR 2021, eq. 3), and what the paper compares it with (table 3)."""
+"""Filter normalization (Zhou et al., CVPR 2021, eq. 3), and what the paper compares it with (table 3)."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class FilterNorm(nn.Module):
-    """Normalises each predicted filter over its k*k taps: zero mean, then a given standard deviation.
+    """Normalizes each predicted filter over its k*k taps: zero mean, then a given standard deviation.
 
     `alpha * (f - mean(f)) / (std(f) + 1e-10)` with the unbiased std, as in the official code. A spatial filter has
     the constant alpha = gain / k; a channel filter has a learned one per tap, started at `randn * gain / k`.
@@ -74,7 +74,7 @@ def normalization_layer(
     """What stands behind the logits of a filter: (B, channels*k*k, H, W) -> the same shape.
 
     Args:
-        normalization: `filter`: `FilterNorm`; `batch`: batch normalisation of each tap, with PyTorch's start (unit
+        normalization: `filter`: `FilterNorm`; `batch`: batch normalization of each tap, with PyTorch's start (unit
             weights); `sigmoid`. The last two are the rivals of the paper's table 3, which gives no details of them.
         channels, kernel_size, kind, nonlinearity: see `FilterNorm`; the rivals do not need the last two.
 
@@ -91,7 +91,7 @@ def normalization_layer(
 
 
 def check_kernel_size(kernel_size: int) -> None:
-    """Raises TypeError or ValueError unless such filters can be normalised: one tap has no standard deviation."""
+    """Raises TypeError or ValueError unless such filters can be normalized: one tap has no standard deviation."""
     if isinstance(kernel_size, bool) or not isinstance(kernel_size, int):
         raise TypeError(f"kernel_size must be an int, got {kernel_size!r}")
     if kernel_size < 3 or kernel_size % 2 == 0:

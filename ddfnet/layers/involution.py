@@ -10,7 +10,7 @@ from ddfnet.ops.ddf import ddf
 class Involution(nn.Module):
     """Involution (Li et al., "Involution: Inverting the Inherence of Convolution", CVPR 2021, section 3).
 
-    A 1x1 convolution to channels / reduction, batch normalisation, ReLU and a second 1x1 convolution predict one
+    A 1x1 convolution to channels / reduction, batch normalization, ReLU and a second 1x1 convolution predict one
     k x k filter per pixel and group of channels; `ddfnet.ddf` applies them, with no channel filter. At stride s they
     are predicted from the input averaged over s x s pixels.
 

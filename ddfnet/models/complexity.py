@@ -14,13 +14,13 @@ from ddfnet.models.factory import create_model
 
 @dataclass(frozen=True)
 class Complexity:
-    """What one forward pass of one picture costs.
+    """What one forward pass of one image costs.
 
     Attributes:
         parameters: learned numbers, running statistics not among them.
         multiply_adds: of convolutions, matrix products and filters (each tap of a DDF counts once), as counted by
             torch's FlopCounterMode. Papers call these FLOPs.
-        printed: multiply_adds, plus 2 for each output of a batch normalisation and 1 for each of a ReLU: the
+        printed: multiply_adds, plus 2 for each output of a batch normalization and 1 for each of a ReLU: the
             convention of the common counters with module hooks, behind the 4.1 B usually printed for ResNet50 and the
             2.298 B that the DDF paper prints.
     """
@@ -34,15 +34,15 @@ def count_complexity(model: nn.Module, input_size: tuple[int, int, int] = (3, 22
     """Counts one forward pass on the model's own device; on the meta device nothing is computed.
 
     Args:
-        input_size: channels, height and width of the picture.
+        input_size: channels, height and width of the image.
     """
     like = next(model.parameters(), torch.empty(0))
-    picture = torch.empty(1, *input_size, device=like.device, dtype=like.dtype)
+    image = torch.empty(1, *input_size, device=like.device, dtype=like.dtype)
     training = [module for module in model.modules() if module.training]  # some may be frozen
     model.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter, _element_count(model) as elements:
-            model(picture)
+            model(image)
     finally:
         for module in training:
             module.training = True

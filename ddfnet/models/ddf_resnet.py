@@ -74,7 +74,7 @@ def _ddf_in_place_of(conv: nn.Conv2d, ddf_args: Mapping[str, Any]) -> DDF:
 
 
 class SmallImageResNet(ResNet):
-    """ResNet for pictures of about 32 pixels: a 3x3 stem and no max pooling.
+    """ResNet for images of about 32 pixels: a 3x3 stem and no max pooling.
 
     Args (besides those of timm's `ResNet`):
         stem_stride: stride of the stem; with 1 the stages have strides 1, 2, 4, 8.
@@ -84,7 +84,7 @@ class SmallImageResNet(ResNet):
         super().__init__(*args, **kwargs)
         stem = self.conv1
         if not isinstance(stem, nn.Conv2d):
-            raise ValueError("small pictures have a stem of one convolution: stem_type cannot be chosen")
+            raise ValueError("small images have a stem of one convolution: stem_type cannot be chosen")
         if stem_stride not in (1, 2):
             raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride!r}")
         self.conv1 = nn.Conv2d(
@@ -117,7 +117,7 @@ def _cfg(**overrides: Any) -> dict[str, Any]:
 
 
 def small_image_cfg() -> dict[str, Any]:
-    """timm's record of a model for pictures of 32 pixels and 10 classes."""
+    """timm's record of a model for images of 32 pixels and 10 classes."""
     return _cfg(input_size=(3, 32, 32), pool_size=(4, 4), crop_pct=1.0, num_classes=10)
 
 
@@ -204,13 +204,13 @@ def ddf_add_resnet152(pretrained: bool = False, **kwargs: Any) -> ResNet:
 
 @register_model
 def ddf_mul_resnet14_32px(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """A small DDF-ResNet for 32-pixel pictures (digits, CIFAR): 4 bottlenecks of 16 to 128 channels."""
+    """A small DDF-ResNet for 32-pixel images (digits, CIFAR): 4 bottlenecks of 16 to 128 channels."""
     return _create("ddf_mul_resnet14_32px", pretrained, (1, 1, 1, 1), "mul", kwargs, **_SMALL_IMAGE_ARGS)
 
 
 @register_model
 def ddf_add_resnet14_32px(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """A small DDF-ResNet for 32-pixel pictures (digits, CIFAR): 4 bottlenecks of 16 to 128 channels."""
+    """A small DDF-ResNet for 32-pixel images (digits, CIFAR): 4 bottlenecks of 16 to 128 channels."""
     return _create("ddf_add_resnet14_32px", pretrained, (1, 1, 1, 1), "add", kwargs, **_SMALL_IMAGE_ARGS)
 
 

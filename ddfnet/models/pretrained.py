@@ -32,7 +32,7 @@ def tagged_cfgs(model: str, cfg: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "interpolation": how.interpolation,
             "mean": how.mean,
             "std": how.std,
-            "license": entry.licence,
+            "license": entry.license,
             "origin_url": entry.origin if entry.origin.startswith("http") else None,
         }
     return {**tagged, f"{model}.untrained": cfg}

@@ -13,15 +13,15 @@ from ddfnet.tasks.plan import RunPlan
 
 
 class Evaluator(Protocol):
-    """Accumulates over the batches of one process; the shares of all processes make the metrics."""
+    """Accumulates over the batches of one process; the states of all processes make the metrics."""
 
     def update(self, model: nn.Module, batch: Batch) -> None: ...
 
-    def share(self) -> Any:
+    def state(self) -> Any:
         """What this process has seen, on the CPU: sums, counts or records, whatever `compute` needs."""
 
-    def compute(self, shares: Sequence[Any]) -> dict[str, float]:
-        """Metrics of the whole set from the shares of all processes; `n` is the number of images counted."""
+    def compute(self, states: Sequence[Any]) -> dict[str, float]:
+        """Metrics of the whole set from the states of all processes; `n` is the number of images counted."""
 
 
 class Task(Protocol):
@@ -56,7 +56,7 @@ class Task(Protocol):
         """What a checkpoint must say so that its weights can be used without the configuration."""
 
     def sample_names(self, plan: RunPlan, step: int) -> list[str]:
-        """The samples of one optimiser step, for a report on what went wrong in it."""
+        """The samples of one optimizer step, for a report on what went wrong in it."""
 
 
 def train_sampler(
@@ -77,7 +77,7 @@ def train_sampler(
 
 
 def step_indices(config: Config, plan: RunPlan, length: int, step: int, *, repeats: int = 1) -> list[int]:
-    """The images of one optimiser step over all processes, in the order of the global batch."""
+    """The images of one optimizer step over all processes, in the order of the global batch."""
     epoch, place = divmod(step, plan.steps_per_epoch)
     batch = config.train.batch_size
     order = epoch_order(length, config.run.seed, epoch, repeats)

@@ -47,7 +47,7 @@ class ModelConfig(ModelSection):
             "drop_rate": "set model.drop_rate",
             "drop_path_rate": "set model.drop_path_rate",
             "pretrained": "give a file as model.init_checkpoint",
-            "in_chans": "pictures have three channels",
+            "in_chans": "images have three channels",
             "checkpoint_path": "give a file as model.init_checkpoint",
             "pretrained_cfg": "give a file as model.init_checkpoint",
             "pretrained_cfg_overlay": "give a file as model.init_checkpoint",
@@ -70,7 +70,7 @@ class DataConfig(DataSection):
     val: str = "val"
     """Validation tree, relative to root (or an absolute path)."""
     max_corrupt: Fraction = 0.001
-    """Training stops when more than this share of the pictures cannot be decoded."""
+    """Training stops when more than this share of the images cannot be decoded."""
     input: InputConfig = InputConfig()
 
     renamed: ClassVar[dict[str, str]] = {"max_broken": "max_corrupt"}
@@ -225,7 +225,7 @@ class ClassificationTask:
         return ClassificationEvaluator(device)
 
     def meta(self) -> dict[str, Any]:
-        """Model, classes and preprocessing: all that `eval.py` needs besides the weights and the pictures."""
+        """Model, classes and preprocessing: all that `eval.py` needs besides the weights and the images."""
         model = self.config.model
         return {
             "task": "classification",
@@ -236,7 +236,7 @@ class ClassificationTask:
         }
 
     def sample_names(self, plan: RunPlan, step: int) -> list[str]:
-        """Paths of the images of one optimiser step, in the order of the global batch."""
+        """Paths of the images of one optimizer step, in the order of the global batch."""
         config = self.config
         indices = step_indices(config, plan, self.train_images, step, repeats=config.augment.repeats)
         return [self._train.path(i) for i in indices]

@@ -51,7 +51,7 @@ class EmaConfig(Section):
 class TrainConfig(Section):
     epochs: Positive
     batch_size: Positive
-    """Images per optimiser step, over all processes and micro-batches."""
+    """Images per optimizer step, over all processes and micro-batches."""
     device_batch_size: Positive
     """Images per process and micro-batch; batch_size / (processes * device_batch_size) micro-batches accumulate."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -13,9 +13,9 @@ class RunPlan:
 
     Attributes:
         world_size: processes.
-        accumulation: micro-batches per process and optimiser step.
+        accumulation: micro-batches per process and optimizer step.
         lr: peak learning rate.
-        steps_per_epoch: optimiser steps per epoch (an incomplete last batch is dropped).
+        steps_per_epoch: optimizer steps per epoch (an incomplete last batch is dropped).
         schedule_steps: steps of train.epochs, over which the schedule runs.
         warmup_steps: steps of the linear warm-up, the first of schedule_steps.
         total_steps: schedule_steps and the cooldown.

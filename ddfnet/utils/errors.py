@@ -12,7 +12,7 @@ class UserError(ValueError):
     Every other exception is a defect of ours and keeps its traceback.
 
     Attributes:
-        one_process: raised on one process among several (a picture it read, say). Otherwise all raise the same.
+        one_process: raised on one process among several (a image it read, say). Otherwise all raise the same.
     """
 
     one_process = False

@@ -47,10 +47,10 @@ class Entry:
         data: what they were trained on.
         num_classes: of that data.
         metrics: percent on the validation set of `data`, under the names that `eval.py` reports.
-        images: number of pictures of that set; None where its publisher does not say.
+        images: number of images of that set; None where its publisher does not say.
         measured: with what and when the metrics were measured; empty where they are claimed.
-        preprocessing: of the pictures at these metrics.
-        licence: of the weights, as far as known.
+        preprocessing: of the images at these metrics.
+        license: of the weights, as far as known.
         origin: page of those who trained them.
         status: `verified`: we measured `metrics` with `eval.py`; `claimed`: their authors say so.
         note: what else a user has to know.
@@ -72,7 +72,7 @@ class Entry:
     images: int | None
     measured: str
     preprocessing: Preprocessing
-    licence: str
+    license: str
     origin: str
     status: Literal["verified", "claimed"]
     note: str = ""
@@ -107,7 +107,7 @@ def _official(model: str, config: str, top1: float, drive_id: str | None, note: 
         images=None,
         measured="",
         preprocessing=Preprocessing(),
-        licence="MIT for the code they were published with; the weights carry none of their own",
+        license="MIT for the code they were published with; the weights carry none of their own",
         origin=OFFICIAL,
         status="claimed",
         note=note,
@@ -121,7 +121,7 @@ def _ours(model: str, tag: str, sha256: str, size: int, **about: Any) -> Entry:
         tag=tag,
         file=File(size=size, sha256=sha256, shipped=True),
         format="safetensors",
-        licence="MIT",
+        license="MIT",
         origin="this package",
         status="verified",
         **about,
@@ -129,7 +129,7 @@ def _ours(model: str, tag: str, sha256: str, size: int, **about: Any) -> Entry:
 
 
 _DRIVE = "On Google Drive. Its authors published neither size nor hash: those of the first download are trusted."
-_SCORED_ONCE = "Scored once, after the last epoch: no epoch was picked on the held-out pictures. For trying things."
+_SCORED_ONCE = "Scored once, after the last epoch: no epoch was picked on the held-out images. For trying things."
 _BAIDU = "On Baidu only, which wants a browser and an account: follow the link in the README of its origin."
 
 _ENTRIES = (

@@ -7,7 +7,7 @@
     python scripts/benchmarks/model.py --device cpu --models ddf_mul_resnet14_32px --modes eager --image-size 32
 
 MODELS are names that timm knows, those of ddfnet included. A training step is forward, cross-entropy, backward and a
-step of SGD with momentum, on random pictures and labels that are on the device already: no data loading, no transfer.
+step of SGD with momentum, on random images and labels that are on the device already: no data loading, no transfer.
 Images per second are of the median step. Ratios are to `--baseline` in the same mode. Peak memory is in excess of what
 was in use before the model was built, and leaves out the first steps; on a CPU it is resident memory (Linux only),
 that of the compiler included. Compile time is how much longer the first step takes than the median one, with empty
@@ -90,8 +90,8 @@ def measure(name: str, mode: str, arguments: argparse.Namespace, device: torch.d
     before = bench.start_memory(device)
     memory_format, dtype = FORMATS[arguments.memory_format], DTYPES[arguments.dtype]
     model = timm.create_model(name, num_classes=CLASSES).to(device, memory_format=memory_format)
-    pictures = torch.randn(arguments.batch, 3, arguments.image_size, arguments.image_size, device=device)
-    pictures = pictures.contiguous(memory_format=memory_format)
+    images = torch.randn(arguments.batch, 3, arguments.image_size, arguments.image_size, device=device)
+    images = images.contiguous(memory_format=memory_format)
     labels = torch.randint(CLASSES, (arguments.batch,), device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -103,7 +103,7 @@ def measure(name: str, mode: str, arguments: argparse.Namespace, device: torch.d
 
     def train() -> None:
         with autocast():
-            loss = F.cross_entropy(network(pictures), labels)
+            loss = F.cross_entropy(network(images), labels)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -112,7 +112,7 @@ def measure(name: str, mode: str, arguments: argparse.Namespace, device: torch.d
 
     def infer() -> None:
         with torch.no_grad(), autocast():
-            network(pictures)
+            network(images)
 
     figures: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     model.train()
@@ -249,7 +249,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--baseline", default="resnet50", metavar="MODEL", help="of the ratios (default: %(default)s)")
     cuda = torch.cuda.is_available()
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if cuda else "cpu", help="default: CUDA")
-    parser.add_argument("--batch", type=int, help="pictures per step (default: 128 on CUDA, 4 on a CPU)")
+    parser.add_argument("--batch", type=int, help="images per step (default: 128 on CUDA, 4 on a CPU)")
     parser.add_argument("--image-size", type=int, help="in pixels (default: 224 on CUDA, 64 on a CPU)")
     parser.add_argument("--dtype", choices=DTYPES, help="of autocast (default: bf16 on CUDA, fp32 on a CPU)")
     parser.add_argument("--memory-format", choices=FORMATS, default="channels_last", help="default: %(default)s")

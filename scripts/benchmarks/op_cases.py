@@ -182,7 +182,7 @@ def preset(name: str, batch: int) -> list[Case]:
         "resnet50": [Case(batch, c, n, n, stride=s, count=count) for c, n, s, count in RESNET50],
         "table2": [Case(2, 256, 200, 300)],
         "tableA": [Case(32, 256, n, n) for n in (7, 14, 28, 56, 112, 224)],
-        "upsample": [Case(2, 256, *size) for size in ((25, 38), (50, 75), (100, 150))],  # of a 800 x 1200 picture
+        "upsample": [Case(2, 256, *size) for size in ((25, 38), (50, 75), (100, 150))],  # of a 800 x 1200 image
     }
     presets["all"] = presets["resnet50"] + presets["table2"] + presets["tableA"]
     return presets.get(name, [])

@@ -4,8 +4,8 @@
     python scripts/make_digits.py data/digits
     python scripts/benchmarks/precision.py --checkpoint zoo:ddf_mul_resnet14_32px.digits --data data/digits/val
 
-Compared on the same pictures: autocast to bfloat16 and float16, weights and input in bfloat16, int8 dynamic
-quantisation, and ONNX in onnxruntime where that is installed. All of it on the CPU. Quantisation
+Compared on the same images: autocast to bfloat16 and float16, weights and input in bfloat16, int8 dynamic
+quantization, and ONNX in onnxruntime where that is installed. All of it on the CPU. Quantization
 (torch.ao.quantization.quantize_dynamic) replaces nn.Linear alone, and the table says how many there are: convolutions
 and DDFs stay in float32. Prints a Markdown table, and writes it with --output. Exit code 2 for a mistake in the input.
 """
@@ -54,7 +54,7 @@ def variants(network: nn.Module, size: int, scratch: Path) -> dict[str, Predict 
         "bfloat16 autocast": _autocast(network, torch.bfloat16),
         "float16 autocast": _autocast(network, torch.float16),
         "bfloat16 weights and input": lambda image: pure(image.to(torch.bfloat16)),
-        f"int8, dynamic, {linears} linear layer{'s' * (linears != 1)} only": _quantised(network),
+        f"int8, dynamic, {linears} linear layer{'s' * (linears != 1)} only": _quantized(network),
     }
     try:
         import onnx  # noqa: F401
@@ -77,17 +77,17 @@ def _autocast(network: nn.Module, dtype: torch.dtype) -> Predict:
     return predict
 
 
-def _quantised(network: nn.Module) -> Predict | str:
+def _quantized(network: nn.Module) -> Predict | str:
     if not torch.backends.quantized.supported_engines:
-        return "not measured: this PyTorch has no engine for quantised layers"
+        return "not measured: this PyTorch has no engine for quantized layers"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated in favour of torchao, which is not a requirement of ours
+        warnings.simplefilter("ignore")  # deprecated in favor of torchao, which is not a requirement of ours
         return torch.ao.quantization.quantize_dynamic(copy.deepcopy(network), {nn.Linear}, dtype=torch.qint8)
 
 
 @dataclass
 class Running:
-    """Figures of one variant over the pictures seen so far; a large set would fill the memory."""
+    """Figures of one variant over the images seen so far; a large set would fill the memory."""
 
     hits: int = 0
     moved: int = 0
@@ -105,10 +105,10 @@ class Running:
 
 @torch.inference_mode()
 def compare(classifier: Classifier, data: Path, batch_size: int) -> list[tuple[str, ...]]:
-    """One row per variant: name, top-1, pictures of another prediction, largest and mean absolute difference.
+    """One row per variant: name, top-1, images of another prediction, largest and mean absolute difference.
 
     Raises:
-        DataError: the pictures cannot be used, or are of other classes.
+        DataError: the images cannot be used, or are of other classes.
     """
     how, outputs = classifier.preprocessing, classifier.network.num_classes
     index = index_folder(data, classes=classifier.classes)
@@ -121,14 +121,14 @@ def compare(classifier: Classifier, data: Path, batch_size: int) -> list[tuple[s
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode(False):
         predictors = variants(classifier.network, how.size, Path(scratch))
     running = {name: Running() for name, predict in predictors.items() if not isinstance(predict, str)}
-    pictures, spread = 0, 0.0
+    images, spread = 0, 0.0
     for batch in batches:
         image, target = batch["image"], batch["target"]
         reference = predictors[REFERENCE](image).double()
         for name, figures in running.items():
             logits = reference if name == REFERENCE else predictors[name](image).double()
             figures.add(logits, reference, target)
-        pictures += len(target)
+        images += len(target)
         spread += reference.std(1).sum().item()
     rows = []
     for name, predict in predictors.items():
@@ -136,11 +136,11 @@ def compare(classifier: Classifier, data: Path, batch_size: int) -> list[tuple[s
             rows.append((name, predict, "", "", ""))
             continue
         figures = running[name]
-        accuracy = f"{100 * figures.hits / pictures:.2f} % ({figures.hits} of {pictures})"
-        mean = figures.total / (pictures * outputs)
+        accuracy = f"{100 * figures.hits / images:.2f} % ({figures.hits} of {images})"
+        mean = figures.total / (images * outputs)
         distance = ("0", "0") if name == REFERENCE else (f"{figures.largest:.2g}", f"{mean:.2g}")
         rows.append((name, accuracy, str(figures.moved), *distance))
-    rows.append(("(standard deviation of the logits of a picture, float32)", "", "", f"{spread / pictures:.2g}", ""))
+    rows.append(("(standard deviation of the logits of a image, float32)", "", "", f"{spread / images:.2g}", ""))
     return rows
 
 

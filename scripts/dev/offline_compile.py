@@ -1,7 +1,7 @@
 """Compile the launches of the operators for an NVIDIA architecture on a machine without a GPU, and read what they need.
 
 A launch is recorded, not made up: the operator runs on meta tensors, and what it would have launched (kernel, tile,
-arguments, constants) is compiled with the specialisation that Triton's launcher would add.
+arguments, constants) is compiled with the specialization that Triton's launcher would add.
 """
 
 import math

@@ -36,7 +36,7 @@ of one entry.
 
 TAIL = """
 **verified**: measured by us with `eval.py`, on the file of this size and sha256. **claimed**: the figure of its
-authors, not measured here. In brackets: number of pictures.
+authors, not measured here. In brackets: number of images.
 
 ## How to use them
 
@@ -73,17 +73,17 @@ makes safetensors of them.
 ## How to add an entry
 
 1. Commit, then train from the clean checkout and score once, after the last epoch:
-   `python train.py --config configs/X.yaml eval.every=1000000`. An epoch that was picked on the held-out pictures is no
+   `python train.py --config configs/X.yaml eval.every=1000000`. An epoch that was picked on the held-out images is no
    measurement.
 2. `python eval.py --checkpoint runs/X/best.safetensors --data FOLDER` gives the metrics, to two digits.
 3. Up to 2 MB a file ships: from `runs/X` to `ddfnet/zoo/weights`, `best.safetensors` as `NAME.safetensors`,
    `config.yaml` as `NAME.yaml`, `metrics.jsonl` as `NAME.metrics.jsonl`, where NAME is `model.tag`. A larger file needs
-   a server: `File(urls=...)`. `tests/zoo/test_shipped.py` has to know where the held-out pictures are.
+   a server: `File(urls=...)`. `tests/zoo/test_shipped.py` has to know where the held-out images are.
 4. Add the entry to `ddfnet/zoo/entries.py`: size (`stat -c %s`), `sha256sum`, command, commit, metrics, number of
-   pictures, with what it was measured, preprocessing. The first entry of a model is what its name alone means.
+   images, with what it was measured, preprocessing. The first entry of a model is what its name alone means.
 5. `python -m ddfnet.zoo verify NAME`, then `python scripts/dev/write_model_zoo.py`, then `bash scripts/test.sh tests/zoo`.
 
-For weights of others: status `claimed`, their figures, `commit=None`, their licence as they state it.
+For weights of others: status `claimed`, their figures, `commit=None`, their license as they state it.
 
 `python scripts/publish_weights.py zoo:NAME --output FOLDER` writes an entry, or any checkpoint of a classifier, as a
 folder in the layout of the Hugging Face hub. `--push ORG/NAME` uploads it, for all to see unless `--private` is given.
@@ -97,7 +97,7 @@ def pages(known: Sequence[Entry] | None = None) -> dict[str, str]:
     known = entries() if known is None else known
     parameters = {entry.name: count_parameters(entry.model, entry.num_classes) for entry in known}
     rows = [
-        "| name | top-1 | top-5 | held-out pictures | parameters | size | status | licence | way |",
+        "| name | top-1 | top-5 | held-out images | parameters | size | status | license | way |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_row(entry, parameters[entry.name]) for entry in known),
         "",
@@ -132,7 +132,7 @@ def _row(entry: Entry, parameters: int) -> str:
         f"{parameters:,}",
         f"{entry.file.size / 1e6:.2f} MB" if entry.file.size is not None else "not stated",
         entry.status,
-        entry.licence,
+        entry.license,
         way_to_get(entry),
     ]
     return f"| {' | '.join(cells)} |"

@@ -4,10 +4,10 @@
     python scripts/paper/small_study.py --data data/cifar10
     python scripts/paper/small_study.py --data data/cifar10 --config configs/study/gpu.yaml --jobs 1 --images-per-class 0
 
---data is a folder with train/ and val/, each with one folder per class (small pictures: the networks are made for 32
+--data is a folder with train/ and val/, each with one folder per class (small images: the networks are made for 32
 pixels). Without it the study trains on handwritten digits, an easier task. Each run is
 `train.py` with the study's YAML and a seed; accuracy is that of the last epoch, so no epoch is chosen on the held-out
-pictures. Finished runs are kept: the same command goes on where it stopped, and more seeds or variants can be added.
+images. Finished runs are kept: the same command goes on where it stopped, and more seeds or variants can be added.
 Writes OUTPUT.md, OUTPUT.json and OUTPUT.png. Exit code 2 for a mistake in the input.
 """
 
@@ -34,30 +34,28 @@ DEFAULT_CONFIG = ROOT / "configs" / "study" / "cpu.yaml"
 
 
 def study_folder(runs: Path, data: Path, images_per_class: int) -> Path:
-    """Where the runs on these pictures go: other pictures must never continue or stand for them."""
+    """Where the runs on these images go: other images must never continue or stand for them."""
     name = f"{data.name}_{images_per_class or 'all'}_per_class"
     return runs / f"{name}_{hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:8]}"
 
 
 def subset(data: Path, images_per_class: int, folder: Path) -> Path:
-    """A folder of links to the first training pictures of each class by name, and to all held-out ones.
+    """A folder of links to the first training images of each class by name, and to all held-out ones.
 
     Raises:
-        ValueError: a class has fewer pictures.
+        ValueError: a class has fewer images.
     """
     if images_per_class == 0:
         return data
     out = folder / "data"
     for source in sorted(path for path in (data / "train").iterdir() if path.is_dir()):
-        pictures = sorted(path for path in source.iterdir() if is_image_name(path.name))
-        if len(pictures) < images_per_class:
-            raise ValueError(
-                f"{source} has {len(pictures)} pictures: lower --images-per-class to that, or give 0 for all"
-            )
+        images = sorted(path for path in source.iterdir() if is_image_name(path.name))
+        if len(images) < images_per_class:
+            raise ValueError(f"{source} has {len(images)} images: lower --images-per-class to that, or give 0 for all")
         target = out / "train" / source.name
         target.mkdir(parents=True, exist_ok=True)
-        for picture in pictures[:images_per_class]:
-            _link(target / picture.name, picture)
+        for image in images[:images_per_class]:
+            _link(target / image.name, image)
     _link(out / "val", data / "val")
     return out
 
@@ -148,7 +146,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", type=Path, metavar="FOLDER", help="train/ and val/ with one folder per class (default: digits)")
-    add("--images-per-class", type=int, default=1000, metavar="N", help="training pictures, 0: all (default 1000)")
+    add("--images-per-class", type=int, default=1000, metavar="N", help="training images, 0: all (default 1000)")
     add("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="default: configs/study/cpu.yaml")
     default = [variant for variant in VARIANTS if not variant.startswith("sigma")]
     add("--variants", nargs="+", default=default, metavar="NAME", help=f"default: {' '.join(default)}")

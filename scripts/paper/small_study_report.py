@@ -58,7 +58,7 @@ Scores = dict[str, dict[int, float]]
 
 
 def read_score(folder: Path) -> tuple[float, int] | None:
-    """(top-1 in %, held-out pictures) after the last epoch of a finished run; None if it has not finished."""
+    """(top-1 in %, held-out images) after the last epoch of a finished run; None if it has not finished."""
     try:
         total = json.loads((folder / "run.json").read_text())["starts"][-1]["derived"]["total_steps"]
         lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -144,8 +144,8 @@ def _markdown(output: Path, command: str, facts: dict[str, Any], scores: Scores,
     lines = [
         "# The paper's table 3 at small scale\n",
         f"`{command}`\n",
-        f"{facts['data']}: {facts['images_per_epoch']:,} training pictures per epoch, {facts['epochs']} epochs, "
-        f"{facts['held_out']:,} held-out pictures; {facts['recipe']}; {facts['device']}; {versions}; "
+        f"{facts['data']}: {facts['images_per_epoch']:,} training images per epoch, {facts['epochs']} epochs, "
+        f"{facts['held_out']:,} held-out images; {facts['recipe']}; {facts['device']}; {versions}; "
         f"commit {facts['git']}; {facts['date']}.\n",
         "One recipe for every variant (configs/study/base.yaml says how it was chosen); accuracy of the last epoch, "
         "in %. The paper's column is ResNet50 on ImageNet (`both, added` from the README of its code): the order is "
@@ -172,7 +172,7 @@ def _markdown(output: Path, command: str, facts: dict[str, Any], scores: Scores,
     lines += [
         "\n## What the paper says of pairs, and what came out here\n",
         "Differences of top-1 between runs of the same seed. One whose sign changes with the seed is noise; the choice "
-        f"of the {facts['held_out']:,} held-out pictures alone gives each accuracy a standard error of up to "
+        f"of the {facts['held_out']:,} held-out images alone gives each accuracy a standard error of up to "
         f"{noise:.1f} points.\n",
         "| the paper says | by | here, mean | seeds that agree |",
         "| --- | --- | --- | --- |",

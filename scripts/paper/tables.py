@@ -56,23 +56,23 @@ _READING = (
 )
 _WIDER = "our reading of `wider network (as ResNeXt)`: the bottleneck's width doubled, as in ResNeXt50 32x4d"
 _LARGER = (
-    "the weights of the row above, evaluated at 288 pixels with a centre crop of 0.95 (our choice: we do not "
+    "the weights of the row above, evaluated at 288 pixels with a center crop of 0.95 (our choice: we do not "
     "know the paper's): `eval.py --checkpoint runs/ddf_resnet50_wide_d/best.pt --input-size 288 --crop-pct 0.95`; the "
     "config trains and evaluates in one go"
 )
 
 TABLES = (
     Table(
-        "Table 3: which filters, which normalisation, which squeeze ratio",
+        "Table 3: which filters, which normalization, which squeeze ratio",
         (
             Row("base ResNet50", "resnet50.yaml", top1=77.2, top5=93.5),
             Row("spatial filter only", "ablations/spatial_only.yaml", top1=74.4, top5=92.0),
             Row("channel filter only", "ablations/channel_only.yaml", top1=78.7, top5=94.2),
             Row("both (DDF)", "ddf_resnet50.yaml", top1=79.1, top5=94.5),
             Row(
-                "batch normalisation instead of filter normalisation", "ablations/batch_norm.yaml", top1=76.0, top5=92.0
+                "batch normalization instead of filter normalization", "ablations/batch_norm.yaml", top1=76.0, top5=92.0
             ),
-            Row("sigmoid instead of filter normalisation", "ablations/sigmoid.yaml", top1=78.2, top5=93.8),
+            Row("sigmoid instead of filter normalization", "ablations/sigmoid.yaml", top1=78.2, top5=93.8),
             Row("sigma = 0.2", "ddf_resnet50.yaml", "16.8", "2.298", 79.1, 94.5),
             Row("sigma = 0.3", "ablations/squeeze_0.3.yaml", "18.1", "2.299", 79.0, 94.5),
             Row("sigma = 0.4", "ablations/squeeze_0.4.yaml", "19.4", "2.300", 79.2, 94.5),

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddfnet.tasks.depth.network import DDFUpNet
 from ddfnet.tasks.detection.pyramid import upsampler
 
-# The levels that the pyramid upsamples for a picture of 1280 x 800 pixels, the size of table 6.
+# The levels that the pyramid upsamples for a image of 1280 x 800 pixels, the size of table 6.
 LOW_RESOLUTION = ((40, 25), (80, 50), (160, 100))
 
 
@@ -59,7 +59,7 @@ FACTORS = (4, 8, 16)
 
 
 def upsampling_cost(name: str, channels: int = 256) -> int:
-    """Multiply-adds of the pyramid's upsampling for a picture of 1280 x 800 pixels."""
+    """Multiply-adds of the pyramid's upsampling for a image of 1280 x 800 pixels."""
     with torch.device("meta"):
         module = upsampler(name, channels)
         levels = [torch.empty(1, channels, *size) for size in LOW_RESOLUTION]
@@ -73,7 +73,7 @@ def table_6(results: Path) -> str:
     """Table 6; a recorded `report.json` of eval.py fills its last column."""
     lines = [
         "\n## Table 6: detection, upsampling in the feature pyramid\n",
-        "Faster R-CNN, ResNet50, COCO minival. DDF-Up's channel branch, once per picture, is not in the printed FLOPs; "
+        "Faster R-CNN, ResNet50, COCO minival. DDF-Up's channel branch, once per image, is not in the printed FLOPs; "
         "interpolation is not counted by `FlopCounterMode`.\n",
         "| upsampling | config | paper: B FLOPs | B multiply-adds | paper: mAP, S / M / L / all | measured |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -97,7 +97,7 @@ def table_7(results: Path) -> str:
     configs = [f"depth/ddf_up_net_x{factor}.yaml" for factor in FACTORS]
     lines = [
         "\n## Table 7: joint depth upsampling, NYU Depth V2\n",
-        "RMSE in centimetres, 449 test pairs, by the paper:\n",
+        "RMSE in centimeters, 449 test pairs, by the paper:\n",
         "| method | " + " | ".join(f"x{factor}" for factor in FACTORS) + " |",
         "| --- | --- | --- | --- |",
         *(f"| {method} | {' | '.join(f'{value:.2f}' for value in values)} |" for method, values in TABLE_7.items()),

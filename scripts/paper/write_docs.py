@@ -37,10 +37,10 @@ the ImageNet-1k validation set, at 224 pixels but for the last row of table C. T
 
 - **parameters** and **multiply-adds** are counted from the config, and again by the tests. Multiply-adds come from
   PyTorch's `FlopCounterMode`, where a DDF costs one per tap and output. "As papers count" adds 2 per output of a batch
-  normalisation and 1 per output of a ReLU, as common counters do: the three-digit figures of table 3 come out within
+  normalization and 1 per output of a ReLU, as common counters do: the three-digit figures of table 3 come out within
   0.1 %, and the 4.1 B usually printed for ResNet50. The two-digit figures of tables 4 and 5 mix the conventions: each
   is met by one of the two ([`complexity.py`](../ddfnet/models/complexity.py)).
-- **measured** is an accuracy reached by this code, with the number of pictures it was measured on, or "not measured".
+- **measured** is an accuracy reached by this code, with the number of images it was measured on, or "not measured".
 
 Each row is one command: `torchrun --nproc-per-node 8 train.py --config configs/<config> data.root=/data/imagenet`.
 """
@@ -73,7 +73,7 @@ of the recipes.
 {recipes}
 ## At small scale
 
-[The study](small_study.md) trains the variants of table 3 on small real pictures, with several seeds, and holds each of
+[The study](small_study.md) trains the variants of table 3 on small real images, with several seeds, and holds each of
 the paper's comparisons against what came out. Small networks and a short training are not the paper's setting; the page
 says what came out all the same.
 """
@@ -129,7 +129,7 @@ def measured(config: str, folder: Path) -> str:
         if found != wanted:
             raise ValueError(f"{path} reports the {what} {found}, but configs/{config} has {wanted}")
     device = ", ".join(sorted(set(report["environment"]["gpus"]))) or "CPU"
-    where = "" if report["n"] == IMAGENET_VAL else f" of {report['n']:,} pictures, not ImageNet's {IMAGENET_VAL:,}"
+    where = "" if report["n"] == IMAGENET_VAL else f" of {report['n']:,} images, not ImageNet's {IMAGENET_VAL:,}"
     accuracy = f"{report['top1']:.2f} / {report['top5']:.2f}{where}"
     return f"{accuracy} ({device}, {report['date'][:10]}, [report](results/{path.name}))"
 
@@ -175,7 +175,7 @@ def layer_table() -> str:
     lines = [
         "\n## Table 1: parameters of one layer\n",
         "The paper's formula is c k^2 + sigma c^2 (1 + k^2); ours adds the biases and the learned scale of the channel",
-        "filters' normalisation, and rounds sigma c down as the released code does.\n",
+        "filters' normalization, and rounds sigma c down as the released code does.\n",
         "| channels c, k = 3, sigma = 0.2 | convolution c^2 k^2 | depthwise c k^2 | DDF, by the formula | the layer |",
         "| --- | --- | --- | --- | --- |",
     ]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pictures of what a network does.
+"""Images of what a network does.
 
     python scripts/visualize filters IMAGE --checkpoint runs/ddf_resnet50/best.pt --layer layer2.1.conv2
     python scripts/visualize filters IMAGE --checkpoint official.pth.tar --model ddf_mul_resnet50 --points 60,80 9,40

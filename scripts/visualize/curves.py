@@ -50,7 +50,7 @@ def read_run(folder: Path) -> Records:
 
 
 def draw(runs: dict[str, Records]) -> Figure:
-    """Three panels over epochs; one colour per run, one line style per kind of record."""
+    """Three panels over epochs; one color per run, one line style per kind of record."""
     figure = Figure(figsize=(12, 3.9), dpi=120, layout="constrained")
     loss, top1, rate = figure.subplots(1, 3)
     for color, (name, records) in zip(COLORS * len(runs), runs.items(), strict=False):

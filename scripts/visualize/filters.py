@@ -29,17 +29,17 @@ def draw_filters(
     layer: str | None = None,
     points: list[tuple[int, int]] | None = None,
 ) -> Figure:
-    """The picture with marked points, the filter at each, and maps of each tap.
+    """The image with marked points, the filter at each, and maps of each tap.
 
     Args:
-        image: any picture; it goes through the evaluation's preprocessing.
+        image: any image; it goes through the evaluation's preprocessing.
         checkpoint, model: as for eval.py.
         layer: name of a DDF with spatial filters; None: the first one of stride 1.
         points: (x, y) in pixels of the network's input; None: a grid.
 
     Raises:
-        ValueError: no such layer, or a point outside the picture.
-        UserError: the checkpoint or the picture cannot be read.
+        ValueError: no such layer, or a point outside the image.
+        UserError: the checkpoint or the image cannot be read.
     """
     loaded = load_classifier(checkpoint, model=model)
     network, preprocessing = loaded.network, loaded.preprocessing
@@ -52,8 +52,8 @@ def draw_filters(
     if outside:
         raise ValueError(f"--points {outside[0][0]},{outside[0][1]} is outside the {size} x {size} pixels of the input")
     name, ddf = _find(network, layer)
-    normalise = EvalBatchTransform(preprocessing, device="cpu", channels_last=True)
-    batch = normalise({"image": pixels[None], "target": torch.zeros(1, dtype=torch.int64)})
+    normalize = EvalBatchTransform(preprocessing, device="cpu", channels_last=True)
+    batch = normalize({"image": pixels[None], "target": torch.zeros(1, dtype=torch.int64)})
     filters = spatial_filters_of(ddf, network, batch["image"])
     k, (height, width) = ddf.kernel_size, filters.shape[-2:]
     title = f"{name}: filters of {k} x {k} taps at {height} x {width} places"
@@ -94,12 +94,12 @@ def _draw(pixels: Tensor, filters: Tensor, points: list[tuple[int, int]], title:
     columns = max(3, int(np.ceil(np.sqrt(len(points)))))
     rows = int(np.ceil(len(points) / columns))
     figure = Figure(figsize=(13, 4.6), dpi=110, layout="constrained")
-    picture, at_points, over_image = figure.subfigures(1, 3, width_ratios=(1, 1, 1.12))
+    left, at_points, over_image = figure.subfigures(1, 3, width_ratios=(1, 1, 1.12))
     figure.suptitle(f"{title}{f', the first of {heads} heads' if heads > 1 else ''}", fontsize=11)
 
-    axes = picture.subplots()
+    axes = left.subplots()
     axes.imshow(pixels.permute(1, 2, 0).numpy())
-    picture.suptitle("network's input", fontsize=10)
+    left.suptitle("network's input", fontsize=10)
     for number, (x, y) in enumerate(points):
         color = _POINT_COLORS[number % len(_POINT_COLORS)]
         axes.plot(x, y, "o", ms=13, color="white", mec=color, mew=2)

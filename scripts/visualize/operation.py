@@ -3,7 +3,7 @@
 
     python scripts/visualize/operation.py --output docs/images/ddf.png
 
-Every map and number in it comes from a small `ddfnet.DDF` layer applied to a smooth feature map. The same picture each
+Every map and number in it comes from a small `ddfnet.DDF` layer applied to a smooth feature map. The same image each
 time. Exit code 2 if matplotlib is missing.
 """
 
@@ -39,7 +39,7 @@ CHANNEL, ROW, COLUMN = 0, 2, 3  # the highlighted channel c and pixel i
 
 INK, MUTED, LINE = "#1F2933", "#52606D", "#8794A1"
 SPATIAL, CHANNELWISE, COMBINED = "#D9690D", "#1F6FB5", "#7A3E9D"
-NEGATIVE = "#6B7886"  # one grey under every hue: the hue says whose filter it is, grey which taps are below zero
+NEGATIVE = "#6B7886"  # one gray under every hue: the hue says whose filter it is, gray which taps are below zero
 FONT = {"font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"}  # both come with matplotlib
 
 SPATIAL_ROW, CHANNEL_ROW, PATCH_ROW = 7.15, 4.15, 1.95  # heights of the three paths from left to right
@@ -75,7 +75,7 @@ class Example:
 
 
 def compute_example(seed: int = 9) -> Example:
-    """Runs a freshly initialised layer on a smooth, positive feature map."""
+    """Runs a freshly initialized layer on a smooth, positive feature map."""
     rows, columns = np.mgrid[:SIZE, :SIZE] / (SIZE - 1)
     phases = np.arange(CHANNELS)[:, None, None]
     x = 0.5 + 0.5 * np.sin(2.6 * columns + 1.9 * phases + 1.0) * np.cos(3.1 * rows - 1.3 * phases - 0.4)
@@ -131,7 +131,7 @@ def _draw_branches(axes: Axes, example: Example) -> None:
     _text(axes, 3.25, SPATIAL_ROW + 0.75, "spatial branch", color=SPATIAL, size=21, ha="left")
     _text(axes, 3.25, CHANNEL_ROW + 1.1, "channel branch", color=CHANNELWISE, size=21, ha="left")
     _arrow(axes, (trunk, PATCH_ROW), (MEETING, PATCH_ROW), LINE)
-    _text(axes, 8.2, PATCH_ROW + 0.28, "the 3×3 neighbourhood of pixel $i$ in channel $c$", color=MUTED)
+    _text(axes, 8.2, PATCH_ROW + 0.28, "the 3×3 neighborhood of pixel $i$ in channel $c$", color=MUTED)
 
 
 def _draw_filters(axes: Axes, example: Example) -> None:
@@ -167,20 +167,20 @@ def _draw_filters(axes: Axes, example: Example) -> None:
 
 
 def _draw_combination(axes: Axes, example: Example) -> None:
-    node, centre = PICKED + MAP / 2, MEETING + MAP / 2
+    node, center = PICKED + MAP / 2, MEETING + MAP / 2
     _arrow(axes, (node, SPATIAL_ROW - MAP / 2), (node, COMBINED_ROW + 0.27), SPATIAL)
     _arrow(axes, (node, CHANNEL_ROW + MAP / 2), (node, COMBINED_ROW - 0.27), CHANNELWISE)
     _arrow(axes, (node + 0.65, COMBINED_ROW), (MEETING, COMBINED_ROW), COMBINED)
     _pill(axes, node, COMBINED_ROW, 1.3, "× or +")
     _heat_map(axes, (MEETING, COMBINED_ROW - MAP / 2), MAP, example.combined, COMBINED, numbers=True)
-    _text(axes, centre, COMBINED_ROW + MAP / 2 + 0.62, "filter of pixel $i$", color=COMBINED)
-    _text(axes, centre, COMBINED_ROW + MAP / 2 + 0.27, "and channel $c$", color=COMBINED)
+    _text(axes, center, COMBINED_ROW + MAP / 2 + 0.62, "filter of pixel $i$", color=COMBINED)
+    _text(axes, center, COMBINED_ROW + MAP / 2 + 0.27, "and channel $c$", color=COMBINED)
 
     _heat_map(axes, (MEETING, PATCH_ROW - MAP / 2), MAP, example.patch, INK, numbers=True)
-    _arrow(axes, (centre, COMBINED_ROW - MAP / 2), (centre, OUTPUT_ROW + 0.27), COMBINED)
-    _arrow(axes, (centre, PATCH_ROW + MAP / 2), (centre, OUTPUT_ROW - 0.27), LINE)
-    _pill(axes, centre, OUTPUT_ROW, 1.75, "dot product")
-    _arrow(axes, (centre + 0.88, OUTPUT_ROW), (15.6, OUTPUT_ROW), INK)
+    _arrow(axes, (center, COMBINED_ROW - MAP / 2), (center, OUTPUT_ROW + 0.27), COMBINED)
+    _arrow(axes, (center, PATCH_ROW + MAP / 2), (center, OUTPUT_ROW - 0.27), LINE)
+    _pill(axes, center, OUTPUT_ROW, 1.75, "dot product")
+    _arrow(axes, (center + 0.88, OUTPUT_ROW), (15.6, OUTPUT_ROW), INK)
     _draw_feature_map(axes, 15.6, OUTPUT_ROW, example.y, window=False)
     middle = 15.6 + SLICE / 2 + 2 * SHIFT
     _text(axes, middle, OUTPUT_ROW + 1.6, "output $y$", size=21)
@@ -201,7 +201,7 @@ def _draw_formula(axes: Axes) -> None:
 
 
 def _draw_feature_map(axes: Axes, left: float, middle: float, values: np.ndarray, *, window: bool) -> None:
-    """Channels one behind the other, the highlighted one in front; `window` frames the pixel's neighbourhood."""
+    """Channels one behind the other, the highlighted one in front; `window` frames the pixel's neighborhood."""
     bottom = middle - (SLICE + (CHANNELS - 1) * SHIFT) / 2
     span = np.abs(values).max()
     for index in reversed(range(CHANNELS)):
@@ -227,7 +227,7 @@ def _heat_map(
     span: float | None = None,
     zorder: float = 3,
 ) -> None:
-    """A square map from grey (negative) over white (zero) to `color`; a filter's own largest tap sets the scale."""
+    """A square map from gray (negative) over white (zero) to `color`; a filter's own largest tap sets the scale."""
     span = span or np.abs(values).max()
     cell = side / len(values)
     left, top = corner[0], corner[1] + side

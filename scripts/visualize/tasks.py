@@ -28,7 +28,7 @@ def draw_detections(images: list[Path], checkpoint: Path, *, threshold: float = 
     """Boxes, classes and scores of at least the threshold, one panel per image.
 
     Raises:
-        UserError: the checkpoint is of no detector, or a picture cannot be read.
+        UserError: the checkpoint is of no detector, or a image cannot be read.
     """
     found = _of_task(checkpoint, "detection")
     said = found.meta["model"]

@@ -65,8 +65,7 @@ def test_circular_base_is_named(write):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
-    [("1e-3", 1e-3), ("5e-05", 5e-5), (".1", 0.1), ("1", 1.0), ("1E2", 100.0), ("0.25", 0.25)],
+    ("text", "value"), [("1e-3", 1e-3), ("5e-05", 5e-5), (".1", 0.1), ("1", 1.0), ("1E2", 100.0), ("0.25", 0.25)]
 )
 def test_numbers_as_people_write_them(minimal, text, value):
     assert load_config(minimal, [f"optim.weight_decay={text}"]).config.optim.weight_decay == value

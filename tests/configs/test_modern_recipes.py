@@ -110,7 +110,7 @@ def test_training_and_evaluation_have_their_own_size(tiny_config, crop, train_si
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_sample_names_are_those_of_the_step(tiny_config, picture_tree, repeats):
+def test_sample_names_are_those_of_the_step(tiny_config, image_tree, repeats):
     task, derived = task_and_derived(tiny_config, f"augment.repeats={repeats}", world_size=2)
     for step in (0, 5):
         read = [
@@ -122,7 +122,7 @@ def test_sample_names_are_those_of_the_step(tiny_config, picture_tree, repeats):
             )
             for _, i, _ in batch
         ]  # fmt: skip
-        names = sorted(str(path) for path in (picture_tree / "train").rglob("*.png"))
+        names = sorted(str(path) for path in (image_tree / "train").rglob("*.png"))
         assert sorted(task.sample_names(derived, step)) == sorted(names[i] for i in read)
         assert len(set(read)) in ({8} if repeats == 1 else {3, 4})  # 4: cut images at both ends of the step
 
@@ -149,8 +149,8 @@ def test_bce_threshold_makes_mixed_classes_whole(tiny_config):
         ("ddf_resnet50_v2", ["data.input.size=48", "data.input.train_size=32"]),  # TrivialAugment, repeats, EMA
     ],
 )
-def test_dry_run(name, sizes, picture_tree, tmp_path, capsys):
-    overrides = [f"data.root={picture_tree}", "data.workers=0", "run.device=cpu", "train.precision=fp32"]
+def test_dry_run(name, sizes, image_tree, tmp_path, capsys):
+    overrides = [f"data.root={image_tree}", "data.workers=0", "run.device=cpu", "train.precision=fp32"]
     loaded = load(name, *sizes, *overrides, f"run.dir={tmp_path / 'run'}")
     assert train(loaded, dry_run=True) == 0
     out = capsys.readouterr().out

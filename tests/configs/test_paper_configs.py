@@ -85,11 +85,11 @@ def test_rows_of_the_tables_share_one_recipe():
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_two_steps(name, picture_tree, capsys):
+def test_two_steps(name, image_tree, capsys):
     size = load_config(CONFIGS / name, ["data.root=unused"]).config.data.input
     sizes = ["data.input.size=40"] + ([] if size.train_size is None else ["data.input.train_size=32"])
     quick = ["data.workers=0", "run.device=cpu", "train.precision=fp32", "train.compile=false"]
-    loaded = load_config(CONFIGS / name, [f"data.root={picture_tree}", *sizes, *quick])
+    loaded = load_config(CONFIGS / name, [f"data.root={image_tree}", *sizes, *quick])
     assert train(loaded, dry_run=True) == 0
     out = capsys.readouterr().out
     losses = [float(loss) for loss in re.findall(r"step \d/2 +loss ([\d.]+)", out)]

@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def draw(path: Path, key: int, size: tuple[int, int] = (40, 32)) -> None:
-    """Smooth coloured noise that differs with every key, so that no two images look alike."""
+    """Smooth colored noise that differs with every key, so that no two images look alike."""
     noise = np.random.default_rng(key).integers(0, 256, (6, 6, 3)).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path)

@@ -46,7 +46,7 @@ def global_states():
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("stored_channels_last", [False, True])
-def test_normalisation_formula_and_memory_format(channels_last, stored_channels_last):
+def test_normalization_formula_and_memory_format(channels_last, stored_channels_last):
     one = batch()
     if stored_channels_last:
         one["image"] = one["image"].to(memory_format=torch.channels_last)

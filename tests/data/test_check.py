@@ -107,7 +107,7 @@ def test_unusual_files_are_remarks_not_problems(main, capsys, root):
     Image.new("RGB", (8, 8)).save(cat / "turned.jpg", exif=exif)
     code, out, _ = check(main, capsys, root, "--workers", 1)
     assert code == 0
-    for kind in ("CMYK colours", "PNG file named .jpeg", "16-bit grey", "EXIF rotation"):
+    for kind in ("CMYK colors", "PNG file named .jpeg", "16-bit gray", "EXIF rotation"):
         assert f"remark: train: 1 x {kind}" in out
 
 

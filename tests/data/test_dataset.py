@@ -167,15 +167,15 @@ def test_a_missing_file_is_a_broken_image(index, small):
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 GRADIENT = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
-COLOURS = np.stack([GRADIENT, GRADIENT.T, 255 - GRADIENT], axis=2)
+COLORS = np.stack([GRADIENT, GRADIENT.T, 255 - GRADIENT], axis=2)
 
 
 def modes():
-    rgb = Image.fromarray(COLOURS)
+    rgb = Image.fromarray(COLORS)
     return {
         "rgb.png": rgb,
-        "grey.png": Image.fromarray(GRADIENT),
-        "grey.jpg": Image.fromarray(GRADIENT),
+        "gray.png": Image.fromarray(GRADIENT),
+        "gray.jpg": Image.fromarray(GRADIENT),
         "bit.png": Image.fromarray(GRADIENT).convert("1"),
         "palette.png": rgb.quantize(32),
         "palette.gif": rgb.quantize(32),
@@ -200,7 +200,7 @@ def test_all_modes_become_rgb_as_in_timm(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep.pgm"])
-def test_16_bit_grey_keeps_its_upper_bits(tmp_path, name):
+def test_16_bit_gray_keeps_its_upper_bits(tmp_path, name):
     deep = GRADIENT.astype(np.uint16) * 256 + 77
     if name == "deep.pgm":  # older versions of Pillow read 16-bit PGM but do not write it
         (tmp_path / name).write_bytes(b"P5\n8 8\n65535\n" + deep.astype(">u2").tobytes())
@@ -210,14 +210,14 @@ def test_16_bit_grey_keeps_its_upper_bits(tmp_path, name):
 
 
 def test_png_named_jpeg_decodes(tmp_path):
-    Image.fromarray(COLOURS).save(tmp_path / "x.JPEG", format="PNG")
-    assert np.array_equal(np.asarray(open_rgb(str(tmp_path / "x.JPEG"))), COLOURS)
+    Image.fromarray(COLORS).save(tmp_path / "x.JPEG", format="PNG")
+    assert np.array_equal(np.asarray(open_rgb(str(tmp_path / "x.JPEG"))), COLORS)
 
 
 def test_exif_orientation_is_ignored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(COLOURS[:4]).save(tmp_path / "x.png", exif=exif)
+    Image.fromarray(COLORS[:4]).save(tmp_path / "x.png", exif=exif)
     assert open_rgb(str(tmp_path / "x.png")).size == (8, 4)
 
 
@@ -249,11 +249,11 @@ def test_non_images_are_errors(tmp_path, content):
 
 
 def test_pillows_metadata_warnings_are_silenced(tmp_path):
-    palette = Image.fromarray(COLOURS).quantize(32)
+    palette = Image.fromarray(COLORS).quantize(32)
     info = PngImagePlugin.PngInfo()
     palette.save(tmp_path / "p.png", transparency=bytes(range(32)), pnginfo=info)
     buffer = io.BytesIO()
-    Image.fromarray(COLOURS).save(buffer, "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x05\x01\x12")
+    Image.fromarray(COLORS).save(buffer, "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x05\x01\x12")
     (tmp_path / "e.jpg").write_bytes(buffer.getvalue())
     with warnings.catch_warnings(record=True) as loud:
         warnings.simplefilter("always")

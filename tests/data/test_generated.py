@@ -31,7 +31,7 @@ def test_all_images_of_all_digits_stratified(digits):
     assert np.abs(in_val / (in_train + in_val) - 0.2).max() < 0.005
 
 
-def test_images_are_grey_upscaled_and_apart(digits):
+def test_images_are_gray_upscaled_and_apart(digits):
     train, val = index_folder(digits / "train"), index_folder(digits / "val")
     names = [{Path(index.path(i)).name for i in range(len(index))} for index in (train, val)]
     assert not names[0] & names[1]

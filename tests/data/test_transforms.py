@@ -14,7 +14,7 @@ from ddfnet.data.augment import AugmentConfig, train_transform
 from ddfnet.data.preprocessing import Interpolation, Preprocessing, eval_transform
 
 
-def picture(width, height, key=0):
+def make_image(width, height, key=0):
     pixels = np.random.default_rng(key).integers(0, 256, (height // 8, width // 8, 3)).astype(np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -74,7 +74,7 @@ def test_from_dict_is_strict():
 @pytest.mark.parametrize(("input_size", "crop_pct", "interpolation"), [(64, 0.875, "bicubic"), (48, 1.0, "bilinear")])
 def test_eval_pixels_are_timms(size, input_size, crop_pct, interpolation):
     """Against timm's plain (not prefetcher) pipeline: the same numbers once divided by 255."""
-    image = picture(*size)
+    image = make_image(*size)
     options = {"input_size": input_size, "crop_pct": crop_pct, "interpolation": interpolation}
     ours = eval_transform(Preprocessing(size=input_size, crop_pct=crop_pct, interpolation=interpolation))(image)
     theirs = create_transform(**options, is_training=False, mean=(0, 0, 0), std=(1, 1, 1))(image)
@@ -84,8 +84,8 @@ def test_eval_pixels_are_timms(size, input_size, crop_pct, interpolation):
 
 
 def test_eval_by_hand():
-    """Short side to floor(size / crop_pct), then the centre."""
-    image = picture(160, 120)
+    """Short side to floor(size / crop_pct), then the center."""
+    image = make_image(160, 120)
     resized = image.resize((int(73 * 160 / 120), 73), Image.Resampling.BICUBIC)
     left, top = round((resized.width - 64) / 2), round((73 - 64) / 2)
     expected = np.asarray(resized.crop((left, top, left + 64, top + 64)))
@@ -108,7 +108,7 @@ def test_eval_by_hand():
     ],
 )
 def test_train_pixels_are_timms(options):
-    image = picture(120, 96)
+    image = make_image(120, 96)
     theirs = dict(options)
     theirs["auto_augment"] = theirs.pop("rand_augment", None)
     theirs.setdefault("interpolation", "random")
@@ -119,8 +119,7 @@ def test_train_pixels_are_timms(options):
 
 
 @pytest.mark.parametrize(
-    ("policy", "jitters"),
-    [(None, True), ("rand-m9", False), ("original", False), ("augmix-m3", False), ("3a", True)],
+    ("policy", "jitters"), [(None, True), ("rand-m9", False), ("original", False), ("augmix-m3", False), ("3a", True)]
 )
 def test_color_jitter_is_off_with_a_policy_except_3_augment(policy, jitters):
     steps = train_transform(Preprocessing(size=24), AugmentConfig(rand_augment=policy)).transforms
@@ -129,7 +128,7 @@ def test_color_jitter_is_off_with_a_policy_except_3_augment(policy, jitters):
 
 def test_trivial_augment_takes_the_place_of_the_policy_and_of_the_jitter():
     """Against torchvision's own chain: crop, flip, TrivialAugment."""
-    image = picture(120, 96)
+    image = make_image(120, 96)
     preprocessing = Preprocessing(size=48, mean=(0.2, 0.5, 0.8))
     ours = train_transform(
         preprocessing, AugmentConfig(interpolation="bilinear", trivial_augment=True, color_jitter=0.4)
@@ -164,7 +163,7 @@ def test_color_jitter_zero_is_none():
 
 
 def test_pad_crop_is_a_shifted_copy_with_black_borders():
-    image = picture(32, 32)
+    image = make_image(32, 32)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     padded = torch.nn.functional.pad(pixels, (4, 4, 4, 4))
     windows = {(y, x): padded[:, y : y + 32, x : x + 32] for y in range(9) for x in range(9)}
@@ -180,7 +179,7 @@ def test_pad_crop_is_a_shifted_copy_with_black_borders():
 
 def test_pad_crop_resizes_other_sizes():
     transform = train_transform(Preprocessing(size=32), AugmentConfig(crop="pad", rand_augment="rand-m5"))
-    assert tuple(transform(picture(48, 80)).shape) == (3, 32, 32)
+    assert tuple(transform(make_image(48, 80)).shape) == (3, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +202,7 @@ def test_pad_crop_resizes_other_sizes():
 )
 def test_policies_of_timm_are_accepted(policy):
     transform = train_transform(Preprocessing(size=24), AugmentConfig(rand_augment=policy))
-    assert tuple(seeded(lambda: transform(picture(40, 32))).shape) == (3, 24, 24)
+    assert tuple(seeded(lambda: transform(make_image(40, 32))).shape) == (3, 24, 24)
 
 
 @pytest.mark.parametrize(
@@ -250,8 +249,8 @@ def test_wrong_options_are_refused(options, message):
 @pytest.mark.parametrize("interpolation", get_args(Interpolation))
 def test_every_interpolation_works(interpolation):
     preprocessing = Preprocessing(size=24, interpolation=interpolation)
-    assert eval_transform(preprocessing)(picture(40, 32)).shape == (3, 24, 24)
-    assert train_transform(preprocessing, AugmentConfig(interpolation=interpolation))(picture(40, 32)).shape == (
+    assert eval_transform(preprocessing)(make_image(40, 32)).shape == (3, 24, 24)
+    assert train_transform(preprocessing, AugmentConfig(interpolation=interpolation))(make_image(40, 32)).shape == (
         3,
         24,
         24,
@@ -261,7 +260,7 @@ def test_every_interpolation_works(interpolation):
 @pytest.mark.parametrize("policy", [None, "rand-m7-mstd0.5-inc1", "augmix-m5", "v0", "3a", "trivial"])
 def test_transforms_pickle(policy):
     """Where workers are spawned instead of forked, they travel by pickle."""
-    image = picture(40, 32)
+    image = make_image(40, 32)
     chosen = {"trivial_augment": True} if policy == "trivial" else {"rand_augment": policy}
     transform = train_transform(Preprocessing(size=24), AugmentConfig(**chosen))
     again = pickle.loads(pickle.dumps(transform))

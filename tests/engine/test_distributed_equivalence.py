@@ -39,7 +39,7 @@ def test_two_processes_equal_two_micro_batches(tiny_config, tmp_path, repeats):
     assert one.std() > 0
 
 
-def test_synchronised_batch_norm_equals_the_whole_batch(tiny_config, tmp_path):
+def test_synchronized_batch_norm_equals_the_whole_batch(tiny_config, tmp_path):
     whole = run_here(tiny_config, tmp_path / "one", "train.device_batch_size=8")
     synced = run_two_processes(tiny_config, tmp_path / "two", "train.sync_bn=true")
     torch.testing.assert_close(synced, whole, rtol=TOLERANCE, atol=0)

@@ -22,9 +22,9 @@ NAME = "ddf_mul_resnet14_32px"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, picture_tree):
+def trained(tmp_path_factory, image_tree):
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "tiny.yaml").write_text(TINY.format(root=picture_tree))
+    (folder / "tiny.yaml").write_text(TINY.format(root=image_tree))
     overrides = [f"run.dir={folder / 'run'}", "train.epochs=4", "optim.name=adamw", "optim.lr=3e-3"]
     assert train(load_config(folder / "tiny.yaml", overrides)) == 0
     return folder / "run"
@@ -40,7 +40,7 @@ def report(folder):
     return json.loads((folder / "report.json").read_text())
 
 
-def test_metrics_equal_a_plain_loop(trained, picture_tree, tmp_path):
+def test_metrics_equal_a_plain_loop(trained, image_tree, tmp_path):
     """Pillow, a division and a model: the whole evaluation by hand."""
     best = torch.load(trained / "best.pt", weights_only=True)
     model = ddfnet.create_model(NAME, num_classes=5).eval()
@@ -49,9 +49,9 @@ def test_metrics_equal_a_plain_loop(trained, picture_tree, tmp_path):
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     hits, losses = 0, []
     for label, kind in enumerate(best["meta"]["classes"]):
-        for path in sorted((picture_tree / "val" / kind).iterdir()):
-            picture = Image.open(path).convert("RGB").resize((16, 16), Image.Resampling.BICUBIC)
-            pixels = torch.tensor(list(picture.tobytes())).view(16, 16, 3).permute(2, 0, 1) / 255
+        for path in sorted((image_tree / "val" / kind).iterdir()):
+            image = Image.open(path).convert("RGB").resize((16, 16), Image.Resampling.BICUBIC)
+            pixels = torch.tensor(list(image.tobytes())).view(16, 16, 3).permute(2, 0, 1) / 255
             with torch.no_grad():
                 logits = model(((pixels - mean) / std)[None])[0]
             hits += int(logits.argmax() == label)
@@ -87,7 +87,7 @@ def test_one_two_and_three_processes_agree_to_the_count(trained, tmp_path):
         assert r["ece"] == pytest.approx(reports[0]["ece"], abs=1e-3)
 
 
-def test_all_formats_and_spellings_give_the_same(trained, picture_tree, tmp_path):
+def test_all_formats_and_spellings_give_the_same(trained, image_tree, tmp_path):
     best = torch.load(trained / "best.pt", weights_only=True)
     official = {"args": argparse.Namespace(lr=1), "state_dict": {f"module.{k}": v for k, v in best["model"].items()}}
     torch.save(official, tmp_path / "official.pth.tar")
@@ -95,10 +95,10 @@ def test_all_formats_and_spellings_give_the_same(trained, picture_tree, tmp_path
     expected = evaluate_checkpoint(trained / "best.pt", **common)
     assert evaluate_checkpoint(trained / "last.pt", **common)["n"] == 25
     by_data = [
-        evaluate_checkpoint(trained / "best.safetensors", data=picture_tree, **common),
-        evaluate_checkpoint(trained / "best.pt", data=picture_tree / "val", **common),
+        evaluate_checkpoint(trained / "best.safetensors", data=image_tree, **common),
+        evaluate_checkpoint(trained / "best.pt", data=image_tree / "val", **common),
         evaluate_checkpoint(
-            tmp_path / "official.pth.tar", model=NAME, data=picture_tree, input_size=16, crop_pct=1.0, **common
+            tmp_path / "official.pth.tar", model=NAME, data=image_tree, input_size=16, crop_pct=1.0, **common
         ),
     ]
     for found in by_data:
@@ -106,9 +106,9 @@ def test_all_formats_and_spellings_give_the_same(trained, picture_tree, tmp_path
         assert found["loss"] == pytest.approx(expected["loss"])
 
 
-def test_nothing_but_the_data_is_needed(trained, picture_tree, tmp_path):
+def test_nothing_but_the_data_is_needed(trained, image_tree, tmp_path):
     shutil.copy(trained / "best.pt", tmp_path / "alone.pt")
-    result = launch("eval.py", "--checkpoint", "alone.pt", "--data", picture_tree, "--device", "cpu", cwd=tmp_path)
+    result = launch("eval.py", "--checkpoint", "alone.pt", "--data", image_tree, "--device", "cpu", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert report(tmp_path / "eval_alone")["model"] == NAME
 
@@ -120,13 +120,13 @@ def test_perfect_and_useless_predictions_are_counted_as_such():
     logits[2, 6] = 8  # second best is right
     logits[3] = torch.tensor([6.0, 9, 5, 4, 3, 2, 1])  # right is the last of all
     evaluator.update_logits(logits, target)
-    assert evaluator.share()[:3].tolist() == [4, 2, 3]
-    assert evaluator.compute([evaluator.share()])["top1"] == 50
+    assert evaluator.state()[:3].tolist() == [4, 2, 3]
+    assert evaluator.compute([evaluator.state()])["top1"] == 50
     expected = torch.nn.functional.cross_entropy(logits.double(), target)
-    assert evaluator.compute([evaluator.share()])["loss"] == pytest.approx(expected.item(), rel=1e-6)
+    assert evaluator.compute([evaluator.state()])["loss"] == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_mistakes_are_named_and_nothing_is_written(trained, picture_tree, tmp_path):
+def test_mistakes_are_named_and_nothing_is_written(trained, image_tree, tmp_path):
     def fails(kind, pattern, checkpoint=trained / "best.pt", **arguments):
         with pytest.raises(kind, match=pattern):
             evaluate_checkpoint(checkpoint, **{"output": tmp_path / "out", "device": "cpu", "workers": 0, **arguments})
@@ -139,31 +139,31 @@ def test_mistakes_are_named_and_nothing_is_written(trained, picture_tree, tmp_pa
     fails(UserError, "--workers", workers="many")
     bare = tmp_path / "bare.pt"
     torch.save(ddfnet.create_model(NAME, num_classes=5).state_dict(), bare)
-    fails(CheckpointError, "give --model", bare, data=picture_tree)
-    fails(CheckpointError, "does not hold weights of resnet18", bare, data=picture_tree, model="resnet18")
-    fails(UserError, "unknown model 'ddf_mul_resnet5'", bare, data=picture_tree, model="ddf_mul_resnet5")
+    fails(CheckpointError, "give --model", bare, data=image_tree)
+    fails(CheckpointError, "does not hold weights of resnet18", bare, data=image_tree, model="resnet18")
+    fails(UserError, "unknown model 'ddf_mul_resnet5'", bare, data=image_tree, model="ddf_mul_resnet5")
     fails(DataError, "give --data", bare, model=NAME)
     fewer = tmp_path / "fewer"
-    shutil.copytree(picture_tree / "val", fewer)
+    shutil.copytree(image_tree / "val", fewer)
     shutil.rmtree(fewer / "ring")
     fails(DataError, "ring", data=fewer)
     fails(DataError, "4 class folders.*5 classes", bare, data=fewer, model=NAME)
     (fewer / "ring").mkdir()
     fails(DataError, "hold no images: ring", data=fewer)
-    (fewer / "ring" / "0.png").write_bytes(b"not a picture")
+    (fewer / "ring" / "0.png").write_bytes(b"not a image")
     fails(DataError, r"ring/0\.png", data=fewer)
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
     fails(UserError, "cannot write a report", output=tmp_path / "file" / "out")
 
 
-def test_precision_is_that_of_training_unless_told(tmp_path, picture_tree):
-    (tmp_path / "tiny.yaml").write_text(TINY.format(root=picture_tree))
+def test_precision_is_that_of_training_unless_told(tmp_path, image_tree):
+    (tmp_path / "tiny.yaml").write_text(TINY.format(root=image_tree))
     overrides = [f"run.dir={tmp_path / 'run'}", "train.epochs=1", "train.precision=bf16"]
     assert train(load_config(tmp_path / "tiny.yaml", overrides)) == 0
     common = {"device": "cpu", "workers": 0, "output": tmp_path / "out", "batch_size": 4}
     auto = evaluate_checkpoint(tmp_path / "run" / "best.pt", **common)
-    full = evaluate_checkpoint(tmp_path / "run" / "best.safetensors", data=picture_tree, precision="fp32", **common)
+    full = evaluate_checkpoint(tmp_path / "run" / "best.safetensors", data=image_tree, precision="fp32", **common)
     (record,) = [r for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "val"]
     assert (auto["precision"], full["precision"]) == ("bf16", "fp32")
     assert auto["loss"] == pytest.approx(record["loss"], abs=1e-9)

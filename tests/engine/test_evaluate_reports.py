@@ -53,10 +53,10 @@ def table(folder):
         return list(csv.DictReader(file))
 
 
-def test_all_files_tell_the_same(checkpoint, picture_tree, tmp_path, capsys):
+def test_all_files_tell_the_same(checkpoint, image_tree, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     pyplot = "matplotlib.pyplot" in sys.modules
-    report = evaluate_checkpoint(checkpoint, data=picture_tree, output=tmp_path, **COMMON)
+    report = evaluate_checkpoint(checkpoint, data=image_tree, output=tmp_path, **COMMON)
     assert ("matplotlib.pyplot" in sys.modules) == pyplot  # its global state is left alone
     assert report["files"] == FILES + FIGURES
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(report["files"])
@@ -78,19 +78,16 @@ def test_all_files_tell_the_same(checkpoint, picture_tree, tmp_path, capsys):
     for name in FIGURES:
         assert np.asarray(Image.open(tmp_path / name).convert("L")).std() > 10
     out = capsys.readouterr().out
-    assert all(len(line) <= 80 or str(tmp_path) in line or str(picture_tree) in line for line in out.splitlines())
-    assert out.rstrip().splitlines()[-2:] == [
-        f"  {', '.join(report['files'][:-1])},",
-        f"  {report['files'][-1]}",
-    ]
+    assert all(len(line) <= 80 or str(tmp_path) in line or str(image_tree) in line for line in out.splitlines())
+    assert out.rstrip().splitlines()[-2:] == [f"  {', '.join(report['files'][:-1])},", f"  {report['files'][-1]}"]
 
 
-def test_two_processes_give_the_same_picture_by_picture(checkpoint, picture_tree, tmp_path, no_figures):
-    """With the options that could go wrong: several sets, and two passes per picture."""
-    arguments = ("--checkpoint", checkpoint, "--data", picture_tree, "--sets", f"val,v2={tmp_path / 'v2'}", "--tta")
+def test_two_processes_give_the_same_image_by_image(checkpoint, image_tree, tmp_path, no_figures):
+    """With the options that could go wrong: several sets, and two passes per image."""
+    arguments = ("--checkpoint", checkpoint, "--data", image_tree, "--sets", f"val,v2={tmp_path / 'v2'}", "--tta")
     for place, kind in enumerate(CLASSES):
         (tmp_path / "v2").mkdir(exist_ok=True)
-        (tmp_path / "v2" / str(place)).symlink_to(picture_tree / "val" / kind)
+        (tmp_path / "v2" / str(place)).symlink_to(image_tree / "val" / kind)
     result = launch(
         "eval.py", *arguments, "--output", tmp_path / "two", "--workers", 0, "--device", "cpu", "--batch-size", 4,
         processes=2,
@@ -99,7 +96,7 @@ def test_two_processes_give_the_same_picture_by_picture(checkpoint, picture_tree
     assert "test-time augmentation" in result.stdout
     two = json.loads((tmp_path / "two" / "sets.json").read_text())
     alone = evaluate_checkpoint(
-        checkpoint, data=picture_tree, sets=f"val,v2={tmp_path / 'v2'}", tta=True, output=tmp_path / "one", **COMMON
+        checkpoint, data=image_tree, sets=f"val,v2={tmp_path / 'v2'}", tta=True, output=tmp_path / "one", **COMMON
     )
     assert (two["processes"], two["tta"]) == (2, True)
     for name in ("val", "v2"):
@@ -116,13 +113,13 @@ def test_two_processes_give_the_same_picture_by_picture(checkpoint, picture_tree
         assert "(`--tta`)" in page
 
 
-def test_mistakes_show_what_the_network_saw(checkpoint, picture_tree, tmp_path, monkeypatch):
+def test_mistakes_show_what_the_network_saw(checkpoint, image_tree, tmp_path, monkeypatch):
     figures = pytest.importorskip("ddfnet.evaluation.figures", exc_type=ImportError)
     shown = []
     monkeypatch.setattr(
         figures, "draw_mistakes", lambda mistakes, total: shown.extend(mistakes) or figures._figure(1, 1)
     )
-    report = evaluate_checkpoint(checkpoint, data=picture_tree, output=tmp_path, **COMMON)
+    report = evaluate_checkpoint(checkpoint, data=image_tree, output=tmp_path, **COMMON)
     assert len(shown) == min(20, 25 - report["top1_count"])
     assert [m.confidence for m in shown] == sorted((m.confidence for m in shown), reverse=True)
     model = ddfnet.create_model(NAME, num_classes=7).eval()
@@ -137,9 +134,9 @@ def test_mistakes_show_what_the_network_saw(checkpoint, picture_tree, tmp_path, 
         assert best.values.item() == pytest.approx(mistake.confidence, abs=1e-4)
 
 
-def test_without_matplotlib_everything_else_is_written(checkpoint, picture_tree, tmp_path, capsys, no_figures):
+def test_without_matplotlib_everything_else_is_written(checkpoint, image_tree, tmp_path, capsys, no_figures):
     (tmp_path / "confusion.png").write_bytes(b"of an earlier report")
-    report = evaluate_checkpoint(checkpoint, data=picture_tree, output=tmp_path, **COMMON)
+    report = evaluate_checkpoint(checkpoint, data=image_tree, output=tmp_path, **COMMON)
     assert report["files"] == FILES
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
     assert "![" not in (tmp_path / "report.md").read_text()
@@ -148,30 +145,30 @@ def test_without_matplotlib_everything_else_is_written(checkpoint, picture_tree,
     assert out.rstrip().endswith(classification_report.NO_FIGURES)
 
 
-def test_mirrored_pictures_give_the_same_with_tta_and_not_without(checkpoint, picture_tree, tmp_path, no_figures):
-    """The mirror image of a picture has the same mean of the two, whatever the network."""
+def test_mirrored_images_give_the_same_with_tta_and_not_without(checkpoint, image_tree, tmp_path, no_figures):
+    """The mirror image of a image has the same mean of the two, whatever the network."""
     mirrored = tmp_path / "mirrored"
-    for path in (picture_tree / "val").rglob("*.png"):
-        target = mirrored / path.relative_to(picture_tree / "val")
+    for path in (image_tree / "val").rglob("*.png"):
+        target = mirrored / path.relative_to(image_tree / "val")
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(target)
     results = {
         (data, tta): evaluate_checkpoint(checkpoint, data=data, tta=tta, output=tmp_path / "out", **COMMON)
-        for data in (picture_tree / "val", mirrored)
+        for data in (image_tree / "val", mirrored)
         for tta in (False, True)
     }
-    assert results[mirrored, True]["loss"] == pytest.approx(results[picture_tree / "val", True]["loss"], rel=1e-5)
-    assert results[mirrored, False]["loss"] != pytest.approx(results[picture_tree / "val", False]["loss"], rel=1e-3)
+    assert results[mirrored, True]["loss"] == pytest.approx(results[image_tree / "val", True]["loss"], rel=1e-5)
+    assert results[mirrored, False]["loss"] != pytest.approx(results[image_tree / "val", False]["loss"], rel=1e-3)
     assert results[mirrored, True]["loss"] != pytest.approx(results[mirrored, False]["loss"], rel=1e-3)
 
 
 @pytest.fixture
-def sets(picture_tree, tmp_path):
-    """val, real, v2 and two classes of it, from the same pictures under names that do not repeat."""
+def sets(image_tree, tmp_path):
+    """val, real, v2 and two classes of it, from the same images under names that do not repeat."""
     root = tmp_path / "sets"
     number = 0
     for place, kind in enumerate(CLASSES):  # CLASSES are sorted: their places are the numbers of v2
-        for path in sorted((picture_tree / "val" / kind).iterdir()):
+        for path in sorted((image_tree / "val" / kind).iterdir()):
             number += 1
             name = f"ILSVRC2012_val_{number:08d}.png"
             for folder in (f"val/{kind}", f"imagenetv2-matched-frequency-format-val/{place}", f"two/{kind}"):
@@ -184,8 +181,8 @@ def sets(picture_tree, tmp_path):
     return root
 
 
-def test_sets_side_by_side(checkpoint, picture_tree, sets, tmp_path, capsys, no_figures):
-    plain = evaluate_checkpoint(checkpoint, data=picture_tree, output=tmp_path / "plain", **COMMON)
+def test_sets_side_by_side(checkpoint, image_tree, sets, tmp_path, capsys, no_figures):
+    plain = evaluate_checkpoint(checkpoint, data=image_tree, output=tmp_path / "plain", **COMMON)
     capsys.readouterr()
     summary = evaluate_checkpoint(
         checkpoint, data=sets, sets=f"val,real,v2,two={sets / 'two'}", output=tmp_path / "out", **COMMON
@@ -194,7 +191,7 @@ def test_sets_side_by_side(checkpoint, picture_tree, sets, tmp_path, capsys, no_
     assert json.loads((tmp_path / "out" / "sets.json").read_text()) == summary
     assert all((tmp_path / "out" / name).is_file() for name in summary["files"])
     found = summary["sets"]
-    for name in ("val", "v2"):  # the same pictures in the same order
+    for name in ("val", "v2"):  # the same images in the same order
         for key in ("top1", "top5", "ece", "n"):
             assert found[name][key] == plain[key], (name, key)
         assert found[name]["loss"] == pytest.approx(plain["loss"])
@@ -208,8 +205,8 @@ def test_sets_side_by_side(checkpoint, picture_tree, sets, tmp_path, capsys, no_
     hits, columns = 0, [CLASSES[::-1].index("disc"), CLASSES[::-1].index("ring")]
     for label, kind in enumerate(("disc", "ring")):
         for path in (sets / "two" / kind).iterdir():
-            picture = Image.open(path).convert("RGB").resize((16, 16), Image.Resampling.BICUBIC)
-            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+            image = Image.open(path).convert("RGB").resize((16, 16), Image.Resampling.BICUBIC)
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
             with torch.inference_mode():
                 hits += int(model((pixels - 0.5) / 0.25)[0, columns].argmax() == label)
     assert found["two"]["top1_count"] == hits
@@ -225,21 +222,21 @@ def test_sets_side_by_side(checkpoint, picture_tree, sets, tmp_path, capsys, no_
     assert "Beyer et al. 2020" in (tmp_path / "out" / "real" / "report.md").read_text()
 
 
-def test_mistakes_come_before_any_work(checkpoint, picture_tree, tmp_path):
+def test_mistakes_come_before_any_work(checkpoint, image_tree, tmp_path):
     def fails(kind, pattern, path=checkpoint, **arguments):
         with pytest.raises(kind, match=pattern):
             evaluate_checkpoint(path, output=tmp_path / "out", **{**COMMON, **arguments})
 
-    fails(DataError, "set v2 .* is not at .*huggingface.co", sets="val,v2", data=picture_tree)
-    fails(UserError, "'v3' is not a set", sets="v3", data=picture_tree)
+    fails(DataError, "set v2 .* is not at .*huggingface.co", sets="val,v2", data=image_tree)
+    fails(UserError, "'v3' is not a set", sets="v3", data=image_tree)
     bare = tmp_path / "bare.pt"
     torch.save(ddfnet.create_model(NAME, num_classes=5).state_dict(), bare)
-    fails(UserError, "does not name its 5 classes", bare, model=NAME, sets="val", data=picture_tree)
+    fails(UserError, "does not name its 5 classes", bare, model=NAME, sets="val", data=image_tree)
     thousand = tmp_path / "thousand.pt"
     torch.save(ddfnet.create_model(NAME, num_classes=1000).state_dict(), thousand)
-    fails(DataError, "1000 missing .n01440764", thousand, model=NAME, sets="val", data=picture_tree)
-    own = f"mine={picture_tree / 'val'}"
-    fails(UserError, f"--data {picture_tree} is not used", sets=own, data=picture_tree)
+    fails(DataError, "1000 missing .n01440764", thousand, model=NAME, sets="val", data=image_tree)
+    own = f"mine={image_tree / 'val'}"
+    fails(UserError, f"--data {image_tree} is not used", sets=own, data=image_tree)
     fails(UserError, "--data nowhere is not used", sets=own, data="nowhere")
     depth = tmp_path / "depth.pt"
     save_checkpoint(depth, {"meta": {"task": "depth"}, "model": {"w": torch.zeros(1)}, "ema": None})
@@ -247,11 +244,11 @@ def test_mistakes_come_before_any_work(checkpoint, picture_tree, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_that_gives_nan_still_has_a_report(checkpoint, picture_tree, tmp_path):
+def test_a_network_that_gives_nan_still_has_a_report(checkpoint, image_tree, tmp_path):
     payload = torch.load(checkpoint, weights_only=True)
     payload["model"]["fc.weight"].fill_(3e38)  # finite, but what comes out is not
     torch.save(payload, tmp_path / "nan.pt")
-    report = evaluate_checkpoint(tmp_path / "nan.pt", data=picture_tree, output=tmp_path / "out", **COMMON)
+    report = evaluate_checkpoint(tmp_path / "nan.pt", data=image_tree, output=tmp_path / "out", **COMMON)
     assert report["ece"] != report["ece"]
     assert (tmp_path / "out" / "report.md").exists()
 
@@ -262,8 +259,8 @@ def test_a_network_that_gives_nan_still_has_a_report(checkpoint, picture_tree, t
     assert (written["ece"], written["loss"], written["n"]) == (None, None, 25)
 
 
-def test_a_figure_that_fails_costs_no_report(checkpoint, picture_tree, tmp_path, monkeypatch, capfd):
-    """A picture that has become unreadable since it was evaluated, and a matrix that cannot be drawn."""
+def test_a_figure_that_fails_costs_no_report(checkpoint, image_tree, tmp_path, monkeypatch, capfd):
+    """A image that has become unreadable since it was evaluated, and a matrix that cannot be drawn."""
     figures = pytest.importorskip("ddfnet.evaluation.figures", exc_type=ImportError)
 
     def unreadable(path):
@@ -275,18 +272,18 @@ def test_a_figure_that_fails_costs_no_report(checkpoint, picture_tree, tmp_path,
     monkeypatch.setattr(classification_report, "open_rgb", unreadable)
     monkeypatch.setattr(figures, "draw_confusion", undrawable)
     (tmp_path / "confusion.png").write_bytes(b"of an earlier report")
-    report = evaluate_checkpoint(checkpoint, data=picture_tree, output=tmp_path, **COMMON)
+    report = evaluate_checkpoint(checkpoint, data=image_tree, output=tmp_path, **COMMON)
     assert report["files"] == [*FILES, "calibration.png"]
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(report["files"])
     assert re.findall(r"!\[[^]]*\]\(([^)]+)\)", (tmp_path / "report.md").read_text()) == ["calibration.png"]
     problems = [line for line in capfd.readouterr().err.splitlines() if line.startswith("no ")]
     assert problems[0] == "no confusion.png: RuntimeError: no glyph for this name"
-    assert re.fullmatch(r"no mistakes\.png: DataError: picture .*\.png cannot be read \(.*output error\)", problems[1])
+    assert re.fullmatch(r"no mistakes\.png: DataError: image .*\.png cannot be read \(.*output error\)", problems[1])
     assert len(problems) == 2
 
 
-def test_the_texts_are_written_before_a_figure_is_drawn(checkpoint, picture_tree, tmp_path, monkeypatch):
+def test_the_texts_are_written_before_a_figure_is_drawn(checkpoint, image_tree, tmp_path, monkeypatch):
     """Killed while drawing, hours of evaluation still have their report."""
     figures = pytest.importorskip("ddfnet.evaluation.figures", exc_type=ImportError)
 
@@ -295,18 +292,18 @@ def test_the_texts_are_written_before_a_figure_is_drawn(checkpoint, picture_tree
 
     monkeypatch.setattr(figures, "draw_calibration", killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_checkpoint(checkpoint, data=picture_tree, output=tmp_path, **COMMON)
+        evaluate_checkpoint(checkpoint, data=image_tree, output=tmp_path, **COMMON)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
     assert json.loads((tmp_path / "report.json").read_text())["files"] == FILES
 
 
-def test_names_that_are_no_utf8_are_spelt_out(picture_tree, tmp_path, monkeypatch, no_figures):
+def test_names_that_are_no_utf8_are_spelled_out(image_tree, tmp_path, monkeypatch, no_figures):
     """Printed, too: stdout is strict."""
     data = tmp_path / os.fsdecode(b"d\xe9")
     for name, kind in ((b"caf\xe9", "disc"), (b"tee", "ring")):
         (data / os.fsdecode(name)).mkdir(parents=True)
         for i in range(3):
-            (data / os.fsdecode(name) / f"{i}.png").symlink_to(picture_tree / "val" / kind / f"{i}.png")
+            (data / os.fsdecode(name) / f"{i}.png").symlink_to(image_tree / "val" / kind / f"{i}.png")
     torch.save(ddfnet.create_model(NAME, num_classes=2).state_dict(), tmp_path / "two.pt")
     with (tmp_path / "stdout").open("w", encoding="utf-8") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
@@ -320,12 +317,12 @@ def test_names_that_are_no_utf8_are_spelt_out(picture_tree, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_numbered_folders_without_class_names(picture_tree, tmp_path, no_figures, padded):
+def test_numbered_folders_without_class_names(image_tree, tmp_path, no_figures, padded):
     """Their order as text, 0, 1, 10, 2, is nobody's order of outputs."""
     data = tmp_path / "numbers"
     for i in range(11):
         (data / (f"{i:02d}" if padded else str(i))).mkdir(parents=True)
-        (data / (f"{i:02d}" if padded else str(i)) / "0.png").symlink_to(picture_tree / "val" / "disc" / "0.png")
+        (data / (f"{i:02d}" if padded else str(i)) / "0.png").symlink_to(image_tree / "val" / "disc" / "0.png")
     torch.save(ddfnet.create_model(NAME, num_classes=11).state_dict(), tmp_path / "bare.pt")
     arguments = {"model": NAME, "data": data, "output": tmp_path / "out", "input_size": 16, **COMMON}
     if padded:
@@ -336,17 +333,17 @@ def test_numbered_folders_without_class_names(picture_tree, tmp_path, no_figures
     assert not (tmp_path / "out").exists()
 
 
-def test_a_thousand_numbered_folders_are_those_of_v2(picture_tree, tmp_path, no_figures):
+def test_a_thousand_numbered_folders_are_those_of_v2(image_tree, tmp_path, no_figures):
     data = tmp_path / "v2"
     for i in range(1000):
         (data / str(i)).mkdir(parents=True)
-        (data / str(i) / "0.png").symlink_to(picture_tree / "val" / "disc" / "0.png")
+        (data / str(i) / "0.png").symlink_to(image_tree / "val" / "disc" / "0.png")
     torch.save(ddfnet.create_model(NAME, num_classes=1000).state_dict(), tmp_path / "bare.pt")
     with pytest.raises(DataError, match=f"give --sets v2={data} in place of --data"):
         evaluate_checkpoint(tmp_path / "bare.pt", model=NAME, data=data, output=tmp_path / "out", **COMMON)
 
 
-def test_a_set_of_ones_own_scores_the_same_in_any_order_of_classes(checkpoint, picture_tree, tmp_path, no_figures):
+def test_a_set_of_ones_own_scores_the_same_in_any_order_of_classes(checkpoint, image_tree, tmp_path, no_figures):
     """The same network with its outputs in two orders, two of them without a name and with the highest logits."""
     payload = torch.load(checkpoint, weights_only=True)
     payload["model"]["fc.bias"][5:] = 50
@@ -355,7 +352,7 @@ def test_a_set_of_ones_own_scores_the_same_in_any_order_of_classes(checkpoint, p
         rows = [CLASSES[::-1].index(kind) for kind in order] + [5, 6]
         model = {**payload["model"], **{key: payload["model"][key][rows] for key in ("fc.weight", "fc.bias")}}
         torch.save({**payload, "meta": {**payload["meta"], "classes": [*order]}, "model": model}, tmp_path / "best.pt")
-        own = f"mine={picture_tree / 'val'}"
+        own = f"mine={image_tree / 'val'}"
         summary = evaluate_checkpoint(tmp_path / "best.pt", sets=own, output=tmp_path / "out", **COMMON)
         found.append(summary["sets"]["mine"])
     assert found[0]["top1_count"] == found[1]["top1_count"] > 0

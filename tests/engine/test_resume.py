@@ -77,10 +77,10 @@ def start(tiny_config):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, picture_tree):
+def uninterrupted(tmp_path_factory, image_tree):
     folder = tmp_path_factory.mktemp("uninterrupted")
     config = folder / "tiny.yaml"
-    config.write_text(TINY.format(root=picture_tree))
+    config.write_text(TINY.format(root=image_tree))
     result = launch("train.py", "--config", config, f"run.dir={folder / 'run'}", *LONG)
     assert result.returncode == 0, result.stderr
     return folder / "run"

@@ -153,7 +153,7 @@ def test_infinite_gradient_of_a_finite_loss_is_not_saved(tiny_config, tmp_path, 
     assert all(value.isfinite().all() for value in last["model"].values())
 
 
-def test_failed_evaluation_does_not_cost_the_epoch(tiny_config, picture_tree, tmp_path, monkeypatch):
+def test_failed_evaluation_does_not_cost_the_epoch(tiny_config, image_tree, tmp_path, monkeypatch):
     from ddfnet.engine.trainer import Trainer
 
     folder = tmp_path / "run"
@@ -177,10 +177,10 @@ def test_changed_settings_are_used_when_accepted(tiny_config, tmp_path):
     assert {group["momentum"] for group in groups} == {0.1}
 
 
-def test_other_data_do_not_continue_a_run(tiny_config, picture_tree, tmp_path):
+def test_other_data_do_not_continue_a_run(tiny_config, image_tree, tmp_path):
     folder, other = tmp_path / "run", tmp_path / "other"
     run(tiny_config, folder, "train.epochs=1")
-    shutil.copytree(picture_tree, other)
+    shutil.copytree(image_tree, other)
     (other / "train" / "disc" / "0.png").unlink()
     with pytest.raises(CheckpointError, match=r"other data.*images differ.*run\.allow_changes=true"):
         run(tiny_config, folder, "train.epochs=1", f"data.root={other}")

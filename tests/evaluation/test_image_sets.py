@@ -15,7 +15,7 @@ CLASSES = ["dog", "ant", "cat"]  # not sorted: a checkpoint's order is its own
 
 
 def tree(root, folders, count=2):
-    """Pictures named as ImageNet's: in the order of a common number, not of the classes."""
+    """Predictions named as ImageNet's: in the order of a common number, not of the classes."""
     number = 0
     for i in range(count):
         for folder in folders:
@@ -163,10 +163,10 @@ def test_real_labels_follow_the_numbers_in_file_names(tmp_path):
         "ILSVRC2012_val_00000005.png": ("ant", {"ant"}),
         "ILSVRC2012_val_00000006.png": ("cat", {"cat", "dog"}),
     }
-    assert "1 of 6 pictures have none and are left out" in images.note
+    assert "1 of 6 images have none and are left out" in images.note
 
 
-def test_renamed_pictures_keep_their_labels_or_are_refused(tmp_path):
+def test_renamed_images_keep_their_labels_or_are_refused(tmp_path):
     """Sorted by these names, they come in another order than the labels."""
     tree(tmp_path / "val", CLASSES)
     (tmp_path / "real.json").write_text(json.dumps([[2], [0], [1], [2], [0], [1]]))
@@ -180,17 +180,17 @@ def test_renamed_pictures_keep_their_labels_or_are_refused(tmp_path):
         load_set("real", tmp_path, CLASSES)
 
 
-def test_labels_of_other_pictures_are_refused(tmp_path):
+def test_labels_of_other_images_are_refused(tmp_path):
     tree(tmp_path / "val", CLASSES)
     (tmp_path / "real.json").write_text(json.dumps([[0], [1], [2], [2], [], [0]]))
-    with pytest.raises(DataError, match="include the class folder of only 1 of 5 pictures: they are of other"):
+    with pytest.raises(DataError, match="include the class folder of only 1 of 5 predictions: they are of other"):
         load_set("real", tmp_path, CLASSES)
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("[[0], [1]]", "labels of 2 pictures, but .* holds 6"),
+        ("[[0], [1]]", "labels of 2 predictions, but .* holds 6"),
         ("[[0], [1], [2], [3], [0], [0]]", "labels from 0 to 2"),
         ("{}", "must be a list"),
         ("[[0", "cannot be read as JSON"),

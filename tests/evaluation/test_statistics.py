@@ -1,4 +1,4 @@
-"""Rows per picture and what is computed from them, against definitions spelt out."""
+"""Rows per image and what is computed from them, against definitions spelled out."""
 
 import math
 import os
@@ -12,12 +12,12 @@ from ddfnet.data.preprocessing import Preprocessing, eval_transform
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.evaluation.class_names import imagenet_classes, in_order_of_number, known_classes, readable_names
 from ddfnet.evaluation.metrics import ClassificationEvaluator
-from ddfnet.evaluation.predictions import PictureEvaluator, Pictures
+from ddfnet.evaluation.predictions import PredictionEvaluator, Predictions
 from ddfnet.evaluation.statistics import Confusion, calibration, class_rows, confusions, worst_mistakes
 
 
 class Lookup(torch.nn.Module):
-    """Logits by the value of a picture's first pixel, so that a mirrored picture has others."""
+    """Logits by the value of a image's first pixel, so that a mirrored image has others."""
 
     def __init__(self, logits):
         super().__init__()
@@ -28,7 +28,7 @@ class Lookup(torch.nn.Module):
 
 
 def batches(target, *, size=4, order=None):
-    """Pictures 0 to N - 1; the right edge of picture i shows i + N."""
+    """Predictions 0 to N - 1; the right edge of image i shows i + N."""
     n = len(target)
     image = torch.zeros(n, 3, 2, 2)
     image[:, :, :, 0] = torch.arange(n).view(n, 1, 1).float()
@@ -39,10 +39,10 @@ def batches(target, *, size=4, order=None):
 
 
 def evaluated(logits, target, **options):
-    evaluator = PictureEvaluator(**options)
+    evaluator = PredictionEvaluator(**options)
     for batch in batches(target):
         evaluator.update(Lookup(logits), batch)
-    return evaluator.compute([evaluator.share()]), evaluator.pictures
+    return evaluator.compute([evaluator.state()]), evaluator.predictions
 
 
 @pytest.fixture
@@ -53,36 +53,36 @@ def case():
 
 def test_metrics_are_those_of_the_training_loop(case):
     logits, target = case
-    metrics, pictures = evaluated(logits, target)
+    metrics, predictions = evaluated(logits, target)
     plain = ClassificationEvaluator(torch.device("cpu"))
     plain.update_logits(logits[:13], target)
-    expected = plain.compute([plain.share()])
+    expected = plain.compute([plain.state()])
     assert metrics == pytest.approx(expected, rel=1e-12)
-    assert pictures.confidence.tolist() == pytest.approx(logits[:13].softmax(1).max(1).values.tolist())
-    assert pictures.top.tolist() == logits[:13].topk(5).indices.tolist()
+    assert predictions.confidence.tolist() == pytest.approx(logits[:13].softmax(1).max(1).values.tolist())
+    assert predictions.top.tolist() == logits[:13].topk(5).indices.tolist()
 
 
 def test_shares_of_processes_are_put_in_order_and_one_may_be_empty(case):
     logits, target = case
     expected, alone = evaluated(logits, target)
-    evaluators = [PictureEvaluator() for _ in range(4)]
+    evaluators = [PredictionEvaluator() for _ in range(4)]
     for evaluator, order in zip(evaluators, torch.arange(13).flip(0).split(5), strict=False):
         for batch in batches(target, size=2, order=order):
             evaluator.update(Lookup(logits), batch)
-    shares = [evaluator.share() for evaluator in evaluators]
+    shares = [evaluator.state() for evaluator in evaluators]
     assert shares[3] == ()
     assert evaluators[0].compute(shares) == expected
-    assert torch.equal(evaluators[0].pictures.top, alone.top)
+    assert torch.equal(evaluators[0].predictions.top, alone.top)
     with pytest.raises(RuntimeError, match="twice"):
         evaluators[0].compute([*shares, shares[1]])
 
 
 def test_mirror_averages_the_two_softmaxes(case):
     logits, target = case
-    metrics, pictures = evaluated(logits, target, mirror=True)
+    metrics, predictions = evaluated(logits, target, mirror=True)
     mean = (logits[:13].double().softmax(1) + logits[13:].double().softmax(1)) / 2
-    assert pictures.predicted.tolist() == mean.argmax(1).tolist()
-    assert pictures.confidence.tolist() == pytest.approx(mean.max(1).values.tolist(), rel=1e-5)
+    assert predictions.predicted.tolist() == mean.argmax(1).tolist()
+    assert predictions.confidence.tolist() == pytest.approx(mean.max(1).values.tolist(), rel=1e-5)
     losses = [-math.log(mean[i, label]) for i, label in enumerate(target)]
     assert metrics["loss"] == pytest.approx(sum(losses) / 13, rel=1e-5)
 
@@ -91,12 +91,12 @@ def test_only_the_columns_compete(case):
     logits, _ = case
     logits[:, 0] += 50  # would win everywhere
     target = torch.arange(13) % 3
-    metrics, pictures = evaluated(logits, target, columns=[5, 1, 2])
+    metrics, predictions = evaluated(logits, target, columns=[5, 1, 2])
     part = logits[:13][:, [5, 1, 2]]
-    assert pictures.predicted.tolist() == part.argmax(1).tolist()
+    assert predictions.predicted.tolist() == part.argmax(1).tolist()
     assert metrics["top1"] == pytest.approx(100 * (part.argmax(1) == target).double().mean().item())
     assert metrics["top5"] == 100
-    assert pictures.confidence.tolist() == pytest.approx(part.softmax(1).max(1).values.tolist())
+    assert predictions.confidence.tolist() == pytest.approx(part.softmax(1).max(1).values.tolist())
 
 
 def test_every_accepted_label_is_right(case):
@@ -106,14 +106,14 @@ def test_every_accepted_label_is_right(case):
     accepted[:, 0] = best[:, 6]  # the last of all
     accepted[4:, 1] = best[4:, 3]  # fourth
     accepted[9:, 1] = best[9:, 0]  # first
-    metrics, pictures = evaluated(logits, target, accepted=accepted)
-    assert (pictures.right.sum(), pictures.right5.sum()) == (4, 9)
+    metrics, predictions = evaluated(logits, target, accepted=accepted)
+    assert (predictions.right.sum(), predictions.right5.sum()) == (4, 9)
     assert metrics["top1"] == pytest.approx(400 / 13)
     assert metrics["top5"] == pytest.approx(900 / 13)
 
 
 def test_the_columns_go_to_the_device_once():
-    evaluator = PictureEvaluator(columns=[5, 1, 2])
+    evaluator = PredictionEvaluator(columns=[5, 1, 2])
     with torch.device("meta"):
         batch = {"image": torch.empty(4, 3, 2, 2), "target": torch.empty(4, dtype=torch.int64)}
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 7, device="meta"))
@@ -125,15 +125,15 @@ def test_the_columns_go_to_the_device_once():
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
-def test_batches_of_loader_workers_leave_no_files_open(picture_tree):
+def test_batches_of_loader_workers_leave_no_files_open(image_tree):
     """Each tensor of a worker is an open file while it lives, and 1024 of them are a usual limit."""
     how = Preprocessing(size=16, crop_pct=1.0, interpolation="bicubic")
     batches = eval_batches(
-        index_folder(picture_tree / "val"), transform=eval_transform(how),
+        index_folder(image_tree / "val"), transform=eval_transform(how),
         batch_transform=EvalBatchTransform(how, device="cpu", channels_last=True),
         batch_size=1, rank=0, world_size=1, device=torch.device("cpu"), num_workers=1,
     )  # fmt: skip
-    evaluator, files = PictureEvaluator(), []
+    evaluator, files = PredictionEvaluator(), []
     for batch in batches:
         evaluator.update(lambda image: image.flatten(1)[:, :5], batch)
         files.append(len(os.listdir("/proc/self/fd")))
@@ -144,26 +144,26 @@ def test_batches_of_loader_workers_leave_no_files_open(picture_tree):
 def rows(target, predicted, confidence):
     target, predicted = torch.tensor(target), torch.tensor(predicted)
     confidence = torch.tensor(confidence, dtype=torch.float64)
-    return Pictures(target, predicted[:, None], confidence, confidence, (predicted == target)[:, None])
+    return Predictions(target, predicted[:, None], confidence, confidence, (predicted == target)[:, None])
 
 
-PICTURES = rows([0, 0, 0, 2, 2, 2, 2, 4], [0, 2, 2, 2, 0, 1, 1, 4], [0.9, 0.5, 0.7, 0.4, 0.95, 0.3, 0.7, 1.0])
+IMAGES = rows([0, 0, 0, 2, 2, 2, 2, 4], [0, 2, 2, 2, 0, 1, 1, 4], [0.9, 0.5, 0.7, 0.4, 0.95, 0.3, 0.7, 1.0])
 
 
 def test_confusions_and_classes_by_hand():
-    assert confusions(PICTURES) == [Confusion(0, 2, 2), Confusion(2, 1, 2), Confusion(2, 0, 1)]
-    first, second, third = class_rows(PICTURES)
+    assert confusions(IMAGES) == [Confusion(0, 2, 2), Confusion(2, 1, 2), Confusion(2, 0, 1)]
+    first, second, third = class_rows(IMAGES)
     assert (first.label, first.n, first.top1, first.top5, first.taken_for, first.taken_for_count) == (0, 3, 1, 1, 2, 2)
     assert first.confidence == pytest.approx(0.7)
     assert (second.label, second.n, second.top1, second.taken_for, second.taken_for_count) == (2, 4, 1, 1, 2)
     assert (third.label, third.n, third.top1, third.taken_for, third.taken_for_count) == (4, 1, 1, None, 0)
-    assert worst_mistakes(PICTURES, 3) == [4, 2, 6]
+    assert worst_mistakes(IMAGES, 3) == [4, 2, 6]
     assert worst_mistakes(rows([1], [1], [0.5]), 3) == []
 
 
 def test_calibration_error_by_hand():
-    """Two bins: 3 pictures of confidence up to 0.5, 1 of them right; 5 above, 2 of them right."""
-    found = calibration(PICTURES, bins=2)
+    """Two bins: 3 images of confidence up to 0.5, 1 of them right; 5 above, 2 of them right."""
+    found = calibration(IMAGES, bins=2)
     assert found.counts == [3, 5]
     assert found.accuracy == pytest.approx([1 / 3, 2 / 5])
     assert found.confidence == pytest.approx([1.2 / 3, 4.25 / 5])

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-# cuBLAS reads it once. Tests that fill uninitialised memory ask for deterministic algorithms, and cuBLAS wants this.
+# cuBLAS reads it once. Tests that fill uninitialized memory ask for deterministic algorithms, and cuBLAS wants this.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # The graphs here are small: starting a pool of compile processes for each worker costs more than it saves.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

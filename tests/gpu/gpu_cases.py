@@ -42,7 +42,7 @@ def random_like(y, dtype=None, seed=1):
 
 @contextlib.contextmanager
 def poisoned_memory():
-    """Uninitialised memory is NaN, so that an element that no kernel writes shows in the relative error."""
+    """Uninitialized memory is NaN, so that an element that no kernel writes shows in the relative error."""
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(4, device=DEVICE).isnan().all()

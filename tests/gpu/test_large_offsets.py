@@ -89,7 +89,7 @@ def test_one_huge_image(format_name):
             x, channel, spatial = inputs
             window = [x[..., rows, columns], channel, spatial[..., rows, columns]]
             y, grad_x, _, grad_spatial = definition(window, grad_y[..., rows, columns])
-            # an edge of the window that is an edge of the image is exact, the others lack their neighbours
+            # an edge of the window that is an edge of the image is exact, the others lack their neighbors
             inner = (
                 slice(0 if top == 0 else 1, WINDOW if top + WINDOW == height else WINDOW - 1),
                 slice(0 if left == 0 else 1, WINDOW if left + WINDOW == width else WINDOW - 1),

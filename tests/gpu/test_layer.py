@@ -11,7 +11,7 @@ from ddfnet import CARAFE, DDF, DDFUp
 
 pytestmark = pytest.mark.gpu
 
-# Relative L2. Filter normalisation divides by a standard deviation of few taps, which enlarges what rounding left.
+# Relative L2. Filter normalization divides by a standard deviation of few taps, which enlarges what rounding left.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-2}
 
 
@@ -91,7 +91,7 @@ def test_fused_and_separate_filters_agree(kernel_size, stride, heads, autocast):
 
 
 def test_odd_channels_and_other_memory_formats():
-    """72 channels are more than one tile; a transposed picture is neither contiguous nor channels_last."""
+    """72 channels are more than one tile; a transposed image is neither contiguous nor channels_last."""
     layer, x, grad_y = make(72, size=(14, 14), heads=2)
     x, grad_y = x.transpose(2, 3), grad_y.transpose(2, 3)
     actual = run(*on_device(layer, x, grad_y))

@@ -76,7 +76,7 @@ def test_layers_of_resnet50(channels, size, stride, dtype):
         check(inputs, stride=stride)
 
 
-def test_filters_in_float32_for_bfloat16_pictures():
+def test_filters_in_float32_for_bfloat16_images():
     """As under autocast: each gradient has the dtype of its tensor and its accuracy."""
     for filters in ("both", "channel"):
         options = {"filters": filters, "dtype": torch.bfloat16, "filter_dtype": torch.float32}

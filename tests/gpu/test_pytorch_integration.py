@@ -75,19 +75,19 @@ def tiny_network(layer=DDF):
 
 def batch(count=16):
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randn(count, 3, 17, 15, generator=generator).contiguous(memory_format=torch.channels_last)
-    return pictures.to(DEVICE), torch.randint(5, (count,), generator=generator).to(DEVICE)
+    images = torch.randn(count, 3, 17, 15, generator=generator).contiguous(memory_format=torch.channels_last)
+    return images.to(DEVICE), torch.randint(5, (count,), generator=generator).to(DEVICE)
 
 
 def train(network, steps, dtype=None, scaler=None):
     """Losses on one batch, which the network learns by heart."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)  # larger rates enlarge rounding errors
     scaler = scaler or torch.amp.GradScaler(DEVICE.type, enabled=False)
-    pictures, labels = batch()
+    images, labels = batch()
     losses = []
     for _ in range(steps):
         with torch.autocast(DEVICE.type, dtype=dtype, enabled=dtype is not None):
-            loss = nn.functional.cross_entropy(network(pictures), labels)
+            loss = nn.functional.cross_entropy(network(images), labels)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -232,7 +232,7 @@ def test_the_host_never_waits():
 @needs_cuda
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_peak_memory(memory_format):
-    """Inputs, output and gradients, and at most a tenth more: no copy of a picture, no unfolded tensor."""
+    """Inputs, output and gradients, and at most a tenth more: no copy of a image, no unfolded tensor."""
     shapes = ((64, 64, 56, 56), (64, 64, 3, 3), (64, 9, 56, 56), (64, 64, 56, 56))
     inputs = [
         random_tensor(shape, torch.bfloat16, seed=i, memory_format=memory_format if i != 1 else torch.contiguous_format)
@@ -287,11 +287,11 @@ def distributed_step(store):
     if DEVICE.type == "cuda":
         torch.cuda.set_device(0)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    pictures, labels = batch()
+    images, labels = batch()
     plain = tiny_network()
     wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(plain))
     for network in (plain, wrapped):
-        nn.functional.cross_entropy(network(pictures), labels).backward()
+        nn.functional.cross_entropy(network(images), labels).backward()
     for a, e in zip(wrapped.module.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, e.grad, rtol=1e-4, atol=1e-6)
     torch.distributed.destroy_process_group()

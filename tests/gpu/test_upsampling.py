@@ -4,16 +4,7 @@ import pytest
 import torch
 from covering import covering_cases
 from ddf_cases import FORMATS, relative_error
-from gpu_cases import (
-    DTYPES,
-    assert_same_bits,
-    case_id,
-    check,
-    random_like,
-    to_device,
-    tolerance,
-    unaligned,
-)
+from gpu_cases import DTYPES, assert_same_bits, case_id, check, random_like, to_device, tolerance, unaligned
 
 from ddfnet.ops.ddf import ddf, ddf_up, ddf_up_reference
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ddfnet
-from ddfnet.inference.cards import licence_id, way_to_get, zoo_card
+from ddfnet.inference.cards import license_id, way_to_get, zoo_card
 from ddfnet.zoo import entries, find
 from scripts.dev import write_model_zoo
 from tests.conftest import ROOT
@@ -41,7 +41,7 @@ def test_each_entry_has_a_row_and_a_card(pages):
     assert rows == [(entry.name, f"models/{entry.name}.md") for entry in entries()]
     for entry in entries():
         card = pages[f"models/{entry.name}.md"]
-        for fact in (entry.data, entry.licence, entry.origin, entry.config, entry.command, entry.note, entry.commit):
+        for fact in (entry.data, entry.license, entry.origin, entry.config, entry.command, entry.note, entry.commit):
             assert (fact or "") in card
         assert (f"`{entry.file.sha256}`" if entry.file.sha256 else "sha256 not published") in card
         for value in entry.metrics.values():
@@ -75,7 +75,7 @@ def test_claims_are_called_claims(pages):
     "change",
     [
         {"metrics": {"top1": 12.26, "top5": 100.0}},
-        {"licence": "CC0-1.0"},
+        {"license": "CC0-1.0"},
         {"status": "claimed"},
         {"images": 7},
         {"tag": "other"},
@@ -101,14 +101,14 @@ def test_the_table_of_epochs_has_the_last_record_of_each():
     assert "last epochs" not in zoo_card(find(DIGITS), parameters=1)
 
 
-def test_ways_and_licences():
+def test_ways_and_licenses():
     ways = {entry.name: way_to_get(entry) for entry in entries()}
     assert ways[DIGITS] == "shipped"
     assert ways["ddf_mul_resnet50.official_in1k"] == "gdown"
     assert ways["ddf_add_resnet101.official_in1k"] == "by hand"
     direct = dataclasses.replace(find(DIGITS).file, urls=("https://example.org/x",), shipped=False)
     assert way_to_get(dataclasses.replace(find(DIGITS), file=direct)) == "direct"
-    assert [licence_id(text) for text in ("MIT", None, "MIT for the code")] == ["mit", "unknown", "other"]
+    assert [license_id(text) for text in ("MIT", None, "MIT for the code")] == ["mit", "unknown", "other"]
 
 
 def test_python_of_the_page_runs(pages):

@@ -110,7 +110,7 @@ def test_values_that_are_no_numbers_are_refused(tmp_path):
         load_classifier(tmp_path / "nan.pt", model=NAME)
 
 
-def test_a_name_of_the_zoo_without_its_prefix_is_recognised():
+def test_a_name_of_the_zoo_without_its_prefix_is_recognized():
     with pytest.raises(ZooError, match=f"the weights of that name are zoo:{NAME}.digits"):
         load_classifier(f"{NAME}.digits")
 

@@ -54,12 +54,12 @@ def test_the_official_format_becomes_one_that_eval_understands(tmp_path):
     assert all(torch.equal(tensor, weights[key]) for key, tensor in network.state_dict().items())
 
 
-def test_the_converted_file_evaluates_as_the_source(tmp_path, picture_tree):
+def test_the_converted_file_evaluates_as_the_source(tmp_path, image_tree):
     from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 
     source = save_official(tmp_path / "o.pth.tar", state())
     done = convert(source, tmp_path / "w.safetensors", model=NAME)
-    options = {"data": picture_tree, "workers": 0, "device": "cpu"}
+    options = {"data": image_tree, "workers": 0, "device": "cpu"}
     before = evaluate_checkpoint(source, model=NAME, **options)
     after = evaluate_checkpoint(done.target, **options)
     for key in ("top1", "loss", "n", "preprocessing", "precision", "parameters"):

@@ -1,6 +1,6 @@
 """Cases for Triton's interpreter; run by test_interpreter.py in a process of their own, not collected by name.
 
-The public function on CPU tensors goes through the same launches and kernels as on CUDA. Uninitialised memory is NaN,
+The public function on CPU tensors goes through the same launches and kernels as on CUDA. Uninitialized memory is NaN,
 so that an element that no kernel writes shows in the relative error.
 """
 
@@ -27,7 +27,7 @@ TOLERANCE = {**TOLERANCE, torch.bfloat16: 2**-7}
 
 @pytest.fixture(autouse=True, scope="module")
 def _poison():
-    torch.use_deterministic_algorithms(True)  # fills uninitialised memory with NaN
+    torch.use_deterministic_algorithms(True)  # fills uninitialized memory with NaN
     assert torch.empty(4).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)

@@ -19,7 +19,7 @@ def make(*, size=(5, 7), channels=8, dtype=torch.float64, **options):
 
 
 def naive(layer, x):
-    """Predicted kernels on the new grid (pixel shuffle, softmax), each on the k x k neighbourhood of its old pixel."""
+    """Predicted kernels on the new grid (pixel shuffle, softmax), each on the k x k neighborhood of its old pixel."""
     s, k, groups = layer.scale, layer.kernel_size, layer.groups
     encoder = layer.content_encoder
     logits = F.conv2d(x, layer.channel_compressor.weight, layer.channel_compressor.bias)

@@ -133,16 +133,16 @@ def test_filters_start_with_the_gain_of_a_linear_layer():
 
 
 def test_multiply_adds_are_those_of_table_6():
-    # 256 channels, x2, the three upsampled levels of a feature pyramid for a 1280x800 picture: 0.58 B in the paper
+    # 256 channels, x2, the three upsampled levels of a feature pyramid for a 1280x800 image: 0.58 B in the paper
     channels, hidden, sizes = 256, 51, [(25, 40), (50, 80), (100, 160)]
     layer = DDFUp(channels, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         for size in sizes:
             layer(torch.empty(1, channels, *size, device="meta"))
-    per_picture = 4 * (channels * hidden + hidden * channels * 9)  # the channel branches, on one pooled pixel
+    per_image = 4 * (channels * hidden + hidden * channels * 9)  # the channel branches, on one pooled pixel
     per_pixel = 4 * (9 + 9 + 9) * channels
     assert per_pixel == 27_648
-    assert counter.get_total_flops() / 2 - len(sizes) * per_picture == 21_000 * per_pixel == 580_608_000
+    assert counter.get_total_flops() / 2 - len(sizes) * per_image == 21_000 * per_pixel == 580_608_000
 
 
 @pytest.mark.parametrize("mode", ["plain", "low", "high"])

@@ -27,7 +27,7 @@ def image(*shape):
 
 
 def vary(layer):
-    """In double and eval, with statistics and affine parameters that a skipped normalisation would not match."""
+    """In double and eval, with statistics and affine parameters that a skipped normalization would not match."""
     generator = torch.Generator().manual_seed(1)
     layer = layer.double().eval()
     for module in layer.modules():
@@ -154,7 +154,7 @@ def test_training_reaches_every_parameter_but_biases_before_a_norm(name):
     layer = LAYERS[name]().double()
     layer(image()).square().sum().backward()
     zero = {key for key, parameter in layer.named_parameters() if parameter.grad.abs().max() < 1e-9}
-    # a batch normalisation subtracts what such a bias adds
+    # a batch normalization subtracts what such a bias adds
     dead = {"channel_branch.1.bias", "spatial_branch.0.bias", "spatial_branch.3.bias", "spatial_branch.6.bias"}
     assert zero == (dead if name == "bam" else set())
 

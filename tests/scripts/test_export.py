@@ -50,9 +50,9 @@ def need_onnx():
     return pytest.importorskip("onnxruntime")
 
 
-def prepared(picture, how):
-    """A picture as evaluation gives it to the network."""
-    pixels = torch.as_tensor(eval_transform(how)(picture)).float() / 255
+def prepared(image, how):
+    """A image as evaluation gives it to the network."""
+    pixels = torch.as_tensor(eval_transform(how)(image)).float() / 255
     return (pixels - torch.tensor(how.mean)[:, None, None]) / torch.tensor(how.std)[:, None, None]
 
 
@@ -240,7 +240,7 @@ def test_block_of_the_guide_for_onnxruntime(digits_onnx, digits, tmp_path, monke
 
 
 @pytest.mark.parametrize(("crop_pct", "interpolation"), [(0.875, "bicubic"), (0.95, "bilinear"), (1.0, "bicubic")])
-def test_the_guide_prepares_any_picture_as_evaluation_does(digits_onnx, tmp_path, monkeypatch, crop_pct, interpolation):
+def test_the_guide_prepares_any_image_as_evaluation_does(digits_onnx, tmp_path, monkeypatch, crop_pct, interpolation):
     onnx = pytest.importorskip("onnx")
     how = Preprocessing(
         size=32, crop_pct=crop_pct, interpolation=interpolation, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
@@ -252,10 +252,10 @@ def test_the_guide_prepares_any_picture_as_evaluation_does(digits_onnx, tmp_path
     noise = np.random.default_rng(0)
     # Long sides whose exact length is no whole number, and margins of odd width, which halves round differently.
     for width, height in [(500, 333), (123, 457), (333, 500), (40, 33), (33, 41), (32, 35), (20, 37), (641, 480)]:
-        picture = Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        picture.save(tmp_path / "digit.png")
+        image = Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image.save(tmp_path / "digit.png")
         image = run_block(BLOCKS[0], tmp_path, monkeypatch)["image"][0]
-        torch.testing.assert_close(torch.from_numpy(image), prepared(picture, how), rtol=0, atol=1e-6)
+        torch.testing.assert_close(torch.from_numpy(image), prepared(image, how), rtol=0, atol=1e-6)
 
 
 def test_block_of_the_guide_for_torch(digits_standalone, monkeypatch):

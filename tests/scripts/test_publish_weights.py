@@ -53,9 +53,9 @@ def assert_timm_reads(folder, checkpoint, **about):
     expected = load_classifier(checkpoint, **about)
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     how = expected.preprocessing
-    pictures = torch.randn(2, 3, how.size, how.size, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(2, 3, how.size, how.size, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        assert torch.equal(network(pictures), expected.network(pictures))
+        assert torch.equal(network(images), expected.network(images))
     assert network.num_classes == expected.network.num_classes
     found = timm.data.resolve_model_data_config(network)
     assert tuple(found["input_size"]) == (3, how.size, how.size)
@@ -151,10 +151,10 @@ def test_a_file_that_does_not_say_its_model(tmp_path):
     assert "label_names" not in json.loads((folder / "config.json").read_text())
 
 
-def test_eval_reads_the_published_file(tmp_path, picture_tree):
+def test_eval_reads_the_published_file(tmp_path, image_tree):
     checkpoint = run_weights(tmp_path / "best.pt", **OPTIONS)
     folder = publish(str(checkpoint), tmp_path / "out")
-    options = {"data": picture_tree, "workers": 0, "device": "cpu", "output": tmp_path / "report"}
+    options = {"data": image_tree, "workers": 0, "device": "cpu", "output": tmp_path / "report"}
     before = evaluate_checkpoint(checkpoint, **options)
     after = evaluate_checkpoint(folder / "model.safetensors", **options)
     for key in ("top1", "loss", "n", "preprocessing", "precision"):
@@ -174,7 +174,7 @@ def test_the_card_of_an_entry_has_its_figures(tmp_path):
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "timm", "ddfnet"],
     }
-    for words in (f"# {NAME}.digits\n", "98.05 % (352 of 359) | measured", "make_digits.py", "| crop | centre"):
+    for words in (f"# {NAME}.digits\n", "98.05 % (352 of 359) | measured", "make_digits.py", "| crop | center"):
         assert words in body
 
 
@@ -182,15 +182,15 @@ def test_the_card_of_a_run_says_what_is_not_known(tmp_path):
     checkpoint = run_weights(tmp_path / "best.pt")
     front, body = card(publish(str(checkpoint), tmp_path / "a"))
     assert front["license"] == "unknown"
-    for words in (f"# {NAME}\n", "None stated. Measure it", "## Data\n\nNot stated.", "## Licence\n\nNot stated: ask"):
+    for words in (f"# {NAME}\n", "None stated. Measure it", "## Data\n\nNot stated.", "## License\n\nNot stated: ask"):
         assert words in body
     assert "short side to 32 pixels, bilinear" in body
     folder = publish(
-        str(checkpoint), tmp_path / "b", name=f"{NAME}.mine", licence="Free for study", data="shapes: 5 kinds"
+        str(checkpoint), tmp_path / "b", name=f"{NAME}.mine", license="Free for study", data="shapes: 5 kinds"
     )
     front, body = card(folder)
     assert (front["license"], front["license_name"]) == ("other", "Free for study")
-    for words in (f"# {NAME}.mine\n", "## Data\n\nshapes: 5 kinds", "## Licence\n\nFree for study"):
+    for words in (f"# {NAME}.mine\n", "## Data\n\nshapes: 5 kinds", "## License\n\nFree for study"):
         assert words in body
     assert json.loads((folder / "config.json").read_text())["pretrained_cfg"]["tag"] == "mine"
 
@@ -271,7 +271,7 @@ def test_push_into_a_private_repository(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
-    assert "a new repository is public, even where no licence is stated" in capsys.readouterr().out
+    assert "a new repository is public, even where no license is stated" in capsys.readouterr().out
 
 
 def test_push_fails_with_one_line(tmp_path, monkeypatch):

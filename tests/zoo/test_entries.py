@@ -25,7 +25,7 @@ def test_names_are_unique_and_say_model_and_tag():
 
 
 @pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.name)
-def test_an_entry_names_a_model_a_recipe_and_its_pictures(entry):
+def test_an_entry_names_a_model_a_recipe_and_its_images(entry):
     assert entry.model in ddfnet.list_models()
     assert f"name: {entry.model}" in (ROOT / entry.config).read_text()
     with torch.device("meta"):

@@ -44,7 +44,7 @@ def _offline(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory):
-    """The folder of held-out pictures of an entry; skips where they are not to be had."""
+    """The folder of held-out images of an entry; skips where they are not to be had."""
     made = {}
 
     def _held_out(entry) -> Path:
@@ -57,7 +57,7 @@ def held_out(tmp_path_factory):
         if entry.tag == "cifar10":
             root = os.environ.get("DDFNET_CIFAR10") or pytest.skip("DDFNET_CIFAR10 names no folder with train/, test/")
             return Path(root) / "test"
-        return pytest.fail(f"nobody says where the pictures of {entry.name} are")
+        return pytest.fail(f"nobody says where the images of {entry.name} are")
 
     return _held_out
 
@@ -79,9 +79,9 @@ def test_a_plain_loop_gives_the_figures(entry, held_out):
     for label, kind in enumerate(classes):
         paths = sorted((folder / kind).iterdir())
         for start in range(0, len(paths), 128):
-            pictures = [transform(Image.open(path).convert("RGB")) for path in paths[start : start + 128]]
+            images = [transform(Image.open(path).convert("RGB")) for path in paths[start : start + 128]]
             with torch.inference_mode():
-                best = network(torch.stack(pictures)).topk(5).indices
+                best = network(torch.stack(images)).topk(5).indices
             top1 += int((best[:, 0] == label).sum())
             top5 += int((best == label).any(1).sum())
         images += len(paths)

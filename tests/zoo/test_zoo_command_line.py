@@ -86,7 +86,7 @@ def test_list(call):
 def test_info(call, name):
     code, out, _ = call("info", name)
     assert code == 0
-    for word in ("claimed by the authors, not measured here", "224 px, crop 0.875, bicubic", "sha256", "licence"):
+    for word in ("claimed by the authors, not measured here", "224 px, crop 0.875, bicubic", "sha256", "license"):
         assert word in out
     assert ("https://drive.google.com/uc?id=14voC" in out) == (name == "ddf_mul_resnet50")
     assert ("Baidu" in out) == (name != "ddf_mul_resnet50")

@@ -75,7 +75,7 @@ def class_folders(root: str | os.PathLike) -> list[str]:
     if images:
         raise DataError(
             f"{root} holds {images} images directly but no class folders. Every class needs a sub-folder; ImageNet's "
-            "validation pictures come unsorted and must be moved into their 1000 synset folders (n01440764, ...) first"
+            "validation images come unsorted and must be moved into their 1000 synset folders (n01440764, ...) first"
         )
     raise DataError(f"{root} holds no class folders; give the folder with one sub-folder of images per class")
 

@@ -34,8 +34,8 @@ def ddf(
         channel_filter: (B, C, k, k), k odd. None: only the spatial filter acts (involution, CARAFE).
         spatial_filter: (B, G*k*k, ceil(H/stride), ceil(W/stride)), where G heads divide C; channel (g*k + u)*k + v
             holds tap (u, v) of head g. None: only the channel filter acts (dynamic depthwise convolution).
-        stride: step between the centres of neighbouring windows, in input pixels.
-        dilation: distance between neighbouring taps, in input pixels.
+        stride: step between the centers of neighboring windows, in input pixels.
+        dilation: distance between neighboring taps, in input pixels.
         combine: "mul" or "add": how the two filters become one. Without effect if one is None.
         kernel_size: k. Needed only if `channel_filter` is None and k cannot be inferred from the channels of
             `spatial_filter` (an odd square is one head; otherwise the only odd k >= 3 that leaves G dividing C).
@@ -48,13 +48,7 @@ def ddf(
         TypeError: an argument of the wrong type, or a tensor that is not of a floating dtype.
     """
     kernel_size = check_arguments(
-        x,
-        channel_filter,
-        spatial_filter,
-        stride=stride,
-        dilation=dilation,
-        combine=combine,
-        kernel_size=kernel_size,
+        x, channel_filter, spatial_filter, stride=stride, dilation=dilation, combine=combine, kernel_size=kernel_size
     )
     x, spatial_filter = autocast(x), autocast(spatial_filter)
     return autograd.ddf_op(x, channel_filter, spatial_filter, kernel_size, stride, dilation, combine == "mul", 1)
@@ -85,7 +79,7 @@ def ddf_up(
         spatial_filter: (B, scale*scale*G*k*k, H, W), or None; channel ((p*G + g)*k + u)*k + v holds tap (u, v) of head
             g of phase p.
         scale: how many new pixels an old one becomes along each axis; 2 or more.
-        dilation: distance between neighbouring taps, in pixels of x.
+        dilation: distance between neighboring taps, in pixels of x.
         combine: "mul" or "add": how the two filters become one. Without effect if one is None.
         kernel_size: k. Needed only if `channel_filter` is None and k cannot be inferred, as for `ddf`.
 

@@ -23,8 +23,8 @@ def ddf_reference(
         x: (B, C, H, W).
         channel_filter: (B, C, k, k), or None.
         spatial_filter: (B, G*k*k, ceil(H/stride), ceil(W/stride)), or None.
-        stride: step between the centres of neighbouring windows, in input pixels.
-        dilation: distance between neighbouring taps, in input pixels.
+        stride: step between the centers of neighboring windows, in input pixels.
+        dilation: distance between neighboring taps, in input pixels.
         combine: "mul" or "add": how the two filters become one.
         kernel_size: k; needed only when there is no channel filter and G is above 1.
 
@@ -48,7 +48,7 @@ def ddf_reference(
                 factors.append(channel_filter[:, :, u, v, None, None])
             if spatial_filter is not None:
                 taps = spatial_filter.reshape(batch, -1, kernel_size, kernel_size, out_height, out_width)
-                # (B, G, Ho, Wo) -> (B, C, Ho, Wo): neighbouring channels share a head
+                # (B, G, Ho, Wo) -> (B, C, Ho, Wo): neighboring channels share a head
                 factors.append(taps[:, :, u, v].repeat_interleave(channels // taps.shape[1], dim=1))
             if len(factors) == 1:
                 weight = factors[0]

@@ -53,7 +53,7 @@ def forward_tile(
         block_y, block_x, tap_rows = 1, 1, 1
         phases = max(n for n in (1, 2, 3, 4) if scale * scale % n == 0)
     else:
-        block_y, block_x, tap_rows = _neighbours(height, width, kernel_size, stride, dilation, wide)
+        block_y, block_x, tap_rows = _neighbors(height, width, kernel_size, stride, dilation, wide)
         phases = 1
     block_channels = _power_of_two(head_channels, _MAX_BLOCK_CHANNELS if wide else 16)
     # 8 accumulators a thread for each output of a block
@@ -68,7 +68,7 @@ def backward_x_tile(
     if scale > 1 and not wide:  # pixels of a phase are `scale` apart: loads of single values, which blocks only add to
         block_y, block_x, tap_rows = 1, 1, kernel_size if kernel_size <= 3 else 1
     elif stride == 1:
-        block_y, block_x, tap_rows = _neighbours(height, width, kernel_size, stride, dilation, wide)
+        block_y, block_x, tap_rows = _neighbors(height, width, kernel_size, stride, dilation, wide)
     elif stride <= 3 and kernel_size <= 7:  # blocks of stride x stride pixels: each tap meets known ones of them
         block_y, block_x, tap_rows = stride, stride, kernel_size
     else:
@@ -122,7 +122,7 @@ def filter_iterations(tile: Tile, height: int, width: int) -> int:
 
 
 def block_count(tile: Tile, height: int, width: int, stride: int, dilation: int) -> int:
-    """Blocks that cover a map, as the kernels count them: neighbours of a block may stand `dilation` apart."""
+    """Blocks that cover a map, as the kernels count them: neighbors of a block may stand `dilation` apart."""
     step = dilation if stride == 1 and tile.block_y * tile.block_x > 1 else 1
     return cdiv(height, step * tile.block_y) * step * (cdiv(width, step * tile.block_x) * step)
 
@@ -146,10 +146,10 @@ def static_shape(x: Tensor, head_channels: int) -> tuple[int, int, int]:
     return sizes if sizes in _static_shapes else (0, 0, channels)
 
 
-def _neighbours(
+def _neighbors(
     height: int, width: int, kernel_size: int, stride: int, dilation: int, wide: bool
 ) -> tuple[int, int, int]:
-    """Block height, block width and tap rows of a kernel whose neighbouring outputs meet common inputs."""
+    """Block height, block width and tap rows of a kernel whose neighboring outputs meet common inputs."""
     if kernel_size <= 3:  # 2x2 outputs meet 16 inputs, where each alone would load its 9
         block_y, block_x, tap_rows = 2, 2 if wide else 1, kernel_size
     else:  # unrolling 25 or 49 taps takes all registers; a row of 4 outputs shares nearly as many loads
@@ -161,7 +161,7 @@ def _neighbours(
 
 
 def _worth_blocking(height: int, width: int, block_y: int, block_x: int, step: int) -> bool:
-    """Whether blocks of neighbours `step` apart cover the map without wasting half of the work."""
+    """Whether blocks of neighbors `step` apart cover the map without wasting half of the work."""
     rows = cdiv(height, step * block_y) * step * block_y
     columns = cdiv(width, step * block_x) * step * block_x
     return rows * columns < 2 * height * width

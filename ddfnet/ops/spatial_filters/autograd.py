@@ -39,7 +39,7 @@ def spatial_filters(
     Args:
         x: (B, C, H, W), for which `fusible` holds.
         weight: (G*k*k, C, 1, 1) of the 1x1 convolution, of stride `stride`; bias: (G*k*k,), or None.
-        alpha: standard deviation of the normalised filters (see `FilterNorm`).
+        alpha: standard deviation of the normalized filters (see `FilterNorm`).
 
     Returns:
         spatial_filter: contiguous (B, G*k*k, ceil(H/stride), ceil(W/stride)) in the dtype of x. Logits are kept in

@@ -88,11 +88,7 @@ def backward(
     taps = (heads, kernel_size**2)
     grad_weight = grad_weight.unflatten(0, (-1, padded_area(kernel_size)))[: taps[0], : taps[1]]
     grad_bias = grad_logits.sum(0, dtype=torch.float32).unflatten(0, (-1, padded_area(kernel_size)))
-    return (
-        grad_x,
-        grad_weight.reshape(weight.shape).to(weight.dtype),
-        grad_bias[: taps[0], : taps[1]].reshape(-1),
-    )
+    return (grad_x, grad_weight.reshape(weight.shape).to(weight.dtype), grad_bias[: taps[0], : taps[1]].reshape(-1))
 
 
 def _constants(kernel_size: int, heads: int, stride: int) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """Joint upsampling without training, beside which a network is to be seen (paper, table 7: Bicubic, GF, JBU).
 
-Every function takes `low` (B, 1, h, w), metres without missing values, `guidance` (B, 3, h * factor, w * factor), RGB
+Every function takes `low` (B, 1, h, w), meters without missing values, `guidance` (B, 3, h * factor, w * factor), RGB
 in [0, 1], and `factor`, and returns (B, 1, h * factor, w * factor) in the dtype of `low`. All know where the samples
-stand in the picture: see `ddfnet.tasks.depth.network.interpolate`.
+stand in the image: see `ddfnet.tasks.depth.network.interpolate`.
 """
 
 from collections.abc import Callable
@@ -20,16 +20,16 @@ Upsampler = Callable[[Tensor, Tensor, int], Tensor]
 def guided_filter(
     low: Tensor, guidance: Tensor, factor: int, *, radius: int | None = None, epsilon: float = 1e-3
 ) -> Tensor:
-    """Guided filter with a colour guide (He, Sun, Tang: Guided Image Filtering, TPAMI 2013, eq. 14 to 16) over the
+    """Guided filter with a color guide (He, Sun, Tang: Guided Image Filtering, TPAMI 2013, eq. 14 to 16) over the
     bicubically upsampled depth.
 
     In every window the depth is fitted as an affine function of R, G and B with the ridge penalty epsilon; a pixel
-    takes the mean of the functions of all windows that hold it. Windows end at the border of the picture.
+    takes the mean of the functions of all windows that hold it. Windows end at the border of the image.
 
     Args:
         radius: a window has (2 * radius + 1) ** 2 pixels; None: the factor, so that it holds a few samples of the low
             resolution.
-        epsilon: added to the variances of the colours, which are in [0, 1].
+        epsilon: added to the variances of the colors, which are in [0, 1].
     """
     radius = factor if radius is None else radius
     # float64: covariances are small differences of large means.
@@ -63,30 +63,24 @@ def _solve_symmetric(rr: Tensor, rg: Tensor, rb: Tensor, gg: Tensor, gb: Tensor,
 
 
 def joint_bilateral(
-    low: Tensor,
-    guidance: Tensor,
-    factor: int,
-    *,
-    radius: int = 2,
-    sigma_space: float = 0.5,
-    sigma_colour: float = 0.1,
+    low: Tensor, guidance: Tensor, factor: int, *, radius: int = 2, sigma_space: float = 0.5, sigma_color: float = 0.1
 ) -> Tensor:
     """Joint bilateral upsampling (Kopf, Cohen, Lischinski, Uyttendaele, SIGGRAPH 2007).
 
     A pixel is the mean of the samples around it, weighted by two Gaussians: of the distance in the low resolution, and
-    of the difference between its colour and the colour of the picture where the sample was taken.
+    of the difference between its color and the color of the image where the sample was taken.
 
     Args:
         radius: a pixel looks at the (2 * radius + 1) ** 2 samples around that of its own cell; those outside the
-            picture have no weight.
+            image have no weight.
         sigma_space: of the first Gaussian, in samples (0.5 and 5 x 5 samples are the authors').
-        sigma_colour: of the second, for the Euclidean distance of RGB in [0, 1].
+        sigma_color: of the second, for the Euclidean distance of RGB in [0, 1].
     """
     batch, _, h, w = low.shape
     phase = sampling_phase(factor)
     guide = guidance.to(low.dtype)
     samples = F.pad(low, [radius] * 4)
-    colours = F.pad(guide[:, :, phase::factor, phase::factor], [radius] * 4)
+    colors = F.pad(guide[:, :, phase::factor, phase::factor], [radius] * 4)
     inside = F.pad(torch.ones_like(low[:1]), [radius] * 4)
     cells = guide.view(batch, 3, h, factor, w, factor)
     offset = (torch.arange(factor, device=low.device, dtype=low.dtype) - phase) / factor  # of a pixel to its sample
@@ -95,9 +89,9 @@ def joint_bilateral(
         for dx in range(2 * radius + 1):
             window = (slice(None), slice(None), slice(dy, dy + h), slice(dx, dx + w))
             distance = (offset[:, None, None] - (dy - radius)) ** 2 + (offset - (dx - radius)) ** 2
-            colour = (cells - colours[window][:, :, :, None, :, None]).square().sum(1, keepdim=True)
-            exponent = distance / (2 * sigma_space**2) + colour / (2 * sigma_colour**2)
-            # The sample of the own cell may have another colour and nearly no weight: a floor keeps the sum above 0.
+            color = (cells - colors[window][:, :, :, None, :, None]).square().sum(1, keepdim=True)
+            exponent = distance / (2 * sigma_space**2) + color / (2 * sigma_color**2)
+            # The sample of the own cell may have another color and nearly no weight: a floor keeps the sum above 0.
             weight = inside[window][:, :, :, None, :, None] * (torch.exp(-exponent) + 1e-30)
             total += weight * samples[window][:, :, :, None, :, None]
             weights += weight

@@ -25,16 +25,16 @@ class DepthModel(ModelSection):
 
 class DepthData(DataSection):
     format: Literal["nyu", "folder"] = "nyu"
-    """nyu: the labelled .mat file of NYU Depth V2 (root names the file, its first 1000 pairs train, the rest validate).
-    folder: root/train and root/val, each with rgb/ and depth/ (grey PNG of 8 or 16 bits) of equal file names."""
+    """nyu: the labeled .mat file of NYU Depth V2 (root names the file, its first 1000 pairs train, the rest validate).
+    folder: root/train and root/val, each with rgb/ and depth/ (gray PNG of 8 or 16 bits) of equal file names."""
     factor: Literal[4, 8, 16] = 4
     """Upsampling factor: the low resolution keeps every factor-th pixel of the ground truth."""
     crop: Positive = 256
     """Side of the random training crops, pixels, a multiple of the factor."""
     depth_scale: Annotated[float, Field(gt=0)] = 0.001
-    """folder: metres per unit of the depth files. 0 there means no measurement."""
+    """folder: meters per unit of the depth files. 0 there means no measurement."""
     border: Annotated[int, Field(ge=0)] = 0
-    """Pixels at each side of a picture that neither loss nor metric sees. 6 in PAC-Net's protocol for NYU Depth V2."""
+    """Pixels at each side of a image that neither loss nor metric sees. 6 in PAC-Net's protocol for NYU Depth V2."""
     baselines: bool = True
     """The first evaluation of a process also finds the RMSE of nearest, bilinear and bicubic interpolation, guided
     filter and joint bilateral upsampling; all evaluations report it."""

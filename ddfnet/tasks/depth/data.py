@@ -14,21 +14,21 @@ from ddfnet.tasks.depth.pairs import DepthPairs
 from ddfnet.utils.errors import DataError
 
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What the guidance is normalised with: ImageNet's, as usual for photographs; PAC-Net takes RGB in [0, 1]."""
+"""What the guidance is normalized with: ImageNet's, as usual for photographs; PAC-Net takes RGB in [0, 1]."""
 
 Sample = dict[str, np.ndarray]
 
 
 def depth_sample(rgb: np.ndarray, depth: np.ndarray, valid: np.ndarray, *, factor: int, phase: int) -> Sample:
-    """The inputs and the target of one picture, padded to whole cells of factor x factor pixels.
+    """The inputs and the target of one image, padded to whole cells of factor x factor pixels.
 
-    The low resolution keeps the pixel at (phase, phase) of every cell: nearest-neighbour downsampling of the ground
-    truth, as in the paper. Where nothing was measured there, the value comes from the neighbouring samples
+    The low resolution keeps the pixel at (phase, phase) of every cell: nearest-neighbor downsampling of the ground
+    truth, as in the paper. Where nothing was measured there, the value comes from the neighboring samples
     (`fill_missing`). The padding at the bottom and the right repeats the last row and column; it is never valid.
 
     Args:
         rgb: uint8 (H, W, 3).
-        depth: float32 (H, W), metres, 0 where nothing was measured.
+        depth: float32 (H, W), meters, 0 where nothing was measured.
         valid: bool (H, W): where loss and metric look; False wherever the depth is 0.
         factor, phase: of the low resolution.
 
@@ -76,7 +76,7 @@ def _window_sum(padded: np.ndarray) -> np.ndarray:
 
 
 def valid_pixels(depth: np.ndarray, border: int) -> np.ndarray:
-    """bool (H, W): measured, and at least `border` pixels from the edge of the picture."""
+    """bool (H, W): measured, and at least `border` pixels from the edge of the image."""
     valid = np.zeros(depth.shape, bool)
     inner = (slice(border, depth.shape[0] - border), slice(border, depth.shape[1] - border))
     valid[inner] = depth[inner] > 0
@@ -90,7 +90,7 @@ class DepthTrainReader(Dataset):
         pairs: the training pairs.
         factor, phase: of the low resolution.
         crop: side of the crops, pixels, a multiple of the factor; the phase counts from the crop's corner.
-        border: pixels at the edge of the pictures that no loss sees.
+        border: pixels at the edge of the images that no loss sees.
         hflip: probability of a horizontal flip.
         seed: keys the draws.
     """
@@ -128,7 +128,7 @@ class DepthTrainReader(Dataset):
 
 
 class DepthEvalReader(Dataset):
-    """Reads whole pictures, and groups those of a batch that have the same size; runs in the workers."""
+    """Reads whole images, and groups those of a batch that have the same size; runs in the workers."""
 
     def __init__(self, pairs: DepthPairs, *, factor: int, phase: int, border: int) -> None:
         self.pairs, self.factor, self.phase, self.border = pairs, factor, phase, border
@@ -157,11 +157,11 @@ def depth_train_batches(
     """The training batches of a whole run, in the sampler's order.
 
     Returns:
-        Iterator over dictionaries on the device: "low" (B, 1, h, w) float32, metres, no holes; "guidance" float32
-        (B, 3, H, W), normalised; "depth" float32 and "valid" bool (B, 1, H, W); on the CPU "index" int64 (B,).
+        Iterator over dictionaries on the device: "low" (B, 1, h, w) float32, meters, no holes; "guidance" float32
+        (B, 3, H, W), normalized; "depth" float32 and "valid" bool (B, 1, H, W); on the CPU "index" int64 (B,).
 
     Raises:
-        DataError: while iterating: a file is broken, of the wrong kind, or smaller than the crop. No picture is
+        DataError: while iterating: a file is broken, of the wrong kind, or smaller than the crop. No image is
             replaced: such sets are small, and each pair counts.
     """
     loader = make_loader(reader, sampler, device=device, num_workers=num_workers, persistent=False)
@@ -180,9 +180,9 @@ def _train_stream(
 
 
 class DepthEvalBatches:
-    """This process's share of an evaluation set, whole pictures, each exactly once over all processes.
+    """This process's share of an evaluation set, whole images, each exactly once over all processes.
 
-    Iterable as often as wished (workers stay); batches as of `depth_train_batches`. Pictures of `batch_size` at a time
+    Iterable as often as wished (workers stay); batches as of `depth_train_batches`. Images of `batch_size` at a time
     are read, those of equal size become one batch.
     """
 
@@ -209,7 +209,7 @@ class DepthEvalBatches:
 
 
 def normalize_guidance(guidance: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, 3, H, W) -> float32, normalised by RGB_MEAN and RGB_STD."""
+    """uint8 (B, 3, H, W) -> float32, normalized by RGB_MEAN and RGB_STD."""
     return (guidance / 255 - guidance.new_tensor(RGB_MEAN, dtype=torch.float32).view(3, 1, 1)) / guidance.new_tensor(
         RGB_STD, dtype=torch.float32
     ).view(3, 1, 1)

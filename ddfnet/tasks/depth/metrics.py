@@ -1,4 +1,4 @@
-"""Root mean square error of depth, in centimetres as in the paper's table 7, beside methods without training."""
+"""Root mean square error of depth, in centimeters as in the paper's table 7, beside methods without training."""
 
 import math
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from ddfnet.tasks.depth.baselines import BASELINES
 from ddfnet.tasks.depth.data import denormalize_guidance
 
 Record = dict[str, tuple[float, int]]
-"""One picture: method -> sum of squared errors (square metres) and number of valid pixels. "" is the network."""
+"""One image: method -> sum of squared errors (square meters) and number of valid pixels. "" is the network."""
 
 
 class DepthEvaluator:
-    """Errors over the valid pixels of whole pictures.
+    """Errors over the valid pixels of whole images.
 
-    `rmse` is that of table 7 (RMSE x 1e-2 m): the mean, over the pictures, of each picture's RMSE. The paper follows
+    `rmse` is that of table 7 (RMSE x 1e-2 m): the mean, over the images, of each image's RMSE. The paper follows
     PAC-Net's protocol, whose published code computes this. `rmse_pixels` is the RMSE over all valid pixels of the set,
-    in which pictures with large errors weigh more. Both in centimetres.
+    in which images with large errors weigh more. Both in centimeters.
 
-    Sums are float64 and kept for each picture: the result does not depend on how processes share the pictures.
+    Sums are float64 and kept for each image: the result does not depend on how processes share the images.
 
     Args:
         factor: of the upsampling.
-        baselines: what was found of the methods without training: picture -> record. They do not change between
+        baselines: what was found of the methods without training: image -> record. They do not change between
             evaluations, so whoever keeps this dictionary pays for them once. None: they are left out.
     """
 
@@ -50,25 +50,25 @@ class DepthEvaluator:
                 record[name] = (total, count)
         self.baselines.update(zip(batch["index"].tolist(), records, strict=True))
 
-    def share(self) -> list[tuple[int, Record]]:
-        """(picture, record) of this process's pictures."""
+    def state(self) -> list[tuple[int, Record]]:
+        """(image, record) of this process's images."""
         found = []
         for index, sums, counts in self._sums:
             for i, total, count in zip(index.tolist(), sums.tolist(), counts.tolist(), strict=True):
                 found.append((i, {"": (total, count), **(self.baselines[i] if self.baselines is not None else {})}))
         return found
 
-    def compute(self, shares: Sequence[list[tuple[int, Record]]]) -> dict[str, float]:
-        """`rmse`, `rmse_pixels`, `n` (pictures), and `rmse_<method>` of the others, which count like `rmse`.
+    def compute(self, states: Sequence[list[tuple[int, Record]]]) -> dict[str, float]:
+        """`rmse`, `rmse_pixels`, `n` (images), and `rmse_<method>` of the others, which count like `rmse`.
 
-        Pictures without a valid pixel are counted in `n` and in nothing else; with no valid pixel at all, NaN.
+        Images without a valid pixel are counted in `n` and in nothing else; with no valid pixel at all, NaN.
         """
-        records = [record for share in shares for _, record in share]
+        records = [record for state in states for _, record in state]
         metrics = {}
         for name in records[0] if records else ("",):
             known = [record[name] for record in records if record[name][1]]
             key = f"rmse_{name}" if name else "rmse"
-            # fsum rounds once: the order of the pictures, and so the number of processes, changes nothing.
+            # fsum rounds once: the order of the images, and so the number of processes, changes nothing.
             metrics[key] = _mean([100 * math.sqrt(total / count) for total, count in known])
             if not name:
                 pixels = sum(count for _, count in known)
@@ -78,7 +78,7 @@ class DepthEvaluator:
 
 
 def _squared_errors(prediction: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Of each picture: sum of squared errors over its valid pixels (float64), and their number."""
+    """Of each image: sum of squared errors over its valid pixels (float64), and their number."""
     errors = (prediction.double() - batch["depth"].double()).square()
     # `where`, not a product: what is not valid may be anything, NaN too.
     return errors.where(batch["valid"], 0.0).sum((1, 2, 3)), batch["valid"].sum((1, 2, 3))

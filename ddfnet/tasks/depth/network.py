@@ -15,8 +15,8 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 def sampling_phase(factor: int) -> int:
     """Place, in each cell of factor x factor pixels, of the pixel that the low resolution keeps: (factor - 1) // 2.
 
-    Of the two pixels beside the centre of the cell the first one, as in the published code of PAC-Net. A pixel i of the
-    low resolution therefore stands at i * factor + phase, half a pixel before the centre of its cell.
+    Of the two pixels beside the center of the cell the first one, as in the published code of PAC-Net. A pixel i of the
+    low resolution therefore stands at i * factor + phase, half a pixel before the center of its cell.
     """
     return (factor - 1) // 2
 
@@ -65,31 +65,31 @@ def _kernel(distance: Tensor, kind: str) -> Tensor:
 
 
 def depth_range(low: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest value and span of each picture of (B, 1, h, w), as (B, 1, 1, 1) each; a flat picture has the span 1."""
+    """Smallest value and span of each image of (B, 1, h, w), as (B, 1, 1, 1) each; a flat image has the span 1."""
     smallest, largest = low.amin((1, 2, 3), keepdim=True), low.amax((1, 2, 3), keepdim=True)
     span = largest - smallest
     return smallest, torch.where(span > 0, span, torch.ones_like(span))
 
 
 class DDFUpNet(nn.Module):
-    """Upsamples a depth map with a picture of the full resolution as guidance.
+    """Upsamples a depth map with a image of the full resolution as guidance.
 
     From the paper: PAC-Net's shape (Su et al., CVPR 2019) with joint DDF-Up in place of PAC's transposed convolutions:
-    convolutions encode the low-resolution depth, others the picture, log2(factor) joint DDF-Up layers double the
+    convolutions encode the low-resolution depth, others the image, log2(factor) joint DDF-Up layers double the
     resolution, convolutions lead to the depth.
 
     From PAC-Net's published network, which the paper does not say it changes: three, three and two convolutions of 5x5,
     ReLU after all but the last of each part and after each upsampling, 16 guidance channels of its own for every
-    upsampling layer, and depth scaled by the smallest and largest value of the low resolution, picture by picture.
+    upsampling layer, and depth scaled by the smallest and largest value of the low resolution, image by image.
 
     Our reading or choice:
         - Guidance comes at the resolution of each layer's output, so that every new pixel has filters of its own;
           the coarser ones by averaging (PAC-Net: bilinear). Official DDF-Up knows the input's resolution only.
         - The result is added to the bilinearly interpolated input, and the last convolution starts at zero: DDF-Up's
-          normalised filters do not keep a constant, so that a network without it has to learn the identity first
+          normalized filters do not keep a constant, so that a network without it has to learn the identity first
           (on drawn scenes it was still behind bicubic interpolation when this one was far ahead).
           In bf16, moreover, only the detail is rounded.
-        - 3x3 filters, as elsewhere in the paper (PAC-Net: 5x5), normalised for the ReLU behind them (the official
+        - 3x3 filters, as elsewhere in the paper (PAC-Net: 5x5), normalized for the ReLU behind them (the official
           DDF-Up: linear), with which it learns faster.
 
     Args:
@@ -99,8 +99,8 @@ class DDFUpNet(nn.Module):
         kernel_size: of the DDF-Up filters, odd.
 
     Shape:
-        low (B, 1, h, w), metres, no missing values; guidance (B, 3, h * factor, w * factor), RGB normalised ->
-        (B, 1, h * factor, w * factor), metres, float32 (float64 for float64 input), in whatever precision runs.
+        low (B, 1, h, w), meters, no missing values; guidance (B, 3, h * factor, w * factor), RGB normalized ->
+        (B, 1, h * factor, w * factor), meters, float32 (float64 for float64 input), in whatever precision runs.
 
     Raises:
         ValueError: when built: factor is no power of 2, or an argument that `DDFUp` refuses. When called: shapes that

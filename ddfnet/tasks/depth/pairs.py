@@ -1,4 +1,4 @@
-"""Readers of pictures with measured depth: the labelled NYU Depth V2 file, and folders of PNG files."""
+"""Readers of images with measured depth: the labeled NYU Depth V2 file, and folders of PNG files."""
 
 import os
 from pathlib import Path
@@ -22,14 +22,14 @@ class DepthPairs(Protocol):
     def name(self, i: int) -> str: ...
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """rgb uint8 (H, W, 3); depth float32 (H, W), metres, 0 where nothing was measured. DataError if it fails."""
+        """rgb uint8 (H, W, 3); depth float32 (H, W), meters, 0 where nothing was measured. DataError if it fails."""
 
 
 class NYUPairs:
-    """A part of the labelled NYU Depth V2 file, `nyu_depth_v2_labeled.mat`: Silberman et al., ECCV 2012.
+    """A part of the labeled NYU Depth V2 file, `nyu_depth_v2_labeled.mat`: Silberman et al., ECCV 2012.
 
     A MATLAB 7.3 file is HDF5 with the axes reversed: `images` (N, 3, W, H) uint8 and `depths` (N, W, H) float32,
-    metres, holes filled in by its authors; N = 1449, W = 640, H = 480.
+    meters, holes filled in by its authors; N = 1449, W = 640, H = 480.
 
     Args:
         path: the file.
@@ -45,7 +45,7 @@ class NYUPairs:
         if not self.path.is_file():
             raise DataError(
                 f"data.root={self.path} is no file: give the path of nyu_depth_v2_labeled.mat, "
-                "or data.format=folder for folders of pictures"
+                "or data.format=folder for folders of images"
             )
         file = self._open()
         try:
@@ -54,13 +54,13 @@ class NYUPairs:
             self.close()  # workers open it for themselves: HDF5 handles do not survive a fork
         if images is None or depths is None or len(images) != 4 or images[1] != 3 or depths != (images[0], *images[2:]):
             raise DataError(
-                f"{self.path} holds images {images} and depths {depths}: the labelled NYU Depth V2 file has "
+                f"{self.path} holds images {images} and depths {depths}: the labeled NYU Depth V2 file has "
                 "(N, 3, W, H) and (N, W, H)"
             )
         if images[0] <= NYU_TRAIN:
             raise DataError(
                 f"{self.path} holds {images[0]} pairs: {NYU_TRAIN} are for training, so there must be more (the "
-                "labelled file has 1449)"
+                "labeled file has 1449)"
             )
         self.first, self.stop = (0, NYU_TRAIN) if split == "train" else (NYU_TRAIN, images[0])
 
@@ -97,11 +97,11 @@ class NYUPairs:
 
 
 class FolderPairs:
-    """`root/rgb/<name>.*` and `root/depth/<name>.png`, one depth file for each picture.
+    """`root/rgb/<name>.*` and `root/depth/<name>.png`, one depth file for each image.
 
     Args:
         root: folder of one part (train or val).
-        depth_scale: metres per unit of the depth files: grey PNG of 8 or 16 bits, 0 where nothing was measured.
+        depth_scale: meters per unit of the depth files: gray PNG of 8 or 16 bits, 0 where nothing was measured.
 
     Raises:
         DataError: a folder or a partner is missing.
@@ -118,7 +118,7 @@ class FolderPairs:
                 "both need files of equal names"
             )
         if not rgb:
-            raise DataError(f"{self.root}/rgb and {self.root}/depth hold no pictures")
+            raise DataError(f"{self.root}/rgb and {self.root}/depth hold no images")
         self.files = [(rgb[stem], depth[stem]) for stem in sorted(rgb)]
 
     def __len__(self) -> int:
@@ -128,9 +128,9 @@ class FolderPairs:
         return str(self.root / "rgb" / self.files[i][0])
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        picture, measured = (str(self.root / kind / self.files[i][n]) for n, kind in enumerate(("rgb", "depth")))
+        image_path, measured = (str(self.root / kind / self.files[i][n]) for n, kind in enumerate(("rgb", "depth")))
         try:
-            path = picture
+            path = image_path
             rgb = np.asarray(open_rgb(path))
             path = measured
             with Image.open(path) as image:
@@ -138,10 +138,10 @@ class FolderPairs:
         except Exception as error:
             raise DataError(f"{path} is broken ({decode_error(error)}): restore the file or remove the pair") from None
         if not (mode in ("L", "I") or mode.startswith("I;16")):
-            raise DataError(f"{measured} is of the kind {mode}: depth files are grey PNG of 8 or 16 bits")
+            raise DataError(f"{measured} is of the kind {mode}: depth files are gray PNG of 8 or 16 bits")
         if values.shape != rgb.shape[:2]:
             raise DataError(
-                f"{measured} has {values.shape[1]} x {values.shape[0]} pixels and its picture "
+                f"{measured} has {values.shape[1]} x {values.shape[0]} pixels and its image "
                 f"{rgb.shape[1]} x {rgb.shape[0]}: both must have the same size"
             )
         return rgb, _clean(values.astype(np.float32) * np.float32(self.depth_scale))

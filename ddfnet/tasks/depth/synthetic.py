@@ -13,8 +13,8 @@ from ddfnet.utils.errors import DataError
 
 MANIFEST = "scenes.json"
 MILLIMETRE = 0.001
-_FOCAL = 1.1  # focal length over the picture's side: a view of about 49 degrees
-_SAME_COLOUR = 0.15  # probability that an object has the colour of the wall: a depth edge without a colour edge
+_FOCAL = 1.1  # focal length over the image's side: a view of about 49 degrees
+_SAME_COLOUR = 0.15  # probability that an object has the color of the wall: a depth edge without a color edge
 
 
 def make_scenes(
@@ -27,7 +27,7 @@ def make_scenes(
     Args:
         out: folder to make.
         train, val: number of scenes of each part.
-        size: side of the square pictures, pixels. rgb: 8 bits; depth: 16 bits, millimetres, every pixel measured.
+        size: side of the square images, pixels. rgb: 8 bits; depth: 16 bits, millimeters, every pixel measured.
         seed: keys the scenes; scene i of a part depends on (seed, part, i) and the size alone.
 
     Returns:
@@ -72,45 +72,45 @@ def make_scenes(
 def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """One room: a wall, a floor, and five to eleven spheres and slanted rectangles, textured and lit.
 
-    Edges of colour mostly fall together with edges of depth. Not always: textures have edges of colour alone, and some
-    objects have the colour of the wall and no texture.
+    Edges of color mostly fall together with edges of depth. Not always: textures have edges of color alone, and some
+    objects have the color of the wall and no texture.
 
     Returns:
-        rgb uint8 (size, size, 3), and depth along the optical axis, metres, float64 (size, size).
+        rgb uint8 (size, size, 3), and depth along the optical axis, meters, float64 (size, size).
     """
     y, x = np.mgrid[:size, :size] + 0.5
     ray = np.stack([(x / size - 0.5) / _FOCAL, (y / size - 0.5) / _FOCAL, np.ones((size, size))], -1)
     depth = np.full((size, size), np.inf)
     rgb = np.zeros((size, size, 3))
     light = _unit(np.array([rng.uniform(-0.6, 0.6), rng.uniform(-1.0, -0.4), -1.0]))
-    wall_colour = rng.uniform(0.25, 0.85, 3)
+    wall_color = rng.uniform(0.25, 0.85, 3)
 
-    def paint(z: np.ndarray, normal: np.ndarray, colour: np.ndarray, textured: bool) -> None:
+    def paint(z: np.ndarray, normal: np.ndarray, color: np.ndarray, textured: bool) -> None:
         """Draws a surface where it is the nearest one; z is inf where the ray misses it."""
         shown = z < depth
         depth[shown] = z[shown]
         lit = 0.65 + 0.35 * np.abs(normal @ light)
         pattern = _texture(rng, ray * np.where(np.isfinite(z), z, 0.0)[..., None], textured)
-        rgb[shown] = (colour * pattern[..., None] * lit[..., None])[shown]
+        rgb[shown] = (color * pattern[..., None] * lit[..., None])[shown]
 
     back, tilt = rng.uniform(3.0, 6.0), rng.uniform(-0.25, 0.25)
     wall, floor = _unit(np.array([tilt, 0.0, -1.0])), np.array([0.0, -1.0, 0.0])
-    paint(_plane(ray, wall, np.array([0.0, 0.0, back])), np.broadcast_to(wall, ray.shape), wall_colour, False)
+    paint(_plane(ray, wall, np.array([0.0, 0.0, back])), np.broadcast_to(wall, ray.shape), wall_color, False)
     paint(
         _plane(ray, floor, np.array([0.0, rng.uniform(0.7, 1.3), 0.0])),
         np.broadcast_to(floor, ray.shape), rng.uniform(0.2, 0.9, 3), True,
     )  # fmt: skip
     for _ in range(rng.integers(5, 12)):
         same = rng.random() < _SAME_COLOUR
-        colour = wall_colour if same else rng.uniform(0.05, 1.0, 3)
+        color = wall_color if same else rng.uniform(0.05, 1.0, 3)
         z = rng.uniform(1.2, 0.9 * back)
-        centre = np.array([*(rng.uniform(-0.45, 0.45, 2) * z / _FOCAL), z])
+        center = np.array([*(rng.uniform(-0.45, 0.45, 2) * z / _FOCAL), z])
         extent = rng.uniform(0.06, 0.17) * z / _FOCAL
         if rng.random() < 0.5:
-            surface, normal = _sphere(ray, centre, extent)
+            surface, normal = _sphere(ray, center, extent)
         else:
-            surface, normal = _rectangle(rng, ray, centre, extent * rng.uniform(0.6, 2.0, 2))
-        paint(surface, normal, colour, not same and rng.random() < 0.6)
+            surface, normal = _rectangle(rng, ray, center, extent * rng.uniform(0.6, 2.0, 2))
+        paint(surface, normal, color, not same and rng.random() < 0.6)
     rgb += rng.normal(0, 0.01, rgb.shape)  # the camera's noise
     return (rgb.clip(0, 1) * 255).round().astype(np.uint8), depth
 
@@ -126,22 +126,22 @@ def _plane(ray: np.ndarray, normal: np.ndarray, point: np.ndarray) -> np.ndarray
     return np.where(z > 0, z, np.inf)
 
 
-def _sphere(ray: np.ndarray, centre: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    a, b = (ray**2).sum(-1), ray @ centre
-    discriminant = b**2 - a * (centre @ centre - radius**2)
+def _sphere(ray: np.ndarray, center: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    a, b = (ray**2).sum(-1), ray @ center
+    discriminant = b**2 - a * (center @ center - radius**2)
     z = np.where(discriminant >= 0, (b - np.sqrt(discriminant.clip(0))) / a, np.inf)
-    normal = (ray * np.where(np.isfinite(z), z, 0.0)[..., None] - centre) / radius
+    normal = (ray * np.where(np.isfinite(z), z, 0.0)[..., None] - center) / radius
     return z, normal
 
 
 def _rectangle(
-    rng: np.random.Generator, ray: np.ndarray, centre: np.ndarray, half: np.ndarray
+    rng: np.random.Generator, ray: np.ndarray, center: np.ndarray, half: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     normal = _unit(np.array([*rng.uniform(-0.7, 0.7, 2), -1.0]))
     across = _unit(np.cross(normal, _unit(rng.normal(size=3))))
-    z = _plane(ray, normal, centre)
-    from_centre = ray * np.where(np.isfinite(z), z, 0.0)[..., None] - centre
-    inside = (np.abs(from_centre @ across) < half[0]) & (np.abs(from_centre @ np.cross(normal, across)) < half[1])
+    z = _plane(ray, normal, center)
+    from_center = ray * np.where(np.isfinite(z), z, 0.0)[..., None] - center
+    inside = (np.abs(from_center @ across) < half[0]) & (np.abs(from_center @ np.cross(normal, across)) < half[1])
     return np.where(inside, z, np.inf), np.broadcast_to(normal, ray.shape)
 
 

@@ -28,7 +28,7 @@ from ddfnet.utils.errors import ConfigError
 
 
 class DepthTask:
-    """Trains DDF-Up-Net on pictures with measured depth, and evaluates it on whole pictures.
+    """Trains DDF-Up-Net on images with measured depth, and evaluates it on whole images.
 
     Training data are indexed when they are first asked for, so that an evaluation needs the validation set alone.
 
@@ -124,7 +124,7 @@ class DepthTask:
         }
 
     def sample_names(self, plan: RunPlan, step: int) -> list[str]:
-        """Names of the pairs of one optimiser step, in the order of the global batch."""
+        """Names of the pairs of one optimizer step, in the order of the global batch."""
         return [self._train.name(i) for i in step_indices(self.config, plan, self.train_images, step)]
 
     @cached_property

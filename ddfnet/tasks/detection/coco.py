@@ -1,4 +1,4 @@
-"""Detection data in COCO's format: pictures in folders, boxes in one JSON file."""
+"""Detection data in COCO's format: images in folders, boxes in one JSON file."""
 
 import json
 import math
@@ -21,21 +21,21 @@ _WORDS = {int: "a whole number", str: "text", list: "a list"}
 
 @dataclass(frozen=True, eq=False)
 class CocoIndex:
-    """Pictures and boxes of one annotation file, in arrays: forked workers share them.
+    """Images and boxes of one annotation file, in arrays: forked workers share them.
 
     Attributes:
-        folder: where the pictures are.
+        folder: where the images are.
         file: the annotations.
         names: N file names below the folder, in order of the ids.
         ids: int64 (N,), rising.
         sizes: int64 (N, 2), width and height in pixels.
-        offsets: int64 (N + 1,), the boxes of picture i are those from offsets[i] to offsets[i + 1].
+        offsets: int64 (N + 1,), the boxes of image i are those from offsets[i] to offsets[i + 1].
         boxes: float64 (M, 4), x, y, width and height in pixels, as in the file.
         labels: int64 (M,), place of the category among all, from 1; 0 is the background.
         areas: float64 (M,), square pixels: of the object's outline in COCO, of the box where the file has none.
         crowd: bool (M,), boxes around many objects: not trained on, and detections in them are not counted as wrong.
         categories: {"id", "name"} in order of the ids.
-        left_out: pictures that `with_boxes` left out.
+        left_out: images that `with_boxes` left out.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class CocoIndex:
         return self.folder / self.names[i]
 
     def objects(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """What can be learned from picture i: boxes float32 (n, 4) as x1, y1, x2, y2 and labels int64 (n,).
+        """What can be learned from image i: boxes float32 (n, 4) as x1, y1, x2, y2 and labels int64 (n,).
 
         As in torchvision's reference: crowds are dropped, boxes are cut at the border, empty ones dropped.
         """
@@ -70,14 +70,14 @@ class CocoIndex:
         return corners[keep], self.labels[part][keep]
 
     def with_boxes(self) -> "CocoIndex":
-        """The pictures that have something to learn.
+        """The images that have something to learn.
 
         Raises:
             DataError: there is none.
         """
         keep = [i for i in range(len(self)) if len(self.objects(i)[0])]
         if not keep:
-            raise DataError(f"{self.file}: no picture has a box to learn from: give another file")
+            raise DataError(f"{self.file}: no image has a box to learn from: give another file")
         rows = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in keep]
         chosen = np.concatenate(rows)
         return CocoIndex(
@@ -100,7 +100,7 @@ def index_coco(folder: str | Path, annotations: str | Path) -> CocoIndex:
     """Reads an annotation file in COCO's format.
 
     Raises:
-        DataError: folder or file is missing, the file is not what it should be (names the key), or a picture it names
+        DataError: folder or file is missing, the file is not what it should be (names the key), or a image it names
             first or last is not in the folder.
     """
     folder, file = Path(folder), Path(annotations)
@@ -115,10 +115,10 @@ def index_coco(folder: str | Path, annotations: str | Path) -> CocoIndex:
         if twice:
             raise DataError(f"{file}: id {twice[0]} stands twice in {key}: give each entry an id of its own")
     if not folder.is_dir():
-        raise DataError(f"folder of the pictures not found: {folder}; {file} names {len(images)} files in it")
+        raise DataError(f"folder of the images not found: {folder}; {file} names {len(images)} files in it")
     for image in (images[0], images[-1]):
         if not (folder / image["file_name"]).is_file():
-            raise DataError(f"{file} names the picture {image['file_name']}, which is not in {folder}: name its folder")
+            raise DataError(f"{file} names the image {image['file_name']}, which is not in {folder}: name its folder")
 
     place = {int(i): row for row, i in enumerate(ids)}
     label = {category["id"]: row + 1 for row, category in enumerate(categories)}

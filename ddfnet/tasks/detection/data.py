@@ -1,4 +1,4 @@
-"""Batches of detection data: pictures of different sizes in lists, flips keyed by what they belong to."""
+"""Batches of detection data: images of different sizes in lists, flips keyed by what they belong to."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,7 +17,7 @@ from ddfnet.utils.errors import DataError
 
 
 def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
-    """Boxes (n, 4) as x1, y1, x2, y2 of the picture mirrored left to right."""
+    """Boxes (n, 4) as x1, y1, x2, y2 of the image mirrored left to right."""
     return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
 
 
@@ -27,7 +27,7 @@ def detection_train_batches(
     """The training batches of a whole run, in the sampler's order; see `ddfnet.data.loader.train_batches`.
 
     Args:
-        hflip: probability that a picture is mirrored; drawn by (seed, epoch, picture).
+        hflip: probability that a image is mirrored; drawn by (seed, epoch, image).
 
     Returns:
         Iterator over one dictionary per micro-batch: "image", list of float32 (3, H, W) in [0, 1], and "target", list
@@ -35,7 +35,7 @@ def detection_train_batches(
         "index", list of int.
 
     Raises:
-        DataError: while iterating, on a broken picture or one of another size than annotated.
+        DataError: while iterating, on a broken image or one of another size than annotated.
     """
     reader = _Reader(index, seed=seed, hflip=hflip)
     return _stream(iter(make_loader(reader, sampler, device=device, num_workers=num_workers, persistent=False)), device)
@@ -44,7 +44,7 @@ def detection_train_batches(
 def detection_eval_batches(
     index: CocoIndex, *, batch_size: int, rank: int, world_size: int, device: torch.device, num_workers: int
 ) -> Iterable[Batch]:
-    """This process's share of an evaluation set, every picture once over all processes; batches as in training."""
+    """This process's share of an evaluation set, every image once over all processes; batches as in training."""
     requests = [(0, i, 0) for i in eval_indices(len(index), rank, world_size)]
     batches = BatchSampler(requests, batch_size, drop_last=False)
     return _EvalBatches(
@@ -70,15 +70,15 @@ class _Reader(Dataset):
         try:
             pixels = np.asarray(open_rgb(str(path)))
         except Exception as error:
-            raise DataError(f"picture {path} is broken ({decode_error(error)}): restore the file") from error
+            raise DataError(f"image {path} is broken ({decode_error(error)}): restore the file") from error
         size = tuple(self.index.sizes[i].tolist())
         if pixels.shape[1::-1] != size:
             raise DataError(
-                f"picture {path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, {self.index.file} says "
+                f"image {path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, {self.index.file} says "
                 f"{size[0]} x {size[1]}: its boxes would be wrong; restore the file that was annotated"
             )
         boxes, labels = self.index.objects(i)
-        # A draw of its own, and not one from a generator: it depends on nothing but seed, epoch and picture.
+        # A draw of its own, and not one from a generator: it depends on nothing but seed, epoch and image.
         if self.hflip and key_seeds(SAMPLE, self.seed, epoch, i)[0] < self.hflip * 2.0**64:
             pixels, boxes = pixels[:, ::-1], flip_boxes(boxes, size[0])
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), {

@@ -1,4 +1,4 @@
-"""COCO's mean average precision, by pycocotools, exact however many processes share the pictures."""
+"""COCO's mean average precision, by pycocotools, exact however many processes share the images."""
 
 import contextlib
 import io
@@ -16,13 +16,13 @@ Record = tuple[int, np.ndarray, np.ndarray, np.ndarray]  # image id, boxes (n, 4
 
 
 class DetectionEvaluator:
-    """Collects detections per picture; `compute` compares them with the annotations.
+    """Collects detections per image; `compute` compares them with the annotations.
 
-    The network sees one picture at a time: in a batch, pictures are padded to one size, which changes what it computes
-    near their borders (and the pooled features of DDF everywhere), so the result would depend on which pictures meet.
+    The network sees one image at a time: in a batch, images are padded to one size, which changes what it computes
+    near their borders (and the pooled features of DDF everywhere), so the result would depend on which images meet.
 
     Args:
-        index: pictures and annotated boxes, crowds among them.
+        index: images and annotated boxes, crowds among them.
     """
 
     def __init__(self, index: CocoIndex) -> None:
@@ -37,23 +37,23 @@ class DetectionEvaluator:
             arrays = (found[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
             self.records.append((target["image_id"], *arrays))
 
-    def share(self) -> list[Record]:
+    def state(self) -> list[Record]:
         """The records of this process."""
         return self.records
 
-    def compute(self, shares: Sequence[list[Record]]) -> dict[str, float]:
-        """Metrics of all pictures seen, in percent.
+    def compute(self, states: Sequence[list[Record]]) -> dict[str, float]:
+        """Metrics of all images seen, in percent.
 
         Returns:
             `map` (mean over classes and over IoU thresholds 0.5, 0.55, ..., 0.95), `map50`, `map75` (at one
             threshold), `map_small`, `map_medium`, `map_large` (objects below 32 x 32 pixels, up to 96 x 96, above),
-            and `n`, the pictures. -1, as in pycocotools, where the pictures show no such object.
+            and `n`, the images. -1, as in pycocotools, where the images show no such object.
         """
         # By id: what comes first among equal scores must not depend on who computed it.
-        records = sorted((record for share in shares for record in share), key=lambda record: record[0])
+        records = sorted((record for state in states for record in state), key=lambda record: record[0])
         seen = [record[0] for record in records]
         if len(set(seen)) != len(seen):
-            raise RuntimeError(f"{len(seen) - len(set(seen))} pictures were evaluated twice")
+            raise RuntimeError(f"{len(seen) - len(set(seen))} images were evaluated twice")
         stats = _evaluate(self.index, records)
         values = [100 * float(value) if value >= 0 else -1.0 for value in stats[: len(METRICS)]]
         return {**dict(zip(METRICS, values, strict=True)), "n": len(records)}

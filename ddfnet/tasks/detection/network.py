@@ -23,7 +23,7 @@ class Detector(FasterRCNN):
     """Faster R-CNN whose boxes stay float32 under autocast.
 
     torchvision lays out anchors in the type of the features, and decodes boxes in that of the predictions. bf16 has
-    8 significant bits, so that at x = 1000 pixels neighbouring numbers lie 4 apart. Pyramid, proposal head and box
+    8 significant bits, so that at x = 1000 pixels neighboring numbers lie 4 apart. Pyramid, proposal head and box
     predictor therefore end in float32; convolutions and matrix products keep their precision.
 
     Shape:

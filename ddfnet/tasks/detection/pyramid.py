@@ -38,7 +38,7 @@ def upsampler(name: str, channels: int) -> nn.Module:
     """A module (B, channels, H, W) -> (B, channels, 2 H, 2 W).
 
     Multiply-adds per low-resolution pixel at 256 channels: nearest 0, deconv 589,824, pixelshuffle 2,359,296, carafe
-    99,584, ddfup 27,648 and its channel branch once per picture.
+    99,584, ddfup 27,648 and its channel branch once per image.
 
     Raises:
         ValueError: an unknown name.
@@ -47,7 +47,7 @@ def upsampler(name: str, channels: int) -> nn.Module:
         raise ValueError(f"upsampling: got {name!r}, expected one of {', '.join(UPSAMPLERS)}")
     module = UPSAMPLERS[name](channels)
     if name in ("deconv", "pixelshuffle"):  # the others bring their own start
-        _initialise(module)
+        _initialize(module)
     return module
 
 
@@ -83,7 +83,7 @@ class FeaturePyramid(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
         for convolutions in (self.lateral, self.output):
-            _initialise(convolutions)
+            _initialize(convolutions)
         self.upsample = nn.ModuleList(upsampler(upsampling, channels) for _ in in_channels[1:])
 
     def forward(self, levels: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
@@ -108,7 +108,7 @@ def _cut(upsampled: Tensor, finer: Tensor) -> Tensor:
     return upsampled[..., :height, :width]
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     for m in module.modules():
         if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_uniform_(m.weight, a=1)

@@ -20,7 +20,7 @@ CLASSES = ("disc", "square", "triangle")
 def render_shapes(
     out: str | os.PathLike, *, train: int = 20, val: int = 20, size: int = 128, seed: int = 0
 ) -> dict[str, int]:
-    """Write pictures of 1 to 4 coloured shapes on textured ground as `out/{train,val}/*.png` and
+    """Write images of 1 to 4 colored shapes on textured ground as `out/{train,val}/*.png` and
     `out/annotations/{train,val}.json`.
 
     The tree appears at once when it is complete. A complete earlier one with the same parameters is kept, so calling
@@ -28,12 +28,12 @@ def render_shapes(
 
     Args:
         out: folder to make.
-        train, val: number of pictures.
-        size: side of the pictures, pixels; the shapes are 0.15 to 0.4 of it.
+        train, val: number of images.
+        size: side of the images, pixels; the shapes are 0.15 to 0.4 of it.
         seed: keys the drawing.
 
     Returns:
-        Number of pictures per split, {"train": ..., "val": ...}.
+        Number of images per split, {"train": ..., "val": ...}.
 
     Raises:
         ValueError: an argument is out of range.
@@ -66,8 +66,8 @@ def render_shapes(
 
 
 def draw_shapes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """One picture, uint8 (size, size, 3), and its objects {"category_id", "bbox", "area"}: shapes do not overlap."""
-    picture = _ground(rng, size)
+    """One image, uint8 (size, size, 3), and its objects {"category_id", "bbox", "area"}: shapes do not overlap."""
+    image = _ground(rng, size)
     taken = np.zeros((size, size), dtype=bool)
     objects = []
     for _ in range(rng.integers(1, 5)):
@@ -75,25 +75,25 @@ def draw_shapes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[d
         mask = _mask(CLASSES[label], rng, size)
         y, x = np.nonzero(mask)
         box = slice(y.min(), y.max() + 1), slice(x.min(), x.max() + 1)
-        if taken[box].any():  # no second try: a full picture keeps fewer shapes
+        if taken[box].any():  # no second try: a full image keeps fewer shapes
             continue
         taken[box] = True
-        # A strong colour, which the grey ground never has.
-        colour = rng.permutation([rng.uniform(200, 255), rng.uniform(0, 60), rng.uniform(0, 255)])
-        picture[mask] = colour + rng.normal(0, 8, (len(y), 3))
+        # A strong color, which the gray ground never has.
+        color = rng.permutation([rng.uniform(200, 255), rng.uniform(0, 60), rng.uniform(0, 255)])
+        image[mask] = color + rng.normal(0, 8, (len(y), 3))
         width, height = int(np.ptp(x)) + 1, int(np.ptp(y)) + 1
         objects.append(
             {"category_id": label + 1, "bbox": [int(x.min()), int(y.min()), width, height], "area": int(mask.sum())}
         )
-    return picture.clip(0, 255).astype(np.uint8), objects
+    return image.clip(0, 255).astype(np.uint8), objects
 
 
 def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Grey waves and noise, float (size, size, 3)."""
+    """Gray waves and noise, float (size, size, 3)."""
     y, x = np.mgrid[:size, :size] / size
     angle, waves, phase = rng.uniform(0, np.pi), rng.uniform(2, 12), rng.uniform(0, 2 * np.pi)
-    grey = rng.uniform(90, 170) + 30 * np.sin(2 * np.pi * waves * (x * np.cos(angle) + y * np.sin(angle)) + phase)
-    return grey[..., None] + rng.normal(0, 12, (size, size, 3))
+    gray = rng.uniform(90, 170) + 30 * np.sin(2 * np.pi * waves * (x * np.cos(angle) + y * np.sin(angle)) + phase)
+    return gray[..., None] + rng.normal(0, 12, (size, size, 3))
 
 
 def _mask(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
@@ -112,9 +112,9 @@ def _write_split(tree: Path, split: str, count: int, size: int, seed: int) -> No
     images, annotations = [], []
     for i in range(count):
         rng = np.random.default_rng((seed, ("train", "val").index(split), i))
-        picture, objects = draw_shapes(rng, size)
+        image, objects = draw_shapes(rng, size)
         name = f"{i:06d}.png"
-        Image.fromarray(picture).save(tree / split / name)
+        Image.fromarray(image).save(tree / split / name)
         images.append({"id": i + 1, "file_name": name, "width": size, "height": size})
         for entry in objects:
             annotations.append({"id": len(annotations) + 1, "image_id": i + 1, "iscrowd": 0, **entry})
@@ -136,5 +136,5 @@ def _is_earlier_result(out: Path, parameters: dict[str, int]) -> bool:
     for split in ("train", "val"):
         whole = (out / "annotations" / f"{split}.json").is_file() and (out / split).is_dir()
         if not whole or len(list_images(out / split)) != parameters[split]:
-            raise DataError(f"{out} is incomplete: {split} should hold {parameters[split]} pictures; remove it first")
+            raise DataError(f"{out} is incomplete: {split} should hold {parameters[split]} images; remove it first")
     return True

@@ -61,7 +61,7 @@ class DetectionTask:
 
     @cached_property
     def _train(self) -> CocoIndex:
-        """The training pictures that show something.
+        """The training images that show something.
 
         Raises:
             DataError: missing or malformed, or of other categories than the validation data.
@@ -168,7 +168,7 @@ class DetectionTask:
         }
 
     def sample_names(self, plan: RunPlan, step: int) -> list[str]:
-        """Paths of the pictures of one optimiser step, in the order of the global batch."""
+        """Paths of the images of one optimizer step, in the order of the global batch."""
         return [str(self._train.path(i)) for i in step_indices(self.config, plan, self.train_images, step)]
 
     def _index(self, split: str) -> CocoIndex:

@@ -136,7 +136,7 @@ def test_export_keeps_one_node_and_a_dynamic_batch():
 
 
 class FakeDriver:
-    """Enough of a Triton driver to analyse a kernel for a GPU that is not there."""
+    """Enough of a Triton driver to analyze a kernel for a GPU that is not there."""
 
     def get_current_target(self):
         from triton.backends.compiler import GPUTarget

@@ -67,9 +67,9 @@ def test_reference_is_the_formula(kernel_size, stride, dilation, heads, combine,
 
 def test_reference_with_an_identity_filter():
     x, *_ = make_inputs(1, 3, 5, 5, requires_grad=False)
-    centre = torch.zeros(1, 3, 3, 3)
-    centre[:, :, 1, 1] = 1
-    torch.testing.assert_close(ddf_reference(x, centre, None), x)
+    center = torch.zeros(1, 3, 3, 3)
+    center[:, :, 1, 1] = 1
+    torch.testing.assert_close(ddf_reference(x, center, None), x)
 
 
 def test_reference_is_a_depthwise_convolution_without_spatial_filter():

@@ -61,7 +61,7 @@ def test_gradcheck_to_the_second_order():
     assert torch.autograd.gradgradcheck(lambda *t: ddf_up(*t, scale=2), inputs)
 
 
-def test_one_hot_filters_are_nearest_neighbour_upsampling():
+def test_one_hot_filters_are_nearest_neighbor_upsampling():
     x = torch.randn(2, 3, 4, 5)
     channel = torch.zeros(2, 9, 3, 3, 3)
     channel[..., 1, 1] = 1

@@ -42,7 +42,7 @@ def report_of(folder, name):
     return json.loads((folder / f"{name}.json").read_text())
 
 
-def assert_a_picture(path):
+def assert_a_image(path):
     pytest.importorskip("matplotlib")
     assert np.asarray(Image.open(path).convert("L")).std() > 10
 
@@ -82,7 +82,7 @@ def test_the_report_is_complete(op_run):
     assert environment["threads"] == 1
     assert "--shapes 1,8,8,8" in environment["command"]
     assert report["settings"]["dtype"] == "fp32"
-    assert_a_picture(folder / "benchmark_op.png")
+    assert_a_image(folder / "benchmark_op.png")
 
 
 def test_the_floor_is_that_of_the_bytes(op_run):
@@ -247,7 +247,7 @@ def test_models(model_run):
             assert figures["ratio"] == pytest.approx(expected)
             assert figures["peak_mib"] > 1 if sys.platform == "linux" else figures["peak_mib"] is None
     assert report["settings"]["image_size"] == 32
-    assert_a_picture(folder / "benchmark_model.png")
+    assert_a_image(folder / "benchmark_model.png")
 
 
 def test_profile_of_models(model_run):

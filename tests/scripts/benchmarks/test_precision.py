@@ -1,4 +1,4 @@
-"""precision_parity.py: every precision is measured on the same pictures, against float32."""
+"""precision_parity.py: every precision is measured on the same images, against float32."""
 
 import re
 import shlex
@@ -40,9 +40,9 @@ def call(*arguments):
     return parity.main(parity.parse_arguments([str(argument) for argument in arguments]))
 
 
-def test_each_precision_is_a_row(checkpoint, picture_tree, tmp_path, capsys):
+def test_each_precision_is_a_row(checkpoint, image_tree, tmp_path, capsys):
     output = tmp_path / "parity.md"
-    options = ["--checkpoint", checkpoint, "--data", picture_tree / "val", "--batch-size", 10, "--output", output]
+    options = ["--checkpoint", checkpoint, "--data", image_tree / "val", "--batch-size", 10, "--output", output]
     assert call(*options) == 0
     text = output.read_text()
     assert capsys.readouterr().out == text
@@ -54,7 +54,7 @@ def test_each_precision_is_a_row(checkpoint, picture_tree, tmp_path, capsys):
         "bfloat16 weights and input",
         "int8, dynamic, 1 linear layer only",
         "float32, onnxruntime",
-        "(standard deviation of the logits of a picture, float32)",
+        "(standard deviation of the logits of a image, float32)",
     ]
     figures = {row[0]: row[1:] for row in rows[2:]}
     assert figures["float32"][1:] == ["0", "0", "0"]
@@ -85,25 +85,25 @@ def few_variants(monkeypatch):
     return alive
 
 
-def test_batches_are_not_kept_and_do_not_change_the_figures(checkpoint, picture_tree, few_variants):
+def test_batches_are_not_kept_and_do_not_change_the_figures(checkpoint, image_tree, few_variants):
     classifier = load_classifier(checkpoint)
-    alone = parity.compare(classifier, picture_tree / "val", 3)
+    alone = parity.compare(classifier, image_tree / "val", 3)
     assert len(few_variants) == 9
     assert max(few_variants) <= 2  # batches in memory at once: not all of the set
     rows = {row[0]: row for row in alone}
     assert (rows["shifted"][3], rows["shifted"][4]) == ("0.5", "0.1")  # one of five logits moved
     assert rows["absent"] == ("absent", "not measured", "", "", "")
-    assert parity.compare(classifier, picture_tree / "val", 25) == alone
+    assert parity.compare(classifier, image_tree / "val", 25) == alone
 
 
-def test_more_outputs_than_named_classes(picture_tree, tmp_path, few_variants):
+def test_more_outputs_than_named_classes(image_tree, tmp_path, few_variants):
     """As eval.py: the names say which output is which folder; without names the numbers must agree."""
     named = weights(tmp_path / "named.safetensors", num_classes=8, classes=list(CLASSES))
-    rows = parity.compare(load_classifier(named), picture_tree / "val", 25)
+    rows = parity.compare(load_classifier(named), image_tree / "val", 25)
     assert re.fullmatch(r"\d+\.\d\d % \(\d+ of 25\)", rows[0][1])
     unnamed = weights(tmp_path / "unnamed.safetensors", num_classes=8, classes=None)
     with pytest.raises(DataError, match="has 5 class folders, the checkpoint knows 8 classes"):
-        parity.compare(load_classifier(unnamed), picture_tree / "val", 25)
+        parity.compare(load_classifier(unnamed), image_tree / "val", 25)
 
 
 def test_what_cannot_be_measured_says_why(monkeypatch, tmp_path):
@@ -112,13 +112,13 @@ def test_what_cannot_be_measured_says_why(monkeypatch, tmp_path):
     assert parity.variants(network, 16, tmp_path)["float32, onnxruntime"] == "not measured: pip install onnxscript"
 
 
-def test_mistakes_are_named(checkpoint, picture_tree, tmp_path):
+def test_mistakes_are_named(checkpoint, image_tree, tmp_path):
     with pytest.raises(UserError, match="--batch-size must be at least 1"):
-        call("--checkpoint", checkpoint, "--data", picture_tree, "--batch-size", 0)
+        call("--checkpoint", checkpoint, "--data", image_tree, "--batch-size", 0)
     with pytest.raises(UserError, match="is a folder"):
-        call("--checkpoint", checkpoint, "--data", picture_tree, "--output", tmp_path)
+        call("--checkpoint", checkpoint, "--data", image_tree, "--output", tmp_path)
     with pytest.raises(DataError):
-        call("--checkpoint", checkpoint, "--data", picture_tree)  # holds train and val, not the classes
+        call("--checkpoint", checkpoint, "--data", image_tree)  # holds train and val, not the classes
 
 
 def test_commands_of_the_guide_are_accepted():

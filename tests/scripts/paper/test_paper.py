@@ -55,7 +55,7 @@ def test_a_measured_run_gets_into_its_row(tmp_path):
     text = write_paper_docs.measured("ablations/sigmoid.yaml", tmp_path)
     assert text == "79.12 / 94.50 (GPU A, 2026-01-02, [report](results/ablations-sigmoid.json))"
     path.write_text(json.dumps(report(n=1000, environment={"gpus": []})))
-    assert "of 1,000 pictures, not ImageNet's 50,000 (CPU," in write_paper_docs.measured(
+    assert "of 1,000 images, not ImageNet's 50,000 (CPU," in write_paper_docs.measured(
         "ablations/sigmoid.yaml", tmp_path
     )
     for change, message in (
@@ -70,12 +70,12 @@ def test_a_measured_run_gets_into_its_row(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory, picture_tree):
+def study(tmp_path_factory, image_tree):
     """Two variants, two seeds, one epoch; and the arguments that ran it."""
     folder = tmp_path_factory.mktemp("study")
     config = folder / "tiny.yaml"
     config.write_text(STUDY.format(base=ROOT / "configs/study/base.yaml"))
-    arguments = ["--data", picture_tree, "--config", config, "--images-per-class", 4, "--seeds", 2, "--jobs", 2]
+    arguments = ["--data", image_tree, "--config", config, "--images-per-class", 4, "--seeds", 2, "--jobs", 2]
     arguments += ["--variants", "dense", "ddf", "--runs", folder / "runs", "--output", folder / "out" / "study"]
     arguments = [str(argument) for argument in arguments]
     assert reproduce_small.main(arguments) == 0
@@ -87,7 +87,7 @@ def test_the_study_reports_the_runs_it_made(study):
     folder, _, runs = study
     record = json.loads((folder / "out/study.json").read_text())
     assert record["held_out"] == 25
-    assert record["images_per_epoch"] == 16  # 20 pictures, two steps of 8
+    assert record["images_per_epoch"] == 16  # 20 images, two steps of 8
     assert record["missing"] == []
     for variant in ("dense", "ddf"):
         for seed in (0, 1):
@@ -120,7 +120,7 @@ def test_the_study_goes_on_where_it_stopped(study, capsys):
     ("change", "message"),
     [
         (["--variants", "dens"], "--variants dens: there are dense, depthwise"),
-        (["--images-per-class", "9"], "has 7 pictures: lower --images-per-class"),
+        (["--images-per-class", "9"], "has 7 images: lower --images-per-class"),
         (["--data", "nowhere"], "must hold train/ and val/"),
         (["--report-only", "--runs", "nowhere"], "no run of the study has finished under nowhere"),
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
@@ -135,10 +135,10 @@ def test_mistakes_are_named(study, change, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_other_pictures_have_other_runs(study, tmp_path, picture_tree, capsys):
+def test_other_images_have_other_runs(study, tmp_path, image_tree, capsys):
     _, arguments, _ = study
-    same_name = tmp_path / picture_tree.name
-    shutil.copytree(picture_tree, same_name)
+    same_name = tmp_path / image_tree.name
+    shutil.copytree(image_tree, same_name)
     assert reproduce_small.main([*arguments, "--report-only", "--data", str(same_name)]) == 2
     assert "no run of the study has finished" in capsys.readouterr().err
 

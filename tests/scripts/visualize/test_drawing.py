@@ -1,4 +1,4 @@
-"""The two drawing scripts: true lines, real pictures, clear errors."""
+"""The two drawing scripts: true lines, real images, clear errors."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def run(script, *arguments, cwd=ROOT):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def assert_a_picture(path, least_width):
+def assert_a_image(path, least_width):
     pixels = np.asarray(Image.open(path).convert("L"))
     assert pixels.shape[1] >= least_width
     assert pixels.std() > 10
@@ -58,9 +58,9 @@ def test_curves_are_the_recorded_values(tmp_path):
 def test_one_run_and_two_runs(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", offset=0.5)
     assert run("plot_curves.py", a).returncode == 0
-    assert_a_picture(a / "curves.png", 1200)
+    assert_a_image(a / "curves.png", 1200)
     assert run("plot_curves.py", a, b, cwd=tmp_path).returncode == 0
-    assert_a_picture(tmp_path / "curves.png", 1200)
+    assert_a_image(tmp_path / "curves.png", 1200)
 
 
 def test_curves_of_nothing(tmp_path):
@@ -77,7 +77,7 @@ def test_curves_of_nothing(tmp_path):
 def test_figure_of_the_operation(tmp_path):
     result = run("draw_ddf.py", "--output", tmp_path / "ddf.png")
     assert result.returncode == 0, result.stderr
-    assert_a_picture(tmp_path / "ddf.png", 1600)
+    assert_a_image(tmp_path / "ddf.png", 1600)
 
 
 def test_numbers_in_the_figure_are_those_of_the_operator():

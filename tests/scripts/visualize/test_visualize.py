@@ -34,8 +34,8 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def picture(picture_tree):
-    return next(iter(sorted((picture_tree / "val" / "ring").iterdir())))
+def image(image_tree):
+    return next(iter(sorted((image_tree / "val" / "ring").iterdir())))
 
 
 def test_filters_are_those_the_layer_applies():
@@ -53,9 +53,9 @@ def test_filters_are_those_the_layer_applies():
 
 
 @pytest.mark.parametrize("options", [[], ["--layer", "layer3.0.conv2", "--points", "3,4", "31,0"]])
-def test_filters_are_drawn(checkpoint, picture, tmp_path, options, capsys):
+def test_filters_are_drawn(checkpoint, image, tmp_path, options, capsys):
     out = tmp_path / "new" / "filters.png"
-    command = ["filters", str(picture), "--checkpoint", str(checkpoint), "--output", str(out), *options]
+    command = ["filters", str(image), "--checkpoint", str(checkpoint), "--output", str(out), *options]
     assert visualize.main(command) == 0
     assert str(out) in capsys.readouterr().out
     assert np.asarray(Image.open(out).convert("L")).std() > 10
@@ -69,18 +69,18 @@ def test_filters_are_drawn(checkpoint, picture, tmp_path, options, capsys):
         (["--checkpoint", "nowhere.pt"], "checkpoint not found: nowhere.pt"),
     ],
 )
-def test_mistakes_are_named(checkpoint, picture, tmp_path, options, message, capsys):
+def test_mistakes_are_named(checkpoint, image, tmp_path, options, message, capsys):
     out = tmp_path / "filters.png"
-    command = ["filters", str(picture), "--checkpoint", str(checkpoint), "--output", str(out), *options]
+    command = ["filters", str(image), "--checkpoint", str(checkpoint), "--output", str(out), *options]
     assert visualize.main(command) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
 
 
-def test_a_network_without_filters_has_none_to_draw(picture, tmp_path, capsys):
+def test_a_network_without_filters_has_none_to_draw(image, tmp_path, capsys):
     for name, kwargs in (("resnet14_32px", {}), ("ddf_mul_resnet14_32px", {"filters": "channel"})):
         dense = save(tmp_path / f"{name}.pt", name, **kwargs)
-        assert visualize.main(["filters", str(picture), "--checkpoint", str(dense)]) == 2
+        assert visualize.main(["filters", str(image), "--checkpoint", str(dense)]) == 2
         assert "no DDF with spatial filters" in capsys.readouterr().err
 
 
@@ -112,7 +112,7 @@ def test_depth_maps_are_drawn(scenes, tmp_path, capsys):
     assert "--index 2: the validation set has the pairs 0 to 1" in capsys.readouterr().err
 
 
-def test_detections_are_drawn(tmp_path, picture, checkpoint, capsys):
+def test_detections_are_drawn(tmp_path, image, checkpoint, capsys):
     pytest.importorskip("pycocotools")
     from ddfnet.tasks.detection.synthetic import render_shapes
 
@@ -121,8 +121,8 @@ def test_detections_are_drawn(tmp_path, picture, checkpoint, capsys):
     small = ["train.batch_size=4", "train.device_batch_size=4", "data.min_size=[64]", "data.max_size=64"]
     detector = trained("detection", "shapes.yaml", tmp_path / "run", f"data.root={shapes}", *small)
     out = tmp_path / "detections.png"
-    pictures = [str(path) for path in sorted((shapes / "val").glob("*.png"))]
-    assert visualize.main(["detections", *pictures, "--checkpoint", str(detector), "--output", str(out)]) == 0
+    images = [str(path) for path in sorted((shapes / "val").glob("*.png"))]
+    assert visualize.main(["detections", *images, "--checkpoint", str(detector), "--output", str(out)]) == 0
     assert out.exists()
-    assert visualize.main(["detections", *pictures, "--checkpoint", str(checkpoint)]) == 2
+    assert visualize.main(["detections", *images, "--checkpoint", str(checkpoint)]) == 2
     assert "is of the task classification: give a checkpoint of detection" in capsys.readouterr().err

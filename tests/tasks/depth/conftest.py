@@ -1,4 +1,4 @@
-"""Small depth data: drawn scenes, and a file in the layout of the labelled NYU Depth V2."""
+"""Small depth data: drawn scenes, and a file in the layout of the labeled NYU Depth V2."""
 
 import numpy as np
 import pytest

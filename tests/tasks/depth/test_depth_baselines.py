@@ -61,12 +61,12 @@ def test_guided_filter(scene):
     slope, offset = np.zeros((3, height, width)), np.zeros((height, width))
     for y in range(height):
         for x in range(width):
-            colours = guide[(slice(None), *window(y, x))].reshape(3, -1)
+            colors = guide[(slice(None), *window(y, x))].reshape(3, -1)
             values = depth[window(y, x)].ravel()
-            covariance = np.cov(colours, bias=True) + epsilon * np.eye(3)
-            cross = ((colours - colours.mean(1, keepdims=True)) * (values - values.mean())).mean(1)
+            covariance = np.cov(colors, bias=True) + epsilon * np.eye(3)
+            cross = ((colors - colors.mean(1, keepdims=True)) * (values - values.mean())).mean(1)
             slope[:, y, x] = np.linalg.solve(covariance, cross)
-            offset[y, x] = values.mean() - slope[:, y, x] @ colours.mean(1)
+            offset[y, x] = values.mean() - slope[:, y, x] @ colors.mean(1)
     expected = np.zeros((height, width))
     for y in range(height):
         for x in range(width):
@@ -78,7 +78,7 @@ def test_guided_filter(scene):
 
 def test_joint_bilateral(scene):
     low, guidance = scene
-    radius, space, colour, factor, phase = 1, 0.7, 0.2, 4, sampling_phase(4)
+    radius, space, color, factor, phase = 1, 0.7, 0.2, 4, sampling_phase(4)
     (h, w), guide = low.shape[2:], guidance[0].numpy()
     expected = torch.zeros(h * factor, w * factor, dtype=torch.float64)
     for y in range(h * factor):
@@ -90,16 +90,16 @@ def test_joint_bilateral(scene):
                         continue
                     distance = ((y - phase) / factor - i) ** 2 + ((x - phase) / factor - j) ** 2
                     other = guide[:, y, x] - guide[:, i * factor + phase, j * factor + phase]
-                    weight = math.exp(-distance / (2 * space**2) - (other @ other) / (2 * colour**2))
+                    weight = math.exp(-distance / (2 * space**2) - (other @ other) / (2 * color**2))
                     total, weights = total + weight * float(low[0, 0, i, j]), weights + weight
             expected[y, x] = total / weights
-    got = joint_bilateral(low, guidance, factor, radius=radius, sigma_space=space, sigma_colour=colour)
+    got = joint_bilateral(low, guidance, factor, radius=radius, sigma_space=space, sigma_color=color)
     torch.testing.assert_close(got[0, 0], expected)
 
 
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("factor", [2, 4, 16])
-def test_flat_depth_stays_flat_whatever_the_picture_shows(name, factor):
+def test_flat_depth_stays_flat_whatever_the_image_shows(name, factor):
     low = torch.full((2, 1, 3, 4), 2.5)
     for guidance in (torch.rand(2, 3, 3 * factor, 4 * factor), torch.zeros(2, 3, 3 * factor, 4 * factor)):
         out = BASELINES[name](low, guidance, factor)
@@ -108,7 +108,7 @@ def test_flat_depth_stays_flat_whatever_the_picture_shows(name, factor):
 
 
 def test_guidance_moves_an_edge_to_its_place():
-    """Depth and colour have one edge, between the samples: only the guided methods find where it is."""
+    """Depth and color have one edge, between the samples: only the guided methods find where it is."""
     factor, edge = 4, 14
     depth = torch.where(torch.arange(32) < edge, 1.0, 2.0).expand(1, 1, 32, 32)
     guidance = torch.where(torch.arange(32) < edge, 0.2, 0.8).expand(1, 3, 32, 32)

@@ -38,7 +38,7 @@ def sampler(length, **options):
     return TrainSampler(length=length, end_step=4, **{**settings, **options})
 
 
-# --- the labelled NYU file --------------------------------------------------------------------------------------------
+# --- the labeled NYU file --------------------------------------------------------------------------------------------
 
 
 def test_nyu_is_turned_the_right_way(nyu_file):
@@ -113,9 +113,9 @@ def test_folders(tmp_path, dtype):
     pairs = FolderPairs(tmp_path, depth_scale=0.002)
     assert len(pairs) == 2
     assert pairs.name(0).endswith("rgb/a.jpg")
-    rgb, metres = pairs.read(1)
+    rgb, meters = pairs.read(1)
     assert rgb.shape == (6, 8, 3)
-    np.testing.assert_allclose(metres, depth * 0.002, rtol=1e-6)
+    np.testing.assert_allclose(meters, depth * 0.002, rtol=1e-6)
 
 
 def test_folders_that_are_incomplete(tmp_path):
@@ -129,12 +129,12 @@ def test_folders_that_are_incomplete(tmp_path):
     fails(r"rgb has a and .*depth has not \(2 without a partner\)")
     (tmp_path / "depth" / "c.png").unlink()
     (tmp_path / "rgb" / "a.png").unlink()
-    fails("hold no pictures")
+    fails("hold no images")
     write_pair(tmp_path, "a", np.ones((4, 4), np.uint8))
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "depth" / "a.png")
     fails(r"depth/a\.png is of the kind RGB")
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "depth" / "a.png")
-    fails(r"a\.png has 5 x 4 pixels and its picture 4 x 4")
+    fails(r"a\.png has 5 x 4 pixels and its image 4 x 4")
     (tmp_path / "depth" / "a.png").write_bytes(b"nothing")
     fails(r"depth/a\.png is broken")
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "rgb" / "a.jpg")
@@ -191,7 +191,7 @@ def test_nan_and_negative_depth_is_no_measurement(nyu_file, tmp_path):
     assert NYUPairs(path, "val").read(0)[1].tolist() == [[0, 0], [0, 2]]
 
 
-def test_normalisation_has_an_inverse():
+def test_normalization_has_an_inverse():
     guidance = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
     normal = normalize_guidance(guidance)
     assert normal[0, :, 15, 15].tolist() == pytest.approx([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, 0.594 / 0.225])
@@ -201,7 +201,7 @@ def test_normalisation_has_an_inverse():
 # --- training crops ---------------------------------------------------------------------------------------------------
 
 
-def test_crops_depend_on_seed_epoch_and_picture_alone(scene_tree):
+def test_crops_depend_on_seed_epoch_and_image_alone(scene_tree):
     pairs = FolderPairs(scene_tree / "train", depth_scale=0.001)
     one, again = train_reader(pairs), train_reader(pairs)
     one.sample((0, 5, 0)), np.random.seed(1)
@@ -240,7 +240,7 @@ def test_batches_do_not_depend_on_workers(scene_tree):
     assert streams[0][0]["low"].shape == (2, 1, 4, 4)
 
 
-def test_a_picture_below_the_crop_is_named(scene_tree):
+def test_a_image_below_the_crop_is_named(scene_tree):
     pairs = FolderPairs(scene_tree / "train", depth_scale=0.001)
     for workers in (0, 1):
         batches = depth_train_batches(train_reader(pairs, crop=64), sampler(10), device=CPU, num_workers=workers)
@@ -256,7 +256,7 @@ def eval_batches(pairs, **options):
     return DepthEvalBatches(DepthEvalReader(pairs, factor=4, phase=1, border=0), **{**settings, **options})
 
 
-def test_processes_share_the_pictures(scene_tree):
+def test_processes_share_the_images(scene_tree):
     pairs = FolderPairs(scene_tree / "val", depth_scale=0.001)
     seen = [batch["index"].tolist() for rank in range(2) for batch in eval_batches(pairs, rank=rank, world_size=2)]
     assert seen == [[0, 2], [4], [1, 3]]
@@ -264,7 +264,7 @@ def test_processes_share_the_pictures(scene_tree):
     assert [b["index"].tolist() for b in twice] == [b["index"].tolist() for b in twice]
 
 
-def test_pictures_of_equal_size_make_a_batch(tmp_path):
+def test_images_of_equal_size_make_a_batch(tmp_path):
     for name, shape in (("a", (8, 8)), ("b", (8, 9)), ("c", (7, 8)), ("d", (6, 12))):
         write_pair(tmp_path, name, np.ones(shape, np.uint8))
     batches = list(eval_batches(FolderPairs(tmp_path, depth_scale=1.0), batch_size=4, channels_last=True))
@@ -273,7 +273,7 @@ def test_pictures_of_equal_size_make_a_batch(tmp_path):
     assert batches[1]["guidance"].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_broken_picture_is_named(tmp_path):
+def test_a_broken_image_is_named(tmp_path):
     write_pair(tmp_path, "a", np.ones((8, 8), np.uint8))
     (tmp_path / "depth" / "a.png").write_bytes(b"nothing")
     for workers in (0, 1):

@@ -31,14 +31,14 @@ def batch(depth, valid, index):
     return {"low": low, "guidance": guidance, "depth": depth, "valid": valid, "index": torch.tensor(index)}
 
 
-# The prediction is 1 m. Errors: picture 0: 0.3, 0.4 (and one that does not count); picture 1: 0.5, four times.
+# The prediction is 1 m. Errors: image 0: 0.3, 0.4 (and one that does not count); image 1: 0.5, four times.
 HAND = batch([[[1.3, 0.6], [NAN, 0.0]], [[1.5, 0.5], [0.5, 1.5]]], [[[1, 1], [0, 0]], [[1, 1], [1, 1]]], [4, 7])
 
 
 def test_hand_worked_case():
     evaluator = DepthEvaluator(factor=2)
     evaluator.update(Constant(1.0), HAND)
-    metrics = evaluator.compute([evaluator.share()])
+    metrics = evaluator.compute([evaluator.state()])
     first = math.sqrt((0.09 + 0.16) / 2)  # 0.353553 m
     assert metrics["rmse"] == pytest.approx(100 * (first + 0.5) / 2, rel=1e-6)
     assert metrics["rmse_pixels"] == pytest.approx(100 * math.sqrt((0.25 + 4 * 0.25) / 6), rel=1e-6)
@@ -55,20 +55,20 @@ def test_the_number_of_processes_changes_no_bit():
         one = batch(depth.tolist(), (depth > 0.3).tolist(), [i])
         whole.update(Constant(0.5), one)
         parts[i % 3].update(Constant(0.5), one)
-    expected = whole.compute([whole.share()])
-    assert parts[0].compute([part.share() for part in parts]) == expected
-    assert parts[0].compute([parts[2].share(), parts[0].share(), parts[1].share()]) == expected
+    expected = whole.compute([whole.state()])
+    assert parts[0].compute([part.state() for part in parts]) == expected
+    assert parts[0].compute([parts[2].state(), parts[0].state(), parts[1].state()]) == expected
     assert expected["n"] == 11
 
 
-def test_pictures_without_a_measurement():
+def test_images_without_a_measurement():
     evaluator = DepthEvaluator(factor=2)
     evaluator.update(Constant(1.0), HAND)
-    alone = evaluator.compute([evaluator.share()])
+    alone = evaluator.compute([evaluator.state()])
     evaluator.update(Constant(1.0), batch([[[0.0, 0.0], [0.0, 0.0]]], [[[0, 0], [0, 0]]], [5]))
-    assert evaluator.compute([evaluator.share()]) == {**alone, "n": 3}
+    assert evaluator.compute([evaluator.state()]) == {**alone, "n": 3}
     nothing = DepthEvaluator(factor=2)
-    assert nothing.compute([nothing.share()])["n"] == 0
+    assert nothing.compute([nothing.state()])["n"] == 0
     assert math.isnan(nothing.compute([[]])["rmse"])
 
 
@@ -81,7 +81,7 @@ def test_baselines_are_found_once(monkeypatch):
     for _ in range(3):
         evaluator = DepthEvaluator(factor=2, baselines=known)
         evaluator.update(model, HAND)
-        results.append(evaluator.compute([evaluator.share()]))
+        results.append(evaluator.compute([evaluator.state()]))
     assert model.calls == 3
     assert sorted(calls) == sorted(BASELINES)
     assert results[0] == results[1] == results[2]
@@ -98,5 +98,5 @@ def test_sums_are_float64():
     part["guidance"] = torch.zeros(1, 3, 512, 512)
     evaluator = DepthEvaluator(factor=2)
     evaluator.update(Constant(8.5), {**part, "low": torch.ones(1, 1, 256, 256)})
-    (record,) = evaluator.share()
+    (record,) = evaluator.state()
     assert record[1][""] == (0.25 * (512**2 - 1) + 64**2, 512**2)

@@ -9,7 +9,7 @@ from ddfnet.tasks.depth.network import DDFUpNet, depth_range, interpolate, sampl
 
 @pytest.fixture
 def inputs():
-    """Factory of low-resolution depth in metres, and guidance."""
+    """Factory of low-resolution depth in meters, and guidance."""
 
     def make(factor, batch=2, h=4, w=5, dtype=torch.float32):
         generator = torch.Generator().manual_seed(0)
@@ -53,7 +53,7 @@ def test_polynomials_are_exact_inside(kind, degree):
     torch.testing.assert_close(again[inner, inner], high[inner, inner])
 
 
-def test_odd_factors_agree_with_torch_whose_samples_are_at_the_centre():
+def test_odd_factors_agree_with_torch_whose_samples_are_at_the_center():
     low = torch.rand(1, 1, 7, 6, dtype=torch.float64)
     torch.testing.assert_close(interpolate(low, 3, "bilinear"), F.interpolate(low, scale_factor=3, mode="bilinear"))
     # torch's antialiased bicubic has a = -0.5, but another border
@@ -96,7 +96,7 @@ def test_depth_may_be_moved_and_scaled(inputs):
     assert net(flat, guidance).isfinite().all()
 
 
-def test_each_picture_of_a_batch_is_for_itself(inputs):
+def test_each_image_of_a_batch_is_for_itself(inputs):
     low, guidance = inputs(4)
     net = trained(4)
     torch.testing.assert_close(net(low, guidance)[1:], net(low[1:], guidance[1:]))
@@ -123,7 +123,7 @@ def test_gradients_reach_every_parameter(inputs):
 
 
 def test_learns_where_an_edge_is():
-    """One picture whose depth has the edge of its guidance: interpolation cannot know it, the network can."""
+    """One image whose depth has the edge of its guidance: interpolation cannot know it, the network can."""
     torch.manual_seed(0)
     place = torch.arange(32)
     depth = torch.where(place < 14, 1.0, 2.0).expand(1, 1, 16, 32) + 0.01 * place
@@ -143,7 +143,7 @@ def test_learns_where_an_edge_is():
     assert error().item() < before / 4
 
 
-def test_bf16_is_exact_to_some_millimetres(inputs):
+def test_bf16_is_exact_to_some_millimeters(inputs):
     low, guidance = inputs(4)
     net = DDFUpNet(4, channels=16)
     torch.nn.init.normal_(net.head[-1].weight, std=0.01)

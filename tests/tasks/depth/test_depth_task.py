@@ -196,7 +196,7 @@ def test_two_processes_equal_two_micro_batches(tiny, tmp_path):
     for a, b in zip(evaluations(one), evaluations(two), strict=True):
         assert a["n"] == b["n"] == 5
         assert b["rmse"] == pytest.approx(a["rmse"], rel=1e-5)
-        assert b["rmse_joint_bilateral"] == a["rmse_joint_bilateral"], "the same pictures, to the last bit"
+        assert b["rmse_joint_bilateral"] == a["rmse_joint_bilateral"], "the same images, to the last bit"
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tiny, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def tree(tmp_path):
-    """Four pictures of 40 x 30: two usable boxes, a crowd alone, an empty and an outside box, and none at all."""
+    """Four images of 40 x 30: two usable boxes, a crowd alone, an empty and an outside box, and none at all."""
     for i in range(4):
         Image.new("RGB", (40, 30), (i * 60, 0, 255)).save(tmp_path / f"{i}.png")
     content = {
@@ -80,7 +80,7 @@ def broken(content, where, **change):
         (lambda c: broken(c, "annotations", bbox=[1, 2, 3, None]), "bbox="),
         (lambda c: broken(c, "images", id="9"), r"images\[0\] has id='9': it must be a whole number"),
         (lambda c: broken(c, "images", id=8), "id 8 stands twice in images"),
-        (lambda c: broken(c, "images", file_name="x.png"), "names the picture x.png, which is not in"),
+        (lambda c: broken(c, "images", file_name="x.png"), "names the image x.png, which is not in"),
     ],
 )
 def test_mistakes_name_file_key_and_fix(tree, change, message):
@@ -92,20 +92,20 @@ def test_mistakes_name_file_key_and_fix(tree, change, message):
 def test_missing_files(tree):
     with pytest.raises(DataError, match=r"annotations not found: .*none\.json"):
         index_coco(tree, tree / "none.json")
-    with pytest.raises(DataError, match="folder of the pictures not found"):
+    with pytest.raises(DataError, match="folder of the images not found"):
         index_coco(tree / "none", tree / "boxes.json")
     content = json.loads((tree / "boxes.json").read_text())
     write(tree, {**content, "annotations": []})
-    with pytest.raises(DataError, match="no picture has a box"):
+    with pytest.raises(DataError, match="no image has a box"):
         index(tree).with_boxes()
 
 
 @pytest.mark.parametrize("fault", ["size", "bytes"])
-def test_a_broken_picture_is_named(tree, fault):
+def test_a_broken_image_is_named(tree, fault):
     if fault == "size":
         Image.new("RGB", (30, 40)).save(tree / "2.png")
     else:
-        (tree / "2.png").write_bytes(b"no picture")
+        (tree / "2.png").write_bytes(b"no image")
     batches = detection_eval_batches(index(tree), batch_size=2, rank=0, world_size=1, device=CPU, num_workers=1)
     with pytest.raises(DataError, match=r"2\.png (has 30 x 40 pixels, .* says 40 x 30|is broken)"):
         list(batches)
@@ -133,7 +133,7 @@ def train_stream(found, *, rank=0, world_size=1, start=0, hflip=0.5, workers=0, 
     return detection_train_batches(found, sampler=sampler, device=CPU, num_workers=workers, seed=seed, hflip=hflip)
 
 
-def test_flip_turns_picture_and_boxes(shapes):
+def test_flip_turns_image_and_boxes(shapes):
     found = split(shapes, "train").with_boxes()
     for batch in train_stream(found, hflip=1.0, steps=2):
         for image, target, i in zip(batch["image"], batch["target"], batch["index"], strict=True):
@@ -146,7 +146,7 @@ def test_flip_turns_picture_and_boxes(shapes):
     assert flip_boxes(np.array([[1.0, 2, 3, 4]]), 10).tolist() == [[7, 2, 9, 4]]
 
 
-def test_draws_depend_on_seed_epoch_and_picture_alone(shapes):
+def test_draws_depend_on_seed_epoch_and_image_alone(shapes):
     found = split(shapes, "train").with_boxes()
 
     def seen(batches, step):
@@ -170,7 +170,7 @@ def test_draws_depend_on_seed_epoch_and_picture_alone(shapes):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_evaluation_reads_each_picture_once(shapes, world_size):
+def test_evaluation_reads_each_image_once(shapes, world_size):
     found = split(shapes, "val")
     ids = [
         target["image_id"]
@@ -190,14 +190,14 @@ def test_shapes_are_where_their_boxes_say(shapes):
     found = split(shapes, "train")
     for i in range(len(found)):
         pixels = np.asarray(Image.open(found.path(i))).astype(int)
-        coloured = np.ptp(pixels, axis=2) > 100  # the ground is grey
+        colored = np.ptp(pixels, axis=2) > 100  # the ground is gray
         assert len(found.objects(i)[0]) >= 1
         for x1, y1, x2, y2 in found.objects(i)[0].astype(int):
-            inside = coloured[y1:y2, x1:x2]
+            inside = colored[y1:y2, x1:x2]
             assert inside.any(0).all()
             assert inside.any(1).all()
-            coloured[y1:y2, x1:x2] = False
-        assert coloured.sum() == 0
+            colored[y1:y2, x1:x2] = False
+        assert colored.sum() == 0
 
 
 def test_make_shapes_keeps_what_it_made(tmp_path, capsys):
@@ -205,15 +205,15 @@ def test_make_shapes_keeps_what_it_made(tmp_path, capsys):
         return make_shapes.main([str(tmp_path / "set"), *arguments]), capsys.readouterr()
 
     assert run("--train", "2", "--val", "1")[0] == 0
-    picture = tmp_path / "set" / "train" / "000001.png"
-    written = picture.stat().st_mtime_ns
+    image = tmp_path / "set" / "train" / "000001.png"
+    written = image.stat().st_mtime_ns
     code, said = run("--train", "2", "--val", "1")
-    assert (code, picture.stat().st_mtime_ns) == (0, written)
-    assert "2 training and 1 validation pictures of disc, square, triangle" in said.out
+    assert (code, image.stat().st_mtime_ns) == (0, written)
+    assert "2 training and 1 validation images of disc, square, triangle" in said.out
     code, said = run("--train", "3", "--val", "1")
     assert code == 2
     assert "was made with" in said.err
-    picture.unlink()
+    image.unlink()
     code, said = run("--train", "2", "--val", "1")
     assert code == 2
     assert "incomplete" in said.err

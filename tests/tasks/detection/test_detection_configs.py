@@ -102,8 +102,8 @@ def test_dry_run(name, shapes, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_demo_learns_twenty_pictures_by_heart(tmp_path):
-    """Training and validation on the same pictures."""
+def test_demo_learns_twenty_images_by_heart(tmp_path):
+    """Training and validation on the same images."""
     root = tmp_path / "shapes"
     render_shapes(root, train=1, val=20)
     same = ["data.train_images=val", "data.train_annotations=annotations/val.json", "train.epochs=40"]

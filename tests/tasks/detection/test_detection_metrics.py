@@ -1,4 +1,4 @@
-"""COCO's mean average precision: by hand, and the same however the pictures are shared."""
+"""COCO's mean average precision: by hand, and the same however the images are shared."""
 
 import json
 
@@ -100,7 +100,7 @@ def test_independent_of_processes_and_order(tmp_path):
     for i in range(8):
         own = [b for k, b in enumerate(boxes) if k % 8 == i]
         moved = np.array(own) + rng.normal(0, 4, (len(own), 4))
-        # equal scores: their order must come from the pictures and not from who saw them
+        # equal scores: their order must come from the images and not from who saw them
         records.append(record(10 + i, *(([x, y, x + w, y + h], 0.5, 1 + i % 2) for x, y, w, h in moved)))
     evaluator = DetectionEvaluator(index)
     expected = evaluator.compute([records])
@@ -110,14 +110,14 @@ def test_independent_of_processes_and_order(tmp_path):
     assert evaluator.compute([records[::-1]]) == expected
 
 
-def test_only_pictures_seen_count(tmp_path):
+def test_only_images_seen_count(tmp_path):
     index = make_index(tmp_path, [box(10, 7, [0, 0, 100, 100]), box(11, 7, [0, 0, 100, 100])])
     assert metrics(index, record(10, ([0, 0, 100, 100], 0.5, 1)))["map"] == pytest.approx(100)
-    with pytest.raises(RuntimeError, match="1 pictures were evaluated twice"):
+    with pytest.raises(RuntimeError, match="1 images were evaluated twice"):
         metrics(index, record(10), record(10))
 
 
-def test_pictures_do_not_meet_in_the_network(tmp_path):
+def test_images_do_not_meet_in_the_network(tmp_path):
     """One at a time: padded to a common size, they would change each other's result."""
     index = make_index(tmp_path, [box(10, 7, [0, 0, 100, 100])])
     calls = []
@@ -131,4 +131,4 @@ def test_pictures_do_not_meet_in_the_network(tmp_path):
     images = [torch.zeros(3, 8, 9), torch.zeros(3, 6, 5)]
     evaluator.update(model, {"image": images, "target": [{"image_id": 10}, {"image_id": 11}]})
     assert calls == [[(3, 8, 9)], [(3, 6, 5)]]
-    assert evaluator.compute([evaluator.share()])["n"] == 2
+    assert evaluator.compute([evaluator.state()])["n"] == 2

@@ -120,7 +120,7 @@ def test_resume_is_exact(tiny, trained, tmp_path):
 
 
 def test_two_processes_train_and_evaluate_as_one(tiny, tmp_path):
-    """In bf16. What two processes found of the pictures, one finds again to the digit."""
+    """In bf16. What two processes found of the images, one finds again to the digit."""
     folder = tmp_path / "run"
     result = launch(
         "train.py", "--config", tiny, f"run.dir={folder}", "train.precision=bf16", "train.epochs=10", "eval.every=10",

@@ -15,7 +15,8 @@ from ddfnet.engine.logging import RunLog
 from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_folder
 from ddfnet.engine.signals import EXIT_INTERRUPTED, StopSignal
 from ddfnet.engine.trainer import Trainer
-from ddfnet.tasks import Config, create_task
+from ddfnet.optim import peak_learning_rate
+from ddfnet.tasks import Config, Task, create_task
 from ddfnet.tasks.plan import RunPlan, plan_run
 from ddfnet.zoo.download import locate
 
@@ -25,14 +26,14 @@ DRY_RUN_CPU_IMAGES = 4  # per micro-batch: a full one would take minutes on a CP
 
 
 def train(loaded: LoadedConfig, *, dry_run: bool = False) -> int:
-    """Trains as configured, going on from the run folder's `last.pt` if there is one.
+    """Trains as configured, resuming from the run folder's `last.pt` if there is one.
 
     Args:
         loaded: see `load_config`.
         dry_run: build everything, run two steps and two evaluation batches, write nothing.
 
     Returns:
-        Exit code: 0 when finished, 75 when a signal stopped the run and a new start will go on.
+        Exit code: 0 when finished, 75 when a signal stopped the run and a new start will resume.
 
     Raises:
         UserError: the configuration, data or a checkpoint cannot be used; raised before anything is written.
@@ -49,16 +50,8 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
     config, notes = loaded.config, loaded.ineffective_keys()
     task = create_task(config)
     if dry_run:
-        # The real batch must divide, too; whether the images suffice for it is said below.
-        enough = max(task.train_images, config.train.batch_size)
-        plan_run(config, world_size=distributed.world_size, train_images=enough)
-        if task.train_images < config.train.batch_size:
-            notes.append(
-                f"note: train.batch_size={config.train.batch_size} exceeds the {task.train_images} training images: "
-                "the real run will refuse it"
-            )
-        config, note = _dry_run_config(config, distributed, task.train_images)
-        notes.append(note)
+        config, dry_notes = _dry_run_config(config, distributed, task.train_images)
+        notes += dry_notes
         task = create_task(config)
     plan = plan_run(config, world_size=distributed.world_size, train_images=task.train_images)
     if dry_run:
@@ -70,26 +63,24 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
     parameters = sum(p.numel() for p in model.parameters())
     if config.train.sync_bn and distributed.world_size == 1:
         notes.append("note: train.sync_bn has no effect: there is one process")
-    resumes = not dry_run and (Path(config.run.dir) / "last.pt").exists()
+    folder = None if dry_run else Path(config.run.dir)
+    resumes = folder is not None and (folder / "last.pt").exists()
     if config.model.init_checkpoint and not resumes:
         notes.append(load_initial_weights(model, config.model.init_checkpoint, meta=task.meta()))
-
-    folder = None if dry_run else Path(config.run.dir)
     if folder is not None:
         check_same_run(folder, loaded)
-    log = RunLog(folder, active=distributed.is_main, tensorboard=config.run.tensorboard, total_steps=plan.total_steps)
+    tensorboard, total_steps = config.run.tensorboard, plan.total_steps
+    log = RunLog(folder, active=distributed.is_main, tensorboard=tensorboard, total_steps=total_steps)
     with ExitStack() as stack:
         stack.callback(log.close)
-        for line in (*_summary(config, plan, distributed, parameters, task.train_images, task.val_images), *notes):
+        for line in (*_summary(config, plan, distributed, parameters, task), *notes):
             log.message(line)
-        trainer = Trainer(
-            config, plan, task, model, distributed,
-            folder=folder, log=log, max_eval_batches=DRY_RUN_EVAL_BATCHES if dry_run else None,
-        )  # fmt: skip
+        limit = DRY_RUN_EVAL_BATCHES if dry_run else None
+        trainer = Trainer(config, plan, task, model, distributed, folder=folder, log=log, max_eval_batches=limit)
         if folder is not None and distributed.is_main:  # only now: no mistake of the user may leave a folder behind
             stack.enter_context(run_folder_lock(folder))
             write_run_folder(folder, loaded, plan, {"parameters": parameters})
-        log.start(trainer.step, evaluation_due=trainer.evaluation_due)
+        log.start(trainer.state.step, evaluation_due=trainer.state.evaluation_due)
         finished = trainer.fit(stop)
         log.message(_farewell(finished, trainer, folder, stop))
     return 0 if finished else EXIT_INTERRUPTED
@@ -140,38 +131,44 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any], *, new_classifier
     return lines
 
 
-def _dry_run_config(config: Config, distributed: Distributed, train_images: int) -> tuple[Config, str]:
-    """The configuration with a batch that two quick steps can afford, and a line that says so."""
-    train = config.train
+def _dry_run_config(config: Config, distributed: Distributed, train_images: int) -> tuple[Config, list[str]]:
+    """The configuration with a batch that two quick steps can afford, and what has to be said of it."""
+    train, world_size = config.train, distributed.world_size
+    # The real batch must divide, too; whether the images suffice for it is a note.
+    plan_run(config, world_size=world_size, train_images=max(train_images, train.batch_size))
+    notes = []
+    if train_images < train.batch_size:
+        notes.append(
+            f"note: train.batch_size={train.batch_size} exceeds the {train_images} training images: "
+            "the real run will refuse it"
+        )
     device_batch = train.device_batch_size
     if distributed.device.type == "cpu":
         device_batch = min(device_batch, DRY_RUN_CPU_IMAGES)
-    micro = distributed.world_size * device_batch
-    accumulation = max(1, min(2, train.batch_size // (distributed.world_size * train.device_batch_size)))
-    while device_batch > 2 and micro * accumulation > train_images:
+    accumulation = max(1, min(2, train.batch_size // (world_size * train.device_batch_size)))
+    while device_batch > 2 and world_size * device_batch * accumulation > train_images:
         device_batch //= 2
         device_batch += device_batch % 2  # mixup pairs images
-        micro = distributed.world_size * device_batch
-    batch = micro * accumulation
-    smaller = train.model_copy(update={"batch_size": batch, "device_batch_size": device_batch})
-    lr = config.optim.lr or config.optim.base_lr * train.batch_size / config.optim.base_batch
-    note = (
+    batch = world_size * device_batch * accumulation
+    notes.append(
         f"dry run: {DRY_RUN_STEPS} steps of {batch} images instead of {train.batch_size} "
         f"({accumulation} micro-batches of {device_batch} per process), nothing is written"
     )
-    same_lr = config.optim.model_copy(update={"lr": lr, "base_lr": None})
-    limits = config.run.model_copy(update={"log_every": 1})
-    return config.model_copy(update={"train": smaller, "run": limits, "optim": same_lr}), note
+    lr = peak_learning_rate(config.optim, config.schedule, train.batch_size)  # not that of the smaller batch
+    changes = {
+        "train": train.model_copy(update={"batch_size": batch, "device_batch_size": device_batch}),
+        "run": config.run.model_copy(update={"log_every": 1}),
+        "optim": config.optim.model_copy(update={"lr": lr, "base_lr": None}),
+    }
+    return config.model_copy(update=changes), notes
 
 
-def _summary(
-    config: Config, plan: RunPlan, distributed: Distributed, parameters: int, train_images: int, val_images: int
-) -> list[str]:
+def _summary(config: Config, plan: RunPlan, distributed: Distributed, parameters: int, task: Task) -> list[str]:
     train = config.train
     device = torch.cuda.get_device_name() if distributed.device.type == "cuda" else "CPU"
     return [
         f"{config.model.name}: {parameters:,} parameters",
-        f"{train_images:,} training and {val_images:,} validation images from {config.data.root}",
+        f"{task.train_images:,} training and {task.val_images:,} validation images from {config.data.root}",
         f"{device}, {train.precision}; batch {train.batch_size} = {plan.world_size} process(es) x "
         f"{train.device_batch_size} images x {plan.accumulation} micro-batch(es)",
         f"{plan.total_steps:,} steps of {plan.steps_per_epoch:,} per epoch; {config.optim.name}, "
@@ -180,11 +177,11 @@ def _summary(
 
 
 def _farewell(finished: bool, trainer: Trainer, folder: Path | None, stop: StopSignal) -> str:
+    state = trainer.state
     if folder is None:
         return "dry run finished"
     if not finished:
         signal = stop.received or "a signal to another process"
-        return f"stopped by {signal} at step {trainer.step}; saved {folder / 'last.pt'}: start again to go on"
-    best = trainer.best
-    where = f"{folder / 'best.pt'}" if best["step"] is not None else "none"
-    return f"finished at step {trainer.step}; best {trainer.task.best_metric} {best['value']:.2f}: {where}"
+        return f"stopped by {signal} at step {state.step}; saved {folder / 'last.pt'}: start again to resume"
+    where = f"{folder / 'best.pt'}" if state.best["step"] is not None else "none"
+    return f"finished at step {state.step}; best {trainer.task.best_metric} {state.best['value']:.2f}: {where}"

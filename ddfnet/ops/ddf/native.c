@@ -22,6 +22,10 @@ typedef enum { FLOAT, DOUBLE, BFLOAT16, HALF } Type;
 #define OWN_TYPE (sizeof(A) == sizeof(float) ? FLOAT : DOUBLE)
 enum { MULTIPLY, ADD, SCALAR }; /* how v and s become one weight; SCALAR: there is no v */
 
+#ifndef NARROW
+#define NARROW 24 /* columns */
+#endif
+
 typedef struct { /* as in native.py */
     const void *x, *channel, *spatial, *grad_y;
     void *y, *grad_x, *grad_channel, *grad_spatial; /* NULL: not wanted */
@@ -36,7 +40,7 @@ typedef struct {
     long area, phases, head_channels, taps; /* taps: scalars of all phases and heads for one pixel */
     long halo, pitch, plane;                /* contiguous: a row is padded by `halo` on either side, to `pitch` */
     long chunk, chunks, items, next;        /* rows of the spatial filter in an item; items of an image; of all */
-    int op, product;
+    int op, product, copied; /* copied: channels_last rows are read through rings */
     A *zeros, *ones, *partials; /* partials: the sums of each item for grad_channel */
     long *left;                 /* for each image, the items whose sums are not complete */
 } Job;
@@ -47,6 +51,9 @@ typedef struct { /* of one thread */
     long *row_u, *columns;
     long image; /* whose channel filter `filter` holds */
 } Scratch;
+
+static inline long smaller(long a, long b) { return a < b ? a : b; }
+static inline long larger(long a, long b) { return a > b ? a : b; }
 
 /* ---- storage types ---- */
 
@@ -163,92 +170,191 @@ typedef A Vector __attribute__((vector_size(VECTOR_BYTES)));
 typedef A Unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(A)), may_alias));
 #define VECTOR(p) (*(Unaligned *)(p))
 
-/* weighted_sum for `n` pixels of a row and a few vectors of channels, K x K taps in a regular grid: x[u] and s[u] point
- * to tap (u, 0) of the first pixel, taps are x_tap and s_tap apart, pixels x_pixel, s_pixel and out_pixel. */
+/* Pixels of a row whose K x K taps form a regular grid: x[u] and s[u] point to tap (u, 0) of the first one. Taps are
+ * x_tap and s_tap apart, pixels x_pixel, s_pixel and out_pixel. */
 typedef struct { const A *x[7], *s[7]; long x_tap, x_pixel, s_tap, s_pixel, out_pixel, n; } Grid;
 
-static inline __attribute__((always_inline)) void tile(const int K, const int op, const int vectors, const Grid *grid,
-                                                       long from, const A *v, long v_pitch, A *out, int add) {
-    for (long j = 0; j < grid->n; j++) {
-        A *o = out + from + j * grid->out_pixel;
+#define INLINE static inline __attribute__((always_inline))
+
+/* weighted_sum for the pixels of a grid and one or two vectors of channels. */
+INLINE void sum_tile(const int K, const int op, const int plain, const int vectors, const Grid *grid, const A *v, long v_pitch,
+                     long from, A *restrict out, int add) {
+    const int held = K == 3 && op != SCALAR; /* the weights stay in registers */
+    Vector weights[9][2];
+    if (held)
+        for (int t = 0; t < 9; t++)
+            for (int i = 0; i < vectors; i++) weights[t][i] = VECTOR(v + t * v_pitch + from + i * LANES);
+    const A *x[7], *s[7];
+    for (int u = 0; u < K; u++) x[u] = grid->x[u] + from, s[u] = grid->s[u];
+    const long x_tap = grid->x_tap, s_tap = grid->s_tap;
+    out += from;
+    const long x_pixel = grid->x_pixel, s_pixel = grid->s_pixel, out_pixel = grid->out_pixel;
+    for (const A *end = out + grid->n * out_pixel; out != end; out += out_pixel) {
         Vector sum[2] = {{0}, {0}};
-        if (add)
-            for (int i = 0; i < vectors; i++) sum[i] = VECTOR(o + i * LANES);
+        if (!plain && add)
+            for (int i = 0; i < vectors; i++) sum[i] = VECTOR(out + i * LANES);
 #pragma GCC unroll 7
         for (int u = 0; u < K; u++) {
-            const A *x = grid->x[u] + from + j * grid->x_pixel, *s = grid->s[u] + j * grid->s_pixel;
 #pragma GCC unroll 7
             for (int t = 0; t < K; t++) {
-                const A scalar = s[t * grid->s_tap];
+                const A scalar = plain ? s[0][u * K + t] : s[u][t * s_tap];
 #pragma GCC unroll 2
                 for (int i = 0; i < vectors; i++) {
-                    const Vector value = VECTOR(x + t * grid->x_tap + i * LANES);
-                    const A *w = v + from + (u * K + t) * v_pitch + i * LANES;
-                    if (op == MULTIPLY) sum[i] += value * (VECTOR(w) * scalar);
-                    else if (op == ADD) sum[i] += value * (VECTOR(w) + scalar);
-                    else sum[i] += value * scalar;
+                    const Vector value = VECTOR(x[u] + t * x_tap + i * LANES);
+                    Vector weight;
+                    if (op == SCALAR) { sum[i] += value * scalar; continue; }
+                    if (held) weight = weights[u * K + t][i];
+                    else weight = VECTOR(v + (u * K + t) * v_pitch + from + i * LANES);
+                    sum[i] += value * (op == ADD ? weight + scalar : weight * scalar);
                 }
             }
+            x[u] += x_pixel;
+            if (!plain || !u) s[u] += s_pixel;
         }
-        for (int i = 0; i < vectors; i++) VECTOR(o + i * LANES) = sum[i];
+        for (int i = 0; i < vectors; i++) VECTOR(out + i * LANES) = sum[i];
     }
 }
 
-#define TILE(K, OP)                                                                                        \
-    case 4 * K + OP:                                                                                       \
-        for (; from + 2 * LANES <= to; from += 2 * LANES) tile(K, OP, 2, grid, from, v, v_pitch, out, add); \
-        for (; from + LANES <= to; from += LANES) tile(K, OP, 1, grid, from, v, v_pitch, out, add);        \
+#define SUM_TILES(K, OP)                                                                                          \
+    case 4 * K + OP:  if (K==3 && !add && grid->s_tap == 1) { \
+        for (; from + 2 * LANES <= to; from += 2 * LANES) sum_tile(K, OP, 1, 2, grid, v, v_pitch, from, out, add);   \
+        for (; from + LANES <= to; from += LANES) sum_tile(K, OP, 1, 1, grid, v, v_pitch, from, out, add); break; }  \
+                                                                                           \
+        for (; from + 2 * LANES <= to; from += 2 * LANES) sum_tile(K, OP, 0, 2, grid, v, v_pitch, from, out, add);   \
+        for (; from + LANES <= to; from += LANES) sum_tile(K, OP, 0, 1, grid, v, v_pitch, from, out, add);           \
         break;
 
 /* Returns the first channel that is left to do. */
-static long tiles(long kernel, int op, const Grid *grid, long from, long to, const A *v, long v_pitch, A *out, int add) {
+static long sum_tiles(long kernel, int op, const Grid *grid, const A *v, long v_pitch, long from, long to, A *out,
+                      int add) {
     switch (4 * kernel + op) {
-        TILE(3, MULTIPLY) TILE(3, ADD) TILE(3, SCALAR)
-        TILE(5, MULTIPLY) TILE(5, ADD) TILE(5, SCALAR)
-        TILE(7, MULTIPLY) TILE(7, ADD) TILE(7, SCALAR)
+        SUM_TILES(3, MULTIPLY) SUM_TILES(3, ADD) SUM_TILES(3, SCALAR)
+        SUM_TILES(5, MULTIPLY) SUM_TILES(5, ADD) SUM_TILES(5, SCALAR)
+        SUM_TILES(7, MULTIPLY) SUM_TILES(7, ADD) SUM_TILES(7, SCALAR)
     }
     return from;
 }
 
+/* filter_gradients for a row of K taps (of the grid only x[0], s[0] and the steps) and one or two pixels from pixel j on.
+ * `lanes` gets K vectors a pixel, whose lanes are still to be added. */
+#define BLOCK 64
+INLINE void gradient_tile(const int K, const int want_vector, const int want_scalar, const int pixels, const Grid *grid,
+                          long j, const A *restrict g, long g_pixel, const A *restrict v, long v_pitch, A *restrict gv,
+                          long gv_pitch, long from, long to, A *restrict lanes) {
+    Vector sums[2][7] = {{{0}}};
+    A scalars[2][7];
+    const A *x = grid->x[0] + j * grid->x_pixel;
+    const long x_tap = grid->x_tap, x_pixel = grid->x_pixel;
+    for (int p = 0; want_vector && p < pixels; p++)
+        for (int t = 0; t < K; t++) scalars[p][t] = grid->s[0][(j + p) * grid->s_pixel + t];
+    g += j * g_pixel;
+    for (long c = from; c + LANES <= to; c += LANES)
+#pragma GCC unroll 7
+        for (int t = 0; t < K; t++) {
+            Vector weight, total;
+            if (want_vector) total = VECTOR(gv + t * gv_pitch + c);
+            if (want_scalar) weight = VECTOR(v + t * v_pitch + c);
+#pragma GCC unroll 2
+            for (int p = 0; p < pixels; p++) {
+                const Vector product = VECTOR(g + p * g_pixel + c) * VECTOR(x + p * x_pixel + t * x_tap + c);
+                if (want_vector) total += product * scalars[p][t];
+                if (want_scalar) sums[p][t] += product * weight;
+            }
+            if (want_vector) VECTOR(gv + t * gv_pitch + c) = total;
+        }
+    for (int p = 0; want_scalar && p < pixels; p++)
+        for (int t = 0; t < K; t++) VECTOR(lanes + ((j + p) * K + t) * LANES) = sums[p][t];
+}
+
+#define GRADIENT_TILES(K, WANT)                                                                                        \
+    case 4 * K + WANT:                                                                                                 \
+        for (; j + 2 <= grid->n; j += 2)                                                                               \
+            gradient_tile(K, WANT & 1, WANT >> 1, 2, grid, j, g, g_pixel, v, v_pitch, gv, gv_pitch, from, to, lanes);  \
+        if (j < grid->n)                                                                                               \
+            gradient_tile(K, WANT & 1, WANT >> 1, 1, grid, j, g, g_pixel, v, v_pitch, gv, gv_pitch, from, to, lanes);  \
+        break;
+
+typedef A Quad __attribute__((vector_size(16), may_alias));
+
+/* Adds to gv, and to gs for each pixel, `gs_pixel` apart. Returns the first channel that is left to do. */
+static long gradient_tiles(long kernel, int want_vector, int want_scalar, const Grid *grid, const A *g, long g_pixel,
+                           const A *v, long v_pitch, A *gv, long gv_pitch, A *gs, long gs_pixel, long from, long to) {
+    A lanes[BLOCK * 7 * LANES] __attribute__((aligned(VECTOR_BYTES))), sums[BLOCK * 7];
+    long j = 0;
+    if (to - from < LANES) return from;
+    switch (4 * kernel + want_vector + 2 * want_scalar) {
+        GRADIENT_TILES(3, 1) GRADIENT_TILES(3, 2) GRADIENT_TILES(3, 3)
+        GRADIENT_TILES(5, 1) GRADIENT_TILES(5, 2) GRADIENT_TILES(5, 3)
+        GRADIENT_TILES(7, 1) GRADIENT_TILES(7, 2) GRADIENT_TILES(7, 3)
+    }
+    if (want_scalar) {
+        const long n = grid->n * kernel, quad = 16 / sizeof(A);
+        for (long i = 0; i < n; i++) { /* 16 bytes are left of each vector, */
+            const Quad *q = (const Quad *)(lanes + i * LANES);
+            Quad total = q[0];
+            for (int l = 1; l < VECTOR_BYTES / 16; l++) total += q[l];
+            *(Quad *)(lanes + i * quad) = total;
+        }
+        if (quad == 4)
+#pragma omp simd
+            for (long i = 0; i < n; i++) sums[i] = (lanes[4 * i] + lanes[4 * i + 1]) + (lanes[4 * i + 2] + lanes[4 * i + 3]);
+        else
+#pragma omp simd
+            for (long i = 0; i < n; i++) sums[i] = lanes[2 * i] + lanes[2 * i + 1];
+        for (long i = 0; i < grid->n; i++)
+            for (long t = 0; t < kernel; t++) gs[i * gs_pixel + t] += sums[i * kernel + t];
+    }
+    return to - (to - from) % LANES;
+}
+
 /* ---- channels_last ---- */
 
-typedef struct { /* rows of a tensor as A, converted when first asked for, in ascending order, into a ring */
+/* Rows of a tensor as A. They are in place, or copied when first asked for, in ascending order, into a ring: if their
+ * type is another, or if a map is so narrow that zeros on either side cost less than a case of its own for its borders. */
+typedef struct {
     const A *direct;
     A *ring;
-    long slots, pitch, next, height;
+    long slots, pitch, pad, next, height; /* pad: elements before and after a row */
     const void *from;
     int type;
     long offset, row_step, inner, inner_step, column_step, columns; /* a row: columns x inner elements */
 } Rows;
 
-static const A *fetch(Rows *r, long i, const A *outside) {
-    if (i < 0 || i >= r->height) return outside;
+static const A *fetch(Rows *r, long i) {
     if (r->direct) return r->direct + i * r->pitch;
-    for (; r->next <= i; r->next++)
+    for (; r->next <= i; r->next++) {
+        A *row = r->ring + r->next % r->slots * r->pitch;
+        memset(row, 0, r->pad * sizeof(A));
+        memset(row + r->pitch - r->pad, 0, r->pad * sizeof(A));
         for (long t = 0; t < r->inner; t++)
-            read_row(r->ring + r->next % r->slots * r->pitch + t, r->inner, r->from,
-                     r->offset + r->next * r->row_step + t * r->inner_step, r->column_step, r->type, r->columns);
-    return r->ring + i % r->slots * r->pitch;
+            read_row(row + r->pad + t, r->inner, r->from, r->offset + r->next * r->row_step + t * r->inner_step,
+                     r->column_step, r->type, r->columns);
+    }
+    return r->ring + i % r->slots * r->pitch + r->pad;
 }
 
-static long at_least_zero(long i) { return i > 0 ? i : 0; }
-
-/* Rows of image b of x or grad_y. */
-static Rows map_rows(const Job *job, const void *from, long b, long height, long width, long first, long slots, A *ring) {
-    const long pitch = width * job->c.channels, offset = b * height * pitch;
-    return (Rows){job->c.x_type == OWN_TYPE ? (const A *)from + offset : NULL, ring, slots, pitch, at_least_zero(first),
-                  height, from, job->c.x_type, offset, pitch, 1, 0, 1, pitch};
+/* Rows of image b of x or grad_y, from row `first` on. */
+static Rows map_rows(const Job *job, const void *from, long b, long height, long width, long pad, long first, long slots,
+                     A *ring) {
+    const long row = width * job->c.channels, offset = b * height * row;
+    Rows r = {.ring = ring, .slots = slots, .pitch = row, .next = first > 0 ? first : 0, .height = height, .from = from,
+              .type = job->c.x_type, .offset = offset, .row_step = row, .inner = 1, .column_step = 1, .columns = row};
+    if (!job->copied) r.direct = (const A *)from + offset;
+    else r.pad = pad * job->c.channels, r.pitch += 2 * r.pad;
+    return r;
 }
 
 /* Rows of image b of the spatial filter: for each pixel its taps. */
-static Rows spatial_rows(const Job *job, long b, long first, long slots, A *ring) {
+static Rows spatial_rows(const Job *job, long b, long pad, long first, long slots, A *ring) {
     const Call *c = &job->c;
-    const long pitch = c->columns * job->taps, offset = b * c->spatial_steps[0];
-    const int dense = c->spatial_type == OWN_TYPE && c->spatial_steps[1] == 1 && c->spatial_steps[3] == job->taps;
-    Rows r = {dense ? (const A *)c->spatial + offset : NULL, ring, slots, dense ? c->spatial_steps[2] : pitch,
-              at_least_zero(first), c->rows, c->spatial, c->spatial_type, offset, c->spatial_steps[2], job->taps,
-              c->spatial_steps[1], c->spatial_steps[3], c->columns};
+    const int64_t *steps = c->spatial_steps;
+    Rows r = {.ring = ring, .slots = slots, .pad = pad * job->taps, .pitch = (c->columns + 2 * pad) * job->taps,
+              .next = first > 0 ? first : 0, .height = c->rows, .from = c->spatial, .type = c->spatial_type,
+              .offset = b * steps[0], .row_step = steps[2], .inner = job->taps, .inner_step = steps[1],
+              .column_step = steps[3], .columns = c->columns};
     if (!c->spatial) r.direct = job->ones, r.pitch = 0;
+    else if (!pad && c->spatial_type == OWN_TYPE && steps[1] == 1 && steps[3] == job->taps)
+        r.direct = (const A *)c->spatial + r.offset, r.pitch = steps[2];
     return r;
 }
 
@@ -282,6 +388,16 @@ static void fill_columns(const Job *job, long *columns, int backward) {
         }
 }
 
+/* The columns in which all taps exist, or are zeros, and form a regular grid. */
+static void regular_columns(const Job *job, int backward, long tap_rows, long *first, long *end) {
+    const Call *c = &job->c;
+    const long k = c->kernel, reach = k / 2 * c->dilation, stride = backward ? 1 : c->stride;
+    const long n = backward ? c->width : c->columns;
+    *first = job->copied ? 0 : (reach + stride - 1) / stride;
+    *end = job->copied ? n : c->width > reach ? smaller(n, (c->width - 1 - reach) / stride + 1) : 0;
+    if (k < 3 || k > 7 || tap_rows < k || (backward && c->stride > 1) || *end <= *first) *first = *end = 0;
+}
+
 /* One row of y or grad_x for one phase: the weighted sums over `tap_rows` rows of taps, which s->row_* describe. */
 static void weighted_row(const Job *job, Scratch *s, int backward, long phase, long tap_rows, A *out, int add) {
     const Call *c = &job->c;
@@ -290,10 +406,8 @@ static void weighted_row(const Job *job, Scratch *s, int backward, long phase, l
     const long x_step = backward ? c->scale * c->channels : c->channels;
     const long out_step = backward ? c->channels : c->scale * c->channels;
     const A *filter = s->filter + phase * job->area * c->channels;
-    /* columns without a border, where the taps form a regular grid */
-    long first = (reach + stride - 1) / stride, end = c->width > reach ? (c->width - 1 - reach) / stride + 1 : 0;
-    if (end > n) end = n;
-    if (k > 7 || k < 3 || tap_rows < k || (backward && c->stride > 1) || end < first) end = first = 0;
+    long first, end;
+    regular_columns(job, backward, tap_rows, &first, &end);
     Grid grid = {{0}, {0}, (backward ? -c->dilation : c->dilation) * x_step, stride * x_step,
                  backward ? 1 - c->dilation * s_step : 1, s_step, out_step, end - first};
     for (long g = 0; g < c->heads; g++) {
@@ -306,10 +420,10 @@ static void weighted_row(const Job *job, Scratch *s, int backward, long phase, l
                 grid.x[u] = s->row_x[u] + column * x_step;
                 grid.s[u] = s->row_s[u] + (backward ? column : first) * s_step + first_tap + u * k;
             }
-            done = tiles(k, job->op, &grid, from, to, filter, c->channels, out + first * out_step, add);
+            done = sum_tiles(k, job->op, &grid, filter, c->channels, from, to, out + first * out_step, add);
         }
         for (long j = 0; j < n; j++) {
-            if (j == first && done == to && first < end) j = end; /* (end may be n) */
+            if (j == first && done == to) j = end;
             if (j == n) break;
             long taps = 0;
             for (long row = 0; row < tap_rows; row++)
@@ -328,14 +442,15 @@ static void weighted_row(const Job *job, Scratch *s, int backward, long phase, l
 static void forward_last(const Job *job, Scratch *s, long b, long begin, long end) {
     const Call *c = &job->c;
     const long k = c->kernel, reach = k / 2 * c->dilation, size = c->columns * c->scale * c->channels;
-    Rows x = map_rows(job, c->x, b, c->height, c->width, begin * c->stride - reach, 2 * reach + 1, s->source);
-    Rows spatial = spatial_rows(job, b, begin, 1, s->spatial);
+    Rows x = map_rows(job, c->x, b, c->height, c->width, reach, begin * c->stride - reach, 2 * reach + 1, s->source);
+    Rows spatial = spatial_rows(job, b, 0, begin, 1, s->spatial);
     fill_columns(job, s->columns, 0);
     for (long i = begin; i < end; i++) {
         for (long u = 0; u < k; u++) {
+            const long row = i * c->stride + u * c->dilation - reach;
             s->row_u[u] = u;
-            s->row_x[u] = fetch(&x, i * c->stride + u * c->dilation - reach, job->zeros);
-            s->row_s[u] = fetch(&spatial, i, NULL);
+            s->row_x[u] = row < 0 || row >= c->height ? job->zeros : fetch(&x, row);
+            s->row_s[u] = fetch(&spatial, i);
         }
         for (long a = 0; a < c->scale; a++) {
             const long offset = ((b * c->rows + i) * c->scale + a) * size;
@@ -351,8 +466,9 @@ static void grad_x_last(const Job *job, Scratch *s, long b, long begin, long end
     const Call *c = &job->c;
     const long k = c->kernel, reach = k / 2 * c->dilation, stride = c->stride, scale = c->scale;
     const long size = c->width * c->channels, first = (begin * stride - reach) / stride, span = 2 * reach / stride + 2;
-    Rows grad_y = map_rows(job, c->grad_y, b, c->rows * scale, c->columns * scale, first * scale, span * scale, s->grad_y);
-    Rows spatial = spatial_rows(job, b, first, span, s->spatial);
+    Rows grad_y = map_rows(job, c->grad_y, b, c->rows * scale, c->columns * scale, reach * scale, first * scale,
+                           span * scale, s->grad_y);
+    Rows spatial = spatial_rows(job, b, job->copied ? reach : 0, first, span, s->spatial);
     fill_columns(job, s->columns, 1);
     for (long i = begin * stride; i < end * stride && i < c->height; i++) {
         const long offset = (b * c->height + i) * size;
@@ -361,10 +477,11 @@ static void grad_x_last(const Job *job, Scratch *s, long b, long begin, long end
             long tap_rows = 0;
             for (long u = 0; u < k; u++) {
                 const long at = i + reach - u * c->dilation, row = at / stride;
-                if (at < 0 || at % stride || row >= c->rows) continue;
+                const int exists = at >= 0 && row < c->rows;
+                if (at % stride || (!exists && !job->copied)) continue;
                 s->row_u[tap_rows] = u;
-                s->row_x[tap_rows] = fetch(&grad_y, row * scale + p / scale, NULL) + p % scale * c->channels;
-                s->row_s[tap_rows++] = fetch(&spatial, row, NULL);
+                s->row_x[tap_rows] = exists ? fetch(&grad_y, row * scale + p / scale) + p % scale * c->channels : job->zeros;
+                s->row_s[tap_rows++] = exists ? fetch(&spatial, row) : c->spatial ? job->zeros : job->ones;
             }
             weighted_row(job, s, 1, p, tap_rows, out, p > 0);
         }
@@ -375,36 +492,55 @@ static void grad_x_last(const Job *job, Scratch *s, long b, long begin, long end
 static void filters_last(const Job *job, Scratch *s, long b, long begin, long end, A *partial) {
     const Call *c = &job->c;
     const long k = c->kernel, reach = k / 2 * c->dilation, channels = c->channels, s_step = spatial_step(job);
-    Rows x = map_rows(job, c->x, b, c->height, c->width, begin * c->stride - reach, 2 * reach + 1, s->source);
-    Rows grad_y = map_rows(job, c->grad_y, b, c->rows * c->scale, c->columns * c->scale, begin * c->scale, 1, s->grad_y);
-    Rows spatial = spatial_rows(job, b, begin, 1, s->spatial);
+    const long g_step = c->scale * channels, v_pitch = job->product ? channels : 0;
+    const int want_v = c->grad_channel != NULL, want_s = c->grad_spatial != NULL;
+    Rows x = map_rows(job, c->x, b, c->height, c->width, reach, begin * c->stride - reach, 2 * reach + 1, s->source);
+    Rows grad_y = map_rows(job, c->grad_y, b, c->rows * c->scale, c->columns * c->scale, 0, begin * c->scale, 1, s->grad_y);
+    Rows spatial = spatial_rows(job, b, 0, begin, 1, s->spatial);
     fill_columns(job, s->columns, 0);
+    long first, end_column;
+    regular_columns(job, 0, k, &first, &end_column);
     for (long i = begin; i < end; i++) {
-        const A *s_row = fetch(&spatial, i, NULL);
-        for (long u = 0; u < k; u++)
-            s->row_x[u] = fetch(&x, i * c->stride + u * c->dilation - reach, job->zeros);
-        if (c->grad_spatial) memset(s->sums, 0, c->columns * job->taps * sizeof(A));
+        const A *s_row = fetch(&spatial, i);
+        for (long u = 0; u < k; u++) {
+            const long row = i * c->stride + u * c->dilation - reach;
+            s->row_x[u] = row < 0 || row >= c->height ? job->zeros : fetch(&x, row);
+        }
+        if (want_s) memset(s->sums, 0, c->columns * job->taps * sizeof(A));
         for (long p = 0; p < job->phases; p++) {
-            const A *g = fetch(&grad_y, i * c->scale + p / c->scale, NULL) + p % c->scale * channels;
-            for (long j = 0; j < c->columns; j++, g += c->scale * channels) {
-                for (long t = 0; t < job->area; t++) {
-                    const long column = s->columns[j * k + t % k];
-                    s->x[t] = column < 0 ? job->zeros : s->row_x[t / k] + column * channels;
-                }
-                for (long head = 0; head < c->heads; head++) {
-                    const long first = (p * c->heads + head) * job->area, from = head * job->head_channels;
-                    filter_gradients(c->grad_channel != NULL, c->grad_spatial != NULL, job->area, g, s->x,
-                                     job->product ? s->filter + p * job->area * channels : job->ones,
-                                     job->product ? channels : 0, job->product ? s_row + j * s_step + first : job->ones,
-                                     partial + p * job->area * channels, channels, s->sums + j * job->taps + first, from,
-                                     from + job->head_channels);
+            const A *g = fetch(&grad_y, i * c->scale + p / c->scale) + p % c->scale * channels;
+            const A *v = job->product ? s->filter + p * job->area * channels : job->ones;
+            A *gv = partial + p * job->area * channels;
+            for (long head = 0; head < c->heads; head++) {
+                const long tap = (p * c->heads + head) * job->area, from = head * job->head_channels;
+                const long to = from + job->head_channels;
+                long done = from;
+                for (long j = first; j < end_column; j += BLOCK)
+                    for (long u = 0; u < k; u++) {
+                        const Grid grid = {{s->row_x[u] + (j * c->stride - reach) * channels},
+                                           {job->product ? s_row + j * s_step + tap + u * k : job->ones},
+                                           c->dilation * channels, c->stride * channels, 1, job->product ? s_step : 0, 0,
+                                           smaller(BLOCK, end_column - j)};
+                        done = gradient_tiles(k, want_v, want_s, &grid, g + j * g_step, g_step, v + u * k * v_pitch,
+                                              v_pitch, gv + u * k * channels, channels,
+                                              s->sums + j * job->taps + tap + u * k, job->taps, from, to);
+                    }
+                for (long j = 0; j < c->columns; j++) {
+                    if (j == first && done == to) j = end_column;
+                    if (j == c->columns) break;
+                    for (long t = 0; t < job->area; t++) {
+                        const long column = s->columns[j * k + t % k];
+                        s->x[t] = column < 0 ? job->zeros : s->row_x[t / k] + column * channels;
+                    }
+                    filter_gradients(want_v, want_s, job->area, g + j * g_step, s->x, v, v_pitch,
+                                     job->product ? s_row + j * s_step + tap : job->ones, gv, channels,
+                                     s->sums + j * job->taps + tap, j >= first && j < end_column ? done : from, to);
                 }
             }
         }
-        if (c->grad_spatial)
-            for (long t = 0; t < job->taps; t++)
-                write_row(c->grad_spatial, ((b * job->taps + t) * c->rows + i) * c->columns, 1, s->sums + t, job->taps,
-                          c->spatial_type, c->columns);
+        for (long t = 0; want_s && t < job->taps; t++)
+            write_row(c->grad_spatial, ((b * job->taps + t) * c->rows + i) * c->columns, 1, s->sums + t, job->taps,
+                      c->spatial_type, c->columns);
     }
 }
 
@@ -566,17 +702,16 @@ static void add_partials(const Job *job, long b) {
 
 static void run_item(Job *job, Scratch *s, long item) {
     const Call *c = &job->c;
-    const long part = item % (c->batch * job->chunks), b = part / job->chunks, begin = part % job->chunks * job->chunk;
-    const long end = begin + job->chunk < c->rows ? begin + job->chunk : c->rows;
+    const long b = item / job->chunks, begin = item % job->chunks * job->chunk;
+    const long end = smaller(begin + job->chunk, c->rows);
     if (s->image != b) load_filter(job, s, b), s->image = b;
     if (c->y) (c->channels_last ? forward_last : forward_first)(job, s, b, begin, end);
-    else if (item != part || !(c->grad_channel || c->grad_spatial))
-        (c->channels_last ? grad_x_last : grad_x_first)(job, s, b, begin, end);
-    else {
-        A *partial = job->partials + part * job->phases * job->area * c->channels;
+    if (c->grad_channel || c->grad_spatial) {
+        A *partial = job->partials + item * job->phases * job->area * c->channels;
         (c->channels_last ? filters_last : filters_first)(job, s, b, begin, end, partial);
         if (c->grad_channel && __atomic_sub_fetch(&job->left[b], 1, __ATOMIC_ACQ_REL) == 0) add_partials(job, b);
     }
+    if (c->grad_x) (c->channels_last ? grad_x_last : grad_x_first)(job, s, b, begin, end);
 }
 
 /* Divides `memory` of one thread, or with NULL only adds up. Returns the bytes taken. */
@@ -584,16 +719,16 @@ static size_t divide(const Job *job, Scratch *s, char *memory) {
     const Call *c = &job->c;
     const long reach = c->kernel / 2 * c->dilation, planes = job->phases * job->area, all = planes * c->channels;
     const long x_row = c->width * c->channels, y_row = c->columns * c->scale * c->channels;
-    const long span = 2 * reach / c->stride + 2, last = c->channels_last, converted = last && c->x_type != OWN_TYPE;
+    const long span = 2 * reach / c->stride + 2, last = c->channels_last, pads = 2 * reach * c->channels;
     size_t taken = 0;
 #define TAKE(field, count) \
     s->field = (void *)(memory ? memory + taken : NULL), taken += ((count) * sizeof(*s->field) + 63) / 64 * 64
     TAKE(filter, all);
-    TAKE(spatial, last ? span * c->columns * job->taps : planes * job->plane);
-    TAKE(source, converted ? (2 * reach + 1) * x_row : last ? 0 : c->stride * c->stride * job->plane);
-    TAKE(grad_y, c->y ? 0 : converted ? span * c->scale * y_row : last ? 0 : job->phases * job->plane);
+    TAKE(spatial, last ? span * (c->columns + 2 * reach) * job->taps : planes * job->plane);
+    TAKE(source, !last ? c->stride * c->stride * job->plane : job->copied ? (2 * reach + 1) * (x_row + pads) : 0);
+    TAKE(grad_y, c->y ? 0 : !last ? job->phases * job->plane : job->copied ? span * c->scale * (y_row + c->scale * pads) : 0);
     TAKE(sums, last ? c->columns * job->taps : planes * job->plane);
-    TAKE(out, converted ? (x_row > y_row ? x_row : y_row) : last ? 0 : job->plane);
+    TAKE(out, !last ? job->plane : c->x_type != OWN_TYPE ? larger(x_row, y_row) : 0);
     TAKE(x, planes); TAKE(v, planes); TAKE(s, planes);
     TAKE(row_x, c->kernel); TAKE(row_s, c->kernel); TAKE(row_u, c->kernel);
     TAKE(columns, c->width * c->kernel);
@@ -611,9 +746,6 @@ static void *work(void *argument) {
         run_item(worker->job, &scratch, item);
     return NULL;
 }
-
-static long smaller(long a, long b) { return a < b ? a : b; }
-static long larger(long a, long b) { return a > b ? a : b; }
 
 /* 0, or -1 if there is no memory. No tensor may be empty. */
 int ddf_run(const Call *call) {
@@ -636,22 +768,25 @@ int ddf_run(const Call *call) {
     job.chunk = (c->rows + job.chunks - 1) / job.chunks;
     job.chunks = (c->rows + job.chunk - 1) / job.chunk;
     job.plane = (job.chunk + 2 * job.halo) * job.pitch;
-    const int parts = !c->y && c->grad_x && (c->grad_channel || c->grad_spatial) ? 2 : 1;
-    job.items = parts * c->batch * job.chunks;
-    const double work_items = (double)parts * c->batch * c->rows * row_work / (1 << 19);
-    const long threads = larger(1, smaller(c->threads, smaller(job.items, (long)work_items)));
+    job.copied = c->channels_last && (c->x_type != OWN_TYPE || c->width < NARROW);
+    job.items = c->batch * job.chunks;
+    /* a thread costs what half a million multiplications take */
+    const long worthwhile = c->batch * c->rows * row_work * (c->y ? 1 : 3) >> 19;
+    const long threads = larger(1, smaller(c->threads, smaller(job.items, worthwhile)));
 
     Scratch unused;
     const size_t size = divide(&job, &unused, NULL);
-    const long zeros = larger(c->width, c->columns * c->scale) * c->channels;
+    const long zero_pixel = larger(c->channels, job.taps), margin = reach * c->scale * zero_pixel;
+    const long zeros = larger(c->width, c->columns * c->scale) * zero_pixel + 2 * margin;
     const long ones = larger(job.taps, larger(c->channels, job.plane));
     const long partials = c->grad_channel ? c->batch * job.chunks * job.phases * job.area * c->channels : 0;
     char *memory = NULL;
-    job.zeros = calloc(zeros, sizeof(A));
+    A *zero_memory = calloc(zeros, sizeof(A));
+    job.zeros = zero_memory + margin;
     job.ones = malloc(ones * sizeof(A));
     job.partials = calloc(partials + 1, sizeof(A));
     job.left = malloc(c->batch * sizeof(long));
-    const int failed = !job.zeros || !job.ones || !job.partials || !job.left || posix_memalign((void **)&memory, 64, threads * size);
+    const int failed = !zero_memory || !job.ones || !job.partials || !job.left || posix_memalign((void **)&memory, 64, threads * size);
     if (!failed) {
         pthread_t handles[threads];
         Worker workers[threads];
@@ -663,6 +798,6 @@ int ddf_run(const Call *call) {
         work(&workers[0]); /* whatever threads could not be started, all items get done */
         while (--started > 0) pthread_join(handles[started], NULL);
     }
-    free(job.zeros), free(job.ones), free(job.partials), free(job.left), free(memory);
+    free(zero_memory), free(job.ones), free(job.partials), free(job.left), free(memory);
     return failed ? -1 : 0;
 }

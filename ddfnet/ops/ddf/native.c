@@ -177,27 +177,26 @@ typedef struct { const A *x[7], *s[7]; long x_tap, x_pixel, s_tap, s_pixel, out_
 #define INLINE static inline __attribute__((always_inline))
 
 /* weighted_sum for the pixels of a grid and one or two vectors of channels. */
-INLINE void sum_tile(const int K, const int op, const int plain, const int vectors, const Grid *grid, const A *v, long v_pitch,
-                     long from, A *restrict out, int add) {
+INLINE void sum_tile(const int K, const int op, const int side_by_side, const int vectors, const Grid *grid, const A *v,
+                     long v_pitch, long from, A *restrict out, int add) {
     const int held = K == 3 && op != SCALAR; /* the weights stay in registers */
-    Vector weights[9][2];
-    if (held)
-        for (int t = 0; t < 9; t++)
-            for (int i = 0; i < vectors; i++) weights[t][i] = VECTOR(v + t * v_pitch + from + i * LANES);
-    const A *x[7], *s[7];
-    for (int u = 0; u < K; u++) x[u] = grid->x[u] + from, s[u] = grid->s[u];
     const long x_tap = grid->x_tap, s_tap = grid->s_tap;
-    out += from;
     const long x_pixel = grid->x_pixel, s_pixel = grid->s_pixel, out_pixel = grid->out_pixel;
+    const A *x[7], *s[7];
+    Vector weights[9][2];
+    for (int u = 0; u < K; u++) x[u] = grid->x[u] + from, s[u] = grid->s[u];
+    for (int t = 0; held && t < 9; t++)
+        for (int i = 0; i < vectors; i++) weights[t][i] = VECTOR(v + t * v_pitch + from + i * LANES);
+    out += from;
     for (const A *end = out + grid->n * out_pixel; out != end; out += out_pixel) {
         Vector sum[2] = {{0}, {0}};
-        if (!plain && add)
+        if (!side_by_side && add)
             for (int i = 0; i < vectors; i++) sum[i] = VECTOR(out + i * LANES);
 #pragma GCC unroll 7
         for (int u = 0; u < K; u++) {
 #pragma GCC unroll 7
             for (int t = 0; t < K; t++) {
-                const A scalar = plain ? s[0][u * K + t] : s[u][t * s_tap];
+                const A scalar = side_by_side ? s[0][u * K + t] : s[u][t * s_tap];
 #pragma GCC unroll 2
                 for (int i = 0; i < vectors; i++) {
                     const Vector value = VECTOR(x[u] + t * x_tap + i * LANES);
@@ -208,20 +207,22 @@ INLINE void sum_tile(const int K, const int op, const int plain, const int vecto
                     sum[i] += value * (op == ADD ? weight + scalar : weight * scalar);
                 }
             }
-            x[u] += x_pixel;
-            if (!plain || !u) s[u] += s_pixel;
         }
         for (int i = 0; i < vectors; i++) VECTOR(out + i * LANES) = sum[i];
+        for (int u = 0; u < K; u++) x[u] += x_pixel, s[u] += s_pixel;
     }
 }
 
-#define SUM_TILES(K, OP)                                                                                          \
-    case 4 * K + OP:  if (K==3 && !add && grid->s_tap == 1) { \
-        for (; from + 2 * LANES <= to; from += 2 * LANES) sum_tile(K, OP, 1, 2, grid, v, v_pitch, from, out, add);   \
-        for (; from + LANES <= to; from += LANES) sum_tile(K, OP, 1, 1, grid, v, v_pitch, from, out, add); break; }  \
-                                                                                           \
-        for (; from + 2 * LANES <= to; from += 2 * LANES) sum_tile(K, OP, 0, 2, grid, v, v_pitch, from, out, add);   \
-        for (; from + LANES <= to; from += LANES) sum_tile(K, OP, 0, 1, grid, v, v_pitch, from, out, add);           \
+#define SUM_STRIPS(K, OP, SIDE_BY_SIDE)                                                                               \
+    for (; from + 2 * LANES <= to; from += 2 * LANES) sum_tile(K, OP, SIDE_BY_SIDE, 2, grid, v, v_pitch, from, out, add); \
+    for (; from + LANES <= to; from += LANES) sum_tile(K, OP, SIDE_BY_SIDE, 1, grid, v, v_pitch, from, out, add);
+#define SUM_TILES(K, OP)                                                                        \
+    case 4 * K + OP:                                                                            \
+        if (K == 3 && grid->s_tap == 1 && grid->s[1] == grid->s[0] + K && !add) {               \
+            SUM_STRIPS(K, OP, K == 3) /* all scalars of a pixel: fewer registers for addresses */ \
+        } else {                                                                                \
+            SUM_STRIPS(K, OP, 0)                                                                \
+        }                                                                                       \
         break;
 
 /* Returns the first channel that is left to do. */

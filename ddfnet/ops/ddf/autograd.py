@@ -26,7 +26,7 @@ def _implementation(arguments: Arguments, *others: Tensor) -> ModuleType:
         from ddfnet.ops.ddf import triton  # imports the kernels, which a run on the CPU does not need
 
         return triton
-    return native if native.usable(arguments, *others) else eager
+    return native if native.is_usable(arguments, *others) else eager
 
 
 def _forward(

@@ -39,12 +39,15 @@ def load_library(sources: Sequence[Path], *defines: str) -> ctypes.CDLL:
     parts = (*(path.read_text() for path in sources), repr((defines, _FLAGS, _TUNING)), _identity(compiler), _cpu())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     cached = cache_folder() / f"{sources[0].stem}-{key[:24]}.so"
-    with contextlib.suppress(OSError):  # not there yet, or damaged
-        return ctypes.CDLL(str(cached))
+    with contextlib.suppress(OSError):  # not there yet
+        if _is_intact(cached):
+            return ctypes.CDLL(str(cached))
     _logger.info("compiling %s for this machine, once", sources[0].name)
     with _build_folder(cached.parent) as folder:
         library = Path(folder) / cached.name
         _compile(compiler, sources[0], defines, library)
+        data = library.read_bytes()
+        library.write_bytes(data + hashlib.sha256(data).digest())  # loaders ignore what follows the last section
         with contextlib.suppress(OSError):  # a folder that cannot be written: this process keeps its library to itself
             os.replace(library, cached)
             library = cached
@@ -52,6 +55,12 @@ def load_library(sources: Sequence[Path], *defines: str) -> ctypes.CDLL:
             return ctypes.CDLL(str(library))  # stays loaded when its file is deleted
         except OSError as error:
             raise BuildError(f"the library that {compiler} made does not load: {error}") from None
+
+
+def _is_intact(library: Path) -> bool:
+    """Whether its last bytes are the hash of all others: loading one cut short would kill the process."""
+    data = library.read_bytes()
+    return hashlib.sha256(data[:-32]).digest() == data[-32:]
 
 
 def cache_folder() -> Path:

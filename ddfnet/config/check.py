@@ -115,7 +115,7 @@ def _renamed(path: KeyPath, schema: type[Section]) -> str | None:
     """The present name of a key of an earlier version, None if it never was one."""
     for name in path[:-1]:
         inner = section_type(schema.model_fields[name].annotation) if name in schema.model_fields else None
-        if inner is None:
+        if inner is None or not issubclass(inner, Section):
             return None
         schema = inner
     new_name = schema.renamed.get(path[-1])

@@ -29,7 +29,7 @@ class GlooSyncBatchNorm2d(nn.BatchNorm2d):
         mean = all_reduce(work.sum(axes)) / count
         centered = work - mean.view(1, -1, 1, 1)
         variance = all_reduce(centered.square().sum(axes)) / count
-        if self.track_running_stats:
+        if self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None:
             self.num_batches_tracked += 1
             momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
             unbiased = variance.detach() * count / (count - 1).clamp(min=1)

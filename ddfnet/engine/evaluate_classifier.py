@@ -60,7 +60,7 @@ def evaluate_classifier(
         The report of the one set without a name; else the summary, as in `sets.json`.
 
     Raises:
-        DataError: a image is broken.
+        DataError: an image is broken.
         UserError: the folder cannot be written.
     """
     several = bool(image_sets[0].name)
@@ -123,7 +123,7 @@ def _evaluate(
         autocast=autocast(distributed.device, precision),
         expected=len(images.index),
     )
-    return metrics, evaluator.images
+    return metrics, evaluator.predictions
 
 
 def _say(distributed: Distributed, text: str) -> None:

@@ -55,7 +55,7 @@ class RunLog:
         self.console = Console(highlight=False, soft_wrap=True)
         self._tensorboard, self._total_steps = tensorboard, total_steps
         self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._task = TaskID(0)
         self._writer: SummaryWriter | None = None
         if active:
             terminal = self.console.is_terminal

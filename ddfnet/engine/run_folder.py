@@ -11,7 +11,7 @@ from typing import Any
 try:
     import fcntl
 except ImportError:  # Windows: runs are not kept out of each other's folder
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 from ddfnet.config import LoadedConfig
 from ddfnet.config.reader import read_yaml

@@ -27,7 +27,7 @@ from ddfnet.utils.files import write_json
 
 # torch 2.15 renamed the argument and warns of the old name.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-_LOCAL_BUFFERS = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
+_LOCAL_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 _NO_STEP = torch.iinfo(torch.int64).max
 
 
@@ -62,9 +62,10 @@ class Trainer:
         self.first_nonfinite_step = torch.tensor(_NO_STEP, device=self.device)
         self.last_finite_loss: float | None = None
         self._saved_step: int | None = None
-        local = self.state.resume(folder / "last.pt") if folder is not None else None
+        last = None if folder is None else folder / "last.pt"
+        local = self.state.resume(last) if last is not None else None
         if local is not None:
-            log.message(f"resuming from {folder / 'last.pt'}: step {self.state.step} of {plan.total_steps}")
+            log.message(f"resuming from {last}: step {self.state.step} of {plan.total_steps}")
 
         self.replica: nn.Module = self.model
         if distributed.world_size > 1:

@@ -27,6 +27,8 @@ class Evaluator(Protocol):
 class Task(Protocol):
     """One kind of training: what differs between tasks, and nothing else."""
 
+    def __init__(self, config: Any) -> None: ...
+
     config_class: type[Config]
     """The configuration of this kind of training."""
     best_metric: str

@@ -246,7 +246,7 @@ PROVOKED = {
     "no_gpu": f"{DEMO} run.device=cuda run.dir=runs/new",
     "port": f"RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=PORT {DEMO} run.dir=runs/new",
     "no_matplotlib": WITHOUT.format("matplotlib", "scripts/visualize/curves.py", "runs/demo"),
-    "no_sklearn": WITHOUT.format("sklearn", "scripts/make_digits.py", "data/other"),
+    "no_sklearn": WITHOUT.format("sklearn", "scripts/make_data.py digits", "data/other"),
     "changed_file": "DDFNET_CACHE=data/page python -m ddfnet.zoo download ddf_mul_resnet50.official_in1k",
 }
 
@@ -269,7 +269,7 @@ def checkout(tmp_path):
     image_folders(digits / "train", classes, 4, rng)
     image_folders(digits / "val", classes, 2, rng)
     made = {"parameters": {"size": 32, "val_fraction": 0.2, "seed": 0}, "counts": {"train": 40, "val": 20}}
-    (digits / "digits.json").write_text(json.dumps(made))  # make_digits.py then finds its work done
+    (digits / "digits.json").write_text(json.dumps(made))  # make_data.py digits then finds its work done
     return tmp_path
 
 

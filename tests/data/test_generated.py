@@ -13,7 +13,7 @@ from ddfnet.data.sources.folder import index_folder
 from ddfnet.utils.errors import DataError
 
 pytest.importorskip("sklearn")
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_digits.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_data.py digits"
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ddfnet.data.dataset import decode_error, open_rgb
+from ddfnet.data.decode import decode_error, open_rgb
 from ddfnet.data.sources.folder import is_image_name
+from ddfnet.tasks.depth.config import DepthData
 from ddfnet.utils.errors import DataError
 
 NYU_TRAIN = 1000  # pairs; the rest validate
@@ -23,6 +24,17 @@ class DepthPairs(Protocol):
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """rgb uint8 (H, W, 3); depth float32 (H, W), meters, 0 where nothing was measured. DataError if it fails."""
+
+
+def open_pairs(data: DepthData, split: str) -> DepthPairs:
+    """The pairs of `train` or `val`.
+
+    Raises:
+        DataError: the data are missing, incomplete, or of another kind than `data.format`.
+    """
+    if data.format == "nyu":
+        return NYUPairs(data.root, split)
+    return FolderPairs(Path(data.root) / split, depth_scale=data.depth_scale)
 
 
 class NYUPairs:
@@ -128,15 +140,15 @@ class FolderPairs:
         return str(self.root / "rgb" / self.files[i][0])
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        image_path, measured = (str(self.root / kind / self.files[i][n]) for n, kind in enumerate(("rgb", "depth")))
+        path = self.root / "rgb" / self.files[i][0]
+        measured = self.root / "depth" / self.files[i][1]
         try:
-            path = image_path
-            rgb = np.asarray(open_rgb(path))
+            rgb = np.asarray(open_rgb(path.read_bytes()))
             path = measured
             with Image.open(path) as image:
                 values, mode = np.asarray(image), image.mode
         except Exception as error:
-            raise DataError(f"{path} is broken ({decode_error(error)}): restore the file or remove the pair") from None
+            raise DataError(f"{path} is corrupt ({decode_error(error)}): restore the file or remove the pair") from None
         if not (mode in ("L", "I") or mode.startswith("I;16")):
             raise DataError(f"{measured} is of the kind {mode}: depth files are gray PNG of 8 or 16 bits")
         if values.shape != rgb.shape[:2]:

@@ -6,11 +6,13 @@
     python scripts/visualize detections IMAGE... --checkpoint runs/faster_rcnn_r50_fpn_ddfup/best.pt
     python scripts/visualize depth --checkpoint runs/ddf_up_net_x8/best.pt --data scenes --index 0 3
     python scripts/visualize curves runs/a runs/b --output ab.png
+    python scripts/visualize operation --output docs/images/ddf.png
 
 filters      the spatial filters that a DDF layer predicts for an image: at points of it, and each tap over all of it
 detections   boxes, classes and scores on images
 depth        guidance, low-resolution input, bicubic, the network's output, truth and errors, side by side
 curves       loss, top-1 and learning rate of runs, from the metrics.jsonl of each
+operation    the decoupled dynamic filter operation: the figure of the README
 
 Each command has its own --help. Exit code 2 for a mistake in the input, or if matplotlib is missing.
 """
@@ -31,6 +33,7 @@ COMMANDS = {
     "detections": ("ddfnet.tasks.detection.drawing", "draw_detections"),
     "depth": ("ddfnet.tasks.depth.drawing", "draw_depth"),
     "curves": ("scripts.visualize.curves", "draw_curves"),
+    "operation": ("scripts.visualize.operation", "draw_operation"),
 }
 
 
@@ -44,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         figure = getattr(importlib.import_module(module), function)(**options)
         output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output)
+        figure.savefig(output, format="png", metadata={"Software": None})  # the same bytes from every version
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install {error.name}") from None
     except OSError as error:
@@ -80,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     curves = commands.add_parser("curves", help="training curves of runs")
     curves.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     curves.add_argument("--output", type=Path, metavar="PNG", help="default: RUN/curves.png; of several: curves.png")
-    for command in (filters, detections, depth):
+    operation = commands.add_parser("operation", help="the figure of the README")
+    for command in (filters, detections, depth, operation):
         command.add_argument(
             "--output", type=Path, default=Path("visualization.png"), metavar="PNG", help="default: %(default)s"
         )

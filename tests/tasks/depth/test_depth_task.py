@@ -241,7 +241,7 @@ def test_mixed_precision(tiny, tmp_path):
 @pytest.mark.slow
 def test_demo_beats_the_methods_without_training(tmp_path):
     scenes, run = tmp_path / "scenes", tmp_path / "run"
-    subprocess.run([sys.executable, str(ROOT / "scripts/make_data.py scenes"), str(scenes)], check=True)
+    subprocess.run([sys.executable, str(ROOT / "scripts/make_data.py"), "scenes", str(scenes)], check=True)
     overrides = (f"data.root={scenes}", f"run.dir={run}")
     result = launch("train.py", "--config", CONFIGS / "scenes.yaml", *overrides, processes=2, timeout=1800)
     assert result.returncode == 0, result.stderr

@@ -5,9 +5,8 @@ import re
 
 import pytest
 import torch
-from tests.detection.conftest import TINY
 
-from ddfnet.engine import runs
+from ddfnet.engine import train as training
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 from ddfnet.tasks import create_task, load_config
 from ddfnet.tasks.detection.metrics import METRICS
@@ -16,6 +15,7 @@ from ddfnet.tasks.plan import plan_run
 from ddfnet.utils.errors import CheckpointError, DataError, UserError
 from ddfnet.utils.files import read_jsonl
 from tests.conftest import launch
+from tests.tasks.detection.conftest import TINY
 
 pytest.importorskip("pycocotools")
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def run(tiny, folder, *overrides):
-    return runs.train(load_config(tiny, [f"run.dir={folder}", *overrides]))
+    return training.train(load_config(tiny, [f"run.dir={folder}", *overrides]))
 
 
 def records(folder, kind):
@@ -40,7 +40,7 @@ def task_of(tiny, *overrides):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, shapes):
-    """Four steps with moving average, and one evaluation."""
+    """Four steps with EMA weights, and one evaluation."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.yaml").write_text(TINY.format(root=shapes))
     assert run(folder / "tiny.yaml", folder / "run", "train.ema={decay: 0.5}", "eval.every=2") == 0
@@ -110,8 +110,8 @@ def test_resume_is_exact(tiny, trained, tmp_path):
             return step >= 3
 
     signal = StopAfterTheFirstEpoch()
-    with runs.distributed_session("cpu") as distributed:
-        assert runs._train(loaded, distributed, signal, dry_run=False) == 75
+    with training.distributed_session("cpu") as distributed:
+        assert training._train(loaded, distributed, signal, dry_run=False) == 75
     assert state(stopped)["step"] == 3
     assert run(tiny, stopped, *once) == 0
     for kind in ("model", "ema"):
@@ -137,7 +137,7 @@ def test_two_processes_train_and_evaluate_as_one(tiny, tmp_path):
 
 def test_new_classes_start_afresh(tiny, trained):
     model = task_of(tiny, "model.num_classes=9").build_model()
-    note = runs.load_initial_weights(model, trained / "best.pt")
+    note = training.load_initial_weights(model, trained / "best.pt")
     assert "new classifier: roi_heads.box_predictor.cls_score.weight" in note
     assert torch.equal(model.state_dict()["rpn.head.cls_logits.weight"],
                        state(trained, "best.pt")["ema"]["rpn.head.cls_logits.weight"])  # fmt: skip

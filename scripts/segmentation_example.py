@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Semantic segmentation in one file: a DDF-ResNet as the backbone, DDFUp as the upsampler, synthetic images as the data.
+"""Semantic segmentation in one file: a DDF-ResNet as the backbone, DDFUp as the upsampler, synthetic images as data.
 
     python scripts/segmentation_example.py
     python scripts/segmentation_example.py --steps 2 --output quick.png

@@ -81,15 +81,8 @@ class TrainBatchTransform(EvalBatchTransform):
             )
 
     def __call__(self, batch: Batch) -> Batch:
-        """Transforms one batch.
-
-        Args:
-            batch: "image" (B, 3, H, W) uint8 and "target" (B,) int64 on the device; "index" and "repeat" (B,) int64 on
-                the CPU and "epoch" int.
-
-        Returns:
-            The batch with "image" float32 and "target" int64 (B,), or float32 (B, num_classes) if mixing is on.
-        """
+        """A batch of `TrainDataset.read`, on the device but for "index" and "repeat", with "image" float32, and with
+        "target" int64 (B,), or float32 (B, num_classes) if mixing is on."""
         batch = super().__call__(batch)
         image, target = batch["image"], batch["target"]
         if self.erasing is not None or self.mixup is not None:

@@ -74,8 +74,8 @@ class TrainDataset:
             except Exception as error:
                 problem = problem or decode_error(error)
         raise DataError(
-            f"training image {self.source.name(i)} is corrupt ({problem}) and so are the {_REPLACEMENT_ATTEMPTS} images "
-            f"tried in its place; find all of them with: python scripts/check_data.py {self.source.root}"
+            f"training image {self.source.name(i)} is corrupt ({problem}) and so are the {_REPLACEMENT_ATTEMPTS} "
+            f"images tried in its place; find all of them with: python scripts/check_data.py {self.source.root}"
         )
 
     def _replacement(self, epoch: int, i: int, attempt: int) -> int:
@@ -86,8 +86,7 @@ class TrainDataset:
 class EvalDataset:
     """Evaluation images: `dataset[i]` returns `(image, label, i)`, image uint8 (3, H, W).
 
-    Raises:
-        DataError: on reading a corrupt image, with its name and the reason. An evaluation never replaces an image.
+    A corrupt image is a DataError with its name and the reason: an evaluation never replaces an image.
     """
 
     def __init__(self, source: ImageSource, transform: Transform) -> None:
@@ -109,12 +108,7 @@ class EvalDataset:
 
 
 class CorruptImages:
-    """Count of a run's corrupt training images in this process, which stops the run when there are too many.
-
-    Args:
-        source: the training images.
-        limit: largest share of corrupt images among those read.
-    """
+    """Counts the corrupt training images of a run in this process, and stops it at more than `limit` of those read."""
 
     def __init__(self, source: ImageSource, limit: float) -> None:
         self.source, self.limit = source, limit
@@ -122,11 +116,8 @@ class CorruptImages:
         self.files: set[int] = set()
 
     def count(self, batch: Batch) -> Batch:
-        """Takes "corrupt" out of a batch of `TrainDataset.read` and logs each of its files once.
-
-        Raises:
-            DataError: more than `limit` of the images read so far, and more than 10 different ones, are corrupt.
-        """
+        """Takes "corrupt" out of a batch of `TrainDataset.read` and logs each of its files once; DataError where more
+        than `limit` of the images read so far, and more than 10 different ones, are corrupt."""
         corrupt = batch.pop("corrupt")
         self.read += len(batch["index"])
         self.replaced += len(corrupt)

@@ -22,7 +22,7 @@ def write_once(
     parameters: dict[str, Any],
     at_least: dict[str, int],
 ) -> dict[str, int]:
-    """Writes a generated tree, unless it is there already.
+    """Writes a generated tree and returns the number of files in each of its folders.
 
     The tree appears at once when it is complete. A complete earlier one with the same parameters is kept, so calling
     this at the start of every run costs next to nothing.
@@ -34,12 +34,8 @@ def write_once(
         parameters: all that the tree depends on.
         at_least: least values of parameters.
 
-    Returns:
-        Number of files in each folder of the tree.
-
     Raises:
-        UserError: a parameter is too small.
-        DataError: `out` holds something else.
+        UserError: a parameter is too small, or (DataError) `out` holds something else.
     """
     for name, least in at_least.items():
         if parameters[name] < least:
@@ -91,20 +87,14 @@ def _count_files(folder: Path) -> int:
 def render_digits(
     out: str | os.PathLike, *, size: int = 32, val_fraction: float = 0.2, seed: int = 0
 ) -> dict[str, int]:
-    """Writes scikit-learn's 1,797 handwritten digits (8 x 8 pixels) as `out/{train,val}/<digit>/*.png`.
+    """Writes scikit-learn's 1,797 handwritten digits (8 x 8 pixels) as `out/{train,val}/<digit>/*.png`; see
+    `write_once`. DataError where scikit-learn is missing.
 
     Args:
-        out: see `write_once`.
+        out: folder to make.
         size: side of the gray PNGs, pixels; bicubic from 8.
         val_fraction: part of every digit's images that goes to `val`.
         seed: keys the split.
-
-    Returns:
-        Number of images per split, {"train": ..., "val": ...}.
-
-    Raises:
-        UserError: an argument is out of range.
-        DataError: scikit-learn is missing, or `out` holds something else.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction must be between 0 and 1, got {val_fraction}")

@@ -29,21 +29,15 @@ def train_batches(
 ) -> Iterator[Batch]:
     """The training batches of a whole run, in the sampler's order.
 
-    Workers start at the call and live for the run; they read ahead over the ends of epochs. Call this before the
-    process starts other threads if you can: workers are forked on Linux.
+    Workers start at the call and live until the iterator is closed or dropped; they read ahead over the ends of epochs.
+    Call this before the process starts other threads if you can: workers are forked on Linux.
 
     Args:
-        read: runs in the workers and turns the requests of one micro-batch into a batch on the CPU.
+        read: runs in the workers; the requests of a micro-batch -> batch on the CPU. A DataError reaches the caller.
         sampler: which samples, in which order, from which step on.
         finish: runs in this process, on a batch whose tensors are on the device ("index" and "repeat": on the CPU).
         device: where the batches go.
         workers: reading processes; 0 reads in this one; "auto": see `worker_count`.
-
-    Returns:
-        Iterator over the finished batches. Closing it, or dropping it, ends the workers.
-
-    Raises:
-        DataError: while iterating, what `read` or `finish` raise.
     """
     return _stream(iter(_loader(read, sampler, device, workers, persistent=False)), finish, device)
 
@@ -61,17 +55,15 @@ def eval_batches(
 ) -> Iterable[Batch]:
     """This process's part of an evaluation set, every sample exactly once over all processes, nothing padded.
 
-    Processes may have different numbers of batches, so collective operations belong after the loop.
+    Processes may have different numbers of batches, so collective operations belong after the loop. The result has a
+    length, counted in reads, and may be iterated again: its workers stay.
 
     Args:
-        read: turns indices into one batch, or into several where samples differ in size.
+        read: indices -> one batch, or several where samples differ in size.
         length: number of samples in the set.
-        batch_size: samples per process and read; the last batch may be smaller.
+        batch_size: samples per read; the last one may have fewer.
         rank, world_size: this process and the number of processes.
         finish, device, workers: see `train_batches`.
-
-    Returns:
-        Iterable with a length (in reads), to be used as often as wished: workers stay.
     """
     sampler = BatchSampler(eval_indices(length, rank, world_size), batch_size, drop_last=False)
     return _EvalBatches(_loader(read, sampler, device, workers, persistent=True), finish, device)
@@ -98,6 +90,10 @@ class _Reader(Dataset):
         except DataError as error:
             return error  # as a value: raised here, its message would reach the user inside a worker's traceback
 
+    @staticmethod
+    def as_read(batch: Any) -> Any:
+        return batch
+
 
 class _EvalBatches:
     def __init__(self, loader: DataLoader, finish: Finish, device: torch.device | str) -> None:
@@ -123,7 +119,7 @@ def _loader(
     return DataLoader(
         _Reader(read),
         batch_sampler=batch_sampler,
-        collate_fn=_as_read,  # the reader has collated
+        collate_fn=_Reader.as_read,  # the reader has collated
         num_workers=workers,  # torch gives each worker one thread
         persistent_workers=persistent and workers > 0,
         worker_init_fn=_leave_signals_to_parent if fork else None,
@@ -131,10 +127,6 @@ def _loader(
         pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),  # else starting an iterator would draw from the caller's default generator
     )
-
-
-def _as_read(batch: Any) -> Any:
-    return batch
 
 
 def _leave_signals_to_parent(worker_id: int) -> None:
@@ -168,7 +160,7 @@ def _stream(host_batches: Iterator[Any], finish: Finish, device: torch.device | 
 
 
 def _to_device(value: Any, device: torch.device | str) -> Any:
-    """A copy of a batch whose tensors, in lists and dictionaries too, are on the device, but for "index" and "repeat"."""
+    """A copy of a batch with all tensors on the device, those in lists and dictionaries too, but for `_ON_CPU`."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):

@@ -30,10 +30,10 @@ def epoch_order(length: int, seed: int, epoch: int, repeats: int = 1) -> np.ndar
 class TrainSampler:
     """Batch sampler over a whole run, from one optimizer step to another.
 
-    Step s consumes `global_batch` consecutive entries of its epoch's order (`epoch_order`), cut into
-    `world_size * accumulation` micro-batches by stride; the rest of an epoch is dropped. Micro-batch
-    `m * world_size + rank` belongs to this process as its m-th of the step: N processes, and one process that
-    accumulates N micro-batches, see the same micro-batches. Starting at any step costs nothing.
+    Step s takes `global_batch` consecutive entries of its epoch's order (`epoch_order`), cut by stride into
+    `world_size * accumulation` micro-batches; the rest of an epoch is dropped. Micro-batch `m * world_size + rank` is
+    this process's m-th of the step: N processes, and one process that accumulates N micro-batches, see the same
+    micro-batches. Starting at any step costs nothing.
 
     The stride also spreads the repeats of an image over as many micro-batches as there are. They share one step, but
     for an image at the border of two steps where `repeats` does not divide `global_batch`.
@@ -79,8 +79,5 @@ class TrainSampler:
 
 
 def eval_indices(length: int, rank: int, world_size: int) -> range:
-    """This process's images in an evaluation: every image belongs to exactly one process, nothing is padded.
-
-    The parts differ by at most one image, so processes may have different numbers of batches (even none).
-    """
+    """This process's images in an evaluation: each image belongs to exactly one process, nothing is padded."""
     return range(rank, length, world_size)

@@ -1,7 +1,7 @@
 """What a task gives to the engine: data, loss, evaluator. It knows nothing of processes, precision or checkpoints."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -28,6 +28,14 @@ class Evaluator(Protocol):
         """Metrics of the whole set from the states of all processes; `n` is the number of images counted."""
 
 
+class Named(Protocol):
+    """Samples of a task: an `ImageSource`, for one."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str: ...
+
+
 class Task(ABC, Generic[C]):
     """One kind of training: what differs between tasks, and the batch streams that all share."""
 
@@ -42,8 +50,8 @@ class Task(ABC, Generic[C]):
     repeats: int = 1
     """Times that an epoch shows each of its samples."""
     config: C
-    _train: Sized
-    _val: Sized
+    _train: Named
+    _val: Named
 
     @property
     def train_images(self) -> int:
@@ -52,6 +60,9 @@ class Task(ABC, Generic[C]):
     @property
     def val_images(self) -> int:
         return len(self._val)
+
+    def batch_images(self, batch: Batch) -> int:
+        return len(batch["index"])
 
     def train_batches(self, plan: RunPlan, *, rank: int, start_step: int, device: torch.device) -> Iterator[Batch]:
         """This rank's micro-batches from a step to the end of the run, on the device."""
@@ -88,7 +99,7 @@ class Task(ABC, Generic[C]):
         epoch, step_of_epoch = divmod(step, plan.steps_per_epoch)
         batch = self.config.train.batch_size
         order = epoch_order(self.train_images, self.config.run.seed, epoch, self.repeats)
-        return [self.train_name(i) for i in order[step_of_epoch * batch : (step_of_epoch + 1) * batch, 0].tolist()]
+        return [self._train.name(i) for i in order[step_of_epoch * batch : (step_of_epoch + 1) * batch, 0].tolist()]
 
     @abstractmethod
     def build_model(self) -> nn.Module: ...
@@ -100,13 +111,6 @@ class Task(ABC, Generic[C]):
     @abstractmethod
     def eval_reader(self, device: torch.device) -> tuple[Callable[[list[int]], Any], Finish]:
         """`read` and `finish` of `ddfnet.data.loader.eval_batches`."""
-
-    @abstractmethod
-    def train_name(self, i: int) -> str:
-        """Name of a training sample, for reports on what went wrong."""
-
-    @abstractmethod
-    def batch_images(self, batch: Batch) -> int: ...
 
     @abstractmethod
     def loss(self, model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:

@@ -122,9 +122,8 @@ class ClassificationConfig(Config):
 class ClassificationTask(Task[ClassificationConfig]):
     """Trains a model on `data.root/train` and evaluates it on `data.root/val`.
 
-    Raises (at construction):
-        DataError: a data folder is missing or incomplete, or the two disagree on the classes.
-        ConfigError: fewer classes in the model than in the data.
+    Raises:
+        UserError: the data are missing or incomplete, their parts disagree on the classes, or the model has fewer.
     """
 
     config_class = ClassificationConfig
@@ -188,12 +187,6 @@ class ClassificationTask(Task[ClassificationConfig]):
     def eval_reader(self, device: torch.device) -> tuple[Callable, Finish]:
         transform = EvalBatchTransform(self.preprocessing, device=device, channels_last=self.config.train.channels_last)
         return EvalDataset(self._val, eval_transform(self.preprocessing)).read, transform
-
-    def train_name(self, i: int) -> str:
-        return self._train.name(i)
-
-    def batch_images(self, batch: Batch) -> int:
-        return len(batch["image"])
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy (or BCE) of one micro-batch, computed in float32."""

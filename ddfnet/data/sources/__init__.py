@@ -15,12 +15,10 @@ class ImageSource(Protocol):
     """Labeled images with random access, held in arrays: forked workers share them, and would copy Python objects."""
 
     @property
-    def root(self) -> str:
-        """Where the images come from, as given."""
+    def root(self) -> str: ...  # where the images come from, as given
 
     @property
-    def classes(self) -> list[str]:
-        """Class names; the position is the label."""
+    def classes(self) -> list[str]: ...  # names; the position is the label
 
     def __len__(self) -> int: ...
 
@@ -38,14 +36,11 @@ READERS: dict[str, Callable[..., ImageSource]] = {}
 
 
 def open_source(path: str | os.PathLike, *, classes: list[str] | None = None, allow_empty: bool = False) -> ImageSource:
-    """Opens the images at a path.
+    """Opens the images at a path; DataError where they cannot be used.
 
     Args:
         path: a folder with one sub-folder per class, or what another of `READERS` knows.
         classes: expected class names in label order, from the training set or a checkpoint. None: those of the data.
         allow_empty: accept classes without images.
-
-    Raises:
-        DataError: the data cannot be used, or has other classes than the expected ones.
     """
     return READERS.get(Path(path).suffix, index_folder)(path, classes=classes, allow_empty=allow_empty)

@@ -39,30 +39,23 @@ class FolderIndex:
         return len(self.labels)
 
     def name(self, i: int) -> str:
-        """Full path of image `i`."""
         return os.path.join(self.root, os.fsdecode(self.blob[self.offsets[i] : self.offsets[i + 1]].tobytes()))
 
     def label(self, i: int) -> int:
-        """Class index of image `i`."""
         return int(self.labels[i])
 
     def read(self, i: int) -> bytes:
-        """The file of image `i`; OSError where it cannot be read."""
         with open(self.name(i), "rb") as file:
             return file.read()
 
 
 def is_image_name(name: str) -> bool:
-    """True if a file of this name counts as an image (by its extension, in any case; hidden files never do)."""
+    """Whether a file of this name counts as an image: by its extension, in any case; hidden files never do."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
 def class_folders(root: str | os.PathLike) -> list[str]:
-    """Names of the class folders of `root`, in plain string order (torchvision's; label i is name i).
-
-    Raises:
-        DataError: `root` is missing, is not a folder, cannot be read, or holds no folder.
-    """
+    """Names of the class folders of `root`, in plain string order (torchvision's); DataError where there are none."""
     root = os.fspath(root)
     if not os.path.exists(root):
         raise DataError(f"data folder {root} does not exist; give the folder that holds one sub-folder per class")
@@ -86,11 +79,8 @@ def class_folders(root: str | os.PathLike) -> list[str]:
 
 
 def list_images(folder: str | os.PathLike) -> list[str]:
-    """Paths, relative to `folder` and sorted, of all images in it and its sub-folders (links are followed).
-
-    Raises:
-        DataError: a folder cannot be read.
-    """
+    """Paths, relative to `folder` and sorted, of all images in it and its sub-folders (links are followed); DataError
+    where a folder cannot be read."""
     return sorted(_walk(os.fspath(folder), "", ()))
 
 
@@ -119,16 +109,12 @@ def index_folder(
 ) -> FolderIndex:
     """Index of the tree `root/<class>/**/<image>`.
 
-    Args:
-        root: folder with one sub-folder per class. Hidden files and folders are ignored, symbolic links followed,
-            images may lie in sub-folders of a class folder, extensions are compared without case.
-        classes: expected class names in label order, from the training set or a checkpoint. None: the sorted
-            sub-folder names.
-        allow_empty: accept class folders without images.
+    Hidden files and folders are ignored, symbolic links followed, extensions compared without case. Without `classes`
+    (see `open_source`), they are the sorted names of the sub-folders.
 
     Raises:
-        DataError: the tree cannot be used: no such folder, no class folders, class folders without images, or classes
-            other than the expected ones. The message names the folders and the fix.
+        DataError: no such folder, no class folders, class folders without images, or classes other than the expected
+            ones. The message names the folders and the fix.
     """
     root = os.fspath(root)
     folders = class_folders(root)

@@ -22,15 +22,14 @@ Sample = dict[str, np.ndarray]
 class DepthReader:
     """Batches on the CPU, for `ddfnet.data.loader`: "index" int64 (B,) and, stacked, what `depth_sample` returns.
 
+    A file that is corrupt, of the wrong kind, or smaller than the crop is a DataError. No image is replaced: such sets
+    are small, and each pair counts.
+
     Args:
         pairs: images and depth.
         data: gives the factor, the side of the training crops, and the border that neither loss nor metric sees.
         hflip: probability that a crop is mirrored.
         seed: keys crops and flips, which depend on (seed, epoch, i) alone.
-
-    Raises:
-        DataError: on reading: a file is corrupt, of the wrong kind, or smaller than the crop. No image is replaced:
-            such sets are small, and each pair counts.
     """
 
     def __init__(self, pairs: DepthPairs, data: DepthData, *, hflip: float = 0.0, seed: int = 0) -> None:

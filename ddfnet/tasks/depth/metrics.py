@@ -35,7 +35,7 @@ class DepthEvaluator:
 
     @torch.no_grad()
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
-        """Adds one batch: "low", "guidance", "depth", "valid" and "index" as of `DepthReader.read_eval`, on the device."""
+        """Adds one batch of `DepthReader.read_eval`, on the device."""
         sums, counts = _squared_errors(model(batch["low"], batch["guidance"]), batch)
         self._sums.append((batch["index"].clone(), sums, counts))  # a loader's own tensor is an open file
         if self.baselines is not None and any(i not in self.baselines for i in batch["index"].tolist()):

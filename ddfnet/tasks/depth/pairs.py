@@ -27,11 +27,7 @@ class DepthPairs(Protocol):
 
 
 def open_pairs(data: DepthData, split: str) -> DepthPairs:
-    """The pairs of `train` or `val`.
-
-    Raises:
-        DataError: the data are missing, incomplete, or of another kind than `data.format`.
-    """
+    """The pairs of `train` or `val`; DataError where they are missing, incomplete, or not of `data.format`."""
     if data.format == "nyu":
         return NYUPairs(data.root, split)
     return FolderPairs(Path(data.root) / split, depth_scale=data.depth_scale)
@@ -43,12 +39,7 @@ class NYUPairs:
     A MATLAB 7.3 file is HDF5 with the axes reversed: `images` (N, 3, W, H) uint8 and `depths` (N, W, H) float32,
     meters, holes filled in by its authors; N = 1449, W = 640, H = 480.
 
-    Args:
-        path: the file.
-        split: `train`, its first 1000 pairs, or `val`, all others.
-
-    Raises:
-        DataError: h5py is missing, or the file is not of this kind.
+    `train` are its first 1000 pairs, `val` all others. DataError where h5py is missing or the file is of another kind.
     """
 
     def __init__(self, path: str | os.PathLike, split: str) -> None:
@@ -109,14 +100,11 @@ class NYUPairs:
 
 
 class FolderPairs:
-    """`root/rgb/<name>.*` and `root/depth/<name>.png`, one depth file for each image.
+    """`root/rgb/<name>.*` and `root/depth/<name>.png`, one depth file for each image; DataError where one is missing.
 
     Args:
         root: folder of one part (train or val).
         depth_scale: meters per unit of the depth files: gray PNG of 8 or 16 bits, 0 where nothing was measured.
-
-    Raises:
-        DataError: a folder or a partner is missing.
     """
 
     def __init__(self, root: str | os.PathLike, *, depth_scale: float) -> None:

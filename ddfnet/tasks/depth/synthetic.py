@@ -19,17 +19,10 @@ def render_scenes(
     """Writes scenes as `out/{train,val}/{rgb,depth}/<number>.png`.
 
     Args:
-        out: see `write_once`.
+        out: folder to make, see `write_once`.
         train, val: number of scenes of each part.
         size: side of the square images, pixels. rgb: 8 bits; depth: 16 bits, millimeters, every pixel measured.
         seed: keys the scenes; scene i of a part depends on (seed, part, i) and the size alone.
-
-    Returns:
-        Number of scenes per part, {"train": ..., "val": ...}.
-
-    Raises:
-        UserError: an argument is out of range.
-        DataError: `out` holds something else.
     """
 
     def write(tree: Path) -> None:

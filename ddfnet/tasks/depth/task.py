@@ -25,8 +25,7 @@ class DepthTask(Task[DepthConfig]):
     Training data are indexed when they are first asked for, so that an evaluation needs the validation set alone.
 
     Raises:
-        DataError: the data are missing, incomplete, or of another kind than `data.format` (validation data: at
-            construction).
+        DataError: the data are missing, incomplete, or of another kind than `data.format`.
     """
 
     config_class = DepthConfig
@@ -46,9 +45,8 @@ class DepthTask(Task[DepthConfig]):
         try:
             return DDFUpNet(self.config.data.factor, channels=model.channels, kernel_size=model.kernel_size)
         except ValueError as error:
-            raise ConfigError(
-                f"model.channels={model.channels}, model.kernel_size={model.kernel_size}: {error}"
-            ) from None
+            keys = f"model.channels={model.channels}, model.kernel_size={model.kernel_size}"
+            raise ConfigError(f"{keys}: {error}") from None
 
     def train_reader(self, device: torch.device) -> tuple[Callable, Finish]:
         config = self.config
@@ -61,12 +59,6 @@ class DepthTask(Task[DepthConfig]):
 
     def _finish(self, batch: Batch) -> Batch:
         return with_normal_guidance(batch, channels_last=self.config.train.channels_last)
-
-    def train_name(self, i: int) -> str:
-        return self._train.name(i)
-
-    def batch_images(self, batch: Batch) -> int:
-        return len(batch["low"])
 
     def loss(self, model: Callable[..., Tensor], batch: Batch) -> dict[str, Tensor]:
         """Mean squared error over the valid pixels of one micro-batch, in units of each crop's depth range.

@@ -54,8 +54,8 @@ class CocoIndex:
     def __len__(self) -> int:
         return len(self.names)
 
-    def path(self, i: int) -> Path:
-        return self.folder / self.names[i]
+    def name(self, i: int) -> str:
+        return str(self.folder / self.names[i])
 
     def objects(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Objects to learn from in image i: boxes float32 (n, 4) as x1, y1, x2, y2 and labels int64 (n,).

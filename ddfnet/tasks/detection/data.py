@@ -1,5 +1,6 @@
 """Batches of detection data: images of different sizes in lists, flips keyed by what they belong to."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,12 @@ class DetectionReader:
     """Batches on the CPU, for `ddfnet.data.loader`.
 
     A batch holds "image", list of uint8 (3, H, W); "target", list of {"boxes": float32 (n, 4) as x1, y1, x2, y2,
-    "labels": int64 (n,), "image_id": int}; and "index", list of int.
+    "labels": int64 (n,), "image_id": int}; and "index", list of int. A corrupt image, or one of another size than
+    annotated, is a DataError.
 
     Args:
         index: images and boxes.
-        seed: keys the flips.
         hflip: probability that an image is mirrored; drawn by (seed, epoch, image).
-
-    Raises:
-        DataError: on reading a corrupt image or one of another size than annotated.
     """
 
     def __init__(self, index: CocoIndex, *, seed: int = 0, hflip: float = 0.0) -> None:
@@ -39,9 +37,9 @@ class DetectionReader:
         return self.read([(0, i, 0) for i in indices])
 
     def _sample(self, epoch: int, i: int) -> tuple[torch.Tensor, dict[str, Any]]:
-        path = self.index.path(i)
+        path = self.index.name(i)
         try:
-            pixels = np.asarray(open_rgb(path.read_bytes()))
+            pixels = np.asarray(open_rgb(Path(path).read_bytes()))
         except Exception as error:
             raise DataError(f"image {path} is corrupt ({decode_error(error)}): restore the file") from error
         size = tuple(self.index.sizes[i].tolist())

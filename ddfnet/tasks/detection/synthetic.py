@@ -20,17 +20,10 @@ def render_shapes(
     `out/annotations/{train,val}.json`.
 
     Args:
-        out: see `write_once`.
+        out: folder to make, see `write_once`.
         train, val: number of images.
         size: side of the images, pixels; the shapes are 0.15 to 0.4 of it.
         seed: keys the images.
-
-    Returns:
-        Number of images per split, {"train": ..., "val": ...}.
-
-    Raises:
-        UserError: an argument is out of range.
-        DataError: `out` holds something else.
     """
 
     def write(tree: Path) -> None:

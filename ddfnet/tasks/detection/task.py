@@ -32,10 +32,8 @@ class DetectionTask(Task[DetectionConfig]):
 
     The training annotations are read when they are needed: an evaluation does without them.
 
-    Raises (at construction):
-        DataError: the validation data is missing or malformed.
-        ConfigError: fewer classes in the model than in the data.
-        UserError: pycocotools is not installed.
+    Raises:
+        UserError: pycocotools is not installed, the data are malformed, or the model has fewer classes than they.
     """
 
     config_class = DetectionConfig
@@ -56,11 +54,7 @@ class DetectionTask(Task[DetectionConfig]):
 
     @cached_property
     def _train(self) -> CocoIndex:
-        """The training images that show something.
-
-        Raises:
-            DataError: missing or malformed, or of other categories than the validation data.
-        """
+        """The training images that show something; DataError where they have other categories than the others."""
         index = self._index("train")
         if index.categories != self._val.categories:
             raise DataError(
@@ -112,12 +106,6 @@ class DetectionTask(Task[DetectionConfig]):
 
     def eval_reader(self, device: torch.device) -> tuple[Callable, Finish]:
         return DetectionReader(self._val).read_eval, scale_images
-
-    def train_name(self, i: int) -> str:
-        return str(self._train.path(i))
-
-    def batch_images(self, batch: Batch) -> int:
-        return len(batch["image"])
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
         """The sum of the losses of proposals (objectness, box) and detections (class, box), and each of them."""

@@ -147,7 +147,7 @@ def test_flip_turns_image_and_boxes(shapes):
     found = split(shapes, "train").with_boxes()
     for batch in train_stream(found, hflip=1.0, steps=2):
         for image, target, i in zip(batch["image"], batch["target"], batch["index"], strict=True):
-            pixels = np.asarray(Image.open(found.path(i))).transpose(2, 0, 1)[:, :, ::-1].copy()
+            pixels = np.asarray(Image.open(found.name(i))).transpose(2, 0, 1)[:, :, ::-1].copy()
             torch.testing.assert_close(image, torch.from_numpy(pixels) / 255)
             boxes, labels = found.objects(i)
             assert target["boxes"].tolist() == flip_boxes(boxes, 48).tolist()
@@ -197,7 +197,7 @@ def test_evaluation_reads_each_image_once(shapes, world_size):
 def test_shapes_are_where_their_boxes_say(shapes):
     found = split(shapes, "train")
     for i in range(len(found)):
-        pixels = np.asarray(Image.open(found.path(i))).astype(int)
+        pixels = np.asarray(Image.open(found.name(i))).astype(int)
         colored = np.ptp(pixels, axis=2) > 100  # the ground is gray
         assert len(found.objects(i)[0]) >= 1
         for x1, y1, x2, y2 in found.objects(i)[0].astype(int):

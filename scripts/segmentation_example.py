@@ -141,11 +141,8 @@ def side_by_side(model: nn.Module, images: Tensor, labels: Tensor) -> Image.Imag
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300, metavar="N", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: %(default)s")
-    parser.add_argument("--lr", type=float, default=1e-2, help="default: %(default)s")
-    parser.add_argument("--held-out", type=int, default=64, metavar="N", help="images (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    for option, default in (("--steps", 300), ("--batch-size", 16), ("--lr", 1e-2), ("--held-out", 64), ("--seed", 0)):
+        parser.add_argument(option, type=type(default), default=default, help="default: %(default)s")
     help_text = "image, truth and prediction of four held-out images (default: %(default)s)"
     parser.add_argument("--output", type=Path, default=Path("segmentation.png"), metavar="PNG", help=help_text)
     return parser.parse_args(argv)

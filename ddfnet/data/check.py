@@ -3,7 +3,6 @@
 import io
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +19,6 @@ from ddfnet.utils.errors import DataError
 
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
 
-_FORMAT_EXTENSIONS = {
-    "JPEG": {".jpg", ".jpeg", ".jpe"},
-    "MPO": {".jpg", ".jpeg", ".jpe"},
-    "PNG": {".png"},
-    "WEBP": {".webp"},
-    "BMP": {".bmp"},
-    "PPM": {".ppm", ".pgm", ".pbm", ".pnm"},
-    "TIFF": {".tif", ".tiff"},
-    "GIF": {".gif"},
-}
 _EXIF_ORIENTATION = 0x0112
 _MOST_CORRUPT = 100  # corrupt files listed one by one; the rest is counted
 
@@ -41,12 +30,12 @@ class SplitReport:
     Attributes:
         images_per_class: number of images of each class.
         corrupt: (name, reason) of images that do not decode.
-        remarks: unusual but usable images: kind -> (count, first example).
+        remarks: kind -> names of unusual but usable images.
     """
 
     images_per_class: dict[str, int]
     corrupt: list[tuple[str, str]] = field(default_factory=list)
-    remarks: dict[str, tuple[int, str]] = field(default_factory=dict)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -119,18 +108,14 @@ def _check_split(
     empty = [name for name, count in report.images_per_class.items() if not count]
     if empty:
         problems.append(f"{split}: {len(empty)} class folders hold no images: {some_names(empty)}")
-    kinds: Counter[str] = Counter()
-    examples: dict[str, str] = {}
     loader = DataLoader(_Inspection(source), batch_size=32, collate_fn=list, num_workers=workers if workers > 1 else 0)
     for done, (name, error, remarks) in enumerate((result for batch in loader for result in batch), 1):
         if error:
             report.corrupt.append((name, error))
         for kind in remarks:
-            kinds[kind] += 1
-            examples.setdefault(kind, name)
+            report.remarks.setdefault(kind, []).append(name)
         if progress is not None and (done % 1000 == 0 or done == len(source)):
             progress(done, len(source))
-    report.remarks = {kind: (count, examples[kind]) for kind, count in sorted(kinds.items())}
     problems += [f"{split}: {name} is corrupt ({error})" for name, error in report.corrupt[:_MOST_CORRUPT]]
     if len(report.corrupt) > _MOST_CORRUPT:
         problems.append(f"{split}: {len(report.corrupt) - _MOST_CORRUPT} more images are corrupt")
@@ -157,14 +142,14 @@ class _Inspection(Dataset):
         except Exception as error:
             return name, decode_error(error), []
         extension = os.path.splitext(name)[1].lower()
+        kind = "JPEG" if image.format == "MPO" else image.format  # several JPEGs in one file
         remarks = {
-            f"{image.format} file named {extension}": extension
-            not in _FORMAT_EXTENSIONS.get(image.format or "", {extension}),
+            f"{image.format} file named {extension}": Image.registered_extensions().get(extension) != kind,
             "CMYK colors": image.mode == "CMYK",
             "16-bit gray": is_16_bit_gray(image),
             "EXIF rotation (ignored when reading)": orientation in range(2, 9),
         }
-        return name, "", [kind for kind, applies in remarks.items() if applies]
+        return name, "", [remark for remark, applies in remarks.items() if applies]
 
 
 def _compare_classes(name: str, classes: set[str], other: str, expected: set[str], problems: list[str]) -> None:
@@ -183,8 +168,8 @@ def format_report(report: TreeReport) -> str:
         low, high, corrupt = min(counts), max(counts), len(contents.corrupt)
         lines.append(f"{split:<8}{len(counts):>9,}{contents.images:>12,}{low:>9,}{high:>9,}{corrupt:>9,}")
     for split, contents in report.splits.items():
-        for kind, (count, example) in contents.remarks.items():
-            lines.append(f"remark: {split}: {count:,} x {kind}, for example {example}")
+        for kind, names in sorted(contents.remarks.items()):
+            lines.append(f"remark: {split}: {len(names):,} x {kind}, for example {names[0]}")
     lines += [f"PROBLEM: {problem}" for problem in report.problems]
     lines.append(f"{len(report.problems)} problem(s) found" if report.problems else "no problems found")
     return "\n".join(lines)

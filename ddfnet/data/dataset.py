@@ -28,16 +28,15 @@ class TrainDataset:
     or, if image i is corrupt, the reason. A corrupt image is replaced by another one of the set, drawn by (seed, epoch,
     i, attempt) and so the same one in each repeat, together with its label.
 
-    The augmentation depends on (seed, epoch, i, repeat) alone: the global generators are keyed before each image. In
-    the main process they are left as they were (about 0.15 ms per image); in a worker nobody else uses them.
+    Where several replacements in a row are corrupt as well, reading raises a DataError.
+
+    Augmentation depends on (seed, epoch, i, repeat) alone: the global generators are keyed before each image. In the
+    main process they are left as they were (about 0.15 ms per image); in a worker nobody else uses them.
 
     Args:
         source: the images.
         transform: PIL RGB image -> uint8 (3, H, W) tensor, see `train_transform`.
         seed: keys augmentation and replacement.
-
-    Raises:
-        DataError: on reading, if several replacements in a row are corrupt as well.
     """
 
     def __init__(self, source: ImageSource, transform: Transform, *, seed: int) -> None:
@@ -124,9 +123,8 @@ class CorruptImages:
         for i, reason in corrupt:
             if i not in self.files:
                 self.files.add(i)
-                _log.warning(
-                    "corrupt training image %s (%s); another image takes its place", self.source.name(i), reason
-                )
+                name = self.source.name(i)
+                _log.warning("corrupt training image %s (%s); another image takes its place", name, reason)
         if corrupt and len(self.files) > _CORRUPT_FLOOR and self.replaced > self.limit * self.read:
             i, reason = corrupt[-1]
             raise DataError(

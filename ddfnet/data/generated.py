@@ -34,8 +34,7 @@ def write_once(
         parameters: all that the tree depends on.
         at_least: least values of parameters.
 
-    Raises:
-        UserError: a parameter is too small, or (DataError) `out` holds something else.
+    UserError where a parameter is too small, DataError where `out` holds something else.
     """
     for name, least in at_least.items():
         if parameters[name] < least:
@@ -100,9 +99,14 @@ def render_digits(
         raise UserError(f"val_fraction must be between 0 and 1, got {val_fraction}")
 
     def write(tree: Path) -> None:
-        images, labels = _load_digits()
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError:
+            raise DataError("the digits come with scikit-learn, which is missing: pip install scikit-learn") from None
+        source = load_digits()
+        images = np.rint(source.images * (255 / 16)).astype(np.uint8)
         for digit in range(10):
-            members = np.random.default_rng((seed, digit)).permutation(np.flatnonzero(labels == digit))
+            members = np.random.default_rng((seed, digit)).permutation(np.flatnonzero(source.target == digit))
             cut = round(len(members) * val_fraction)
             for split, chosen in (("val", members[:cut]), ("train", members[cut:])):
                 folder = tree / split / str(digit)
@@ -113,12 +117,3 @@ def render_digits(
 
     parameters = {"size": size, "val_fraction": val_fraction, "seed": seed}
     return write_once(out, "digits", write, parameters=parameters, at_least={"size": 1, "seed": 0})
-
-
-def _load_digits() -> tuple[np.ndarray, np.ndarray]:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise DataError("the digits come with scikit-learn, which is not installed: pip install scikit-learn") from None
-    digits = load_digits()
-    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target

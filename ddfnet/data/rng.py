@@ -47,7 +47,10 @@ def keyed_generators(*key: int, device: torch.device | None = None) -> Iterator[
 
     Of a CUDA device, too. Generator states live on the host: nothing here waits for the device.
     """
-    cuda = torch.cuda.default_generators[_cuda_index(device)] if device is not None and device.type == "cuda" else None
+    cuda = None
+    if device is not None and device.type == "cuda":
+        # `default_generators` is filled when CUDA starts; asking for the current device starts it.
+        cuda = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     python_state, numpy_state = random.getstate(), np.random.get_state()
     torch_state = torch.default_generator.get_state()
     cuda_state = None if cuda is None else cuda.get_state()
@@ -62,8 +65,3 @@ def keyed_generators(*key: int, device: torch.device | None = None) -> Iterator[
         torch.default_generator.set_state(torch_state)
         if cuda is not None:
             cuda.set_state(cuda_state)
-
-
-def _cuda_index(device: torch.device) -> int:
-    # `default_generators` is filled when CUDA starts; asking for the current device starts it.
-    return torch.cuda.current_device() if device.index is None else device.index

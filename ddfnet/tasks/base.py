@@ -1,4 +1,4 @@
-"""What a task gives to the engine: data, loss, evaluator. It knows nothing of processes, precision or checkpoints."""
+"""Contract of task and engine: data, loss, evaluator. It knows nothing of processes, precision or checkpoints."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ class Evaluator(Protocol):
     def update(self, model: nn.Module, batch: Batch) -> None: ...
 
     def state(self) -> Any:
-        """What this process has seen, on the CPU: sums, counts or records, whatever `compute` needs."""
+        """The part of this process, on the CPU: sums, counts or records, whatever `compute` needs."""
 
     def compute(self, states: Sequence[Any]) -> dict[str, float]:
         """Metrics of the whole set from the states of all processes; `n` is the number of images counted."""
@@ -121,4 +121,4 @@ class Task(ABC, Generic[C]):
 
     @abstractmethod
     def meta(self) -> dict[str, Any]:
-        """What a checkpoint must say so that its weights can be used without the configuration."""
+        """Facts that a checkpoint holds so that its weights can be used without the configuration."""

@@ -42,16 +42,11 @@ class ModelConfig(ModelSection):
 
     @model_validator(mode="after")
     def _kwargs_are_further_ones(self) -> "ModelConfig":
+        loading = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
         own = {
-            "num_classes": "set model.num_classes",
-            "drop_rate": "set model.drop_rate",
-            "drop_path_rate": "set model.drop_path_rate",
-            "pretrained": "give a file as model.init_checkpoint",
+            **{key: f"set model.{key}" for key in ("num_classes", "drop_rate", "drop_path_rate")},
+            **dict.fromkeys(loading, "give a file as model.init_checkpoint"),
             "in_chans": "images have three channels",
-            "checkpoint_path": "give a file as model.init_checkpoint",
-            "pretrained_cfg": "give a file as model.init_checkpoint",
-            "pretrained_cfg_overlay": "give a file as model.init_checkpoint",
-            "cache_dir": "give a file as model.init_checkpoint",
             "features_only": "training needs the classifier",
             "block": "choose another model.name",
             "block_args": "the options of a DDF are given directly, e.g. model.kwargs.heads",

@@ -62,7 +62,6 @@ def _parser() -> argparse.ArgumentParser:
 
     filters = commands.add_parser("filters", help="spatial filters of a DDF layer over an image")
     filters.add_argument("image", type=Path, metavar="IMAGE")
-    filters.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="of a classification network")
     filters.add_argument("--model", metavar="NAME", help="model name, for a file that does not say it")
     filters.add_argument("--layer", metavar="NAME", help="e.g. layer2.1.conv2 (default: the first DDF of stride 1)")
     help_text = "x,y in pixels of the network's input (default: a grid of 3 x 3)"
@@ -70,12 +69,10 @@ def _parser() -> argparse.ArgumentParser:
 
     detections = commands.add_parser("detections", help="boxes on images")
     detections.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    detections.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="of a detection run")
     help_text = "least score that is shown (default: %(default)s)"
     detections.add_argument("--threshold", type=float, default=0.5, metavar="SCORE", help=help_text)
 
     depth = commands.add_parser("depth", help="depth maps side by side")
-    depth.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="of a depth run")
     depth.add_argument("--data", type=Path, metavar="PATH", help="data.root, where it is not that of training")
     help_text = "held-out pairs (default: the first two)"
     depth.add_argument("--index", dest="indices", nargs="+", type=int, metavar="N", help=help_text)
@@ -84,10 +81,17 @@ def _parser() -> argparse.ArgumentParser:
     curves.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     curves.add_argument("--output", type=Path, metavar="PNG", help="default: RUN/curves.png; of several: curves.png")
     operation = commands.add_parser("operation", help="the figure of the README")
-    for command in (filters, detections, depth, operation):
-        command.add_argument(
-            "--output", type=Path, default=Path("visualization.png"), metavar="PNG", help="default: %(default)s"
-        )
+    for command, checkpoint in (
+        (filters, "classification"),
+        (detections, "detection"),
+        (depth, "depth"),
+        (operation, ""),
+    ):
+        default = Path("visualization.png")
+        command.add_argument("--output", type=Path, default=default, metavar="PNG", help="default: %(default)s")
+        if checkpoint:
+            help_text = f"of the task {checkpoint}"
+            command.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help=help_text)
     return parser
 
 

@@ -16,11 +16,7 @@ NAMES = {"train": "training", "val": "validation", "val_ema": "validation, EMA w
 
 
 def draw_curves(runs: list[Path]) -> Figure:
-    """Loss, top-1 and learning rate over epochs; one color per run, one line style per kind of record.
-
-    Raises:
-        UserError: a run folder without a metrics.jsonl, or with an empty one.
-    """
+    """Loss, top-1 and learning rate over epochs; one color per run, one line style per kind of record."""
     figure = Figure(figsize=(12, 3.9), dpi=120, layout="constrained")
     loss, top1, rate = figure.subplots(1, 3)
     short = len({run.name for run in runs}) == len(runs)  # the name alone tells the runs apart

@@ -35,9 +35,7 @@ def draw_filters(
         layer: name of a DDF with spatial filters; None: the first one of stride 1.
         points: (x, y) in pixels of the network's input; None: a grid.
 
-    Raises:
-        UserError: no such layer, a point outside the image, or the checkpoint cannot be used.
-        OSError: the image cannot be read.
+    UserError where there is no such layer or point, or the checkpoint cannot be used; OSError for the image.
     """
     loaded = load_classifier(checkpoint, model=model)
     pixels = eval_transform(loaded.preprocessing)(open_rgb(image.read_bytes()))
@@ -88,7 +86,6 @@ def _draw(pixels: Tensor, filters: Tensor, points: list[tuple[int, int]], title:
     size = pixels.shape[-1]
 
     columns = max(3, int(np.ceil(np.sqrt(len(points)))))
-    rows = int(np.ceil(len(points) / columns))
     figure = Figure(figsize=(13, 4.6), dpi=110, layout="constrained")
     left, at_points, over_image = figure.subfigures(1, 3, width_ratios=(1, 1, 1.12))
     figure.suptitle(f"{title}{f', the first of {heads} heads' if heads > 1 else ''}", fontsize=11)
@@ -103,7 +100,7 @@ def _draw(pixels: Tensor, filters: Tensor, points: list[tuple[int, int]], title:
     axes.set(xticks=[], yticks=[])
 
     at_points.suptitle("filter at each point", fontsize=10)
-    for number, axes in enumerate(np.ravel(at_points.subplots(rows, columns))):
+    for number, axes in enumerate(np.ravel(at_points.subplots(-(-len(points) // columns), columns))):
         if number >= len(points):
             axes.set_axis_off()
             continue

@@ -220,11 +220,11 @@ def _heat_map(
     for (row, column), value in np.ndenumerate(values):
         strength = 0.8 * abs(value) / span
         shade = np.array(to_rgb(color if value > 0 else NEGATIVE)) * strength + 1 - strength
-        place = (left + column * cell, top - (row + 1) * cell)
-        axes.add_patch(Rectangle(place, cell, cell, fc=shade, ec="white" if numbers else shade, lw=1, zorder=zorder))
+        at = (left + column * cell, top - (row + 1) * cell)
+        axes.add_patch(Rectangle(at, cell, cell, fc=shade, ec="white" if numbers else shade, lw=1, zorder=zorder))
         if numbers:
             ink = "white" if shade @ (0.299, 0.587, 0.114) < 0.55 else INK
-            _text(axes, place[0] + cell / 2, place[1] + cell / 2, _number(value), color=ink, size=15)
+            _text(axes, at[0] + cell / 2, at[1] + cell / 2, _number(value), color=ink, size=15)
     outline = color if numbers else LINE
     axes.add_patch(Rectangle(corner, side, side, fill=False, ec=outline, lw=3 if numbers else 0.8, zorder=zorder))
 

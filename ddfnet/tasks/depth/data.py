@@ -14,7 +14,7 @@ from ddfnet.tasks.depth.pairs import DepthPairs
 from ddfnet.utils.errors import DataError
 
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What the guidance is normalized with: ImageNet's, as usual for photographs; PAC-Net takes RGB in [0, 1]."""
+"""Normalization of the guidance: ImageNet's, as usual for photographs; PAC-Net takes RGB in [0, 1]."""
 
 Sample = dict[str, np.ndarray]
 

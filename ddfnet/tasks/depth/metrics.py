@@ -21,7 +21,7 @@ class DepthEvaluator:
     PAC-Net's protocol, whose published code computes this. `rmse_pixels` is the RMSE over all valid pixels of the set,
     in which images with large errors weigh more. Both in centimeters.
 
-    Sums are float64 and kept for each image: the result does not depend on how processes share the images.
+    Sums are float64 and kept for each image: the result does not depend on which process evaluates which image.
 
     Args:
         factor: of the upsampling.
@@ -70,7 +70,8 @@ class DepthEvaluator:
             known = [record[name] for record in records if record[name][1]]
             key = f"rmse_{name}" if name else "rmse"
             # fsum rounds once: the order of the images, and so the number of processes, changes nothing.
-            metrics[key] = _mean([100 * math.sqrt(total / count) for total, count in known])
+            errors = math.fsum(100 * math.sqrt(total / count) for total, count in known)
+            metrics[key] = errors / len(known) if known else math.nan
             if not name:
                 pixels = sum(count for _, count in known)
                 mean = math.fsum(total for total, _ in known) / pixels if pixels else math.nan
@@ -83,7 +84,3 @@ def _squared_errors(prediction: Tensor, batch: dict[str, Any]) -> tuple[Tensor, 
     errors = (prediction.double() - batch["depth"].double()).square()
     # `where`, not a product: what is not valid may be anything, NaN too.
     return errors.where(batch["valid"], 0.0).sum((1, 2, 3)), batch["valid"].sum((1, 2, 3))
-
-
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan

@@ -61,10 +61,7 @@ class NYUPairs:
                 "(N, 3, W, H) and (N, W, H)"
             )
         if images[0] <= NYU_TRAIN:
-            raise DataError(
-                f"{self.path} holds {images[0]} pairs: {NYU_TRAIN} are for training, so there must be more (the "
-                "labeled file has 1449)"
-            )
+            raise DataError(f"{self.path} holds {images[0]} pairs: {NYU_TRAIN} train, the labeled file has 1449")
         self.first, self.stop = (0, NYU_TRAIN) if split == "train" else (NYU_TRAIN, images[0])
 
     def __len__(self) -> int:

@@ -21,9 +21,7 @@ _COLORS = matplotlib.colormaps["tab10"].colors
 def draw_detections(images: list[Path], checkpoint: Path, *, threshold: float = 0.5) -> Figure:
     """Boxes, classes and scores of at least the threshold, one panel per image.
 
-    Raises:
-        CheckpointError: the checkpoint is of no detector.
-        OSError: an image cannot be read.
+    CheckpointError where the checkpoint is of no detector, OSError where an image cannot be read.
     """
     weights = read_weights(checkpoint)
     meta = weights.meta or {}

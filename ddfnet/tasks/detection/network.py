@@ -64,8 +64,7 @@ def create_detector(
         min_size: short side that images are resized to, pixels; training draws one, evaluation takes the last.
         max_size: longest side allowed, pixels.
 
-    Raises:
-        ValueError: an unknown upsampling, or a backbone whose stages cannot be told apart.
+    ValueError for an unknown upsampling, or a backbone whose stages cannot be told apart.
     """
     freeze(backbone, frozen_stages)
     if frozen_norm:

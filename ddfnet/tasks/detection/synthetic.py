@@ -27,8 +27,20 @@ def render_shapes(
     """
 
     def write(tree: Path) -> None:
-        for split, count in (("train", train), ("val", val)):
-            _write_split(tree, split, count, size, seed)
+        (tree / "annotations").mkdir(parents=True)
+        for part, (split, count) in enumerate((("train", train), ("val", val))):
+            (tree / split).mkdir()
+            images, annotations = [], []
+            for i in range(count):
+                pixels, objects = draw_shapes(np.random.default_rng((seed, part, i)), size)
+                name = f"{i:06d}.png"
+                Image.fromarray(pixels).save(tree / split / name)
+                images.append({"id": i + 1, "file_name": name, "width": size, "height": size})
+                for entry in objects:
+                    annotations.append({"id": len(annotations) + 1, "image_id": i + 1, "iscrowd": 0, **entry})
+            categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+            content = {"images": images, "annotations": annotations, "categories": categories}
+            (tree / "annotations" / f"{split}.json").write_text(json.dumps(content) + "\n")
 
     parameters = {"train": train, "val": val, "size": size, "seed": seed}
     write_once(out, "shapes", write, parameters=parameters, at_least={"train": 1, "val": 1, "size": 32, "seed": 0})
@@ -74,20 +86,3 @@ def _mask(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
     if kind == "square":
         return np.maximum(abs(x), abs(y)) <= half
     return (y <= half) & (abs(x) <= (y + half) / 2)  # a triangle that stands on its base
-
-
-def _write_split(tree: Path, split: str, count: int, size: int, seed: int) -> None:
-    (tree / split).mkdir(parents=True)
-    (tree / "annotations").mkdir(exist_ok=True)
-    images, annotations = [], []
-    for i in range(count):
-        rng = np.random.default_rng((seed, ("train", "val").index(split), i))
-        image, objects = draw_shapes(rng, size)
-        name = f"{i:06d}.png"
-        Image.fromarray(image).save(tree / split / name)
-        images.append({"id": i + 1, "file_name": name, "width": size, "height": size})
-        for entry in objects:
-            annotations.append({"id": len(annotations) + 1, "image_id": i + 1, "iscrowd": 0, **entry})
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (tree / "annotations" / f"{split}.json").write_text(json.dumps(content) + "\n")

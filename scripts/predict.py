@@ -23,7 +23,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
 from ddfnet.data.batches import EvalBatchTransform
-from ddfnet.data.dataset import decode_error, open_rgb
+from ddfnet.data.decode import decode_error, open_rgb
 from ddfnet.data.preprocessing import eval_transform
 from ddfnet.data.sources.folder import list_images
 from ddfnet.evaluation.class_names import known_classes, readable_names
@@ -118,7 +118,7 @@ def predict(classifier: Classifier, path: Path) -> Tensor:
         DataError: the image cannot be read.
     """
     try:
-        image = open_rgb(str(path))
+        image = open_rgb(path.read_bytes())
     except Exception as error:
         raise DataError(f"image {path} cannot be read ({decode_error(error)})") from None
     pixels = eval_transform(classifier.preprocessing)(image)[None]

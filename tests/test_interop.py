@@ -20,7 +20,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder where `python scripts/make_digits.py data/digits` was called."""
+    """A folder where `python scripts/make_data.py digits data/digits` was called."""
     pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("interop")
     render_digits(folder / "data" / "digits")
@@ -42,7 +42,7 @@ def block(folder, monkeypatch):
 
 def test_the_guide_has_the_blocks_tested_here():
     assert len(BLOCKS) == 4
-    assert "python scripts/make_digits.py data/digits\n" in GUIDE
+    assert "python scripts/make_data.py digits data/digits\n" in GUIDE
 
 
 def test_a_plain_loop_with_timms_preprocessing_gives_the_accuracy_of_the_zoo(block, capsys):

@@ -1,4 +1,4 @@
-"""Augmentation: its section of the configuration, and what of it happens to each image in the workers, by timm."""
+"""Augmentation: its section of the configuration, and the part of it that runs in the workers, by timm."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -14,11 +14,11 @@ from ddfnet.data.preprocessing import Interpolation, Preprocessing
 
 _FLOAT = r"\d+(\.\d+)?"
 # timm skips sections that it does not understand ("rand-m", "rand-tfoo"); a typing error in a recipe must not pass.
-_AUGMENT_FORMATS = {
-    "rand": rf"rand(-(m\d+|n\d+|p{_FLOAT}|mstd{_FLOAT}|mmax\d+|inc[01]|t(weights|3aw|3a)))*",
-    "augmix": rf"augmix(-(m\d+|w\d+|d\d+|a{_FLOAT}|b[01]|mstd{_FLOAT}))*",
-    "policy": rf"(original|originalr|v0|v0r|3a)(-mstd{_FLOAT})?",
-}
+_AUGMENT_FORMATS = (
+    rf"rand(-(m\d+|n\d+|p{_FLOAT}|mstd{_FLOAT}|mmax\d+|inc[01]|t(weights|3aw|3a)))*",
+    rf"augmix(-(m\d+|w\d+|d\d+|a{_FLOAT}|b[01]|mstd{_FLOAT}))*",
+    rf"(original|originalr|v0|v0r|3a)(-mstd{_FLOAT})?",
+)
 
 
 class ErasingConfig(Section):
@@ -104,16 +104,14 @@ class AugmentConfig(Section):
 
 
 def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> Callable:
-    """Training augmentation of one image, up to a uint8 tensor.
+    """Training augmentation of one image: callable, PIL RGB image -> uint8 (3, size, size).
+
+    It draws from the global generators of `random`, numpy and torch.
 
     Args:
-        preprocessing: gives the output size (here that of the training crops), and the mean color that fills what an
-            operation leaves empty.
+        preprocessing: gives the size of the crops, and the mean color that fills what an operation leaves empty.
         augment: the recipe. With `crop: pad` the short side is resized to `size`, then a crop of `size` is taken from
             the image padded by `size // 8` black pixels.
-
-    Returns:
-        Callable, PIL RGB image -> uint8 (3, size, size). Draws from the global generators of `random`, numpy and torch.
     """
     size = preprocessing.size
     geometry, color, to_tensor = create_transform(
@@ -144,10 +142,10 @@ def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> Cal
 
 
 def _check_policy(policy: str) -> None:
-    if not any(re.fullmatch(pattern, policy) for pattern in _AUGMENT_FORMATS.values()):
+    if not any(re.fullmatch(pattern, policy) for pattern in _AUGMENT_FORMATS):
         raise ValueError(
-            f"augment.rand_augment={policy!r} is not a policy of timm. Expected one of: rand[-m<int>][-n<int>][-p<float>]"
-            "[-mstd<float>][-mmax<int>][-inc<0|1>][-t<weights|3a|3aw>] (for example rand-m7-mstd0.5-inc1); "
+            f"augment.rand_augment={policy!r} is not a policy of timm. Expected one of: rand[-m<int>][-n<int>]"
+            "[-p<float>][-mstd<float>][-mmax<int>][-inc<0|1>][-t<weights|3a|3aw>] (for example rand-m7-mstd0.5-inc1); "
             "augmix[-m<int>][-w<int>][-d<int>][-a<float>][-b<0|1>][-mstd<float>]; "
             "original, originalr, v0, v0r or 3a [-mstd<float>]"
         )

@@ -1,4 +1,4 @@
-"""What a network expects of its input, and the evaluation's transform to it. Normalization happens on the device."""
+"""Preprocessing that a network expects, and the evaluation's transform to it. The device normalizes."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lan
 
 
 class Preprocessing(Section):
-    """What a network expects of its input; a checkpoint stores it."""
+    """Input that a network expects; a checkpoint stores it."""
 
     size: Positive = 224
     """Side of the square input, pixels; the checkpoint remembers it."""
@@ -32,11 +32,7 @@ class Preprocessing(Section):
         return self
 
     def replaced(self, **changes: Any) -> "Preprocessing":
-        """A copy with other values, checked.
-
-        Raises:
-            ConfigError (a ValueError): a value is out of range.
-        """
+        """A copy with other values, checked: ConfigError, a ValueError, where one is out of range."""
         return check(Preprocessing, {**{name: getattr(self, name) for name in Preprocessing.model_fields}, **changes})
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,11 +43,7 @@ class Preprocessing(Section):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """Inverse of `to_dict`.
-
-        Raises:
-            ValueError: a key is missing or unknown, or a value is out of range.
-        """
+        """Inverse of `to_dict`; ValueError where a key is missing or unknown, or a value is out of range."""
         expected = {"input_size", *Preprocessing.model_fields} - {"size"}
         if set(values) != expected:
             raise ValueError(
@@ -69,11 +61,8 @@ class InputConfig(Preprocessing):
 
 
 def eval_transform(preprocessing: Preprocessing) -> Callable:
-    """timm's evaluation transform: short side to `floor(size / crop_pct)`, then the center.
-
-    Returns:
-        Callable, PIL RGB image -> uint8 (3, size, size).
-    """
+    """timm's evaluation transform, PIL RGB image -> uint8 (3, size, size): short side to `floor(size / crop_pct)`, then
+    the center."""
     return create_transform(
         input_size=preprocessing.size,
         is_training=False,

@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ddfnet.data.dataset import decode_error, open_rgb
+from ddfnet.data.decode import decode_error, open_rgb
 from ddfnet.data.preprocessing import Preprocessing, eval_transform
-from ddfnet.data.sources.folder import FolderIndex
+from ddfnet.data.sources import ImageSource
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.evaluate_task import write_report
 from ddfnet.evaluation.class_names import readable_names
@@ -149,7 +149,7 @@ def _text(text: str) -> bytes:
 
 
 def _figures(
-    index: FolderIndex,
+    index: ImageSource,
     predictions: Predictions,
     rows: Sequence[ClassRow],
     pairs: Sequence[Confusion],
@@ -179,7 +179,7 @@ def _figures(
     return drawn
 
 
-def _mistakes(index: FolderIndex, predictions: Predictions, names: Sequence[str], report: dict[str, Any]) -> list[Any]:
+def _mistakes(index: ImageSource, predictions: Predictions, names: Sequence[str], report: dict[str, Any]) -> list[Any]:
     """For `draw_mistakes`; DataError where a image cannot be read any more."""
     from ddfnet.evaluation.figures import Mistake
 
@@ -187,9 +187,9 @@ def _mistakes(index: FolderIndex, predictions: Predictions, names: Sequence[str]
     found = []
     for i in worst_mistakes(predictions, _MISTAKES):
         try:
-            image = open_rgb(index.path(i))
+            image = open_rgb(index.read(i))
         except Exception as error:
-            raise DataError(f"image {index.path(i)} cannot be read ({decode_error(error)})") from None
+            raise DataError(f"image {index.name(i)} cannot be read ({decode_error(error)})") from None
         pixels = as_seen(image).permute(1, 2, 0).numpy()
         said = names[predictions.target[i]], names[predictions.predicted[i]]
         found.append(Mistake(pixels, *said, float(predictions.confidence[i])))

@@ -8,7 +8,7 @@ from typing import Any
 from ddfnet.checkpoint import Weights, read_checkpoint, read_weights
 from ddfnet.config.reader import parse_value
 from ddfnet.data.preprocessing import Preprocessing
-from ddfnet.data.sources.folder import FolderIndex, index_folder
+from ddfnet.data.sources import ImageSource, open_source
 from ddfnet.engine.evaluate_classifier import evaluate_classifier
 from ddfnet.engine.evaluate_task import evaluate_task
 from ddfnet.evaluation.class_names import in_order_of_number, known_classes
@@ -131,7 +131,7 @@ def _override(preprocessing: Preprocessing, **changes: Any) -> Preprocessing:
         raise UserError(str(error)) from None
 
 
-def _index(found: Weights, checkpoint: Path, data: str | Path | None, num_classes: int) -> FolderIndex:
+def _index(found: Weights, checkpoint: Path, data: str | Path | None, num_classes: int) -> ImageSource:
     """The images; their class folders must be the classes of the checkpoint."""
     classes = found.meta["classes"] if found.meta is not None else None
     if data is None:
@@ -139,7 +139,7 @@ def _index(found: Weights, checkpoint: Path, data: str | Path | None, num_classe
     data = Path(data)
     if (data / "val").is_dir() and "val" not in (classes or ()):
         data = data / "val"
-    index = index_folder(data, classes=classes)
+    index = open_source(data, classes=classes)
     if classes is None and len(index.classes) != num_classes:
         raise DataError(
             f"{data} has {len(index.classes)} class folders, {checkpoint} was trained on {num_classes} classes: "

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ddfnet.data.batches import EvalBatchTransform
+from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.loader import eval_batches
 from ddfnet.data.preprocessing import Preprocessing, eval_transform
 from ddfnet.engine.classification_report import (
@@ -26,7 +27,6 @@ from ddfnet.evaluation.image_sets import ImageSet
 from ddfnet.evaluation.predictions import PredictionEvaluator, Predictions
 from ddfnet.evaluation.report_console import files_lines, result_table, sets_header, sets_row, settings_lines
 from ddfnet.inference.classifier import Classifier
-from ddfnet.tasks.classification import worker_count
 
 
 def evaluate_classifier(
@@ -109,14 +109,14 @@ def _evaluate(
     metrics = evaluate(
         loaded.network,
         eval_batches(
-            images.index,
-            transform=eval_transform(preprocessing),
-            batch_transform=EvalBatchTransform(preprocessing, device=distributed.device, channels_last=True),
+            EvalDataset(images.index, eval_transform(preprocessing)).read,
+            len(images.index),
+            EvalBatchTransform(preprocessing, device=distributed.device, channels_last=True),
             batch_size=batch_size,
             rank=distributed.rank,
             world_size=distributed.world_size,
             device=distributed.device,
-            num_workers=worker_count(workers),
+            workers=workers,
         ),
         evaluator,
         distributed=distributed,

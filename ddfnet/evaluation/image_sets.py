@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddfnet.data.sources import ImageSource, open_source
 from ddfnet.data.sources.folder import FolderIndex, class_folders, index_folder, some_names
 from ddfnet.evaluation.class_names import imagenet_classes, in_order_of_number
 from ddfnet.utils.errors import DataError, UserError
@@ -57,7 +58,7 @@ class ImageSet:
     """
 
     name: str
-    index: FolderIndex
+    index: ImageSource
     classes: list[str]
     columns: list[int] | None = None
     accepted: Tensor | None = None
@@ -120,7 +121,7 @@ def load_set(name: str, folder: Path, classes: Sequence[str], *, outputs: int | 
     if name == "real":
         return _reassessed(name, folder, classes)
     if name in ("val", "sketch"):
-        return ImageSet(name, index_folder(folder, classes=classes), classes)
+        return ImageSet(name, open_source(folder, classes=classes), classes)
     return _subset(name, folder, classes, outputs or len(classes))
 
 
@@ -219,14 +220,14 @@ def _reassessed(name: str, folder: Path, classes: list[str]) -> ImageSet:
     return ImageSet(name, _selected(index, kept, target), classes, accepted=accepted, note=note)
 
 
-def _places_in_list(index: FolderIndex) -> list[int]:
+def _places_in_list(index: ImageSource) -> list[int]:
     """Place of each image in the list of labels, from the number in its file name."""
     places = []
     for i in range(len(index)):
-        number = _NUMBER.search(Path(index.path(i)).name)
+        number = _NUMBER.search(Path(index.name(i)).name)
         if number is None:
             raise DataError(
-                f"{index.path(i)}: set real finds a image's labels by the number in ImageNet's own file name "
+                f"{index.name(i)}: set real finds a image's labels by the number in ImageNet's own file name "
                 "(ILSVRC2012_val_00000001.JPEG), which this name lacks: give the images under their own names"
             )
         places.append(int(number[1]) - 1)

@@ -1,4 +1,4 @@
-"""Tasks: what differs between kinds of training. Each is found by its name, and imported when it is asked for."""
+"""Tasks, the kinds of training. Each is found by its name, and imported when it is asked for."""
 
 import importlib
 import importlib.util
@@ -59,11 +59,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
 
 
 def check_config(values: dict[str, Any], origins: dict[KeyPath, str] | None = None) -> Config:
-    """Checks a nested dict against the configuration of its task.
-
-    Raises:
-        ConfigError: see `load_config`.
-    """
+    """Checks a nested dict against the configuration of its task; ConfigError as in `load_config`."""
     task = values.get("task", DEFAULT_TASK)
     if not isinstance(task, str) or task not in task_names():
         where = f" ({origins['task',]})" if origins and ("task",) in origins else ""

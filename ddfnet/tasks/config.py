@@ -1,4 +1,4 @@
-"""What the configurations of all tasks share; other sections stand beside their components, as in `ddfnet.optim`."""
+"""Sections of the configuration that all tasks share; others stand beside their components, as in `ddfnet.optim`."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -29,7 +29,7 @@ class RunConfig(Section):
 
 class ModelSection(Section):
     name: str
-    """What the network is called."""
+    """Name of the network."""
     init_checkpoint: str | None = None
     """Start from these weights."""
 
@@ -38,7 +38,7 @@ class DataSection(Section):
     root: str
     """Folder with the data."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Loader processes per rank. auto: this rank's share of the cores less one, at least 1, at most 16."""
+    """DataLoader workers per rank. auto: this rank's part of the cores less one, at least 1, at most 16."""
 
 
 class EmaConfig(Section):
@@ -63,7 +63,7 @@ class TrainConfig(Section):
     sync_bn: bool = False
     """Batch statistics over all processes. false: per process, running statistics averaged before evaluation."""
     ema: EmaConfig | None = None
-    """Keep a moving average of the weights and evaluate it too; null: off."""
+    """Keep EMA weights and evaluate them too; null: off."""
 
 
 class EvalConfig(Section):

@@ -1,4 +1,4 @@
-"""What follows from the configuration, the number of processes and the size of the training set."""
+"""Figures that follow from the configuration, the number of processes and the size of the training set."""
 
 from dataclasses import asdict, dataclass
 
@@ -68,8 +68,8 @@ def plan_run(config: Config, *, world_size: int, train_images: int) -> RunPlan:
 
 def _batch_fix(batch_size: int, device_batch_size: int, world_size: int) -> str:
     if batch_size % world_size == 0:
-        share = batch_size // world_size
-        best = max(size for size in range(1, min(share, device_batch_size) + 1) if share % size == 0)
+        images = batch_size // world_size
+        best = max(size for size in range(1, min(images, device_batch_size) + 1) if images % size == 0)
         return f"set train.device_batch_size={best}"
     nearest = max(1, round(batch_size / world_size)) * world_size
     return f"set train.batch_size={nearest}, a multiple of the {world_size} processes"

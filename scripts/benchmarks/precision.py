@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What lower precision costs a classifier: accuracy, and how far the logits move from those of float32.
 
-    python scripts/make_digits.py data/digits
+    python scripts/make_data.py digits data/digits
     python scripts/benchmarks/precision.py --checkpoint zoo:ddf_mul_resnet14_32px.digits --data data/digits/val
 
 Compared on the same images: autocast to bfloat16 and float16, weights and input in bfloat16, int8 dynamic
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ddfnet.data.batches import EvalBatchTransform
+from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.loader import eval_batches
 from ddfnet.data.preprocessing import eval_transform
 from ddfnet.data.sources.folder import index_folder
@@ -115,8 +116,8 @@ def compare(classifier: Classifier, data: Path, batch_size: int) -> list[tuple[s
     if classifier.classes is None and len(index.classes) != outputs:  # which output is which folder, nobody says
         raise DataError(f"--data {data} has {len(index.classes)} class folders, the checkpoint knows {outputs} classes")
     batches = eval_batches(
-        index, transform=eval_transform(how), batch_transform=EvalBatchTransform(how, device="cpu"),
-        batch_size=batch_size, rank=0, world_size=1, device="cpu", num_workers=0,
+        EvalDataset(index, eval_transform(how)).read, len(index), EvalBatchTransform(how, device="cpu"),
+        batch_size=batch_size, rank=0, world_size=1, device="cpu", workers=0,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode(False):
         predictors = variants(classifier.network, how.size, Path(scratch))

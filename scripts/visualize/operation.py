@@ -1,37 +1,24 @@
-#!/usr/bin/env python
-"""Draw the decoupled dynamic filter operation: the figure of the README.
-
-    python scripts/visualize/operation.py --output docs/images/ddf.png
+"""Figure of `python scripts/visualize operation`: the decoupled dynamic filter operation, for the README.
 
 Every map and number in it comes from a small `ddfnet.DDF` layer applied to a smooth feature map. The same image each
-time. Exit code 2 if matplotlib is missing.
+time.
 """
 
-import argparse
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # run from a checkout without `pip install`
-
-try:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.axes import Axes
-    from matplotlib.colors import to_rgb
-    from matplotlib.figure import Figure
-    from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea
-    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-except ImportError:
-    print("draw_ddf: matplotlib is missing: pip install matplotlib", file=sys.stderr)
-    sys.exit(2)
-
+import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from ddfnet import DDF
+
+# Both come with matplotlib: the figure does not depend on the machine or on anybody's matplotlibrc.
+matplotlib.rcParams.update({"font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"})
 
 WIDTH, HEIGHT, DPI = 18.0, 9.3, 100  # inches, which are also the units of the drawing, and pixels per inch
 CHANNELS, SIZE = 5, 6
@@ -40,7 +27,6 @@ CHANNEL, ROW, COLUMN = 0, 2, 3  # the highlighted channel c and pixel i
 INK, MUTED, LINE = "#1F2933", "#52606D", "#8794A1"
 SPATIAL, CHANNELWISE, COMBINED = "#D9690D", "#1F6FB5", "#7A3E9D"
 NEGATIVE = "#6B7886"  # one gray under every hue: the hue says whose filter it is, gray which taps are below zero
-FONT = {"font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"}  # both come with matplotlib
 
 SPATIAL_ROW, CHANNEL_ROW, PATCH_ROW = 7.15, 4.15, 1.95  # heights of the three paths from left to right
 COMBINED_ROW = (SPATIAL_ROW + CHANNEL_ROW) / 2
@@ -88,20 +74,20 @@ def compute_example(seed: int = 9) -> Example:
         return Example(x[0].numpy(), spatial.numpy(), channel.numpy(), layer(x)[0].numpy())
 
 
-def draw(example: Example) -> Figure:
+def draw_operation() -> Figure:
     """The whole figure: input and branches, filters, combination, formula."""
-    with matplotlib.rc_context(FONT):
-        figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI)
-        figure.patch.set_alpha(0)
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(0, HEIGHT))
-        axes.axis("off")
-        # A white panel with round corners: readable on a dark page too.
-        style = "round,pad=0,rounding_size=0.25"
-        axes.add_patch(FancyBboxPatch((0.04, 0.04), WIDTH - 0.08, HEIGHT - 0.08, style, fc="white", ec="#D8DEE4"))
-        _draw_branches(axes, example)
-        _draw_filters(axes, example)
-        _draw_combination(axes, example)
-        _draw_formula(axes)
+    example = compute_example()
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI)
+    figure.patch.set_alpha(0)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(0, HEIGHT))
+    axes.axis("off")
+    # A white panel with round corners: readable on a dark page too.
+    style = "round,pad=0,rounding_size=0.25"
+    axes.add_patch(FancyBboxPatch((0.04, 0.04), WIDTH - 0.08, HEIGHT - 0.08, style, fc="white", ec="#D8DEE4"))
+    _draw_branches(axes, example)
+    _draw_filters(axes, example)
+    _draw_combination(axes, example)
+    _draw_formula(axes)
     return figure
 
 
@@ -234,11 +220,11 @@ def _heat_map(
     for (row, column), value in np.ndenumerate(values):
         strength = 0.8 * abs(value) / span
         shade = np.array(to_rgb(color if value > 0 else NEGATIVE)) * strength + 1 - strength
-        place = (left + column * cell, top - (row + 1) * cell)
-        axes.add_patch(Rectangle(place, cell, cell, fc=shade, ec="white" if numbers else shade, lw=1, zorder=zorder))
+        at = (left + column * cell, top - (row + 1) * cell)
+        axes.add_patch(Rectangle(at, cell, cell, fc=shade, ec="white" if numbers else shade, lw=1, zorder=zorder))
         if numbers:
             ink = "white" if shade @ (0.299, 0.587, 0.114) < 0.55 else INK
-            _text(axes, place[0] + cell / 2, place[1] + cell / 2, _number(value), color=ink, size=15)
+            _text(axes, at[0] + cell / 2, at[1] + cell / 2, _number(value), color=ink, size=15)
     outline = color if numbers else LINE
     axes.add_patch(Rectangle(corner, side, side, fill=False, ec=outline, lw=3 if numbers else 0.8, zorder=zorder))
 
@@ -271,23 +257,3 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], col
     style = "-|>,head_length=0.5,head_width=0.28"
     arrow = FancyArrowPatch(start, end, arrowstyle=style, mutation_scale=20, color=color, lw=2, shrinkA=0, shrinkB=2)
     axes.add_patch(arrow)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "docs/images/ddf.png", help="PNG (default: %(default)s)")
-    output = parser.parse_args(argv).output
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(FONT):
-            draw(compute_example()).savefig(output, format="png", metadata={"Software": None})
-    except OSError as error:
-        print(f"draw_ddf: cannot write {output}: {error.strerror}", file=sys.stderr)
-        return 2
-    print(output)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

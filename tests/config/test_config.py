@@ -83,6 +83,7 @@ def test_numbers_as_people_write_them(minimal, text, value):
         ("train.epochs=0", ["train.epochs=0", "at least 1"]),
         ("run.tensorboard=yes", ["run.tensorboard='yes'", "true or false"]),
         ("data.workers=-1", ["data.workers=-1", "at least 0", "auto"]),
+        ("data.max_broken=0.1", ["data.max_broken (command line) is called data.max_corrupt now: rename it"]),
         ("train.precision=fp8", ["train.precision=fp8", "'bf16'"]),
         ("augment.scale=[1, 0.5]", ["augment.scale", "low <= high"]),
         ("augment.scale=[1,2,3]", ["augment.scale=[1, 2, 3]", "2 values"]),

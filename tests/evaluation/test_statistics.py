@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ddfnet.data.batches import EvalBatchTransform
+from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.loader import eval_batches
 from ddfnet.data.preprocessing import Preprocessing, eval_transform
 from ddfnet.data.sources.folder import index_folder
@@ -128,10 +129,11 @@ def test_the_columns_go_to_the_device_once():
 def test_batches_of_loader_workers_leave_no_files_open(image_tree):
     """Each tensor of a worker is an open file while it lives, and 1024 of them are a usual limit."""
     how = Preprocessing(size=16, crop_pct=1.0, interpolation="bicubic")
+    images = index_folder(image_tree / "val")
     batches = eval_batches(
-        index_folder(image_tree / "val"), transform=eval_transform(how),
-        batch_transform=EvalBatchTransform(how, device="cpu", channels_last=True),
-        batch_size=1, rank=0, world_size=1, device=torch.device("cpu"), num_workers=1,
+        EvalDataset(images, eval_transform(how)).read, len(images),
+        EvalBatchTransform(how, device="cpu", channels_last=True),
+        batch_size=1, rank=0, world_size=1, device=torch.device("cpu"), workers=1,
     )  # fmt: skip
     evaluator, files = PredictionEvaluator(), []
     for batch in batches:

@@ -174,7 +174,7 @@ def test_the_card_of_an_entry_has_its_figures(tmp_path):
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "timm", "ddfnet"],
     }
-    for words in (f"# {NAME}.digits\n", "98.05 % (352 of 359) | measured", "make_digits.py", "| crop | center"):
+    for words in (f"# {NAME}.digits\n", "98.05 % (352 of 359) | measured", "make_data.py digits", "| crop | center"):
         assert words in body
 
 

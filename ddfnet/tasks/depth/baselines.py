@@ -1,4 +1,4 @@
-"""Joint upsampling without training, beside which a network is to be seen (paper, table 7: Bicubic, GF, JBU).
+"""Baselines: joint upsampling without training (paper, table 7: Bicubic, GF, JBU).
 
 Every function takes `low` (B, 1, h, w), meters without missing values, `guidance` (B, 3, h * factor, w * factor), RGB
 in [0, 1], and `factor`, and returns (B, 1, h * factor, w * factor) in the dtype of `low`. All know where the samples
@@ -6,7 +6,6 @@ stand in the image: see `ddfnet.tasks.depth.network.interpolate`.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -98,12 +97,10 @@ def joint_bilateral(
     return (total / weights).view(batch, 1, h * factor, w * factor)
 
 
-def _interpolation(kind: str) -> Upsampler:
-    return lambda low, guidance, factor: interpolate(low, factor, kind)
-
-
 BASELINES: dict[str, Upsampler] = {
-    **{kind: _interpolation(kind) for kind in ("nearest", "bilinear", "bicubic")},
-    "guided_filter": partial(guided_filter),
-    "joint_bilateral": partial(joint_bilateral),
+    "nearest": lambda low, guidance, factor: interpolate(low, factor, "nearest"),
+    "bilinear": lambda low, guidance, factor: interpolate(low, factor, "bilinear"),
+    "bicubic": lambda low, guidance, factor: interpolate(low, factor, "bicubic"),
+    "guided_filter": guided_filter,
+    "joint_bilateral": joint_bilateral,
 }

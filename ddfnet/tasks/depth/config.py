@@ -34,7 +34,7 @@ class DepthData(DataSection):
     depth_scale: Annotated[float, Field(gt=0)] = 0.001
     """folder: meters per unit of the depth files. 0 there means no measurement."""
     border: Annotated[int, Field(ge=0)] = 0
-    """Pixels at each side of a image that neither loss nor metric sees. 6 in PAC-Net's protocol for NYU Depth V2."""
+    """Pixels at each side of an image that neither loss nor metric sees. 6 in PAC-Net's protocol for NYU Depth V2."""
     baselines: bool = True
     """The first evaluation of a process also finds the RMSE of nearest, bilinear and bicubic interpolation, guided
     filter and joint bilateral upsampling; all evaluations report it."""

@@ -33,8 +33,8 @@ class DetectionEvaluator:
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
         """Adds one batch: lists `image` (3, H, W) and `target`, of which only `image_id` is read."""
         for image, target in zip(batch["image"], batch["target"], strict=True):
-            found = model([image])[0]
-            arrays = (found[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
+            detections = model([image])[0]
+            arrays = (detections[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
             self.records.append((target["image_id"], *arrays))
 
     def state(self) -> list[Record]:
@@ -63,7 +63,7 @@ def _evaluate(index: CocoIndex, records: list[Record]) -> np.ndarray:
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        evaluation = COCOeval(_truth(index), _found(index, records), "bbox")
+        evaluation = COCOeval(_truth(index), _detections(index, records), "bbox")
         evaluation.params.imgIds = [record[0] for record in records]
         evaluation.evaluate()
         evaluation.accumulate()
@@ -74,31 +74,18 @@ def _evaluate(index: CocoIndex, records: list[Record]) -> np.ndarray:
 def _truth(index: CocoIndex) -> Any:
     owners = np.repeat(index.ids, np.diff(index.offsets)).tolist()
     columns = (owners, index.labels.tolist(), index.boxes.tolist(), index.areas.tolist(), index.crowd.tolist())
-    annotations = [
-        # From 1: pycocotools takes the id 0 for "not matched".
-        {"id": i + 1, "image_id": owner, "category_id": label, "bbox": box, "area": area, "iscrowd": int(crowd)}
-        for i, (owner, label, box, area, crowd) in enumerate(zip(*columns, strict=True))
-    ]
-    return _coco(index, annotations)
+    keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    return _coco(index, [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)])
 
 
-def _found(index: CocoIndex, records: list[Record]) -> Any:
+def _detections(index: CocoIndex, records: list[Record]) -> Any:
     annotations = []
     for image_id, boxes, scores, labels in records:
         sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
         rows = np.concatenate([boxes[:, :2], sides], axis=1).tolist()
         for box, score, label in zip(rows, scores.tolist(), labels.tolist(), strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": label,
-                    "bbox": box,
-                    "score": score,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                }
-            )
+            entry = {"image_id": image_id, "category_id": label, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            annotations.append({**entry, "score": score})
     return _coco(index, annotations)
 
 
@@ -110,7 +97,8 @@ def _coco(index: CocoIndex, annotations: list[dict[str, Any]]) -> Any:
     coco.dataset = {
         "images": [{"id": i} for i in index.ids.tolist()],
         "categories": [{"id": row + 1, "name": c["name"]} for row, c in enumerate(index.categories)],
-        "annotations": annotations,
+        # From 1: pycocotools takes the id 0 for "not matched".
+        "annotations": [{**entry, "id": i} for i, entry in enumerate(annotations, 1)],
     }
     coco.createIndex()
     return coco

@@ -64,8 +64,7 @@ def create_detector(
         min_size: short side that images are resized to, pixels; training draws one, evaluation takes the last.
         max_size: longest side allowed, pixels.
 
-    Raises:
-        ValueError: an unknown upsampling, or a backbone whose stages cannot be told apart.
+    ValueError for an unknown upsampling, or a backbone whose stages cannot be told apart.
     """
     freeze(backbone, frozen_stages)
     if frozen_norm:
@@ -86,11 +85,8 @@ def create_detector(
 
 
 def create_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A model of timm's that returns its features at the strides 4, 8, 16 and 32, each (B, C, H, W).
-
-    Raises:
-        ValueError: unknown name or arguments, or a network without such features.
-    """
+    """A model of timm's that returns its features at the strides 4, 8, 16 and 32, each (B, C, H, W); ValueError for an
+    unknown name or arguments, or a network without such features."""
     with torch.device("meta"):
         probe = _features_only(name, **kwargs)
     strides = probe.feature_info.reduction()
@@ -104,11 +100,8 @@ def create_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn
 def freeze(backbone: nn.Module, stages: int) -> None:
     """Takes the first parts of a backbone out of training: its stem and as many stages, batch norms among them.
 
-    Args:
-        stages: 0 freezes nothing, 1 the stem and the first stage (stride 4), ..., 4 everything.
-
-    Raises:
-        ValueError: a backbone that is no sequence of stages.
+    0 stages freeze nothing, 1 the stem and the first stage (stride 4), ..., 4 everything. ValueError for a backbone
+    that is no sequence of stages.
     """
     if not stages:
         return

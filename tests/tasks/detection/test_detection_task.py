@@ -2,12 +2,12 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
-from tests.detection.conftest import TINY
 
-from ddfnet.engine import runs
+from ddfnet.engine import train as training
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 from ddfnet.tasks import create_task, load_config
 from ddfnet.tasks.detection.metrics import METRICS
@@ -16,6 +16,7 @@ from ddfnet.tasks.plan import plan_run
 from ddfnet.utils.errors import CheckpointError, DataError, UserError
 from ddfnet.utils.files import read_jsonl
 from tests.conftest import launch
+from tests.tasks.detection.conftest import TINY
 
 pytest.importorskip("pycocotools")
 
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def run(tiny, folder, *overrides):
-    return runs.train(load_config(tiny, [f"run.dir={folder}", *overrides]))
+    return training.train(load_config(tiny, [f"run.dir={folder}", *overrides]))
 
 
 def records(folder, kind):
@@ -40,7 +41,7 @@ def task_of(tiny, *overrides):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, shapes):
-    """Four steps with moving average, and one evaluation."""
+    """Four steps with EMA weights, and one evaluation."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.yaml").write_text(TINY.format(root=shapes))
     assert run(folder / "tiny.yaml", folder / "run", "train.ema={decay: 0.5}", "eval.every=2") == 0
@@ -110,8 +111,8 @@ def test_resume_is_exact(tiny, trained, tmp_path):
             return step >= 3
 
     signal = StopAfterTheFirstEpoch()
-    with runs.distributed_session("cpu") as distributed:
-        assert runs._train(loaded, distributed, signal, dry_run=False) == 75
+    with training.distributed_session("cpu") as distributed:
+        assert training._train(loaded, distributed, signal, dry_run=False) == 75
     assert state(stopped)["step"] == 3
     assert run(tiny, stopped, *once) == 0
     for kind in ("model", "ema"):
@@ -137,7 +138,7 @@ def test_two_processes_train_and_evaluate_as_one(tiny, tmp_path):
 
 def test_new_classes_start_afresh(tiny, trained):
     model = task_of(tiny, "model.num_classes=9").build_model()
-    note = runs.load_initial_weights(model, trained / "best.pt")
+    note = training.load_initial_weights(model, trained / "best.pt")
     assert "new classifier: roi_heads.box_predictor.cls_score.weight" in note
     assert torch.equal(model.state_dict()["rpn.head.cls_logits.weight"],
                        state(trained, "best.pt")["ema"]["rpn.head.cls_logits.weight"])  # fmt: skip
@@ -154,7 +155,7 @@ def test_losses_and_samples(tiny):
     assert task.batch_images(batch) == 2
     names = task.sample_names(derived, 1)
     assert len(names) == 4
-    assert [task._train.path(i).name for i in batch["index"]] == [n.rsplit("/", 1)[-1] for n in names[::2]]
+    assert [Path(task._train.name(i)).name for i in batch["index"]] == [n.rsplit("/", 1)[-1] for n in names[::2]]
 
 
 def test_categories_must_agree(tiny, shapes, tmp_path):

@@ -55,8 +55,9 @@ CHOICES: dict[str, dict[str, list]] = {
     **{"spatial_filters_kernel": BRANCH, "spatial_filters_backward_kernel": BRANCH},
 }
 ORDER = list(CHOICES)
-COLUMNS = {"kernel and shape": 36, "variant": 77, "us": 7, "kernel us": 9, "GB/s": 6, "% of floor": 10, "/ policy": 8}
-WIDTHS = list(COLUMNS.values())
+TABLE = bench.Table(
+    {"kernel and shape": 36, "variant": 77, "us": 7, "kernel us": 9, "GB/s": 6, "% of floor": 10, "/ policy": 8}
+)
 MAX_ERROR = 1e-2  # relative L2
 Launch = tuple[Any, tuple[int], tuple, dict[str, Any]]  # kernel, grid, arguments, constants with warps and stages
 
@@ -242,15 +243,15 @@ def describe(choices: dict[str, Any]) -> str:
     return ", ".join(f"{name} {'x'.join(map(str, v)) if name == 'block' else v}" for name, v in choices.items())
 
 
-def cells(row: dict[str, Any]) -> list[str]:
+def line(row: dict[str, Any]) -> str:
     """A row of the table."""
     name = f"{row['kernel'].removeprefix('ddf_').removesuffix('_kernel')} {row['shape']}"
     star, note = "* " if row.get("fastest") else "", " POLICY" if row["policy"] else ""
-    first = [name, star + describe(row["choices"]) + note]
+    head = [name, star + describe(row["choices"]) + note]
     if "failed" in row:
-        return [*first, f"FAILED: {row['failed']}"]
+        return TABLE.row(head, row["failed"])
     decimals = {"us": 1, "kernel_us": 1, "gb_per_s": 0, "floor_percent": 1, "to_policy": 3}
-    return [*first, *(bench.number(row[key], n) for key, n in decimals.items())]
+    return TABLE.row([*head, *(bench.number(row[key], n) for key, n in decimals.items())])
 
 
 def report(rows: list[dict[str, Any]], folder: Path | None, facts: dict[str, Any]) -> list[str]:
@@ -259,11 +260,10 @@ def report(rows: list[dict[str, Any]], folder: Path | None, facts: dict[str, Any
     for _, group in itertools.groupby(rows, key=lambda row: (row["kernel"], row["shape"])):
         first = next(group)
         first["fastest"] = "failed" not in first
-    lines = [bench.table_head(list(COLUMNS), WIDTHS), *(bench.table_row(cells(row), WIDTHS) for row in rows)]
+    lines = [TABLE.head, *map(line, rows)]
     lines += ["", f"{len(rows)} of {facts['planned']} variants; * is the fastest call of a kernel and shape"]
     if folder:
-        bench.write_json(folder / "benchmark_tiles.json", {**facts, "rows": rows})
-        bench.write_markdown(folder / "benchmark_tiles.md", "Tiles of the Triton kernels", facts["environment"], lines)
+        bench.save(folder, "benchmark_tiles", "Tiles of the Triton kernels", {**facts, "rows": rows}, lines)
     return lines
 
 
@@ -275,25 +275,18 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def main() -> int:
-    """Measure, or list with --dry-run; the exit code."""
+    """Measures, or lists with --dry-run; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", choices=ORDER, help="repeatable; default: all kernels")
     parser.add_argument("--shapes", action="append", type=_shape, metavar="C,H,STRIDE", help="repeatable")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--limit", type=float, default=55, metavar="SECONDS", help="measure what is possible in this")
+    parser.add_argument("--batch", type=bench.at_least(1), default=256)
+    limit = "measure what is possible in this"
+    parser.add_argument("--limit", type=bench.at_least(1, float), default=55, metavar="SECONDS", help=limit)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="gets benchmark_tiles.json and .md")
     parser.add_argument("--dry-run", action="store_true", help="list the variants; needs no GPU")
     arguments = parser.parse_args()
-    try:
-        bench.check_least(arguments, "batch", 1)
-        bench.check_least(arguments, "limit", 1)
-        if not (arguments.dry_run or torch.cuda.is_available()):
-            raise ValueError("PyTorch finds no CUDA device (--dry-run lists the variants without one)")
-        if arguments.output:
-            arguments.output.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        print(f"benchmark_tiles: {error}", file=sys.stderr)
-        return 2
+    if not (arguments.dry_run or torch.cuda.is_available()):
+        parser.error("PyTorch finds no CUDA device (--dry-run lists the variants without one)")
     shapes = [(arguments.batch, *shape) for shape in dict.fromkeys(arguments.shapes or SHAPES)]
     lists = [variants(kernel, shape) for shape in shapes for kernel in dict.fromkeys(arguments.only or ORDER)]
     if arguments.dry_run:
@@ -319,7 +312,7 @@ def main() -> int:
         with contextlib.suppress(KeyboardInterrupt):  # what is measured is still written
             for row in sweep(plan, device, rate, wait):
                 rows.append(row)
-                print(bench.table_row(cells(row), WIDTHS), flush=True)
+                print(line(row), flush=True)
     print("\n".join(["", *report(rows, arguments.output, facts)]))
     good = sum(row["policy"] and "failed" not in row for row in rows)
     return int(good < len(lists))

@@ -41,16 +41,14 @@ def tagged_cfgs(model: str, cfg: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """
     tagged = {}
     for entry in (entry for entry in entries() if entry.model == model):
-        how = entry.preprocessing
+        how = dict(entry.input)
+        if "size" in how:
+            how["input_size"] = (3, how["size"], how.pop("size"))
         tagged[entry.name] = {
             **cfg,
+            **how,
             "url": ZOO + entry.name,  # so that timm lists the model among those with weights
             "num_classes": entry.num_classes,
-            "input_size": (3, how.size, how.size),
-            "crop_pct": how.crop_pct,
-            "interpolation": how.interpolation,
-            "mean": how.mean,
-            "std": how.std,
             "license": entry.license,
             "origin_url": entry.origin if entry.origin.startswith("http") else None,
         }

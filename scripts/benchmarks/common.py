@@ -23,23 +23,13 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes lines of 
 import torch
 
 from ddfnet.utils import environment as facts
+from ddfnet.utils.cli import at_least
 from ddfnet.utils.files import write_json, write_text
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 MIB = 2**20
 _FLUSH_BYTES = 256 * MIB  # more than the L2 cache of any GPU: writing so much evicts all else
-
-
-def at_least(least: int, kind: type = int) -> Callable[[str], Any]:
-    """The type of an option: a number, not below `least`."""
-
-    def number(text: str) -> Any:
-        if not kind(text) >= least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, not {text}")
-        return kind(text)
-
-    return number
 
 
 def add_options(parser: argparse.ArgumentParser, files: str) -> None:
@@ -82,13 +72,12 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": known["python"],
-        "torch": known["packages"]["torch"],
-        "triton": known["packages"]["triton"],
+        **{name: known["packages"][name] for name in ("torch", "triton")},
     }
     if device.type == "cuda":
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         record |= {"gpu": torch.cuda.get_device_name(device), "driver": None, "cuda": known["cuda"]}
         record["cudnn"] = torch.backends.cudnn.version()
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
             record["driver"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
     return record
@@ -210,14 +199,13 @@ def start_memory(device: torch.device) -> int | None:
     """Bytes in use now; from here on `peak_memory` counts. None where the system does not tell (CPU, not Linux)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
+        return _peak_bytes(device)
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)  # freed memory that the C library keeps would be used again unseen
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the peak, is the resident memory of now
-    except OSError:
-        return None
-    return _peak_bytes(device)
+        return _peak_bytes(device)
+    return None
 
 
 def _peak_bytes(device: torch.device) -> int | None:
@@ -315,17 +303,13 @@ def save(folder: Path, name: str, heading: str, report: dict[str, Any], lines: S
 
 
 def bar_chart(
-    path: Path,
-    rows: list[dict[str, Any]],
-    by: tuple[str, str],
-    panels: dict[str, Callable[[dict[str, Any]], float | None]],
-    log: bool,
+    path: Path, rows: list[dict[str, Any]], by: tuple[str, str], panels: dict[str, Callable[[Any], Any]], log: bool
 ) -> None:
     """Bars of the rows that did not fail, as a PNG. Without rows or without matplotlib nothing is written.
 
     Args:
         by: keys of a row: the group of bars that it belongs to, and the bar in each group.
-        panels: title of each panel, and the height of a row's bar.
+        panels: title of each panel, and the height of a row's bar (None: no bar).
         log: logarithmic heights.
     """
     try:
@@ -336,16 +320,16 @@ def bar_chart(
     if not measured:
         return
     groups, bars = (list(dict.fromkeys(keys)) for keys in zip(*measured, strict=True))
+    width = 0.84 / len(bars)
     figure = Figure(figsize=(max(9, 1.6 * len(groups) + 3), 3.2 * len(panels)), dpi=120, layout="constrained")
     for axes, (name, height) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
-        width = 0.84 / len(bars)
         for i, bar in enumerate(bars):
-            heights = [height(measured[group, bar]) if (group, bar) in measured else None for group in groups]
-            positions = [j + (i - (len(bars) - 1) / 2) * width for j in range(len(groups))]
-            axes.bar(positions, [value or math.nan for value in heights], width, label=bar)
+            heights = {j: height(measured[group, bar]) for j, group in enumerate(groups) if (group, bar) in measured}
+            positions = [j + (i - (len(bars) - 1) / 2) * width for j in heights]
+            axes.bar(positions, [value or math.nan for value in heights.values()], width, label=bar)
         axes.set_title(name, fontsize=10, loc="left")
         axes.set_xticks(range(len(groups)), groups, fontsize=8)
-        axes.set_yscale("log" if log and any(height(row) for row in measured.values()) else "linear")
+        axes.set_yscale("log" if log and any(map(height, measured.values())) else "linear")
         axes.spines[["top", "right"]].set_visible(False)
         handles = axes.get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", frameon=False, fontsize=8, ncols=4)

@@ -30,21 +30,13 @@ import torch
 import torch.nn.functional as F
 
 import ddfnet  # noqa: F401  (registers its models)
+from ddfnet.utils.cli import at_least
 from scripts.benchmarks import common as bench
 
 CLASSES = 1000
 TABLE = bench.Table(
-    {
-        "model": 22,
-        "mode": 8,
-        "train img/s": 11,
-        "MiB": 9,
-        "ratio": 6,
-        "compile s": 9,
-        "infer img/s": 11,
-        "MiB ": 9,
-        "ratio ": 6,
-    }
+    {"model": 22, "mode": 8, "train img/s": 11, "MiB": 9, "ratio": 6, "compile s": 9}
+    | {"infer img/s": 11, "MiB ": 9, "ratio ": 6}
 )
 
 
@@ -163,13 +155,9 @@ def line(row: dict[str, Any]) -> str:
     head = [row["model"], row["mode"]]
     if "failed" in row:
         return TABLE.row(head, row["failed"])
+    decimals = {"images_per_second": 4, "peak_mib": 1, "ratio": 2}
     train, inference = (
-        [
-            bench.number(figures["images_per_second"]),
-            bench.number(figures["peak_mib"], decimals=1),
-            bench.number(figures.get("ratio"), decimals=2),
-        ]
-        for figures in (row["train"], row["inference"])
+        [bench.number(row[part].get(key), n) for key, n in decimals.items()] for part in ("train", "inference")
     )
     seconds = bench.number(row["train"]["compile_s"], decimals=1) if row["mode"] == "compiled" else "-"
     return TABLE.row([*head, *train, seconds, *inference])
@@ -178,7 +166,7 @@ def line(row: dict[str, Any]) -> str:
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.device]:
     """The options, with the defaults of the device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, at_least = parser.add_argument, bench.at_least
+    add = parser.add_argument
     add("--models", nargs="+", default=["ddf_mul_resnet50", "resnet50", "resnet101"], metavar="MODEL")
     add("--modes", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
     add("--baseline", default="resnet50", metavar="MODEL", help="of the ratios (default: %(default)s)")

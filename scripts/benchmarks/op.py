@@ -35,31 +35,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a check
 import torch
 from torch import Tensor
 
+from ddfnet.utils.cli import at_least
 from scripts.benchmarks import common as bench
-from scripts.benchmarks.op_cases import (
-    DDF,
-    DDF_UP,
-    PARTS,
-    RESNET50,
-    Case,
-    Implementation,
-    floor_bytes,
-    make_inputs,
-    named_cases,
-)
+from scripts.benchmarks.op_cases import DDF, DDF_UP, PARTS, Case, Implementation, floor_bytes, make_inputs, named_cases
 
 MAX_ERROR = 2e-2  # relative L2; bfloat16 sums in another order differ by less than 1e-2
 TABLE = bench.Table(
-    {
-        "shape": 16,
-        "implementation": 16,
-        "fwd ms": 8,
-        "fwd+bwd ms": 10,
-        "% of floor": 10,
-        "fwd MiB": 9,
-        "f+b MiB": 9,
-        "time / ddf's": 13,
-    }
+    {"shape": 16, "implementation": 16, "fwd ms": 8, "fwd+bwd ms": 10}
+    | {"% of floor": 10, "fwd MiB": 9, "f+b MiB": 9, "time / ddf's": 13}
 )
 
 
@@ -192,13 +175,12 @@ def line(row: dict[str, Any]) -> str:
 
 
 def totals(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Milliseconds of all layers of the network, per implementation, where each shape was measured."""
+    """Milliseconds of all layers of ResNet50, per implementation that was measured on each of their shapes."""
     counted = [row for row in rows if row["count"]]
-    shapes = {row["shape"] for row in counted}
     result = {}
     for name in dict.fromkeys(row["implementation"] for row in counted):
         own = [row for row in counted if row["implementation"] == name and "failed" not in row]
-        if len({row["shape"] for row in own}) == len(shapes) == len(RESNET50):
+        if len({row["shape"] for row in own}) == len(named_cases("resnet50", 1)):
             result[name] = {f"{part}_ms": sum(row["count"] * row[part]["median_ms"] for row in own) for part in PARTS}
     return result
 
@@ -214,7 +196,8 @@ def summary_lines(report: dict[str, Any], reference: str) -> list[str]:
         if row["implementation"] == reference and "first_forward_ms" in row:
             lines.append(f"- {row['shape']}: {figures(row, 'first_{}_ms', ' + ')}")
     if report["totals"]:
-        lines += ["", f"All {sum(n for *_, n in RESNET50)} layers, ms: forward, and forward + backward"]
+        layers = sum(case.count for case in named_cases("resnet50", 1))
+        lines += ["", f"All {layers} layers, ms: forward, and forward + backward"]
     return lines + [f"- {name}: {figures(total, '{}_ms', ' and ')}" for name, total in report["totals"].items()]
 
 
@@ -245,7 +228,7 @@ def make_cases(arguments: argparse.Namespace) -> list[Case]:
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, at_least = parser.add_argument, bench.at_least
+    add = parser.add_argument
     shapes = "resnet50, table2, tableA, upsample, all, or B,C,H,W[,stride]; repeatable (default: resnet50)"
     add("--shapes", action="append", default=[], help=shapes)
     add("--up", action="store_true", help="measure the upsampling operator (default shapes: upsample)")

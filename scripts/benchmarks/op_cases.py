@@ -73,10 +73,7 @@ def unfold_ddf(x: Tensor, channel_filter: Tensor, spatial_filter: Tensor, stride
     columns = F.unfold(x, k, padding=k // 2, stride=stride).view(batch, channels, k * k, -1)
     channelwise = channel_filter.to(x.dtype).view(batch, channels, k * k, 1)
     pixelwise = spatial_filter.view(batch, 1, k * k, -1)
-    if combine == "mul":
-        columns = columns * channelwise * pixelwise
-    else:
-        columns = columns * (channelwise + pixelwise)
+    columns = columns * channelwise * pixelwise if combine == "mul" else columns * (channelwise + pixelwise)
     return columns.sum(2).view(batch, channels, out_height, out_width)
 
 
@@ -114,24 +111,24 @@ def _conv_shuffle(case: Case, inputs: tuple[Tensor, ...]) -> Made:
     return lambda x, w: F.pixel_shuffle(F.conv2d(x, w, padding=k // 2), scale), tensors
 
 
+def _of_filters(function: Callable[[], Callable[..., Tensor]], *, compiled: bool = False) -> Implementation:
+    return Implementation(lambda case, inputs: (partial(function(), **case.options), inputs), compiled=compiled)
+
+
 # The others are compared with the first one.
 DDF = {
-    "ddf": Implementation(lambda case, inputs: (partial(ddf, **case.options), inputs)),
-    "ddf compiled": Implementation(lambda case, inputs: (partial(ddf, **case.options), inputs), compiled=True),
-    "unfold": Implementation(lambda case, inputs: (partial(unfold_ddf, **case.options), inputs)),
-    "unfold compiled": Implementation(
-        lambda case, inputs: (partial(unfold_ddf, **case.options), inputs), compiled=True
-    ),
-    "shifted compiled": Implementation(
-        lambda case, inputs: (partial(ddf_reference, **case.options), inputs), compiled=True
-    ),
+    "ddf": _of_filters(lambda: ddf),
+    "ddf compiled": _of_filters(lambda: ddf, compiled=True),
+    "unfold": _of_filters(lambda: unfold_ddf),
+    "unfold compiled": _of_filters(lambda: unfold_ddf, compiled=True),
+    "shifted compiled": _of_filters(lambda: ddf_reference, compiled=True),
     "depthwise conv": Implementation(partial(_conv, depthwise=True), exact=False),
     "dense conv": Implementation(_conv, exact=False),
 }
 DDF_UP = {
-    "ddf_up": Implementation(lambda case, inputs: (partial(ddf_up, **case.options), inputs)),
-    "ddf_up compiled": Implementation(lambda case, inputs: (partial(ddf_up, **case.options), inputs), compiled=True),
-    "ddf + shuffle": Implementation(lambda case, inputs: (partial(shuffled_ddf, **case.options), inputs)),
+    "ddf_up": _of_filters(lambda: ddf_up),
+    "ddf_up compiled": _of_filters(lambda: ddf_up, compiled=True),
+    "ddf + shuffle": _of_filters(lambda: shuffled_ddf),
     "nearest": Implementation(partial(_interpolate, mode="nearest"), exact=False),
     "bilinear": Implementation(partial(_interpolate, mode="bilinear"), exact=False),
     "transposed conv": Implementation(_transposed, exact=False),

@@ -42,6 +42,7 @@ import triton
 from ddfnet.ops.ddf import tiling
 from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.spatial_filters import triton as spatial_filters_launch
+from ddfnet.utils.cli import at_least
 from scripts.benchmarks import common as bench
 
 SHAPES = ((64, 56, 1), (128, 28, 1), (256, 14, 1), (128, 56, 2))  # channels, height and width, stride
@@ -279,9 +280,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", choices=ORDER, help="repeatable; default: all kernels")
     parser.add_argument("--shapes", action="append", type=_shape, metavar="C,H,STRIDE", help="repeatable")
-    parser.add_argument("--batch", type=bench.at_least(1), default=256)
+    parser.add_argument("--batch", type=at_least(1), default=256)
     limit = "measure what is possible in this"
-    parser.add_argument("--limit", type=bench.at_least(1, float), default=55, metavar="SECONDS", help=limit)
+    parser.add_argument("--limit", type=at_least(1, float), default=55, metavar="SECONDS", help=limit)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="gets benchmark_tiles.json and .md")
     parser.add_argument("--dry-run", action="store_true", help="list the variants; needs no GPU")
     arguments = parser.parse_args()

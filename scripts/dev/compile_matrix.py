@@ -27,15 +27,8 @@ import triton
 from ddfnet.ops.ddf import tiling
 from ddfnet.utils import markdown
 from ddfnet.utils.files import write_text
-from scripts.dev.offline_compile import (
-    SHARED_LIMIT,
-    Compiled,
-    Launch,
-    compile_launch,
-    missing_tools,
-    record_launches,
-    record_spatial_filters,
-)
+from scripts.dev import offline_compile as offline
+from scripts.dev.offline_compile import SHARED_LIMIT
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 KERNELS = (
@@ -59,9 +52,9 @@ class Branch:
     def __str__(self) -> str:
         return f"{self.dtype} k{self.kernel_size} stride {self.stride} heads {self.heads}"
 
-    def record(self) -> dict[str, Launch]:
+    def record(self) -> dict[str, offline.Launch]:
         """Launches by kernel name."""
-        return record_spatial_filters((2, 128, 28, 28), **asdict(self) | {"dtype": DTYPES[self.dtype]})
+        return offline.record_spatial_filters((2, 128, 28, 28), **asdict(self) | {"dtype": DTYPES[self.dtype]})
 
 
 @dataclass(frozen=True)
@@ -82,13 +75,13 @@ class Variant:
         weights = self.combine if self.filters == "both" else f"{self.filters} only"
         return f"{self.dtype} k{self.kernel_size} {what} {weights} {self.layout} {self.sizes}"
 
-    def record(self) -> dict[str, Launch]:
+    def record(self) -> dict[str, offline.Launch]:
         """Launches by kernel name."""
         options = asdict(self) | {"dtype": DTYPES[self.dtype], "channels_last": self.layout == "channels_last"}
         side, most = 25 if self.scale > 1 else 56, 1000 * (self.sizes == "constant")
         del options["layout"], options["sizes"]
         with mock.patch.multiple(tiling, _MAX_STATIC_SHAPES=most, _static_shapes=set()):
-            return record_launches((2, 64, side, side), **options)
+            return offline.record_launches((2, 64, side, side), **options)
 
 
 def all_variants() -> list[Variant]:
@@ -146,14 +139,14 @@ class Job:
     kernel: str
     arch: int
 
-    def compile(self) -> tuple[Compiled, float]:
+    def compile(self) -> tuple[offline.Compiled, float]:
         """The kernel, and machine instructions for each element it computes (in a step of its loop, if any)."""
         launch = self.variant.record()[self.kernel]
-        compiled = compile_launch(launch, self.arch)
+        compiled = offline.compile_launch(launch, self.arch)
         return compiled, compiled.step / launch.elements_per_thread
 
 
-def table(results: dict[Job, tuple[Compiled, float]], archs: list[int]) -> str:
+def table(results: dict[Job, tuple[offline.Compiled, float]], archs: list[int]) -> str:
     """Registers per architecture, instructions and loads of one of them, as Markdown."""
     shown = 90 if 90 in archs else archs[0]
     head = ["variant", *(f"sm_{arch}" for arch in archs), f"instructions (sm_{shown})", "16-byte loads", "shared"]
@@ -194,8 +187,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--output", type=Path, help="write the table to this Markdown file")
     options = parser.parse_args(arguments)
-    if missing_tools():
-        parser.error(missing_tools())
+    if offline.missing_tools():
+        parser.error(offline.missing_tools())
     variants, branches = (QUICK_VARIANTS, QUICK_BRANCHES) if options.quick else (all_variants(), all_branches())
     pairs = [pair for pair in itertools.product(variants, KERNELS) if pair[1] in options.kernels and is_launched(*pair)]
     pairs += [pair for pair in itertools.product(branches, BRANCH_KERNELS) if pair[1] in options.kernels]

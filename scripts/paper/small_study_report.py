@@ -139,30 +139,6 @@ def _facts(runs: list[FinishedRun], data: str) -> dict[str, Any]:
     }
 
 
-PAGE = """# The paper's table 3 at small scale
-
-`{command}`
-
-{data}: {images_per_epoch:,} training images per epoch, {epochs} epochs, {held_out:,} held-out images; {recipe}; \
-{device}; {packages}; commit {git}; {date}.
-
-One recipe for every variant (configs/study/base.yaml says how it was chosen); accuracy of the last epoch, in %. The \
-paper's column is ResNet50 on ImageNet (`both, added` from the README of its code): the order is to be compared, not \
-the numbers. `--data` is any folder with train/ and val/, each with one folder per class.
-
-{unfinished}![Accuracy of each variant and seed]({name}.png)
-
-{table}
-## What the paper says of pairs, and what came out here
-
-Differences of top-1 between runs of the same seed. One whose sign changes with the seed is noise; the choice of the \
-{held_out:,} held-out images alone gives each accuracy a standard error of up to {noise:.1f} points.
-
-{claims}
-{verdicts}
-"""
-
-
 def _page(name: str, record: dict[str, Any], costs: dict[str, Complexity]) -> str:
     scores, missing = record["top1"], len(record["missing"])
     seeds = sorted({seed for by_seed in scores.values() for seed in by_seed})
@@ -185,19 +161,31 @@ def _page(name: str, record: dict[str, Any], costs: dict[str, Complexity]) -> st
         verdicts["every" if agree == len(common) else "some" if agree else "no"].append(claim)
         printed = f"{VARIANTS[better].paper - VARIANTS[worse].paper:+.1f}"
         claims.append((claim, printed, f"{statistics.mean(differences):+.2f}", f"{agree} of {len(common)}"))
-    return (
-        PAGE.format(
-            **record,
-            name=name,
-            packages=", ".join(f"{package} {version}" for package, version in record["versions"].items()),
-            unfinished=f"**Not finished**: {missing} of the runs are missing.\n\n" if missing else "",
-            table=markdown.table(head, rows),
-            noise=100 * (0.25 / record["held_out"]) ** 0.5,
-            claims=markdown.table(("the paper says", "by", "here, mean", "seeds that agree"), claims),
-            verdicts="\n\n".join(f"With {how} seed: {'; '.join(texts)}." for how, texts in verdicts.items() if texts),
-        ).rstrip()
-        + "\n"
-    )
+    unfinished = f"**Not finished**: {missing} of the runs are missing.\n\n" if missing else ""
+    versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+    return f"""# The paper's table 3 at small scale
+
+`{record["command"]}`
+
+{record["data"]}: {record["images_per_epoch"]:,} training images per epoch, {record["epochs"]} epochs, \
+{record["held_out"]:,} held-out images; {record["recipe"]}; {record["device"]}; {versions}; commit {record["git"]}; \
+{record["date"]}.
+
+One recipe for every variant (configs/study/base.yaml says how it was chosen); accuracy of the last epoch, in %. The \
+paper's column is ResNet50 on ImageNet (`both, added` from the README of its code): the order is to be compared, not \
+the numbers. `--data` is any folder with train/ and val/, each with one folder per class.
+
+{unfinished}![Accuracy of each variant and seed]({name}.png)
+
+{markdown.table(head, rows)}
+## What the paper says of pairs, and what came out here
+
+Differences of top-1 between runs of the same seed. One whose sign changes with the seed is noise; the choice of the \
+{record["held_out"]:,} held-out images alone gives each accuracy a standard error of up to \
+{100 * (0.25 / record["held_out"]) ** 0.5:.1f} points.
+
+{markdown.table(("the paper says", "by", "here, mean", "seeds that agree"), claims)}
+""" + "\n".join(f"With {how} seed: {'; '.join(texts)}.\n" for how, texts in verdicts.items() if texts)
 
 
 def _chart(path: Path, scores: Scores, costs: dict[str, Complexity]) -> None:

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 import ddfnet  # noqa: F401  (registers its models)
 from ddfnet.utils.cli import at_least
 from scripts.benchmarks import common as bench
+from scripts.benchmarks import measure
 
 CLASSES = 1000
 TABLE = bench.Table(
@@ -40,7 +41,7 @@ TABLE = bench.Table(
 )
 
 
-def measure(name: str, mode: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Figures of a model in a mode: parameters, and for training and inference images per second, MiB and times.
 
     Raises:
@@ -48,7 +49,7 @@ def measure(name: str, mode: str, arguments: argparse.Namespace, device: torch.d
     """
     torch.manual_seed(0)
     torch.compiler.reset()
-    before = bench.start_memory(device)
+    before = measure.start_memory(device)
     memory_format, dtype = bench.FORMATS[arguments.memory_format], bench.DTYPES[arguments.dtype]
     model = timm.create_model(name, num_classes=CLASSES).to(device, memory_format=memory_format)
     images = torch.randn(arguments.batch, 3, arguments.image_size, arguments.image_size, device=device)
@@ -76,13 +77,13 @@ def measure(name: str, mode: str, arguments: argparse.Namespace, device: torch.d
             network(images)
 
     def steps(step: Callable[[], None]) -> dict[str, Any]:
-        _, first = bench.first_call(step, device)
+        _, first = measure.first_call(step, device)
         for _ in range(arguments.warmup - 1):
             step()
-        bench.start_memory(device)
-        figures = bench.time_steps(step, device, arguments.steps) | {"first_ms": first}
+        measure.start_memory(device)
+        figures = measure.time_steps(step, device, arguments.steps) | {"first_ms": first}
         figures["images_per_second"] = 1e3 * arguments.batch / figures["median_ms"]
-        figures["peak_mib"] = bench.peak_memory(device, before)
+        figures["peak_mib"] = measure.peak_memory(device, before)
         figures["compile_s"] = max(first - figures["median_ms"], 0) / 1e3
         return figures
 
@@ -108,7 +109,7 @@ def profile(step: Callable[[], None], steps: int, device: torch.device, path: Pa
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(steps):
             step()
-        bench.synchronize(device)
+        measure.synchronize(device)
     profiler.export_chrome_trace(str(path))
     kernels = []
     for event in profiler.key_averages():
@@ -125,7 +126,7 @@ def run_all(arguments: argparse.Namespace, device: torch.device, report: dict[st
             row: dict[str, Any] = {"model": name, "mode": mode}
             print(f"{name}, {mode} ...", end=" ", flush=True)
             try:
-                row |= measure(name, mode, arguments, device)
+                row |= run_model(name, mode, arguments, device)
                 print(f"{bench.number(row['train']['images_per_second'])} images/s in training", flush=True)
             except Exception as error:
                 row["failed"] = bench.reason(error)
@@ -199,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     print(bench.title(environment), *(f"{key} {value}" for key, value in settings.items()), sep=", ")
     report: dict[str, Any] = {"environment": environment, "settings": settings, "rows": []}
     try:
-        with bench.fresh_compiler_caches(), bench.memory_limit(device):
+        with measure.fresh_compiler_caches(), measure.memory_limit(device):
             run_all(arguments, device, report)
     except KeyboardInterrupt:
         report["interrupted"] = True

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from ddfnet.utils.cli import at_least
 from scripts.benchmarks import common as bench
+from scripts.benchmarks import measure
 from scripts.benchmarks.op_cases import DDF, DDF_UP, PARTS, Case, Implementation, floor_bytes, make_inputs, named_cases
 
 MAX_ERROR = 2e-2  # relative L2; bfloat16 sums in another order differ by less than 1e-2
@@ -129,15 +130,15 @@ class Run:
             y = function(*arguments)
             return y, *torch.autograd.grad(y, arguments, grad_y)
 
-        y, row["first_forward_ms"] = bench.first_call(forward, self.device)
-        results, row["first_forward_backward_ms"] = bench.first_call(forward_backward, self.device)
+        y, row["first_forward_ms"] = measure.first_call(forward, self.device)
+        results, row["first_forward_backward_ms"] = measure.first_call(forward_backward, self.device)
         results = [result.detach() for result in results]
         if y.shape != grad_y.shape:
             raise ValueError(f"the output has shape {tuple(y.shape)}, not {tuple(grad_y.shape)}")
         if implementation.exact and expected is not None:
-            errors = {"forward": relative_error(y, expected[0])}
+            errors = {"forward": measure.relative_error(y, expected[0])}
             names = ("y", "grad_x", "grad_channel_filter", "grad_spatial_filter")
-            errors |= {name: relative_error(a, b) for name, a, b in zip(names, results, expected, strict=True)}
+            errors |= {name: measure.relative_error(a, b) for name, a, b in zip(names, results, expected, strict=True)}
             row["error"] = max(errors.values())
             for name, error in errors.items():
                 if not error <= MAX_ERROR:
@@ -146,20 +147,10 @@ class Run:
             raise ValueError("a result is not finite")
         if row["implementation"] in self.names:
             calls = dict(zip(PARTS, (forward, forward_backward), strict=True))
-            row |= {part: bench.time_call(call, self.device, self.budget) for part, call in calls.items()}
+            row |= {part: measure.time_call(call, self.device, self.budget) for part, call in calls.items()}
             for part, call in calls.items():
-                row[f"{part}_mib"], row[f"{part}_resident_mib"] = bench.call_memory(call, self.device)
+                row[f"{part}_mib"], row[f"{part}_resident_mib"] = measure.call_memory(call, self.device)
         return results
-
-
-def relative_error(result: Tensor, expected: Tensor) -> float:
-    """||result - expected|| / ||expected||, in float64, an image at a time to save memory."""
-    difference = total = 0.0
-    for a, b in zip(result.detach(), expected.detach(), strict=True):
-        b = b.double()
-        difference += float((a.double() - b).square().sum())
-        total += float(b.square().sum())
-    return math.sqrt(difference / total) if total else math.inf
 
 
 def line(row: dict[str, Any]) -> str:
@@ -261,8 +252,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     names = [name for name in names if not (arguments.skip_compiled and table[name].compiled)]
-    with bench.fresh_compiler_caches(), bench.memory_limit(device):
-        rate = bench.copy_rate(device, min(arguments.budget, 1.0))
+    with measure.fresh_compiler_caches(), measure.memory_limit(device):
+        rate = measure.copy_rate(device, min(arguments.budget, 1.0))
         return _measure_all(Run(device, table, names, arguments.budget, rate), cases, arguments)
 
 

@@ -44,6 +44,7 @@ from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.spatial_filters import triton as spatial_filters_launch
 from ddfnet.utils.cli import at_least
 from scripts.benchmarks import common as bench
+from scripts.benchmarks import measure
 
 SHAPES = ((64, 56, 1), (128, 28, 1), (256, 14, 1), (128, 56, 2))  # channels, height and width, stride
 SIZES = {"sizes": ["constant", "argument"]}
@@ -191,7 +192,7 @@ def compile_variant(variant: Variant) -> str:
     return kernel.warmup(*arguments, grid=grid, **constants).hash
 
 
-def measure(
+def run_variant(
     row: dict, variant: Variant, device: torch.device, timer: Callable[..., dict], policy: tuple | None
 ) -> list:
     """Put the figures into the row; the results, which have to be those of the policy (ValueError)."""
@@ -219,7 +220,7 @@ def sweep(
     device: torch.device,
     copy_rate: float,
     wait: Callable[[int], bool] = lambda index: True,
-    timer: Callable[..., dict] = bench.time_call,
+    timer: Callable[..., dict] = measure.time_call,
 ) -> Iterator[dict[str, Any]]:
     """Rows of the plan in order, until `wait(index)` says that the time is up; a failure is a row with `failed`."""
     policies: dict[tuple, tuple] = {}  # results and microseconds of the policy
@@ -231,7 +232,7 @@ def sweep(
         try:
             if variant.failed or (variant.changes and variant[:2] not in policies):
                 raise ValueError(variant.failed or "the policy's own tile failed: nothing to compare with")
-            results = measure(row, variant, device, timer, policies.get(variant[:2]))
+            results = run_variant(row, variant, device, timer, policies.get(variant[:2]))
             row["floor_percent"] = 1e11 * row["gb_per_s"] / copy_rate
             policies.setdefault(variant[:2], (results, row["us"]))
         except Exception as error:
@@ -299,7 +300,7 @@ def main() -> int:
     plan = [v for turn in itertools.zip_longest(*lists) for v in turn if v]  # one of each kernel and shape in turn
     device, rows = torch.device("cuda"), []
     facts = {"environment": bench.environment(device), "planned": len(plan)}
-    facts["copy_bytes_per_second"] = rate = bench.copy_rate(device, 0.1)
+    facts["copy_bytes_per_second"] = rate = measure.copy_rate(device, 0.1)
     print(f"{bench.title(facts['environment'])}: copies {rate / 1e9:,.0f} GB/s; {len(plan)} variants", flush=True)
     target = triton.runtime.driver.active.get_current_target()
     workers = min(max(len(os.sched_getaffinity(0)) - 1, 1), 16)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts.benchmarks import common, model, op, op_cases
+from scripts.benchmarks import common, measure, model, op, op_cases
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
@@ -291,7 +291,7 @@ def test_memory_of_a_call_is_that_of_its_tensors():
         torch.ones(64 * 2**18)
         return torch.ones(16 * 2**18)
 
-    tensors, resident = common.call_memory(call, CPU)
+    tensors, resident = measure.call_memory(call, CPU)
     assert tensors == 64
     if sys.platform == "linux":
         assert 60 < resident < 90
@@ -299,11 +299,11 @@ def test_memory_of_a_call_is_that_of_its_tensors():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_peak_memory_sees_what_is_freed_again():
-    before = common.start_memory(CPU)
+    before = measure.start_memory(CPU)
     torch.ones(64 * 2**18)  # 64 MiB, freed at once
-    assert 60 < common.peak_memory(CPU, before) < 72
-    before = common.start_memory(CPU)
-    assert common.peak_memory(CPU, before) < 8
+    assert 60 < measure.peak_memory(CPU, before) < 72
+    before = measure.start_memory(CPU)
+    assert measure.peak_memory(CPU, before) < 8
 
 
 def test_numbers_are_short():
@@ -316,7 +316,7 @@ def test_numbers_are_short():
 def test_caches_are_given_back(monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", "/a")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    with common.fresh_compiler_caches():
+    with measure.fresh_compiler_caches():
         assert os.environ["TRITON_CACHE_DIR"] != "/a"
         assert "TORCHINDUCTOR_CACHE_DIR" in os.environ
     assert os.environ["TRITON_CACHE_DIR"] == "/a"

@@ -69,17 +69,12 @@ run_part() { # NAME LIMIT COMMAND...
     date -u
     nvidia-smi || echo "nvidia-smi: not available"
     "$python" - <<'PY'
-import importlib.metadata
-import platform
+import importlib.metadata, sys, torch
 
-import torch
-
-print("python", platform.python_version(), "torch", torch.__version__, "cuda", torch.version.cuda)
-for name in ("triton", "timm", "numpy", "pytest", "pytest-xdist", "pytest-timeout"):
-    try:
-        print(name, importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        print(name, "not installed")
+print("python", sys.version, "cuda", torch.version.cuda)
+for package in importlib.metadata.distributions():
+    if package.name.startswith(("torch", "triton", "timm", "numpy", "pytest")):
+        print(package.name, package.version)
 print(torch.cuda.get_device_name(0), "capability", torch.cuda.get_device_capability(0))
 PY
     git -C "$root" log -1 --format='commit %h %s' 2>/dev/null || echo "commit unknown"
@@ -118,7 +113,6 @@ import xml.etree.ElementTree
 
 import torch
 
-KEEP = {"summary.md", "summary.json", "gpu_check.log", "tests.xml"}
 out = pathlib.Path(sys.argv[2])
 parts = []
 for line in pathlib.Path(sys.argv[1]).read_text().splitlines():
@@ -126,23 +120,21 @@ for line in pathlib.Path(sys.argv[1]).read_text().splitlines():
     parts.append({"name": name, "command": command, "exit_code": int(status), "seconds": int(seconds)})
 
 failures = []
-report = out / "tests.xml"
-if report.exists():
-    suites = list(xml.etree.ElementTree.parse(report).getroot().iter("testsuite"))
-    counts = {key: sum(int(s.get(key, 0)) for s in suites) for key in ("tests", "failures", "errors", "skipped")}
+if (out / "tests.xml").exists():
+    root = xml.etree.ElementTree.parse(out / "tests.xml").getroot()
+    counts = {key: sum(int(suite.get(key, 0)) for suite in root.iter("testsuite"))
+              for key in ("tests", "failures", "errors", "skipped")}
     counts["passed"] = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
     parts[0]["counts"] = counts
-    for case in (case for suite in suites for case in suite.iter("testcase")):
-        for kind in ("failure", "error"):
-            for element in case.findall(kind):
-                message = (element.get("message") or "").replace("\n", " ")[:300]
-                failures.append({"test": f"{case.get('classname')}::{case.get('name')}", "message": message})
+    for case in root.iter("testcase"):
+        for element in [*case.findall("failure"), *case.findall("error")]:
+            message = (element.get("message") or "").replace("\n", " ")[:300]
+            failures.append({"test": f"{case.get('classname')}::{case.get('name')}", "message": message})
 
 # Only what benchmarks write is packed: OUTDIR may be a folder with other things in it.
-written = [path for path in out.iterdir() if path.name.startswith(("benchmark_", "trace_"))]
-written = [path for path in written if path.suffix in (".json", ".md", ".png", ".csv", ".txt")]
-written.sort(key=lambda path: (path.name.startswith("trace_"), (".json", ".md", ".csv", ".txt", ".png").index(path.suffix)))
-room = 8 - len(KEEP)
+endings = [".json", ".md", ".csv", ".txt", ".png"]
+written = [path for name in ("benchmark_*", "trace_*") for ending in endings for path in sorted(out.glob(name + ending))]
+room = 4  # beside summary.md, summary.json, gpu_check.log and tests.xml
 if len(written) > room:
     with tarfile.open(out / "benchmarks.tar.gz", "w:gz") as archive:
         for path in written[room - 1 :]:
@@ -158,8 +150,7 @@ lines += ["| part | exit code | seconds | tests | command |", "| --- | --- | ---
 for part in parts:
     counts = ", ".join(f"{value} {key}" for key, value in part.get("counts", {}).items())
     lines.append(f"| {part['name']} | {part['exit_code']} | {part['seconds']} | {counts} | `{part['command']}` |")
-lines += ["", "Exit code 124: out of time."]
-lines += [f"- {failure['test']}: {failure['message']}" for failure in failures]
+lines += ["", "Exit code 124: out of time.", *(f"- {failure['test']}: {failure['message']}" for failure in failures)]
 (out / "summary.md").write_text("\n".join(lines) + "\n")
 print("\n" + "\n".join(lines[:40]))
 sys.exit(bool(failed))

@@ -1,7 +1,7 @@
 """Models, registered with timm on import."""
 
-from ddfnet.models.baselines import BAMResNet, ReplacedBottleneck
-from ddfnet.models.ddf_resnet import DDFBasicBlock, DDFBottleneck, SmallImageResNet
+from ddfnet.models.baselines import BAMResNet
+from ddfnet.models.ddf_resnet import DDFBasicBlock, DDFBottleneck, ReplacedBottleneck, SmallImageResNet
 from ddfnet.models.factory import create_model, list_models
 
 __all__ = [

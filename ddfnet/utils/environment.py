@@ -1,5 +1,6 @@
 """What ran where: versions, machine and git commit, for run.json and reports."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -23,6 +24,15 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "platform": platform.platform(),
     }
+
+
+def cpu_name() -> str:
+    """The model of the processor."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def git_commit() -> str | None:

@@ -1,10 +1,12 @@
 """The weights the zoo knows: where they are, what they are, and who measured them."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.utils.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from ddfnet.data.preprocessing import Preprocessing
 
 OFFICIAL = "https://github.com/theFoxofSky/ddfnet"
 ZOO = "zoo:"  # before a name, where a path or URL may stand as well
@@ -49,7 +51,7 @@ class Entry:
         metrics: percent on the validation set of `data`, under the names that `eval.py` reports.
         images: number of images of that set; None where its publisher does not say.
         measured: with what and when the metrics were measured; empty where they are claimed.
-        preprocessing: of the images at these metrics.
+        input: preprocessing of the images at these metrics, as far as it is not the usual one of ImageNet.
         license: of the weights, as far as known.
         origin: page of those who trained them.
         status: `verified`: we measured `metrics` with `eval.py`; `claimed`: their authors say so.
@@ -71,7 +73,7 @@ class Entry:
     metrics: dict[str, float] = field(hash=False)
     images: int | None
     measured: str
-    preprocessing: Preprocessing
+    input: dict[str, Any] = field(hash=False)
     license: str
     origin: str
     status: Literal["verified", "claimed"]
@@ -85,6 +87,13 @@ class Entry:
     def name(self) -> str:
         """Model and tag: unique in the zoo."""
         return f"{self.model}.{self.tag}"
+
+    @property
+    def preprocessing(self) -> "Preprocessing":
+        """Of the images at these metrics."""
+        from ddfnet.data.preprocessing import Preprocessing  # needs pydantic, which `import ddfnet` does without
+
+        return Preprocessing(**self.input)
 
     @property
     def file_name(self) -> str:
@@ -106,7 +115,7 @@ def _official(model: str, config: str, top1: float, drive_id: str | None, note: 
         metrics={"top1": top1},
         images=None,
         measured="",
-        preprocessing=Preprocessing(),
+        input={},
         license="MIT for the code they were published with; the weights carry none of their own",
         origin=OFFICIAL,
         status="claimed",
@@ -146,9 +155,7 @@ _ENTRIES = (
         metrics={"top1": 76.65, "top5": 98.79},
         images=10_000,
         measured="AMD EPYC, torch 2.15.0, timm 1.0.31, fp32, 2026-11-22",
-        preprocessing=Preprocessing(
-            size=32, crop_pct=1.0, interpolation="bicubic", mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262)
-        ),
+        input={"size": 32, "crop_pct": 1.0, "mean": (0.491, 0.482, 0.447), "std": (0.247, 0.243, 0.262)},
         note=_SCORED_ONCE + " Fourteen epochs on one CPU core: far from what such a network can reach.",
     ),
     _ours(
@@ -164,9 +171,7 @@ _ENTRIES = (
         metrics={"top1": 98.05, "top5": 100.0},
         images=359,
         measured="AMD EPYC, torch 2.15.0, timm 1.0.31, fp32, 2026-11-22",
-        preprocessing=Preprocessing(
-            size=32, crop_pct=1.0, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
-        ),
+        input={"size": 32, "crop_pct": 1.0, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
         note=_SCORED_ONCE,
     ),
     _official("ddf_mul_resnet50", "configs/ddf_resnet50.yaml", 79.1, "14voC4WqvWbdMUrep3bjVw_S-_LUejtLX", _DRIVE),

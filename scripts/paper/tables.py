@@ -1,10 +1,10 @@
-"""The paper's classification tables as data: each row, what the paper prints for it, and the config that runs it.
-
-Source of every figure: Zhou et al., "Decoupled Dynamic Filter Networks", CVPR 2021, with its supplement, and the README
-of its released code. `scripts/paper/write_docs.py` prints them beside what this code gives; tests compare the two.
-"""
+"""The paper's tables, from tables.yaml: `write_docs.py` prints them beside what this code gives; tests compare both."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddfnet.config.reader import read_yaml
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Row:
     """
 
     label: str
-    config: str | None
+    config: str | None = None
     parameters: str | None = None
     flops: str | None = None
     top1: float | None = None
@@ -31,124 +31,11 @@ class Row:
     note: str | None = None
 
 
-@dataclass(frozen=True)
-class Table:
-    title: str
-    rows: tuple[Row, ...]
-    text: str = ""
+def _rows(values: list[dict[str, Any]]) -> tuple[Row, ...]:
+    return tuple(Row(**row | ({"note": _values["notes"][row["note"]]} if "note" in row else {})) for row in values)
 
 
-_DDF50 = Row("DDF-ResNet50", "ddf_resnet50.yaml", "16.8", "2.3", 79.1)
-_NOT_HERE = (
-    "not implemented: timm and torchvision do not have it, and the printed size depends on details that we could not "
-    "confirm"
-)
-_ATTENTION = "not implemented: timm has no such layer, and relative self-attention is outside this project"
-_RES2NET = (
-    "timm's res2net50_14w_8s has 25.1 M parameters; the printed 25.7 M are those of the 26w-4s variant, so the paper's "
-    "row may mix the two"
-)
-_BAM = "the branches of the attention are added, as we read the BAM paper; its released code multiplies them"
-_WEIGHTNET = "with M = G, one scale per channel: the reading that gives the printed parameters"
-_READING = (
-    "the released code has no DDF-ResNet18. Our reading: a DDF and a pointwise convolution behind it in place of each "
-    "3x3 convolution, sigma 0.5, which gives the printed parameters and FLOPs"
-)
-_WIDER = "our reading of `wider network (as ResNeXt)`: the bottleneck's width doubled, as in ResNeXt50 32x4d"
-_LARGER = (
-    "the weights of the row above, evaluated at 288 pixels with a center crop of 0.95 (our choice: we do not "
-    "know the paper's): `eval.py --checkpoint runs/ddf_resnet50_wide_d/best.pt --input-size 288 --crop-pct 0.95`; the "
-    "config trains and evaluates in one go"
-)
-
-TABLES = (
-    Table(
-        "Table 3: which filters, which normalization, which squeeze ratio",
-        (
-            Row("base ResNet50", "resnet50.yaml", top1=77.2, top5=93.5),
-            Row("spatial filter only", "ablations/spatial_only.yaml", top1=74.4, top5=92.0),
-            Row("channel filter only", "ablations/channel_only.yaml", top1=78.7, top5=94.2),
-            Row("both (DDF)", "ddf_resnet50.yaml", top1=79.1, top5=94.5),
-            Row(
-                "batch normalization instead of filter normalization", "ablations/batch_norm.yaml", top1=76.0, top5=92.0
-            ),
-            Row("sigmoid instead of filter normalization", "ablations/sigmoid.yaml", top1=78.2, top5=93.8),
-            Row("sigma = 0.2", "ddf_resnet50.yaml", "16.8", "2.298", 79.1, 94.5),
-            Row("sigma = 0.3", "ablations/squeeze_0.3.yaml", "18.1", "2.299", 79.0, 94.5),
-            Row("sigma = 0.4", "ablations/squeeze_0.4.yaml", "19.4", "2.300", 79.2, 94.5),
-        ),
-    ),
-    Table(
-        "Table 4: other dynamic filters",
-        (
-            Row("ResNet18", "baselines/resnet18.yaml", "11.7", "1.8", 69.6),
-            Row("Adaptive convolutional kernels, ResNet18", None, "11.1", None, 70.2, note=_NOT_HERE),
-            Row("DyNet, ResNet18", None, "16.6", "0.6", 69.0, note=_NOT_HERE),
-            Row("DDF-ResNet18", "ddf_resnet18.yaml", "7.7", "0.4", 70.6, note=_READING),
-            Row("ResNet50", "resnet50.yaml", "25.6", "4.1", 77.2),
-            Row("DyNet, ResNet50", None, None, "1.1", 76.3, note=_NOT_HERE),
-            Row("CondConv, ResNet50", "baselines/condconv_resnet50.yaml", "104.8", "4.2", 78.6),
-            Row("depthwise CondConv, ResNet50", "baselines/dw_condconv_resnet50.yaml", "14.5", "2.3", 78.3),
-            Row(
-                "depthwise WeightNet, ResNet50",
-                "baselines/dw_weightnet_resnet50.yaml",
-                "14.4",
-                "2.3",
-                78.0,
-                note=_WEIGHTNET,
-            ),
-            _DDF50,
-        ),
-    ),
-    Table(
-        "Table 5: variants of ResNet50 and ResNet101",
-        (
-            Row("ResNet50", "resnet50.yaml", "25.6", "4.1", 76.0, retrained=77.2),
-            Row("SE-ResNet50", "baselines/seresnet50.yaml", "28.1", "4.1", 77.6, retrained=77.8),
-            Row("BAM-ResNet50", "baselines/bam_resnet50.yaml", "25.9", "4.2", 76.0, note=_BAM),
-            Row("CBAM-ResNet50", "baselines/cbam_resnet50.yaml", "28.1", "4.1", 77.3),
-            Row("AA-ResNet50", None, "25.8", "4.2", 77.7, note=_ATTENTION),
-            Row("ResNeXt50 32x4d", "baselines/resnext50_32x4d.yaml", "25.0", "4.3", 77.8, retrained=78.2),
-            Row("Res2Net50 14w-8s", "baselines/res2net50_14w_8s.yaml", "25.7", "4.2", 78.0, note=_RES2NET),
-            _DDF50,
-            Row("ResNet101", "baselines/resnet101.yaml", "44.5", "7.8", 77.6, retrained=78.9),
-            Row("SE-ResNet101", "baselines/seresnet101.yaml", "49.3", "7.8", 78.3, retrained=79.3),
-            Row("BAM-ResNet101", "baselines/bam_resnet101.yaml", "44.9", "7.9", 77.6, note=_BAM),
-            Row("CBAM-ResNet101", "baselines/cbam_resnet101.yaml", "49.3", "7.8", 78.5),
-            Row("AA-ResNet101", None, "45.4", "8.1", 78.7, note=_ATTENTION),
-            Row("ResNeXt101 32x4d", "baselines/resnext101_32x4d.yaml", "44.2", "8.0", 78.8, retrained=79.5),
-            Row("Res2Net101 26w-4s", "baselines/res2net101_26w_4s.yaml", "45.2", "8.1", 79.2),
-            Row("DDF-ResNet101", "ddf_resnet101.yaml", "28.1", "4.1", 80.2),
-        ),
-        "Where the paper prints two accuracies for a baseline, the second is from its authors' own training with the "
-        "DDF recipe.",
-    ),
-    Table(
-        "Table C of the supplement: DDF-ResNet50 with what others use",
-        (
-            Row("DDF-ResNet50", "ddf_resnet50.yaml", top1=79.1),
-            Row("+ wider network", "wider/ddf_resnet50_wide.yaml", top1=79.8, note=_WIDER),
-            Row("+ ResNet-D", "wider/ddf_resnet50_wide_d.yaml", top1=80.5),
-            Row("+ larger inference resolution", "wider/ddf_resnet50_wide_d_288.yaml", top1=81.3, note=_LARGER),
-        ),
-    ),
-    Table(
-        "Released models (README of the official code)",
-        (
-            Row("ddf_mul_resnet50", "ddf_resnet50.yaml", "16.8", None, 79.1),
-            Row("ddf_mul_resnet101", "ddf_resnet101.yaml", "28.1", None, 80.5),
-            Row("ddf_add_resnet50", "ddf_add_resnet50.yaml", "16.8", None, 78.8),
-            Row("ddf_add_resnet101", "ddf_add_resnet101.yaml", "28.1", None, 79.9),
-        ),
-    ),
-    Table(
-        "Not in the paper",
-        (
-            Row("static depthwise 3x3 in place of the DDF", "baselines/dw_resnet50.yaml"),
-            Row("7x7 involution in place of the DDF", "baselines/involution_resnet50.yaml"),
-            Row("DDF of 5x5 taps", "ablations/kernel_5.yaml"),
-            Row("4 spatial filters per pixel (heads)", "ablations/heads_4.yaml"),
-        ),
-        "The same recipe, for the questions the tables above leave open.",
-    ),
-)
+_values, _ = read_yaml(Path(__file__).with_name("tables.yaml"))
+TABLES = {part: _rows(rows) for part, rows in _values["tables"].items()}
+MODERN = _rows(_values["recipes"])
+DETECTION: dict[str, tuple[str, str]] = _values["detection"]

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from ddfnet.inference import export as exporting
-from ddfnet.inference.classifier import Classifier, load_classifier
+from ddfnet.models.classifier import Classifier, load_classifier
 from ddfnet.utils.cli import run
 from ddfnet.utils.errors import UserError
 from ddfnet.zoo.entries import ZOO

@@ -27,7 +27,7 @@ from ddfnet.data.dataset import decode_error, open_rgb
 from ddfnet.data.preprocessing import eval_transform
 from ddfnet.data.sources.folder import list_images
 from ddfnet.evaluation.class_names import known_classes, readable_names
-from ddfnet.inference.classifier import Classifier, load_classifier
+from ddfnet.models.classifier import Classifier, load_classifier
 from ddfnet.utils.cli import EXIT_USER_ERROR, run
 from ddfnet.utils.errors import DataError, UserError
 

@@ -32,7 +32,7 @@ import torch
 import ddfnet
 from ddfnet.checkpoint import read_weights, save_safetensors
 from ddfnet.inference.cards import license_id, published_card
-from ddfnet.inference.classifier import Classifier, build_classifier
+from ddfnet.models.classifier import Classifier, build_classifier
 from ddfnet.models import list_models
 from ddfnet.utils.cli import run
 from ddfnet.utils.errors import UserError

@@ -7,7 +7,7 @@ import torch
 
 import ddfnet
 from ddfnet.checkpoint import Weights, read_weights, save_safetensors
-from ddfnet.inference.classifier import build_classifier
+from ddfnet.models.classifier import build_classifier
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.zoo.download import sha256_of
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import ddfnet
-from ddfnet.inference.classifier import Classifier
+from ddfnet.models.classifier import Classifier
 from ddfnet.ops.ddf.decompose import DECOMPOSITIONS
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.files import write_atomically

@@ -1,15 +1,21 @@
-"""What a task gives to the engine: data, loss, evaluator. It knows nothing of processes, precision or checkpoints."""
+"""What a task gives to the engine: data, loss, evaluator, and an evaluation of its checkpoints."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ddfnet.checkpoint import Weights
 from ddfnet.data.batches import Batch
 from ddfnet.data.sampler import TrainSampler, epoch_order
+from ddfnet.evaluation.report import Report
 from ddfnet.tasks.config import Config
 from ddfnet.tasks.plan import RunPlan
+from ddfnet.utils.errors import UserError
+from ddfnet.zoo.entries import Entry
 
 
 class Evaluator(Protocol):
@@ -22,6 +28,84 @@ class Evaluator(Protocol):
 
     def compute(self, states: Sequence[Any]) -> dict[str, float]:
         """Metrics of the whole set from the states of all processes; `n` is the number of images counted."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How to evaluate a checkpoint, as `eval.py` is told; the task says which of them it does not take.
+
+    Attributes:
+        data: where the images are; None: where the training run had them.
+        sets: several sets by name (`ddfnet.evaluation.image_sets`), or None.
+        tta: average the softmax over each image and its mirror image; wrong for digits, letters.
+        model: model name, for a file that does not say it.
+        batch_size: images per process; None: the task's choice.
+        workers: DataLoader workers per rank, or `auto`.
+        precision: `fp32`, `bf16` or `fp16` autocast; `auto`: that of training, so that the figures are those that
+            training printed (fp32 where the file does not say).
+        input_size, crop_pct, interpolation: instead of the checkpoint's preprocessing.
+    """
+
+    data: str | Path | None = None
+    sets: str | None = None
+    tta: bool = False
+    model: str | None = None
+    batch_size: int | None = None
+    workers: int | str = "auto"
+    precision: str = "auto"
+    input_size: int | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers != "auto" and not str(self.workers).isdecimal():
+            raise UserError(f"--workers must be a number of processes or auto, got {self.workers!r}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Images to evaluate.
+
+    Attributes:
+        name: "" of the one set of an evaluation; a folder of the report is called so where there are several.
+        data: where the images are.
+        size: number of images.
+        batches: rank, world_size, device -> this process's batches.
+        evaluator: device -> a fresh evaluator.
+        report: evaluator, after `compute`, and the attributes of `Report` -> the report of this set.
+    """
+
+    name: str
+    data: str
+    size: int
+    batches: Callable[..., Iterable[Batch]]
+    evaluator: Callable[[torch.device], Evaluator]
+    report: Callable[..., Report] = lambda evaluator, **about: Report(**about)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A checkpoint, ready to be evaluated.
+
+    Attributes:
+        network: with the weights of the checkpoint, on the CPU.
+        model: what it is called.
+        precision: `fp32`, `bf16` or `fp16`.
+        batch_size: images per process.
+        channels_last: memory format of the network.
+        facts: what the report says besides, as plain values.
+        sets: one without a name, or several.
+    """
+
+    network: nn.Module
+    model: str
+    precision: str
+    batch_size: int
+    channels_last: bool
+    facts: dict[str, Any]
+    sets: list[EvaluationSet]
 
 
 class Task(Protocol):
@@ -57,6 +141,14 @@ class Task(Protocol):
 
     def sample_names(self, plan: RunPlan, step: int) -> list[str]:
         """The samples of one optimizer step, for a report on what went wrong in it."""
+
+    @classmethod
+    def evaluation(cls, path: Path, weights: Weights, entry: Entry | None, options: EvaluationOptions) -> Evaluation:
+        """A checkpoint of this task: its file, what `read_weights` found in it, and its entry in the zoo, if any.
+
+        Raises:
+            UserError: checkpoint, data or options cannot be used.
+        """
 
 
 def train_sampler(

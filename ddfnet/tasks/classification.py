@@ -20,6 +20,7 @@ from ddfnet.data.sources.folder import index_folder
 from ddfnet.evaluation.metrics import ClassificationEvaluator
 from ddfnet.models import create_model
 from ddfnet.tasks.base import Batch, step_indices, train_sampler
+from ddfnet.tasks.classification_evaluation import classification_evaluation
 from ddfnet.tasks.config import Config, DataSection, ModelSection
 from ddfnet.tasks.plan import RunPlan
 from ddfnet.utils.errors import ConfigError, DataError
@@ -129,6 +130,7 @@ class ClassificationTask:
 
     config_class = ClassificationConfig
     best_metric, lower_is_better, fixed_input_size = "top1", False, True
+    evaluation = staticmethod(classification_evaluation)
 
     def __init__(self, config: ClassificationConfig) -> None:
         self.config = config

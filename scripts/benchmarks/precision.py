@@ -33,7 +33,7 @@ from ddfnet.data.loader import eval_batches
 from ddfnet.data.preprocessing import eval_transform
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.inference import export as exporting
-from ddfnet.inference.classifier import Classifier, load_classifier
+from ddfnet.models.classifier import Classifier, load_classifier
 from ddfnet.utils.cli import run
 from ddfnet.utils.errors import DataError, UserError
 from ddfnet.utils.files import write_atomically

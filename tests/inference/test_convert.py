@@ -9,7 +9,7 @@ import torch
 import ddfnet
 from ddfnet.checkpoint import read_weights, save_checkpoint
 from ddfnet.data.preprocessing import Preprocessing
-from ddfnet.inference.classifier import build_classifier
+from ddfnet.models.classifier import build_classifier
 from ddfnet.inference.convert import check_weights, convert
 from ddfnet.utils.errors import CheckpointError, UserError
 

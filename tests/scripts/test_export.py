@@ -17,7 +17,7 @@ from ddfnet.checkpoint import save_safetensors
 from ddfnet.data.preprocessing import Preprocessing, eval_transform
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.inference import export as exporting
-from ddfnet.inference.classifier import load_classifier
+from ddfnet.models.classifier import load_classifier
 from ddfnet.ops.ddf import ddf_reference, ddf_up_reference
 from ddfnet.ops.ddf.decompose import plain_ddf
 from ddfnet.utils.errors import UserError

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import ddfnet
-from ddfnet.inference.classifier import load_classifier
+from ddfnet.models.classifier import load_classifier
 from ddfnet.utils.errors import DataError, UserError
 from scripts import predict
 from tests.conftest import launch

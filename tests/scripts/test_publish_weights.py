@@ -14,7 +14,7 @@ import ddfnet
 from ddfnet.checkpoint import read_weights, save_checkpoint, save_safetensors
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
-from ddfnet.inference.classifier import load_classifier
+from ddfnet.models.classifier import load_classifier
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.zoo import download
 from scripts import publish_weights

@@ -24,6 +24,7 @@ from ddfnet.tasks.depth.metrics import DepthEvaluator, Record
 from ddfnet.tasks.depth.network import DDFUpNet, depth_range, sampling_phase
 from ddfnet.tasks.depth.pairs import DepthPairs, FolderPairs, NYUPairs
 from ddfnet.tasks.plan import RunPlan
+from ddfnet.tasks.stored_evaluation import stored_evaluation
 from ddfnet.utils.errors import ConfigError
 
 
@@ -39,6 +40,7 @@ class DepthTask:
 
     config_class = DepthConfig
     best_metric, lower_is_better, fixed_input_size = "rmse", True, True
+    evaluation = classmethod(stored_evaluation)
 
     def __init__(self, config: DepthConfig) -> None:
         self.config = config

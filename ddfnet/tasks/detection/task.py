@@ -21,6 +21,7 @@ from ddfnet.tasks.detection.data import detection_eval_batches, detection_train_
 from ddfnet.tasks.detection.metrics import DetectionEvaluator
 from ddfnet.tasks.detection.network import create_backbone, create_detector
 from ddfnet.tasks.plan import RunPlan
+from ddfnet.tasks.stored_evaluation import stored_evaluation
 from ddfnet.utils.errors import CheckpointError, ConfigError, DataError, UserError
 from ddfnet.zoo.download import locate
 
@@ -40,6 +41,7 @@ class DetectionTask:
 
     config_class = DetectionConfig
     best_metric, lower_is_better, fixed_input_size = "map", False, False
+    evaluation = classmethod(stored_evaluation)
 
     def __init__(self, config: DetectionConfig) -> None:
         if importlib.util.find_spec("pycocotools") is None:

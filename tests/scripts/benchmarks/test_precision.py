@@ -10,7 +10,7 @@ import torch
 import ddfnet
 from ddfnet.checkpoint import save_safetensors
 from ddfnet.data.preprocessing import Preprocessing
-from ddfnet.inference.classifier import load_classifier
+from ddfnet.models.classifier import load_classifier
 from ddfnet.utils.errors import DataError, UserError
 from scripts.benchmarks import precision as parity
 from tests.conftest import CLASSES, ROOT

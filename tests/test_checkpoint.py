@@ -145,7 +145,7 @@ def test_official_checkpoint_formats(tmp_path):
     torch.save(source.state_dict(), path)
     load_weights(target, read_weights(path), source=path, name=NAME)
     assert torch.equal(target.fc.weight, source.fc.weight)
-    with pytest.raises(CheckpointError, match="no moving average"):
+    with pytest.raises(CheckpointError, match="no EMA weights"):
         read_weights(path, prefer="ema")
 
 

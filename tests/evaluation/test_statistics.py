@@ -99,7 +99,7 @@ def test_only_the_columns_compete(case):
     assert predictions.confidence.tolist() == pytest.approx(part.softmax(1).max(1).values.tolist())
 
 
-def test_every_accepted_label_is_right(case):
+def test_every_accepted_label_is_correct(case):
     logits, target = case
     best = logits[:13].argsort(1, descending=True)
     accepted = torch.full((13, 2), -1)
@@ -107,7 +107,7 @@ def test_every_accepted_label_is_right(case):
     accepted[4:, 1] = best[4:, 3]  # fourth
     accepted[9:, 1] = best[9:, 0]  # first
     metrics, predictions = evaluated(logits, target, accepted=accepted)
-    assert (predictions.right.sum(), predictions.right5.sum()) == (4, 9)
+    assert (predictions.correct.sum(), predictions.correct5.sum()) == (4, 9)
     assert metrics["top1"] == pytest.approx(400 / 13)
     assert metrics["top5"] == pytest.approx(900 / 13)
 
@@ -153,10 +153,17 @@ IMAGES = rows([0, 0, 0, 2, 2, 2, 2, 4], [0, 2, 2, 2, 0, 1, 1, 4], [0.9, 0.5, 0.7
 def test_confusions_and_classes_by_hand():
     assert confusions(IMAGES) == [Confusion(0, 2, 2), Confusion(2, 1, 2), Confusion(2, 0, 1)]
     first, second, third = class_rows(IMAGES)
-    assert (first.label, first.n, first.top1, first.top5, first.taken_for, first.taken_for_count) == (0, 3, 1, 1, 2, 2)
+    assert (first.label, first.n, first.top1, first.top5, first.predicted_as, first.predicted_as_count) == (
+        0,
+        3,
+        1,
+        1,
+        2,
+        2,
+    )
     assert first.confidence == pytest.approx(0.7)
-    assert (second.label, second.n, second.top1, second.taken_for, second.taken_for_count) == (2, 4, 1, 1, 2)
-    assert (third.label, third.n, third.top1, third.taken_for, third.taken_for_count) == (4, 1, 1, None, 0)
+    assert (second.label, second.n, second.top1, second.predicted_as, second.predicted_as_count) == (2, 4, 1, 1, 2)
+    assert (third.label, third.n, third.top1, third.predicted_as, third.predicted_as_count) == (4, 1, 1, None, 0)
     assert worst_mistakes(IMAGES, 3) == [4, 2, 6]
     assert worst_mistakes(rows([1], [1], [0.5]), 3) == []
 

@@ -9,8 +9,8 @@ import torch
 import ddfnet
 from ddfnet.checkpoint import read_weights, save_checkpoint
 from ddfnet.data.preprocessing import Preprocessing
-from ddfnet.models.classifier import build_classifier
 from ddfnet.inference.convert import check_weights, convert
+from ddfnet.models.classifier import build_classifier
 from ddfnet.utils.errors import CheckpointError, UserError
 
 NAME = "ddf_mul_resnet14_32px"
@@ -60,8 +60,8 @@ def test_the_converted_file_evaluates_as_the_source(tmp_path, image_tree):
     source = save_official(tmp_path / "o.pth.tar", state())
     done = convert(source, tmp_path / "w.safetensors", model=NAME)
     options = {"data": image_tree, "workers": 0, "device": "cpu"}
-    before = evaluate_checkpoint(source, model=NAME, **options)
-    after = evaluate_checkpoint(done.target, **options)
+    before = evaluate_checkpoint(source, model=NAME, **options).to_dict()
+    after = evaluate_checkpoint(done.target, **options).to_dict()
     for key in ("top1", "loss", "n", "preprocessing", "precision", "parameters"):
         assert before[key] == after[key]
 

@@ -155,8 +155,8 @@ def test_eval_reads_the_published_file(tmp_path, image_tree):
     checkpoint = run_weights(tmp_path / "best.pt", **OPTIONS)
     folder = publish(str(checkpoint), tmp_path / "out")
     options = {"data": image_tree, "workers": 0, "device": "cpu", "output": tmp_path / "report"}
-    before = evaluate_checkpoint(checkpoint, **options)
-    after = evaluate_checkpoint(folder / "model.safetensors", **options)
+    before = evaluate_checkpoint(checkpoint, **options).to_dict()
+    after = evaluate_checkpoint(folder / "model.safetensors", **options).to_dict()
     for key in ("top1", "loss", "n", "preprocessing", "precision"):
         assert before[key] == after[key]
 

@@ -80,17 +80,11 @@ def _unsafe(path: Path, reason: str) -> str:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a model as read from a file, with what the file says of them.
+    """The weights of a model as read from a file, with what the file says of them."""
 
-    Attributes:
-        state_dict: parameters and buffers under the keys of the raw model.
-        meta: model name, classes and preprocessing (`ClassificationTask.meta`); None where the file has none.
-        kind: which weights these are: `ema`, `model` or `state_dict`.
-    """
-
-    state_dict: dict[str, Tensor]
-    meta: dict[str, Any] | None
-    kind: str
+    state_dict: dict[str, Tensor]  # parameters and buffers under the keys of the raw model
+    meta: dict[str, Any] | None  # of the task (`Task.meta`); None where the file has none
+    kind: str  # `ema`, `model` or `state_dict`
 
 
 def read_weights(path: str | Path, *, prefer: str = "auto") -> Weights:

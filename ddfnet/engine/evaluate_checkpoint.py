@@ -1,6 +1,5 @@
 """Evaluation of a checkpoint on its own, whatever its task: what `eval.py` does."""
 
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -139,11 +138,7 @@ def _print(distributed: Distributed, text: str) -> None:
 
 def _check_writable(folder: Path) -> None:
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    reason = "" if existing.is_dir() and os.access(existing, os.W_OK) else "not a folder that can be written"
     try:
-        if not reason:
-            tempfile.TemporaryFile(dir=existing).close()  # some disks refuse whatever the rights say
+        tempfile.TemporaryFile(dir=existing).close()  # some disks refuse whatever the rights say
     except OSError as error:
-        reason = error.strerror
-    if reason:
-        raise UserError(f"cannot write a report into {folder} ({reason}): give --output FOLDER")
+        raise UserError(f"cannot write a report into {folder} ({error.strerror}): give --output FOLDER") from None

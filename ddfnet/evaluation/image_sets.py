@@ -20,11 +20,11 @@ _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")  # in ImageNet's own file names:
 
 @dataclass(frozen=True)
 class _Known:
-    """A published set: its title, where to get it, and its folders, of which the first that exists is taken."""
+    """A published set."""
 
     title: str
     source: str
-    folders: tuple[str, ...]
+    folders: tuple[str, ...]  # the first that exists is taken
 
 
 KNOWN = {
@@ -45,34 +45,20 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images to evaluate, and how to judge the predictions.
+    """Images to evaluate, and how to judge the predictions."""
 
-    Attributes:
-        name: short name, that of the report's sub-folder.
-        index: the images with their labels.
-        classes: names in label order.
-        columns: outputs of the network that are scored, in label order; None: all of them.
-        accepted: labels that count as correct, (N, most) int64 filled up with -1; None: that of the class folder alone.
-        note: what a reader of the figures has to know.
-    """
-
-    name: str
+    name: str  # that of the report's sub-folder
     index: FolderIndex
-    classes: list[str]
-    columns: list[int] | None = None
-    accepted: Tensor | None = None
-    note: str = ""
+    classes: list[str]  # in label order
+    columns: list[int] | None = None  # outputs of the network that are scored, in label order; None: all of them
+    accepted: Tensor | None = None  # correct labels, (N, most) int64 filled up with -1; None: the class folder's alone
+    note: str = ""  # what a reader of the figures has to know
 
 
 def find_sets(wanted: str, data: str | Path | None) -> dict[str, Path]:
-    """The folders of `val,real,v2=/other/folder`.
+    """Name to existing folder of `val,real,v2=/other/folder`: sets of `KNOWN` in `data`, or NAME=FOLDER.
 
-    Args:
-        wanted: names of `KNOWN`, or NAME=FOLDER for another folder or a set of one's own, comma-separated.
-        data: folder that holds those without a folder of their own.
-
-    Returns:
-        Name to existing folder; that of `real` is the folder that holds `val/` and the labels.
+    The folder of `real` holds `val/` and the labels.
 
     Raises:
         UserError: an unknown or repeated name, or a `data` that no set is looked for in.
@@ -104,13 +90,9 @@ def find_sets(wanted: str, data: str | Path | None) -> dict[str, Path]:
 
 
 def load_set(name: str, folder: Path, classes: Sequence[str], *, outputs: int | None = None) -> ImageSet:
-    """A set, ready to be evaluated.
+    """A set of `find_sets` for a network with these classes, in the order of its outputs.
 
-    Args:
-        name, folder: see `find_sets`.
-        classes: class names of the network, in the order of its outputs.
-        outputs: how many it has, if more than class names: the others compete, and are wrong, but not in `a`, `r` and
-            sets of one's own.
+    Of more `outputs` than classes the others compete, and are wrong, but not in `a`, `r` and sets of one's own.
 
     Raises:
         DataError: the class folders or the labels do not fit these classes.

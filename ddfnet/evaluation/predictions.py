@@ -13,21 +13,13 @@ from ddfnet.evaluation.metrics import score
 
 @dataclass(frozen=True)
 class Predictions:
-    """One row per image, in the order of the index; all on the CPU.
+    """One row per image, in the order of the index; all on the CPU."""
 
-    Attributes:
-        target: label (N,), int64.
-        top: labels of the five highest logits, best first (N, 5), int64; fewer columns where there are fewer classes.
-        confidence: softmax probability of `top[:, 0]` (N,), float64.
-        loss: cross-entropy (N,), float64.
-        hits: whether `top` is an accepted label (N, 5), bool.
-    """
-
-    target: Tensor
-    top: Tensor
-    confidence: Tensor
-    loss: Tensor
-    hits: Tensor
+    target: Tensor  # label (N,), int64
+    top: Tensor  # labels of the five highest logits, best first (N, 5), int64; fewer columns for fewer classes
+    confidence: Tensor  # softmax probability of `top[:, 0]` (N,), float64
+    loss: Tensor  # cross-entropy (N,), float64
+    hits: Tensor  # whether `top` is an accepted label (N, 5), bool
 
     def __len__(self) -> int:
         return len(self.target)

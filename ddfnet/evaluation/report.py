@@ -69,21 +69,13 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The results on one set of images.
-
-    Attributes:
-        settings: how they were made.
-        data: where the images are.
-        metrics: of the task's evaluator; `n` is the number of images.
-        images_per_second: over all processes, reading included.
-        files: names in the report folder; none before it is written.
-    """
+    """The results on one set of images."""
 
     settings: Settings
-    data: str
-    metrics: dict[str, float]
-    images_per_second: float
-    files: tuple[str, ...] = ()
+    data: str  # where the images are
+    metrics: dict[str, float]  # of the task's evaluator; `n` is the number of images
+    images_per_second: float  # over all processes, reading included
+    files: tuple[str, ...] = ()  # in the report folder; none before it is written
 
     @cached_property
     def results(self) -> dict[str, Any]:
@@ -111,16 +103,11 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionReport(Report):
-    """The results on one set, image by image.
-
-    Attributes:
-        images, predictions: what was evaluated, and a row for each image.
-        classes: names of the scored outputs; a network may have more of them than the data has classes.
-    """
+    """The results on one set, image by image."""
 
     images: ImageSet
     predictions: Predictions
-    classes: list[str]
+    classes: list[str]  # names of the scored outputs, which may be more than the classes of the data
 
     @cached_property
     def names(self) -> list[str]:

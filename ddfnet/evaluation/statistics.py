@@ -14,23 +14,14 @@ BINS = 15
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class.
-
-    Attributes:
-        label: its label.
-        n: its images.
-        top1, top5: how many of them are correct.
-        confidence: mean over its images.
-        predicted_as: the most frequent wrong prediction; None where all are correct.
-        predicted_as_count: how often.
-    """
+    """One class: counts over its `n` images."""
 
     label: int
     n: int
     top1: int
     top5: int
-    confidence: float
-    predicted_as: int | None
+    confidence: float  # mean
+    predicted_as: int | None  # the most frequent wrong prediction; None where all are correct
     predicted_as_count: int
 
 
@@ -45,18 +36,12 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Confidence against accuracy in bins of equal width.
+    """Confidence against accuracy in bins of equal width; means in [0, 1], NaN in an empty bin."""
 
-    Attributes:
-        counts: images in each bin.
-        accuracy, confidence: means in each bin, in [0, 1]; NaN in an empty bin.
-        ece: expected calibration error in percent: the mean of |accuracy - confidence|, bins weighted by their images.
-    """
-
-    counts: list[int]
+    counts: list[int]  # images in each bin
     accuracy: list[float]
     confidence: list[float]
-    ece: float
+    ece: float  # expected calibration error in percent: mean |accuracy - confidence|, bins weighted by their images
 
 
 def confusions(predictions: Predictions) -> list[Confusion]:

@@ -19,25 +19,15 @@ from ddfnet.zoo.entries import Entry
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network with its weights, and what has to be known to use it.
+    """A network with its weights, and what has to be known to use it."""
 
-    Attributes:
-        network: in evaluation mode, float32, on the CPU.
-        name: model name, for `ddfnet.create_model`.
-        kwargs: further arguments of the model.
-        classes: class names in label order; None where the file does not say them.
-        preprocessing: of the images.
-        precision: of training: `fp32`, `bf16` or `fp16`; fp32 where the file does not say it.
-        weights: which weights of the file these are: `ema`, `model` or `state_dict`.
-    """
-
-    network: nn.Module
-    name: str
-    kwargs: dict[str, Any]
-    classes: list[str] | None
+    network: nn.Module  # in evaluation mode, float32, on the CPU
+    name: str  # for `ddfnet.create_model`
+    kwargs: dict[str, Any]  # further arguments of the model
+    classes: list[str] | None  # in label order; None where the file does not say them
     preprocessing: Preprocessing
-    precision: str
-    weights: str
+    precision: str  # of training: fp32, bf16 or fp16; fp32 where the file does not say it
+    weights: str  # which of the file: `ema`, `model` or `state_dict`
 
     @property
     def parameters(self) -> int:

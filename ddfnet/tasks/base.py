@@ -32,28 +32,16 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How to evaluate a checkpoint, as `eval.py` is told; the task says which of them it does not take.
+    """How to evaluate a checkpoint, as `eval.py` is told; a task refuses what it has no use for."""
 
-    Attributes:
-        data: where the images are; None: where the training run had them.
-        sets: several sets by name (`ddfnet.evaluation.image_sets`), or None.
-        tta: average the softmax over each image and its mirror image; wrong for digits, letters.
-        model: model name, for a file that does not say it.
-        batch_size: images per process; None: the task's choice.
-        workers: DataLoader workers per rank, or `auto`.
-        precision: `fp32`, `bf16` or `fp16` autocast; `auto`: that of training, so that the figures are those that
-            training printed (fp32 where the file does not say).
-        input_size, crop_pct, interpolation: instead of the checkpoint's preprocessing.
-    """
-
-    data: str | Path | None = None
-    sets: str | None = None
-    tta: bool = False
-    model: str | None = None
-    batch_size: int | None = None
-    workers: int | str = "auto"
-    precision: str = "auto"
-    input_size: int | None = None
+    data: str | Path | None = None  # where the images are; None: where the training run had them
+    sets: str | None = None  # several sets by name, see `ddfnet.evaluation.image_sets`
+    tta: bool = False  # average the softmax over each image and its mirror image; wrong for digits, letters
+    model: str | None = None  # model name, for a file that does not say it
+    batch_size: int | None = None  # images per process; None: the task's choice
+    workers: int | str = "auto"  # DataLoader workers per rank
+    precision: str = "auto"  # fp32, bf16, fp16; auto: that of training, to give the figures that training printed
+    input_size: int | None = None  # this one and the next two: instead of the checkpoint's preprocessing
     crop_pct: float | None = None
     interpolation: str | None = None
 
@@ -66,45 +54,26 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Images to evaluate.
+    """Images to evaluate, with the evaluator and the report that belong to them."""
 
-    Attributes:
-        name: "" of the one set of an evaluation; a folder of the report is called so where there are several.
-        data: where the images are.
-        size: number of images.
-        batches: rank, world_size, device -> this process's batches.
-        evaluator: device -> a fresh evaluator.
-        report: evaluator, after `compute`, and the attributes of `Report` -> the report of this set.
-    """
-
-    name: str
-    data: str
-    size: int
-    batches: Callable[..., Iterable[Batch]]
+    name: str  # "" of the only set of an evaluation; where there are several, that of a folder of the report
+    data: str  # where the images are
+    size: int  # number of images
+    batches: Callable[..., Iterable[Batch]]  # of rank, world_size and device: the batches of that process
     evaluator: Callable[[torch.device], Evaluator]
-    report: Callable[..., Report] = lambda evaluator, **about: Report(**about)
+    report: Callable[..., Report] = lambda evaluator, **about: Report(**about)  # of the evaluator after `compute`
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A checkpoint, ready to be evaluated.
+    """A checkpoint, ready to be evaluated."""
 
-    Attributes:
-        network: with the weights of the checkpoint, on the CPU.
-        model: what it is called.
-        precision: `fp32`, `bf16` or `fp16`.
-        batch_size: images per process.
-        channels_last: memory format of the network.
-        facts: what the report says besides, as plain values.
-        sets: one without a name, or several.
-    """
-
-    network: nn.Module
+    network: nn.Module  # on the CPU
     model: str
-    precision: str
-    batch_size: int
+    precision: str  # fp32, bf16 or fp16
+    batch_size: int  # images per process
     channels_last: bool
-    facts: dict[str, Any]
+    facts: dict[str, Any]  # what the report says besides, as plain values
     sets: list[EvaluationSet]
 
 

@@ -132,10 +132,10 @@ def test_paths_and_models_that_cannot_be_used(tmp_path):
     convert(source, target, model=NAME)
     with pytest.raises(UserError, match="exists: delete it"):
         convert(source, target, model=NAME)
-    with pytest.raises(UserError, match="one of ours"):
+    with pytest.raises(UserError, match="one of this package"):
         convert(target, tmp_path / "again.safetensors", model=NAME)
     save_checkpoint(tmp_path / "best.pt", {"model": state(), "meta": {"task": "classification"}})
-    with pytest.raises(UserError, match="one of ours"):
+    with pytest.raises(UserError, match="one of this package"):
         convert(tmp_path / "best.pt", tmp_path / "again.safetensors", model=NAME)
 
 

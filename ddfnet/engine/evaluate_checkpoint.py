@@ -15,7 +15,7 @@ from ddfnet.engine.precision import autocast
 from ddfnet.evaluation.figures import NO_FIGURES, figures_available
 from ddfnet.evaluation.report import Report, SetsReport, Settings, sets_header
 from ddfnet.tasks import task_class, task_names
-from ddfnet.tasks.base import Evaluation, EvaluationOptions, EvaluationSet
+from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.utils.text import printable, wrap
 from ddfnet.zoo.download import locate

@@ -16,7 +16,8 @@ from ddfnet.evaluation.predictions import Predictions
 from ddfnet.evaluation.statistics import BINS, ClassRow, calibration, class_rows, confusions, per_class_csv
 from ddfnet.utils.environment import environment
 from ddfnet.utils.files import write_atomically, write_json, write_text
-from ddfnet.utils.text import markdown_table, wrap
+from ddfnet.utils.markdown import table
+from ddfnet.utils.text import wrap
 
 TEXTS = ("report.json", "report.md", "per_class.csv")
 FIGURES = {
@@ -213,7 +214,7 @@ def report_page(report: PredictionReport, rows: Sequence[ClassRow]) -> str:
         ("expected calibration error", f"{result['ece']:.2f} % ({BINS} bins)"),
         ("loss (cross-entropy)", _loss(result)),
     ]
-    parts = [f"# {settings.model} on {where}", markdown_table(("", "result"), figures), result["note"]]
+    parts = [f"# {settings.model} on {where}", table(("", "result"), figures), result["note"]]
     if settings.facts["tta"]:
         parts.append(
             "With test-time augmentation (`--tta`): softmax averaged over each image and its mirror image. Not to be "
@@ -225,20 +226,20 @@ def report_page(report: PredictionReport, rows: Sequence[ClassRow]) -> str:
         for row in sorted(rows, key=lambda row: (row.top1 / row.n, row.label))[:_MOST]
     ]  # fmt: skip
     columns = ("class", "top-1", "correct", "mean confidence", "most often predicted as")
-    parts += [f"## The {len(weakest)} weakest of {len(rows)} classes", markdown_table(columns, weakest)]
+    parts += [f"## The {len(weakest)} weakest of {len(rows)} classes", table(columns, weakest)]
     confused = [
         (names[pair.target], names[pair.predicted], str(pair.count), f"{100 * pair.count / counts[pair.target]:.1f} %")
         for pair in pairs[:_MOST]
     ]
-    table = markdown_table(("true class", "predicted as", "images", "of its class"), confused)
-    parts += ["## Most frequent confusions", table if pairs else "None: every prediction is correct."]
+    confusion_table = table(("true class", "predicted as", "images", "of its class"), confused)
+    parts += ["## Most frequent confusions", confusion_table if pairs else "None: every prediction is correct."]
     if len(pairs) > _MOST:
         shown, total = (sum(pair.count for pair in some) for some in (pairs[:_MOST], pairs))
         parts.append(f"{shown} of {total} mistakes; {len(pairs)} pairs of classes in all.")
     parts += [f"## {title}\n\n![{title}]({name})" for name, title in FIGURES.items() if name in report.files]
     parts += ["## How it was measured", _settings_table(report)]
     others = ", ".join(f"[{name}]({name})" for name in report.files if name not in ("report.md", *FIGURES))
-    return "\n\n".join(filter(None, [*parts, f"All figures: {others}."])) + "\n"
+    return "\n\n".join(part.strip() for part in [*parts, f"All figures: {others}."] if part) + "\n"
 
 
 def sets_page(summary: SetsReport) -> str:
@@ -253,12 +254,12 @@ def sets_page(summary: SetsReport) -> str:
     columns = ("set", "images", "classes", "top-1", "top-5", f"ECE ({BINS} bins)", "loss")
     parts = [
         f"# {settings.model} on {len(results)} sets",
-        markdown_table(columns, rows),
+        table(columns, rows),
         *(f"{name}: {result['note']}" for name, result in results.items() if result["note"]),
         f"{'; '.join(settings.lines)}. Checkpoint `{settings.checkpoint}`.",
         f"`{settings.command}`, {settings.date[:10]}. Machine and versions: [sets.json](sets.json).",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(map(str.strip, parts)) + "\n"
 
 
 def _loss(result: dict[str, Any]) -> str:
@@ -285,4 +286,4 @@ def _settings_table(report: PredictionReport) -> str:
         ("versions", f"Python {machine['python']}, {versions}"),
         ("git commit", machine["git"] or "not a checkout"),
     ]
-    return markdown_table(("", "value"), rows)
+    return table(("", "value"), rows)

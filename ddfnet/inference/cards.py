@@ -10,7 +10,7 @@ import yaml
 
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.models.classifier import Classifier
-from ddfnet.utils.text import markdown_table
+from ddfnet.utils.markdown import table
 from ddfnet.zoo.download import GOOGLE_DRIVE
 from ddfnet.zoo.entries import Entry
 
@@ -56,7 +56,7 @@ def zoo_card(entry: Entry, *, parameters: int, log: Log = ()) -> str:
         f"## File\n\n`{entry.file_name}`, {size}, sha256 {sha256}.",
         "This page is made by `python scripts/dev/write_model_zoo.py` from `ddfnet/zoo/entries.py`.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(map(str.strip, parts)) + "\n"
 
 
 def published_card(
@@ -103,7 +103,7 @@ def published_card(
         f"## Use\n\n{_python(location)}",
         *about,
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(map(str.strip, parts)) + "\n"
 
 
 def license_id(license: str | None) -> str:
@@ -128,7 +128,7 @@ def preprocessing_table(how: Preprocessing) -> str:
         ("mean", ", ".join(f"{value:g}" for value in how.mean)),
         ("std", ", ".join(f"{value:g}" for value in how.std)),
     ]
-    return f"## Preprocessing\n\n{markdown_table(('step', 'value'), rows)}"
+    return f"## Preprocessing\n\n{table(('step', 'value'), rows)}"
 
 
 def correct(percent: float, images: int) -> int:
@@ -165,11 +165,11 @@ def _figures(entry: Entry) -> str:
         count = f" ({correct(value, entry.images)} of {entry.images})" if entry.images else ""
         whose = "measured" if measured else "the authors', not measured here"
         rows.append((_METRICS.get(key, key), f"{value:g} %{count}", whose))
-    table = markdown_table(("metric", "value", "whose"), rows)
+    figures = table(("metric", "value", "whose"), rows)
     if not measured:
-        return table
+        return figures
     on = f"{entry.images} held-out images, " if entry.images else ""
-    return f"{table}\n\nMeasured with `eval.py`, images prepared as below: {on}{entry.measured}."
+    return f"{figures}\nMeasured with `eval.py`, images prepared as below: {on}{entry.measured}."
 
 
 def _recipe(entry: Entry) -> str:
@@ -192,7 +192,7 @@ def _history(log: Log) -> list[str]:
         rows.append((str(epoch), f"{row['loss']:.4f}", f"{row['lr']:.2g}", *scores))
     columns = ("epoch", "training loss", "learning rate", "held-out loss", "held-out top-1")
     title = f"The last epochs of {max(ends)} (training loss: the last record of the epoch):"
-    return [title, markdown_table(columns, rows)]
+    return [title, table(columns, rows)]
 
 
 def _limits(entry: Entry) -> str:

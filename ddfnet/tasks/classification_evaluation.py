@@ -15,7 +15,7 @@ from ddfnet.evaluation.image_sets import ImageSet, find_sets, load_set
 from ddfnet.evaluation.predictions import PredictionEvaluator
 from ddfnet.evaluation.report import PredictionReport
 from ddfnet.models.classifier import Classifier, build_classifier
-from ddfnet.tasks.base import Evaluation, EvaluationOptions, EvaluationSet
+from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
 from ddfnet.utils.errors import DataError, UserError
 from ddfnet.zoo.entries import Entry
 

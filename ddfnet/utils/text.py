@@ -1,7 +1,6 @@
-"""Text for consoles of 80 columns and for Markdown pages."""
+"""Text for consoles of 80 columns."""
 
 import textwrap
-from collections.abc import Iterable, Sequence
 
 WIDTH = 79
 
@@ -18,9 +17,3 @@ def wrap(text: str, *, first: str = "", indent: str = "") -> str:
 def printable(text: str) -> str:
     """Text of file names with what cannot be encoded, the surrogates of bytes that are no UTF-8, spelled out."""
     return text.encode(errors="backslashreplace").decode()
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table without a line feed at its end; bars in the cells are escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

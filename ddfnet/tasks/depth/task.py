@@ -23,8 +23,8 @@ from ddfnet.tasks.depth.data import (
 from ddfnet.tasks.depth.metrics import DepthEvaluator, Record
 from ddfnet.tasks.depth.network import DDFUpNet, depth_range, sampling_phase
 from ddfnet.tasks.depth.pairs import DepthPairs, FolderPairs, NYUPairs
+from ddfnet.tasks.evaluation import stored_evaluation
 from ddfnet.tasks.plan import RunPlan
-from ddfnet.tasks.stored_evaluation import stored_evaluation
 from ddfnet.utils.errors import ConfigError
 
 

@@ -20,8 +20,8 @@ from ddfnet.tasks.detection.config import DetectionConfig
 from ddfnet.tasks.detection.data import detection_eval_batches, detection_train_batches
 from ddfnet.tasks.detection.metrics import DetectionEvaluator
 from ddfnet.tasks.detection.network import create_backbone, create_detector
+from ddfnet.tasks.evaluation import stored_evaluation
 from ddfnet.tasks.plan import RunPlan
-from ddfnet.tasks.stored_evaluation import stored_evaluation
 from ddfnet.utils.errors import CheckpointError, ConfigError, DataError, UserError
 from ddfnet.zoo.download import locate
 

@@ -1,11 +1,17 @@
-"""Evaluation of a checkpoint whose stored configuration rebuilds its task: data, network and evaluator."""
+"""Evaluation of a checkpoint: what a task makes of it, and the way of tasks whose configuration is stored in it."""
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from ddfnet.checkpoint import Weights, load_weights, read_checkpoint
 from ddfnet.config import check
-from ddfnet.tasks.base import Evaluation, EvaluationOptions, EvaluationSet, Task
+from ddfnet.data.batches import Batch
+from ddfnet.evaluation.report import Report
 from ddfnet.tasks.config import Config
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.zoo.entries import Entry
@@ -14,8 +20,55 @@ from ddfnet.zoo.entries import Entry
 _STARTS = {"init_checkpoint": None, "backbone_checkpoint": None, "backbone_pretrained": False}
 
 
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How to evaluate a checkpoint, as `eval.py` is told; a task refuses what it has no use for."""
+
+    data: str | Path | None = None  # where the images are; None: where the training run had them
+    sets: str | None = None  # several sets by name, see `ddfnet.evaluation.image_sets`
+    tta: bool = False  # average the softmax over each image and its mirror image; wrong for digits, letters
+    model: str | None = None  # model name, for a file that does not say it
+    batch_size: int | None = None  # images per process; None: the task's choice
+    workers: int | str = "auto"  # DataLoader workers per rank
+    precision: str = "auto"  # fp32, bf16, fp16; auto: that of training, to give the figures that training printed
+    input_size: int | None = None  # this one and the next two: instead of the checkpoint's preprocessing
+    crop_pct: float | None = None
+    interpolation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers != "auto" and not str(self.workers).isdecimal():
+            raise UserError(f"--workers must be a number of processes or auto, got {self.workers!r}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Images to evaluate, with the evaluator and the report that belong to them."""
+
+    name: str  # "" of the only set of an evaluation; where there are several, that of a folder of the report
+    data: str  # where the images are
+    size: int  # number of images
+    batches: Callable[..., Iterable[Batch]]  # of rank, world_size and device: the batches of that process
+    evaluator: Callable[[torch.device], Any]  # an `Evaluator` of the task
+    report: Callable[..., Report] = lambda evaluator, **about: Report(**about)  # of the evaluator after `compute`
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A checkpoint, ready to be evaluated."""
+
+    network: nn.Module  # on the CPU
+    model: str
+    precision: str  # fp32, bf16 or fp16
+    batch_size: int  # images per process
+    channels_last: bool
+    facts: dict[str, Any]  # what the report says besides, as plain values
+    sets: list[EvaluationSet]
+
+
 def stored_evaluation(
-    task_class: type[Task], path: Path, weights: Weights, entry: Entry | None, options: EvaluationOptions
+    task_class: Any, path: Path, weights: Weights, entry: Entry | None, options: EvaluationOptions
 ) -> Evaluation:
     """`Task.evaluation` for `best.pt` and `last.pt` of a task: evaluated as in training, with its report.json alone.
 

@@ -11,6 +11,7 @@ from ddfnet.utils.cli import run
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.text import wrap
 from ddfnet.zoo import Entry, ZooError, cache_folder, check, entries, fetch, file_path, find
+from ddfnet.zoo.download import sha256_of
 
 PROGRAM = "ddfnet.zoo"
 HELP = """The model zoo on the command line.
@@ -59,9 +60,10 @@ def main(arguments: argparse.Namespace) -> int:
     elif arguments.command == "verify":
         return _verify([find(name) for name in arguments.names], arguments.cache)
     else:
-        new = convert(arguments.source, arguments.target, model=arguments.model)
-        print(f"{new.target}: {new.parameters:,} parameters, {new.tensors} tensors, {new.kind} weights")
-        print(f"size {new.size:,}\nsha256 {new.sha256}")
+        target, loaded = arguments.target, convert(arguments.source, arguments.target, model=arguments.model)
+        tensors = len(loaded.network.state_dict())
+        print(f"{target}: {loaded.parameters:,} parameters, {tensors} tensors, {loaded.weights} weights")
+        print(f"size {target.stat().st_size:,}\nsha256 {sha256_of(target)}")  # as an entry of the zoo wants them
     return 0
 
 
@@ -90,7 +92,7 @@ def _info(entry: Entry, cache: str | None) -> None:
         "results": f"{figures} ({whose})",
         "measured": " on ".join(filter(None, (f"{entry.images} images" if entry.images else "", entry.measured))),
         "images": f"{how.size} px, crop {how.crop_pct:g}, {how.interpolation}",
-        "recipe": f"{entry.config} at {entry.commit}" if entry.commit else f"of its authors; ours: {entry.config}",
+        "recipe": f"{entry.config} at {entry.commit}" if entry.commit else f"of its authors; here: {entry.config}",
         "command": entry.command,
         "format": entry.format,
         "size": f"{file.size:,} bytes" if file.size is not None else "not published",

@@ -80,7 +80,7 @@ class Report:
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        """What differs between the sets of one evaluation."""
+        """The results without the settings, which are the same for all sets of an evaluation."""
         return {"data": self.data, **self.metrics, "images_per_second": self.images_per_second}
 
     def to_dict(self) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class SetsReport:
 
 
 def sets_header(settings: Settings) -> str:
-    """What stands above the lines of several sets."""
+    """The lines above those of several sets."""
     header = f"{'set':<12}{'images':>9}{'classes':>9}{'top-1':>9}{'top-5':>9}{'ece':>9}{'loss':>9}{'images/s':>10}"
     return "\n".join([*map(wrap, settings.lines), "", header])
 

@@ -1,6 +1,6 @@
 """Official training checkpoints (pickles) to safetensors, which cannot carry code."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,30 +11,11 @@ from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.zoo.download import sha256_of
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """The new file: size and sha256 are what a zoo entry of it needs.
-
-    Attributes:
-        target: the new file.
-        kind: `ema` or `model`: which weights of the source.
-        tensors: number of parameters and buffers in the file.
-        parameters: number of trainable values.
-        size, sha256: of the new file.
-    """
-
-    target: Path
-    kind: str
-    tensors: int
-    parameters: int
-    size: int
-    sha256: str
-
-
-def convert(source: str | Path, target: str | Path, *, model: str) -> Conversion:
+def convert(source: str | Path, target: str | Path, *, model: str) -> Classifier:
     """Writes an official .pth.tar or .pth as a .safetensors file that names its model and preprocessing.
 
     The EMA weights are taken where there are any. The new file is read again and compared bit for bit.
+    Returns the classifier in it.
 
     Args:
         source: a training checkpoint of the official code (timm 0.4.5) or a bare state_dict.
@@ -67,8 +48,7 @@ def convert(source: str | Path, target: str | Path, *, model: str) -> Conversion
     same = written.keys() == weights.state_dict.keys()
     if not same or not all(torch.equal(written[key], tensor) for key, tensor in weights.state_dict.items()):
         raise CheckpointError(f"{target} does not read back as it was written (a failing disk?): delete it")
-    size = target.stat().st_size
-    return Conversion(target, kind, len(weights.state_dict), loaded.parameters, size, sha256_of(target))
+    return replace(loaded, weights=kind)
 
 
 def check_weights(path: str | Path, *, model: str) -> int:

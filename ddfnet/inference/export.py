@@ -30,7 +30,7 @@ EXTRA_FILE = "ddfnet.json"  # in a torch.export archive
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-    """What to export, and how; UserError for options that contradict and packages that are missing."""
+    """An export; UserError for options that contradict and packages that are missing."""
 
     checkpoint: str  # see `load_classifier`
     format: str  # torch, onnx or aoti

@@ -34,14 +34,13 @@ def publish(
 ) -> Path:
     """Writes config.json, model.safetensors and README.md (the model card), and uploads them if asked to.
 
+    The new folder appears when timm has read it back to the same logits.
+
     Args:
         checkpoint, model, weights: see `load_classifier`.
-        output: new folder; it appears when timm has read it back to the same logits.
-        name: title, MODEL or MODEL.TAG; None: that of the zoo, or the model.
-        license: e.g. mit; None: that of the zoo, or none stated.
-        data: what they were trained on; None: what the zoo says, or not stated.
-        push: ORG/NAME, the repository of the hub to upload to.
-        private: with `push`, into a private repository, made if there is none.
+        name: title, MODEL or MODEL.TAG; None, as for `license` and `data`: that of the zoo, if any.
+        data: what they were trained on.
+        push, private: ORG/NAME, the repository of the hub to upload to; a new one is private if asked for.
 
     Raises:
         UserError: the checkpoint cannot be used, the folder is taken, or the installed timm could not read it.
@@ -101,10 +100,8 @@ def config_for(loaded: Classifier, *, tag: str | None, license: str | None) -> d
         "mean": how.mean,
         "std": how.std,
         "num_classes": loaded.network.num_classes,
-        "first_conv": known.get("first_conv"),
-        "classifier": known.get("classifier"),
         "license": license_id(license),
-        "paper_ids": known.get("paper_ids"),
+        **{key: known.get(key) for key in ("first_conv", "classifier", "paper_ids")},
     }
     about = {key: value for key, value in about.items() if value is not None}
     same_size = tuple(known["input_size"][1:]) == (how.size, how.size)

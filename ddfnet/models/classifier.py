@@ -35,7 +35,7 @@ class Classifier:
         return sum(parameter.numel() for parameter in self.network.parameters())
 
     def meta(self) -> dict[str, Any]:
-        """What a file of these weights must say so that `build_classifier` needs nothing else."""
+        """The meta with which `build_classifier` needs nothing but the weights."""
         return {
             "task": DEFAULT_TASK,
             "model": {"name": self.name, "num_classes": self.network.num_classes, "kwargs": self.kwargs},

@@ -133,7 +133,7 @@ _ENTRIES = (
         config="configs/demo.yaml",
         commit="80545f0fd5625cf658f16240e4b01a6e7c89220b",
         command="python train.py --config configs/demo.yaml eval.every=1000000 run.dir=runs/digits",
-        data="handwritten digits of scikit-learn, drawn at 32 x 32 (python scripts/make_digits.py data/digits)",
+        data="handwritten digits of scikit-learn, rendered at 32 x 32 (python scripts/make_digits.py data/digits)",
         num_classes=10,
         metrics={"top1": 98.05, "top5": 100.0},
         images=359,

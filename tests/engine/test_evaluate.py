@@ -65,7 +65,7 @@ def test_metrics_equal_a_plain_loop(trained, image_tree, tmp_path):
     assert found["top1_count"] == hits
     assert found["n"] == 25
     assert found["loss"] == pytest.approx(sum(losses) / 25, abs=1e-4)
-    # ... and what training said of this checkpoint
+    # ... and what training reported of this checkpoint
     records = [r for r in read_jsonl(trained / "metrics.jsonl") if r["kind"] == "val"]
     assert found["top1"] == pytest.approx(max(r["top1"] for r in records))
 
@@ -153,7 +153,7 @@ def test_mistakes_are_named_and_nothing_is_written(trained, image_tree, tmp_path
     fails(DataError, "4 class folders.*5 classes", bare, data=fewer, model=NAME)
     (fewer / "ring").mkdir()
     fails(DataError, "hold no images: ring", data=fewer)
-    (fewer / "ring" / "0.png").write_bytes(b"not a image")
+    (fewer / "ring" / "0.png").write_bytes(b"not an image")
     fails(DataError, r"ring/0\.png", data=fewer)
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()

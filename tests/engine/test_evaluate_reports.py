@@ -93,9 +93,9 @@ def test_all_files_tell_the_same(checkpoint, image_tree, tmp_path, capsys):
 def test_two_processes_give_the_same_image_by_image(checkpoint, image_tree, tmp_path, no_figures):
     """With the options that could go wrong: several sets, and two passes per image."""
     arguments = ("--checkpoint", checkpoint, "--data", image_tree, "--sets", f"val,v2={tmp_path / 'v2'}", "--tta")
-    for place, kind in enumerate(CLASSES):
+    for position, kind in enumerate(CLASSES):
         (tmp_path / "v2").mkdir(exist_ok=True)
-        (tmp_path / "v2" / str(place)).symlink_to(image_tree / "val" / kind)
+        (tmp_path / "v2" / str(position)).symlink_to(image_tree / "val" / kind)
     result = launch(
         "eval.py", *arguments, "--output", tmp_path / "two", "--workers", 0, "--device", "cpu", "--batch-size", 4,
         processes=2,
@@ -154,7 +154,7 @@ def test_without_matplotlib_everything_else_is_written(checkpoint, image_tree, t
 
 
 def test_mirrored_images_give_the_same_with_tta_and_not_without(checkpoint, image_tree, tmp_path, no_figures):
-    """The mirror image of a image has the same mean of the two, whatever the network."""
+    """The mirror image of an image has the same mean of the two, whatever the network."""
     mirrored = tmp_path / "mirrored"
     for path in (image_tree / "val").rglob("*.png"):
         target = mirrored / path.relative_to(image_tree / "val")
@@ -175,11 +175,11 @@ def sets(image_tree, tmp_path):
     """val, real, v2 and two classes of it, from the same images under names that do not repeat."""
     root = tmp_path / "sets"
     number = 0
-    for place, kind in enumerate(CLASSES):  # CLASSES are sorted: their places are the numbers of v2
+    for position, kind in enumerate(CLASSES):  # CLASSES are sorted: their positions are the numbers of v2
         for path in sorted((image_tree / "val" / kind).iterdir()):
             number += 1
             name = f"ILSVRC2012_val_{number:08d}.png"
-            for folder in (f"val/{kind}", f"imagenetv2-matched-frequency-format-val/{place}", f"two/{kind}"):
+            for folder in (f"val/{kind}", f"imagenetv2-matched-frequency-format-val/{position}", f"two/{kind}"):
                 if folder.startswith("two") and kind not in ("disc", "ring"):
                     continue
                 (root / folder).mkdir(parents=True, exist_ok=True)
@@ -268,7 +268,7 @@ def test_a_network_that_gives_nan_still_has_a_report(checkpoint, image_tree, tmp
 
 
 def test_a_figure_that_fails_costs_no_report(checkpoint, image_tree, tmp_path, monkeypatch, capfd):
-    """A image that has become unreadable since it was evaluated, and a matrix that cannot be drawn."""
+    """An image that has become unreadable since it was evaluated, and a matrix that cannot be drawn."""
     pytest.importorskip("matplotlib")
 
     def unreadable(path):

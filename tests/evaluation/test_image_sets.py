@@ -67,14 +67,14 @@ def test_missing_sets_are_all_named_with_place_and_source(tmp_path):
     (tmp_path / "val").mkdir()
     with pytest.raises(DataError) as caught:
         find_sets("val,real,r,sketch,mine=nowhere", tmp_path)
-    said = str(caught.value)
-    assert f"set real (ImageNet ReaL) is not at {tmp_path / 'real.json'}: get it from" in said
-    assert "github.com/google-research/reassessed-imagenet" in said
-    assert f"set r (ImageNet-R) is not at {tmp_path / 'imagenet-r'}" in said
-    assert "github.com/hendrycks/imagenet-r" in said
-    assert f"{tmp_path / 'sketch'} or {tmp_path / 'imagenet-sketch'}" in said
-    assert "set mine is not at nowhere: name its folder with --sets mine=FOLDER" in said
-    assert "set val" not in said
+    message = str(caught.value)
+    assert f"set real (ImageNet ReaL) is not at {tmp_path / 'real.json'}: get it from" in message
+    assert "github.com/google-research/reassessed-imagenet" in message
+    assert f"set r (ImageNet-R) is not at {tmp_path / 'imagenet-r'}" in message
+    assert "github.com/hendrycks/imagenet-r" in message
+    assert f"{tmp_path / 'sketch'} or {tmp_path / 'imagenet-sketch'}" in message
+    assert "set mine is not at nowhere: name its folder with --sets mine=FOLDER" in message
+    assert "set val" not in message
     with pytest.raises(UserError, match="--sets val needs --data"):
         find_sets("val", None)
 

@@ -17,7 +17,7 @@ from ddfnet.evaluation.statistics import Confusion, calibration, class_rows, con
 
 
 class Lookup(torch.nn.Module):
-    """Logits by the value of a image's first pixel, so that a mirrored image has others."""
+    """Logits by the value of an image's first pixel, so that a mirrored image has others."""
 
     def __init__(self, logits):
         super().__init__()
@@ -28,7 +28,7 @@ class Lookup(torch.nn.Module):
 
 
 def batches(target, *, size=4, order=None):
-    """Predictions 0 to N - 1; the right edge of image i shows i + N."""
+    """Images 0 to N - 1; the right edge of image i shows i + N."""
     n = len(target)
     image = torch.zeros(n, 3, 2, 2)
     image[:, :, :, 0] = torch.arange(n).view(n, 1, 1).float()
@@ -62,19 +62,19 @@ def test_metrics_are_those_of_the_training_loop(case):
     assert predictions.top.tolist() == logits[:13].topk(5).indices.tolist()
 
 
-def test_shares_of_processes_are_put_in_order_and_one_may_be_empty(case):
+def test_states_of_processes_are_put_in_order_and_one_may_be_empty(case):
     logits, target = case
     expected, alone = evaluated(logits, target)
     evaluators = [PredictionEvaluator() for _ in range(4)]
     for evaluator, order in zip(evaluators, torch.arange(13).flip(0).split(5), strict=False):
         for batch in batches(target, size=2, order=order):
             evaluator.update(Lookup(logits), batch)
-    shares = [evaluator.state() for evaluator in evaluators]
-    assert shares[3] == ()
-    assert evaluators[0].compute(shares) == expected
+    states = [evaluator.state() for evaluator in evaluators]
+    assert states[3] == ()
+    assert evaluators[0].compute(states) == expected
     assert torch.equal(evaluators[0].predictions.top, alone.top)
     with pytest.raises(RuntimeError, match="twice"):
-        evaluators[0].compute([*shares, shares[1]])
+        evaluators[0].compute([*states, states[1]])
 
 
 def test_mirror_averages_the_two_softmaxes(case):
@@ -169,7 +169,7 @@ def test_confusions_and_classes_by_hand():
 
 
 def test_calibration_error_by_hand():
-    """Two bins: 3 images of confidence up to 0.5, 1 of them right; 5 above, 2 of them right."""
+    """Two bins: 3 images of confidence up to 0.5, 1 of them correct; 5 above, 2 of them correct."""
     found = calibration(IMAGES, bins=2)
     assert found.counts == [3, 5]
     assert found.accuracy == pytest.approx([1 / 3, 2 / 5])

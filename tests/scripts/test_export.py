@@ -52,7 +52,7 @@ def need_onnx():
 
 
 def prepared(image, how):
-    """A image as evaluation gives it to the network."""
+    """An image as evaluation gives it to the network."""
     pixels = torch.as_tensor(eval_transform(how)(image)).float() / 255
     return (pixels - torch.tensor(how.mean)[:, None, None]) / torch.tensor(how.std)[:, None, None]
 

@@ -30,7 +30,7 @@ HOW = Preprocessing(size=24, crop_pct=0.75, interpolation="bilinear", mean=(0.4,
 
 
 def run_weights(path, *, ema=False, model=NAME, **options):
-    """What a run leaves: best.pt, or best.safetensors."""
+    """The best.pt or best.safetensors of a run."""
     torch.manual_seed(0)
     network = ddfnet.create_model(model, num_classes=5, **options)
     weights = network.state_dict()

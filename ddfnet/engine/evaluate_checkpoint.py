@@ -13,7 +13,7 @@ from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.evaluate import evaluate
 from ddfnet.engine.precision import autocast
 from ddfnet.evaluation.figures import NO_FIGURES, figures_available
-from ddfnet.evaluation.report import Report, SetsReport, Settings, sets_header
+from ddfnet.evaluation.report import PredictionReport, Report, SetsReport, Settings, sets_header
 from ddfnet.tasks import task_class, task_names
 from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
 from ddfnet.utils.errors import CheckpointError, UserError
@@ -52,7 +52,7 @@ def evaluate_checkpoint(
         kind = "_sets" * (how.sets is not None) + "_tta" * how.tta
         name = f"eval_{entry.name if entry else path.name.split('.')[0]}{kind}"
         folder = (Path("runs") if entry else path.parent) / name
-    task = DEFAULT_TASK if read.meta is None else read.meta.get("task")
+    task = read.meta.get("task") if isinstance(read.meta, dict) else DEFAULT_TASK
     if task not in task_names():
         raise CheckpointError(f"{path} is of the task {task}: this package has {', '.join(task_names())}")
     evaluation = task_class(task).evaluation(path, read, entry, how)
@@ -77,7 +77,7 @@ def evaluate_checkpoint(
             _print(distributed, report.console())
         else:
             _print(distributed, sets_header(settings))
-            reports = {}
+            reports: dict[str, PredictionReport] = {}
             for images in evaluation.sets:
                 reports[images.name] = _evaluate_set(evaluation, images, settings, distributed)
                 _print(distributed, reports[images.name].row())
@@ -106,9 +106,7 @@ def files_lines(folder: Path, files: Sequence[str]) -> str:
     return text.replace(_NO_BREAK, " ")
 
 
-def _evaluate_set(
-    evaluation: Evaluation, images: EvaluationSet, settings: Settings, distributed: Distributed
-) -> Report:
+def _evaluate_set(evaluation: Evaluation, images: EvaluationSet, settings: Settings, distributed: Distributed) -> Any:
     evaluator = images.evaluator(distributed.device)
     started = time.perf_counter()
     metrics = evaluate(

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -80,22 +79,14 @@ def _onnx(network: nn.Module, size: int, path: Path) -> Predict | str:
     return load_onnx(path)
 
 
-@dataclass
-class Running:
-    """Figures of one variant over the images seen so far; a large set would fill the memory."""
+def _figures(logits: Tensor, reference: Tensor, target: Tensor) -> Tensor:
+    """Of one batch (4,): correct predictions, other predictions than float32's, largest and summed difference.
 
-    hits: int = 0
-    moved: int = 0
-    largest: Tensor | float = 0.0
-    total: Tensor | float = 0.0
-
-    def add(self, logits: Tensor, reference: Tensor, target: Tensor) -> None:
-        """Logits (B, classes) of this variant and of float32, float64 both, and labels (B,)."""
-        predicted, difference = logits.argmax(1), (logits - reference).abs()
-        self.hits += int((predicted == target).sum())
-        self.moved += int((predicted != reference.argmax(1)).sum())
-        self.largest = torch.maximum(difference.max(), torch.as_tensor(self.largest).double())  # keeps a NaN
-        self.total += difference.sum()
+    Logits (B, classes) of a variant and of float32, and labels (B,).
+    """
+    predicted, difference = logits.argmax(1), (logits - reference).abs()
+    correct, moved = (predicted == target).sum(), (predicted != reference.argmax(1)).sum()
+    return torch.stack([correct.double(), moved.double(), difference.max(), difference.sum()])
 
 
 @torch.inference_mode()
@@ -115,25 +106,26 @@ def compare(classifier: Classifier, data: Path, batch_size: int) -> list[tuple[s
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode(False):
         predictors = variants(classifier.network, how.size, Path(scratch))
-    running = {name: Running() for name, predict in predictors.items() if not isinstance(predict, str)}
+    batch_figures: dict[str, list[Tensor]] = {name: [] for name in predictors}
     spread = 0.0
     for batch in batches:
         image, target = batch["image"], batch["target"]
         reference = predictors[REFERENCE](image).double()
         spread += reference.std(1).sum().item()
-        for name, figures in running.items():
-            logits = reference if name == REFERENCE else predictors[name](image).double()
-            figures.add(logits, reference, target)
+        for name, predict in predictors.items():
+            if not isinstance(predict, str):
+                logits = reference if name == REFERENCE else predict(image).double()
+                batch_figures[name].append(_figures(logits, reference, target))
     rows, images = [], len(index)
     for name, predict in predictors.items():
         if isinstance(predict, str):
             rows.append((name, predict, "", "", ""))
             continue
-        figures = running[name]
-        accuracy = f"{100 * figures.hits / images:.2f} % ({figures.hits} of {images})"
-        mean = figures.total / (images * outputs)
-        distance = ("0", "0") if name == REFERENCE else (f"{figures.largest:.2g}", f"{mean:.2g}")
-        rows.append((name, accuracy, str(figures.moved), *distance))
+        figures = torch.stack(batch_figures[name])
+        correct, moved, _, total = figures.sum(0).tolist()
+        distance = f"{figures[:, 2].max():.2g}", f"{total / (images * outputs):.2g}"
+        accuracy = f"{100 * correct / images:.2f} % ({correct:.0f} of {images})"
+        rows.append((name, accuracy, f"{moved:.0f}", *distance))
     return [*rows, ("(standard deviation of the logits of an image, float32)", "", "", f"{spread / images:.2g}", "")]
 
 

@@ -1,4 +1,4 @@
-"""The rules of the house: imports point down, tasks stay in their folders, files stay small, the field's words are used."""
+"""The rules of the house: imports point down, tasks stay in their folders, files stay small, words are the field's."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, environment
 
-# From the ground up. A part may import parts of lower floors, and itself; those of one floor know nothing of each other.
+# From the ground up. A part may import lower floors and itself; parts of one floor know nothing of each other.
 FLOORS = [
     {"utils", "kernels"},
     {"config", "ops"},

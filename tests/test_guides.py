@@ -157,8 +157,8 @@ def resolve(line):
     elif words[0] != "python":
         assert words[0] in OTHERS, f"{line}: no rule for {words[0]}"
     elif words[1:3] == ["-m", "ddfnet.zoo"]:
+        from ddfnet.__main__ import parse_arguments
         from ddfnet.zoo import find
-        from ddfnet.zoo.__main__ import parse_arguments
 
         parsed = parse_arguments(words[3:])
         if parsed.command in ("info", "download"):

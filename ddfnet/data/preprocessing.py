@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 
-from ddfnet.config import Positive, Section, Triple, check
+from ddfnet.config import Positive, Section, Triple
+from ddfnet.config.check import faults_of
+from ddfnet.utils.errors import ConfigError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
@@ -33,7 +35,7 @@ class Preprocessing(Section):
 
     def replaced(self, **changes: Any) -> "Preprocessing":
         """A copy with other values, checked: ConfigError, a ValueError, where one is out of range."""
-        return check(Preprocessing, {**{name: getattr(self, name) for name in Preprocessing.model_fields}, **changes})
+        return _checked({**{name: getattr(self, name) for name in Preprocessing.model_fields}, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary (numbers, strings, lists) for a checkpoint or JSON; `size` is `input_size` there."""
@@ -50,7 +52,14 @@ class Preprocessing(Section):
                 f"preprocessing must have exactly the keys {sorted(expected)}; "
                 f"missing: {sorted(expected - set(values))}, unknown: {sorted(set(values) - expected)}"
             )
-        return check(Preprocessing, {"size" if name == "input_size" else name: value for name, value in values.items()})
+        return _checked({"size" if name == "input_size" else name: value for name, value in values.items()})
+
+
+def _checked(values: dict[str, Any]) -> Preprocessing:
+    try:
+        return Preprocessing.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(faults_of(error, Preprocessing, {}))) from None
 
 
 class InputConfig(Preprocessing):

@@ -22,14 +22,12 @@ def evaluate(
     autocast: AbstractContextManager,
     expected: int | None = None,
 ) -> dict[str, float]:
-    """Runs a model over this process's share of the batches and returns the metrics of the whole set.
+    """The metrics of a whole set, of which `batches` are those of this process: nothing padded, nothing dropped.
 
-    Args:
-        model: set to eval mode here, and back to its former mode at the end.
-        batches: this process's share; nothing padded, nothing dropped.
-        evaluator: of the task.
-        autocast: the precision of the forward pass.
-        expected: size of the whole set; a different count raises RuntimeError.
+    The model is set to eval mode, and back to its former mode at the end.
+
+    Raises:
+        RuntimeError: the set has not the `expected` number of images.
     """
     was_training = model.training
     model.eval()

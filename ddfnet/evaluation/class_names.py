@@ -1,10 +1,12 @@
-"""Names of classes a person can read."""
+"""Names of classes: ImageNet's, their order, and readable ones."""
 
 from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 
 from timm.data import ImageNetInfo
+
+from ddfnet.utils.text import printable
 
 
 def imagenet_classes(subset: str = "") -> list[str]:
@@ -17,6 +19,11 @@ def known_classes(classes: list[str] | None, outputs: int) -> list[str] | None:
     """Class names of a checkpoint; ImageNet-1k's where it names none and has 1000 outputs; None where nobody knows."""
     imagenet = imagenet_classes()
     return imagenet if classes is None and outputs == len(imagenet) else classes
+
+
+def output_names(classes: Sequence[str], outputs: int) -> list[str]:
+    """A name for each output of a network: `output 5` and the like behind those of the classes."""
+    return [*classes, *(f"output {i}" for i in range(len(classes), outputs))]
 
 
 def in_order_of_number(classes: Sequence[str]) -> list[str]:
@@ -39,11 +46,6 @@ def readable_names(classes: Sequence[str]) -> list[str]:
     names = [_first_word(info, name) if _is_wordnet_id(name) else name for name in classes]
     times = Counter(names)
     return [name if times[name] == 1 else f"{name} ({own})" for own, name in zip(classes, names, strict=True)]
-
-
-def printable(text: str) -> str:
-    """Text of file names with what cannot be encoded, the surrogates of bytes that are no UTF-8, spelled out."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _is_wordnet_id(name: str) -> bool:

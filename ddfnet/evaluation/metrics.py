@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def score(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """What every figure is made of, in training and in `eval.py`.
+    """The best labels and the loss of each image, of which all figures are made, in training and in `eval.py`.
 
     Args:
         logits: (B, classes), float32.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ddfnet.checkpoint import DEFAULT_TASK
 from ddfnet.config import LoadedConfig, check
 from ddfnet.config.inheritance import apply_override, read_with_bases
 from ddfnet.config.loaded import DEFAULT, flow
@@ -14,7 +15,6 @@ from ddfnet.tasks.base import Task
 from ddfnet.tasks.config import Config
 from ddfnet.utils.errors import ConfigError
 
-DEFAULT_TASK = "classification"
 _MODULES = {
     "classification": "ddfnet.tasks.classification",
     "detection": "ddfnet.tasks.detection.task",

@@ -11,6 +11,7 @@ from ddfnet.data.batches import Batch
 from ddfnet.data.loader import Finish, eval_batches, train_batches
 from ddfnet.data.sampler import Request, TrainSampler, epoch_order
 from ddfnet.tasks.config import Config
+from ddfnet.tasks.evaluation import stored_evaluation
 from ddfnet.tasks.plan import RunPlan
 
 C = TypeVar("C", bound=Config)
@@ -100,6 +101,9 @@ class Task(ABC, Generic[C]):
         batch = self.config.train.batch_size
         order = epoch_order(self.train_images, self.config.run.seed, epoch, self.repeats)
         return [self._train.name(i) for i in order[step_of_epoch * batch : (step_of_epoch + 1) * batch, 0].tolist()]
+
+    evaluation = classmethod(stored_evaluation)
+    """A checkpoint of this task, ready to be evaluated."""
 
     @abstractmethod
     def build_model(self) -> nn.Module: ...

@@ -21,6 +21,7 @@ from ddfnet.data.sources import open_source
 from ddfnet.evaluation.metrics import ClassificationEvaluator
 from ddfnet.models import create_model
 from ddfnet.tasks.base import Task
+from ddfnet.tasks.classification_evaluation import classification_evaluation
 from ddfnet.tasks.config import Config, DataSection, ModelSection
 from ddfnet.utils.errors import ConfigError, DataError
 
@@ -123,6 +124,7 @@ class ClassificationTask(Task[ClassificationConfig]):
 
     config_class = ClassificationConfig
     best_metric = "top1"
+    evaluation = staticmethod(classification_evaluation)
 
     def __init__(self, config: ClassificationConfig) -> None:
         self.config = config

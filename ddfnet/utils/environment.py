@@ -18,7 +18,7 @@ def environment() -> dict[str, Any]:
     return {
         "git": git_commit(),
         "python": platform.python_version(),
-        "packages": {**{name: _version(name) for name in packages}, "torch": str(torch.__version__)},
+        "packages": {**{name: package_version(name) for name in packages}, "torch": str(torch.__version__)},
         "cuda": torch.version.cuda,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cpus": os.cpu_count(),
@@ -47,7 +47,8 @@ def git_commit() -> str | None:
         return None
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Version of an installed package, None where it is missing."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

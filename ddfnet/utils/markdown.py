@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """The lines of a table."""
+    """The lines of a table; bars in its cells are escaped."""
     lines = (head, ["---"] * len(head), *rows)
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    return "".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 def fill(page: str, parts: Mapping[str, str]) -> str:

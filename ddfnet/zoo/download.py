@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from ddfnet.utils.files import sync_folder, write_atomically
+from ddfnet.utils.files import sync_folder, write_text
 from ddfnet.zoo.entries import ZOO, Entry, ZooError, entries, find
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -44,12 +44,7 @@ def fetch(entry: Entry, *, cache: str | Path | None = None, progress: bool = Tru
 
     Mirrors are tried in order. An interrupted download is kept as `<file>.part` and continued next time where the
     hash is known (without one, nobody would notice pieces of two different files). Processes that ask for the same
-    file at once wait for the first of them.
-
-    Args:
-        entry: what to fetch.
-        cache: folder; None: see `cache_folder`.
-        progress: show a bar, if stderr is a terminal.
+    file at once wait for the first of them. `progress` shows a bar, if stderr is a terminal.
 
     Raises:
         ZooError: no mirror gave the file, it is not the one that was published, or the folder cannot be written.
@@ -95,7 +90,7 @@ def check(entry: Entry, path: Path) -> str:
         ZooError: not the file it should be; says how it differs. The file stays where it is.
     """
     try:
-        size, wrong, found = path.stat().st_size, _wrong_beginning(entry, path), sha256_of(path)
+        size, wrong, digest = path.stat().st_size, _wrong_beginning(entry, path), sha256_of(path)
     except OSError as error:
         raise ZooError(f"cannot read {path}: {error.strerror}") from None
     if entry.file.size not in (None, size):
@@ -111,14 +106,14 @@ def check(entry: Entry, path: Path) -> str:
             raise ZooError(f"{record} does not hold a sha256: delete it to record that of {path.name} again")
     if expected is None:
         try:
-            write_atomically(record, lambda file: file.write(f"{found}  {path.name}\n".encode()))
+            write_text(record, f"{digest}  {path.name}\n")
         except OSError as error:
             fix = f"who may write there can: sha256sum {path.name} > {record.name}"
             raise ZooError(f"cannot record the hash in {record}: {error.strerror}; {fix}") from None
-    elif found != expected:
+    elif digest != expected:
         fix = again + ("" if entry.file.sha256 else f" (or {record.name}, if you trust it)")
-        raise ZooError(f"{path} is not the file of {entry.name}: sha256 {found}, {source} {expected}. {fix}")
-    return found
+        raise ZooError(f"{path} is not the file of {entry.name}: sha256 {digest}, {source} {expected}. {fix}")
+    return digest
 
 
 def sha256_of(path: Path) -> str:
@@ -189,8 +184,8 @@ def _verify_part(entry: Entry, part: Path) -> None:
     wrong = _wrong_beginning(entry, part)
     if not wrong and known.size not in (None, size):
         wrong = f"has {size:,} bytes instead of {known.size:,}"
-    if not wrong and known.sha256 is not None and (found := sha256_of(part)) != known.sha256:
-        wrong = f"has the sha256 {found}, as published {known.sha256}"
+    if not wrong and known.sha256 is not None and (digest := sha256_of(part)) != known.sha256:
+        wrong = f"has the sha256 {digest}, as published {known.sha256}"
     if wrong:
         rejected = part.with_suffix(".rejected")
         os.replace(part, rejected)  # kept to be looked at; the next attempt must not continue it

@@ -19,65 +19,39 @@ class ZooError(UserError):
 
 @dataclass(frozen=True)
 class File:
-    """One file and its mirrors.
+    """One file and its mirrors."""
 
-    Attributes:
-        urls: where it can be downloaded, tried in order; empty where a person has to fetch it, or nobody.
-        size: bytes, None where its publisher gave none.
-        sha256: 64 hexadecimal digits, None where its publisher gave none.
-        shipped: it is part of this package, and needs no network.
-    """
-
-    urls: tuple[str, ...] = ()
-    size: int | None = None
-    sha256: str | None = None
-    shipped: bool = False
+    urls: tuple[str, ...] = ()  # tried in order; empty where a person has to fetch the file, or nobody
+    size: int | None = None  # bytes, None where its publisher gave none
+    sha256: str | None = None  # 64 hexadecimal digits, None where its publisher gave none
+    shipped: bool = False  # part of this package: needs no network
 
 
 @dataclass(frozen=True)
 class Entry:
     """Weights of one model, and all that is needed to judge and use them.
 
-    Attributes:
-        model: name for `ddfnet.create_model`.
-        tag: which weights of this model, e.g. `official_in1k`.
-        file: where they are.
-        format: `safetensors`, or `official` for a training checkpoint of timm 0.4.5 (a pickle).
-        config: the recipe as a configuration of ours.
-        commit: of this repository when they were trained; None where it was other code.
-        command: what trained them; empty where it was other code.
-        data: what they were trained on.
-        num_classes: of that data.
-        metrics: percent on the validation set of `data`, under the names that `eval.py` reports.
-        images: number of images of that set; None where its publisher does not say.
-        measured: with what and when the metrics were measured; empty where they are claimed.
-        input: preprocessing of the images at these metrics, as far as it is not the usual one of ImageNet.
-        license: of the weights, as far as known.
-        origin: page of those who trained them.
-        status: `verified`: we measured `metrics` with `eval.py`; `claimed`: their authors say so.
-        note: what else a user has to know.
-
     Raises:
         ValueError: `verified` without size and hash: nobody could tell which file was measured.
     """
 
-    model: str
-    tag: str
+    model: str  # for `ddfnet.create_model`
+    tag: str  # which weights of this model, e.g. `official_in1k`
     file: File
-    format: Literal["safetensors", "official"]
-    config: str
-    commit: str | None
-    command: str
-    data: str
-    num_classes: int
-    metrics: dict[str, float] = field(hash=False)
-    images: int | None
-    measured: str
-    input: dict[str, Any] = field(hash=False)
-    license: str
-    origin: str
-    status: Literal["verified", "claimed"]
-    note: str = ""
+    format: Literal["safetensors", "official"]  # official: a training checkpoint of timm 0.4.5 (a pickle)
+    config: str  # the recipe as a configuration of this package
+    commit: str | None  # of this repository when they were trained; None where it was other code
+    command: str  # what trained them; empty where it was other code
+    data: str  # what they were trained on
+    num_classes: int  # of that data
+    metrics: dict[str, float] = field(hash=False)  # percent on its validation set, named as by `eval.py`
+    images: int | None  # in that set; None where its publisher does not say
+    measured: str  # with what and when the metrics were measured; empty where they are claimed
+    input: dict[str, Any] = field(hash=False)  # preprocessing at these metrics, where it is not the usual of ImageNet
+    license: str  # of the weights, as far as known
+    origin: str  # page of those who trained them
+    status: Literal["verified", "claimed"]  # `metrics` are measured with `eval.py`, or those of their authors
+    note: str = ""  # what else a user has to know
 
     def __post_init__(self) -> None:
         if self.status == "verified" and None in (self.file.size, self.file.sha256):
@@ -123,7 +97,7 @@ def _official(model: str, config: str, top1: float, drive_id: str | None, note: 
     )
 
 
-def _ours(model: str, tag: str, sha256: str, size: int, **about: Any) -> Entry:
+def _shipped(model: str, tag: str, sha256: str, size: int, **about: Any) -> Entry:
     """Weights trained with this repository that ship with the package."""
     return Entry(
         model=model,
@@ -142,7 +116,7 @@ _SCORED_ONCE = "Scored once, after the last epoch: no epoch was picked on the he
 _BAIDU = "On Baidu only, which wants a browser and an account: follow the link in the README of its origin."
 
 _ENTRIES = (
-    _ours(
+    _shipped(
         "ddf_mul_resnet14_32px",
         "cifar10",
         "f569732c4e577320de8daf68d034ce4b8e4182b1735bed316c6f0e419913c82d",
@@ -158,7 +132,7 @@ _ENTRIES = (
         input={"size": 32, "crop_pct": 1.0, "mean": (0.491, 0.482, 0.447), "std": (0.247, 0.243, 0.262)},
         note=_SCORED_ONCE + " Fourteen epochs on one CPU core: far from what such a network can reach.",
     ),
-    _ours(
+    _shipped(
         "ddf_mul_resnet14_32px",
         "digits",
         "8c1d71f047b2886759863fef5638deb96fa7bc087eb31069902375e8b032b21b",
@@ -166,7 +140,7 @@ _ENTRIES = (
         config="configs/demo.yaml",
         commit="80545f0fd5625cf658f16240e4b01a6e7c89220b",
         command="python train.py --config configs/demo.yaml eval.every=1000000 run.dir=runs/digits",
-        data="handwritten digits of scikit-learn, drawn at 32 x 32 (python scripts/make_data.py digits data/digits)",
+        data="handwritten digits of scikit-learn, rendered at 32 x 32 (python scripts/make_data.py digits data/digits)",
         num_classes=10,
         metrics={"top1": 98.05, "top5": 100.0},
         images=359,
@@ -192,14 +166,13 @@ def find(name: str) -> Entry:
     Raises:
         ZooError (a ValueError): unknown, or a model with several; names the nearest.
     """
-    known = entries()
-    found = [entry for entry in known if name in (entry.name, entry.model)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ZooError(f"{name} has several weights in the zoo: name {' or '.join(entry.name for entry in found)}")
-    names = [entry.name for entry in known]
+    matches = [entry for entry in entries() if name in (entry.name, entry.model)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ZooError(f"{name} has several weights in the zoo: name {' or '.join(entry.name for entry in matches)}")
+    names = [entry.name for entry in entries()]
     # A typing error in the model alone is closer to the model than to the longer full name.
-    candidates = [*names, *(entry.model for entry in known)]
+    candidates = [*names, *(entry.model for entry in entries())]
     hint = did_you_mean(name, candidates, most=2, otherwise=f"it has {', '.join(names)}")
     raise ZooError(f"the zoo has no weights {name!r}: {hint}")

@@ -12,7 +12,7 @@ from ddfnet import DDF
 from ddfnet.data.batches import EvalBatchTransform
 from ddfnet.data.decode import open_rgb
 from ddfnet.data.preprocessing import eval_transform
-from ddfnet.inference.classifier import load_classifier
+from ddfnet.models.classifier import load_classifier
 from ddfnet.utils.errors import UserError
 
 _POINT_COLORS = matplotlib.colormaps["tab10"].colors

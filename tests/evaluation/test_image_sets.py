@@ -1,4 +1,4 @@
-"""The sets of `eval.py --sets`: places, classes and labels."""
+"""The sets of `eval.py --sets`: folders, classes and labels."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ CLASSES = ["dog", "ant", "cat"]  # not sorted: a checkpoint's order is its own
 
 
 def tree(root, folders, count=2):
-    """Predictions named as ImageNet's: in the order of a common number, not of the classes."""
+    """Images named as ImageNet's: in the order of a common number, not of the classes."""
     number = 0
     for i in range(count):
         for folder in folders:
@@ -67,14 +67,14 @@ def test_missing_sets_are_all_named_with_place_and_source(tmp_path):
     (tmp_path / "val").mkdir()
     with pytest.raises(DataError) as caught:
         find_sets("val,real,r,sketch,mine=nowhere", tmp_path)
-    said = str(caught.value)
-    assert f"set real (ImageNet ReaL) is not at {tmp_path / 'real.json'}: get it from" in said
-    assert "github.com/google-research/reassessed-imagenet" in said
-    assert f"set r (ImageNet-R) is not at {tmp_path / 'imagenet-r'}" in said
-    assert "github.com/hendrycks/imagenet-r" in said
-    assert f"{tmp_path / 'sketch'} or {tmp_path / 'imagenet-sketch'}" in said
-    assert "set mine is not at nowhere: name its place with --sets mine=FOLDER" in said
-    assert "set val" not in said
+    message = str(caught.value)
+    assert f"set real (ImageNet ReaL) is not at {tmp_path / 'real.json'}: get it from" in message
+    assert "github.com/google-research/reassessed-imagenet" in message
+    assert f"set r (ImageNet-R) is not at {tmp_path / 'imagenet-r'}" in message
+    assert "github.com/hendrycks/imagenet-r" in message
+    assert f"{tmp_path / 'sketch'} or {tmp_path / 'imagenet-sketch'}" in message
+    assert "set mine is not at nowhere: name its folder with --sets mine=FOLDER" in message
+    assert "set val" not in message
     with pytest.raises(UserError, match="--sets val needs --data"):
         find_sets("val", None)
 
@@ -183,14 +183,14 @@ def test_renamed_images_keep_their_labels_or_are_refused(tmp_path):
 def test_labels_of_other_images_are_refused(tmp_path):
     tree(tmp_path / "val", CLASSES)
     (tmp_path / "real.json").write_text(json.dumps([[0], [1], [2], [2], [], [0]]))
-    with pytest.raises(DataError, match="include the class folder of only 1 of 5 predictions: they are of other"):
+    with pytest.raises(DataError, match="include the class folder of only 1 of 5 images: they are of other"):
         load_set("real", tmp_path, CLASSES)
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("[[0], [1]]", "labels of 2 predictions, but .* holds 6"),
+        ("[[0], [1]]", "labels of 2 images, but .* holds 6"),
         ("[[0], [1], [2], [3], [0], [0]]", "labels from 0 to 2"),
         ("{}", "must be a list"),
         ("[[0", "cannot be read as JSON"),

@@ -62,7 +62,7 @@ def test_checkpoint_says_what_it_holds(trained):
 
 
 def test_eval_repeats_the_figures_of_training(trained, tmp_path, capsys):
-    report = evaluate_checkpoint(trained / "best.pt", output=tmp_path, device="cpu", workers=0, batch_size=3)
+    report = evaluate_checkpoint(trained / "best.pt", output=tmp_path, device="cpu", workers=0, batch_size=3).to_dict()
     said = records(trained, "val_ema")[-1]
     for key in ("map", "map50", "map_medium", "n"):
         assert report[key] == pytest.approx(said[key]), key
@@ -76,7 +76,9 @@ def test_eval_needs_only_the_validation_part(trained, shapes, tmp_path):
     for name in ("val", "annotations/val.json"):
         (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
         (elsewhere / name).symlink_to(shapes / name)
-    report = evaluate_checkpoint(trained / "best.pt", data=elsewhere, weights="raw", device="cpu", output=tmp_path)
+    report = evaluate_checkpoint(
+        trained / "best.pt", data=elsewhere, weights="raw", device="cpu", output=tmp_path
+    ).to_dict()
     assert (report["weights"], report["data"], report["n"]) == ("model", str(elsewhere), 5)
     assert report["map"] == pytest.approx(records(trained, "val")[-1]["map"])
 
@@ -132,7 +134,7 @@ def test_two_processes_train_and_evaluate_as_one(tiny, tmp_path):
     assert len(losses) == 10
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
     said = records(folder, "val")[-1]
-    report = evaluate_checkpoint(folder / "last.pt", device="cpu", workers=0, batch_size=5)
+    report = evaluate_checkpoint(folder / "last.pt", device="cpu", workers=0, batch_size=5).to_dict()
     assert {key: report[key] for key in (*METRICS, "n")} == {key: said[key] for key in (*METRICS, "n")}
 
 

@@ -47,9 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         figure = getattr(importlib.import_module(module), function)(**options)
         output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, format="png", metadata={"Software": None})  # the same bytes from every version
+        # Without the version of matplotlib, the same figure is the same file.
+        figure.savefig(output, metadata={"Software": None} if output.suffix == ".png" else None)
     except ImportError as error:
-        raise UserError(f"{error.name} is missing: pip install {error.name}") from None
+        package = (error.name or "").split(".")[0]
+        raise UserError(f"{error.name} is missing: pip install {package}") from None
     except OSError as error:
         raise UserError(str(error)) from None
     print(output)

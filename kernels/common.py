@@ -19,23 +19,74 @@ def load(pointer, mask, ACC: tl.constexpr):
 
 
 @triton.jit
-def multiply_accumulate(acc, value, f, s, MULTIPLY: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_SPATIAL: tl.constexpr):
-    """acc + value * (f combined with s), pixels x channels; f (channels) or s (pixels) may be absent.
+def block_positions(
+    first,
+    block_rows,
+    block_columns,
+    BLOCKS: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    STEP: tl.constexpr,
+    INT64: tl.constexpr,
+):
+    """Row and column of the first pixel of BLOCKS blocks from number `first` on, and which of them exist.
 
-    The fused multiply-add is spelled out, because Triton's default for fusing the two changes with its version.
+    The pixels of a block stand STEP apart. The blocks between them follow one another.
     """
-    if HAS_CHANNEL and HAS_SPATIAL:
-        if MULTIPLY:
-            return tl.fma(value * s[:, None], f[None, :], acc)
-        else:
-            return tl.fma(value, s[:, None] + f[None, :], acc)
-    elif HAS_CHANNEL:
-        return tl.fma(value, tl.broadcast_to(f[None, :], value.shape), acc)
-    else:
-        return tl.fma(value, tl.broadcast_to(s[:, None], value.shape), acc)
+    block = first + tl.arange(0, BLOCKS)
+    block_ok = block < block_rows * block_columns
+    block_row, block_column = block // block_columns, block % block_columns
+    row = block_row // STEP * (STEP * BLOCK_Y) + block_row % STEP
+    column = block_column // STEP * (STEP * BLOCK_X) + block_column % STEP
+    if INT64:
+        row = row.to(tl.int64)
+        column = column.to(tl.int64)
+    return row, column, block_ok
+
+
+@triton.jit
+def channels_of(first, head, head_channels, BLOCK_CHANNELS: tl.constexpr, INT64: tl.constexpr):
+    """BLOCK_CHANNELS channels of a head from its channel `first` on, and which of them exist."""
+    channel_in_head = first + tl.arange(0, BLOCK_CHANNELS)
+    channel_ok = channel_in_head < head_channels
+    channel = head * head_channels + channel_in_head
+    if INT64:
+        channel = channel.to(tl.int64)
+    return channel, channel_ok
+
+
+@triton.jit
+def zeros(COUNT: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, ACC: tl.constexpr):
+    """A tuple of tiles of zeros, which is how a program holds several accumulators."""
+    tiles = ()
+    for _ in tl.static_range(COUNT):
+        tiles = tiles + (tl.zeros((BLOCKS, BLOCK_CHANNELS), ACC),)
+    return tiles
 
 
 @triton.jit
 def replace(items, INDEX: tl.constexpr, item):
-    """The tuple `items` with one item replaced; tuples of tiles are how a program holds several accumulators."""
+    """The tuple `items` with one item replaced."""
     return items[:INDEX] + (item,) + items[INDEX + 1 :]
+
+
+@triton.jit
+def multiply_accumulate(
+    sums, INDEX: tl.constexpr, value, f, s, MULTIPLY: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_SPATIAL: tl.constexpr
+):
+    """The tuple `sums` with value * (f combined with s) added to one item, a tile of pixels x channels.
+
+    f (channels) or s (pixels) may be absent. The fused multiply-add is spelled out, because Triton's default for fusing
+    the two changes with its version.
+    """
+    total = sums[INDEX]
+    if HAS_CHANNEL and HAS_SPATIAL:
+        if MULTIPLY:
+            total = tl.fma(value * s[:, None], f[None, :], total)
+        else:
+            total = tl.fma(value, s[:, None] + f[None, :], total)
+    elif HAS_CHANNEL:
+        total = tl.fma(value, tl.broadcast_to(f[None, :], value.shape), total)
+    else:
+        total = tl.fma(value, tl.broadcast_to(s[:, None], value.shape), total)
+    return replace(sums, INDEX, total)

@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from ddfnet.kernels.common import load, replace
+from ddfnet.kernels.common import block_positions, load, replace, zeros
 
 
 @triton.jit
@@ -58,8 +58,7 @@ def ddf_backward_filters_kernel(
     height = HEIGHT if HEIGHT > 0 else height
     width = WIDTH if WIDTH > 0 else width
     head_channels = HEAD_CHANNELS if HEAD_CHANNELS > 0 else head_channels
-    out_height = (height - 1) // STRIDE + 1
-    out_width = (width - 1) // STRIDE + 1
+    out_height, out_width = (height - 1) // STRIDE + 1, (width - 1) // STRIDE + 1
     channels = head_channels * heads
     block_rows = tl.cdiv(out_height, STEP * BLOCK_Y) * STEP
     block_columns = tl.cdiv(out_width, STEP * BLOCK_X) * STEP
@@ -67,17 +66,14 @@ def ddf_backward_filters_kernel(
     chunks = tl.cdiv(block_rows * block_columns, BLOCKS * iterations)
 
     program = tl.program_id(0)
-    tile = program % channel_tiles
-    program = program // channel_tiles
-    first_row = program % (KERNEL_SIZE // TAP_ROWS) * TAP_ROWS
-    program = program // (KERNEL_SIZE // TAP_ROWS)
-    phase = program % (SCALE * SCALE)
-    program = program // (SCALE * SCALE)
-    head = program % heads
-    program = program // heads
+    tile, program = program % channel_tiles, program // channel_tiles
+    first_row, program = program % (KERNEL_SIZE // TAP_ROWS) * TAP_ROWS, program // (KERNEL_SIZE // TAP_ROWS)
+    phase, program = program % (SCALE * SCALE), program // (SCALE * SCALE)
+    head, program = program % heads, program // heads
     chunk = program % chunks
     image = (program // chunks).to(tl.int64)
 
+    # channels_of() in place: with the call, sm_90 gets another register count
     channel_in_head = tile * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     channel_ok = channel_in_head < head_channels
     channel = head * head_channels + channel_in_head
@@ -88,26 +84,17 @@ def ddf_backward_filters_kernel(
         first_tap = first_tap.to(tl.int64)
         first_spatial_tap = first_spatial_tap.to(tl.int64)
 
-    if CHANNELS_LAST:
-        x_channel_stride = 1
-        y_channel_stride = 1
-        column_stride = channels
-    else:
-        x_channel_stride = height * width
-        y_channel_stride = out_height * out_width * (SCALE * SCALE)
-        column_stride = 1
+    x_channel_stride = 1 if CHANNELS_LAST else height * width
+    y_channel_stride = 1 if CHANNELS_LAST else out_height * out_width * (SCALE * SCALE)
+    column_stride = channels if CHANNELS_LAST else 1
     out_pixels = out_height * out_width
     if INT64:
         column_stride = tl.cast(column_stride, tl.int64)
         out_pixels = tl.cast(out_pixels, tl.int64)
     x_row_stride = width * column_stride
     y_row_stride = out_width * SCALE * column_stride
-    if SPATIAL_CHANNELS_LAST:
-        tap_stride = 1
-        filter_column_stride = SCALE * SCALE * heads * AREA
-    else:
-        tap_stride = out_pixels
-        filter_column_stride = 1
+    tap_stride = 1 if SPATIAL_CHANNELS_LAST else out_pixels
+    filter_column_stride = SCALE * SCALE * heads * AREA if SPATIAL_CHANNELS_LAST else 1
     x += image * height * width * channels + (first_row - RADIUS) * DILATION * x_row_stride
     grad_y += image * channels * out_pixels * (SCALE * SCALE)
     grad_y += phase // SCALE * y_row_stride + phase % SCALE * column_stride
@@ -117,19 +104,12 @@ def ddf_backward_filters_kernel(
     spatial_partials += (image * channel_tiles + tile) * (SCALE * SCALE * heads * AREA) * out_pixels
     spatial_partials += first_spatial_tap * out_pixels
 
-    sums = ()
-    for _ in tl.static_range(TAP_ROWS * KERNEL_SIZE if NEED_CHANNEL else 0):
-        sums = sums + (tl.zeros((BLOCKS, BLOCK_CHANNELS), ACC),)
+    sums = zeros(TAP_ROWS * KERNEL_SIZE if NEED_CHANNEL else 0, BLOCKS, BLOCK_CHANNELS, ACC)
     for iteration in range(iterations):
-        block = (chunk * iterations + iteration) * BLOCKS + tl.arange(0, BLOCKS)
-        block_ok = block < block_rows * block_columns
-        block_row = block // block_columns
-        block_column = block % block_columns
-        row = block_row // STEP * (STEP * BLOCK_Y) + block_row % STEP
-        column = block_column // STEP * (STEP * BLOCK_X) + block_column % STEP
-        if INT64:
-            row = row.to(tl.int64)
-            column = column.to(tl.int64)
+        first_block = (chunk * iterations + iteration) * BLOCKS
+        row, column, block_ok = block_positions(
+            first_block, block_rows, block_columns, BLOCKS, BLOCK_Y, BLOCK_X, STEP, INT64
+        )
         x_block = x + (row * STRIDE * x_row_stride + column * STRIDE * column_stride)[:, None]
         x_block += (channel * x_channel_stride)[None, :]
         y_block = grad_y + (row * SCALE * y_row_stride + column * SCALE * column_stride)[:, None]

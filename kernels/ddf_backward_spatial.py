@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from ddfnet.kernels.common import load, replace
+from ddfnet.kernels.common import channels_of, load, replace, zeros
 
 
 @triton.jit
@@ -49,25 +49,20 @@ def ddf_backward_spatial_kernel(
     height = HEIGHT if HEIGHT > 0 else height
     width = WIDTH if WIDTH > 0 else width
     head_channels = HEAD_CHANNELS if HEAD_CHANNELS > 0 else head_channels
-    out_height = (height - 1) // STRIDE + 1
-    out_width = (width - 1) // STRIDE + 1
+    out_height, out_width = (height - 1) // STRIDE + 1, (width - 1) // STRIDE + 1
     channels = head_channels * heads
     tiles = tl.cdiv(out_height * out_width, BLOCKS)
 
     program = tl.program_id(0)
-    first_row = program % (KERNEL_SIZE // TAP_ROWS) * TAP_ROWS
-    program = program // (KERNEL_SIZE // TAP_ROWS)
-    phase = program % (SCALE * SCALE)
-    program = program // (SCALE * SCALE)
-    head = program % heads
-    program = program // heads
+    first_row, program = program % (KERNEL_SIZE // TAP_ROWS) * TAP_ROWS, program // (KERNEL_SIZE // TAP_ROWS)
+    phase, program = program % (SCALE * SCALE), program // (SCALE * SCALE)
+    head, program = program % heads, program // heads
     pixel = program % tiles * BLOCKS + tl.arange(0, BLOCKS)
     image = (program // tiles).to(tl.int64)
 
     out_pixels = out_height * out_width
     ok = pixel < out_pixels
-    row = pixel // out_width
-    column = pixel % out_width
+    row, column = pixel // out_width, pixel % out_width
     first_tap = (phase * heads + head) * AREA + first_row * KERNEL_SIZE
     if INT64:
         pixel = pixel.to(tl.int64)
@@ -83,13 +78,9 @@ def ddf_backward_spatial_kernel(
     channel_filter += image * (SCALE * SCALE * AREA) * channels + (phase * AREA + first_row * KERNEL_SIZE) * channels
     grad_spatial += image * (SCALE * SCALE * heads * AREA) * out_pixels + first_tap * out_pixels + pixel
 
-    sums = ()
-    for _ in tl.static_range(TAP_ROWS * KERNEL_SIZE):
-        sums = sums + (tl.zeros((BLOCKS, BLOCK_CHANNELS), ACC),)
+    sums = zeros(TAP_ROWS * KERNEL_SIZE, BLOCKS, BLOCK_CHANNELS, ACC)
     for first in range(0, head_channels, BLOCK_CHANNELS):
-        channel_in_head = first + tl.arange(0, BLOCK_CHANNELS)
-        channel_ok = channel_in_head < head_channels
-        channel = head * head_channels + channel_in_head
+        channel, channel_ok = channels_of(first, head, head_channels, BLOCK_CHANNELS, False)
         wide_channel = channel.to(tl.int64) if INT64 else channel
         y_offset = y_pixel[:, None] + (wide_channel * y_pixels)[None, :]
         value = load(grad_y + y_offset, ok[:, None] & channel_ok[None, :], ACC)

@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from ddfnet.kernels.common import load, multiply_accumulate, replace
+from ddfnet.kernels.common import block_positions, channels_of, load, multiply_accumulate, zeros
 
 
 @triton.jit
@@ -54,8 +54,7 @@ def ddf_backward_x_kernel(
     height = HEIGHT if HEIGHT > 0 else height
     width = WIDTH if WIDTH > 0 else width
     head_channels = HEAD_CHANNELS if HEAD_CHANNELS > 0 else head_channels
-    out_height = (height - 1) // STRIDE + 1
-    out_width = (width - 1) // STRIDE + 1
+    out_height, out_width = (height - 1) // STRIDE + 1, (width - 1) // STRIDE + 1
     channels = head_channels * heads
     block_rows = tl.cdiv(height, STEP * BLOCK_Y) * STEP
     block_columns = tl.cdiv(width, STEP * BLOCK_X) * STEP
@@ -63,59 +62,35 @@ def ddf_backward_x_kernel(
     block_tiles = tl.cdiv(block_rows * block_columns, BLOCKS)
 
     program = tl.program_id(0)
-    tile = program % channel_tiles
-    program = program // channel_tiles
-    head = program % heads
-    program = program // heads
+    tile, program = program % channel_tiles, program // channel_tiles
+    head, program = program % heads, program // heads
     block_tile = program % block_tiles
     image = (program // block_tiles).to(tl.int64)
 
-    block = block_tile * BLOCKS + tl.arange(0, BLOCKS)
-    block_ok = block < block_rows * block_columns
-    block_row = block // block_columns
-    block_column = block % block_columns
-    row = block_row // STEP * (STEP * BLOCK_Y) + block_row % STEP
-    column = block_column // STEP * (STEP * BLOCK_X) + block_column % STEP
-    channel_in_head = tile * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    channel_ok = channel_in_head < head_channels
-    channel = head * head_channels + channel_in_head
+    row, column, block_ok = block_positions(
+        block_tile * BLOCKS, block_rows, block_columns, BLOCKS, BLOCK_Y, BLOCK_X, STEP, INT64
+    )
+    channel, channel_ok = channels_of(tile * BLOCK_CHANNELS, head, head_channels, BLOCK_CHANNELS, INT64)
     if INT64:
-        row = row.to(tl.int64)
-        column = column.to(tl.int64)
-        channel = channel.to(tl.int64)
         head = head.to(tl.int64)
 
-    if CHANNELS_LAST:
-        channel_stride = 1
-        column_stride = channels
-    else:
-        channel_stride = out_height * out_width * (SCALE * SCALE)
-        column_stride = 1
+    channel_stride = 1 if CHANNELS_LAST else out_height * out_width * (SCALE * SCALE)
+    column_stride = channels if CHANNELS_LAST else 1
     if INT64:
         column_stride = tl.cast(column_stride, tl.int64)
     row_stride = out_width * SCALE * column_stride
     grad_y += image * channels * out_height * out_width * (SCALE * SCALE)
-    if ALIGNED:
-        origin_row = row // STRIDE
-        origin_column = column // STRIDE
-    else:
-        origin_row = row * 0
-        origin_column = column * 0
+    origin_row = row // STRIDE if ALIGNED else row * 0
+    origin_column = column // STRIDE if ALIGNED else column * 0
     y_block = grad_y + (origin_row * SCALE * row_stride + origin_column * SCALE * column_stride)[:, None]
     y_block += (channel * channel_stride)[None, :]
-    if SPATIAL_CHANNELS_LAST:
-        tap_stride = 1
-        filter_column_stride = SCALE * SCALE * heads * AREA
-    else:
-        tap_stride = out_height * out_width
-        filter_column_stride = 1
+    tap_stride = 1 if SPATIAL_CHANNELS_LAST else out_height * out_width
+    filter_column_stride = SCALE * SCALE * heads * AREA if SPATIAL_CHANNELS_LAST else 1
     spatial_filter += image * (SCALE * SCALE * heads * AREA) * out_height * out_width
     spatial_block = spatial_filter + (origin_row * out_width + origin_column) * filter_column_stride
     channel_filter += image * (SCALE * SCALE * AREA) * channels + channel
 
-    accumulators = ()
-    for _ in tl.static_range(BLOCK_Y * BLOCK_X):
-        accumulators = accumulators + (tl.zeros((BLOCKS, BLOCK_CHANNELS), ACC),)
+    sums = zeros(BLOCK_Y * BLOCK_X, BLOCKS, BLOCK_CHANNELS, ACC)
     for phase in range(SCALE * SCALE):
         for outer in range(KERNEL_SIZE // TAP_ROWS):
             for inner in tl.static_range(TAP_ROWS):
@@ -163,12 +138,8 @@ def ddf_backward_x_kernel(
                                     tap = (phase * heads + head) * AREA + u * KERNEL_SIZE + v
                                     pixel = (dy * out_width + dx) * filter_column_stride
                                     s = load(spatial_block + tap * tap_stride + pixel, meets, ACC)
-                                accumulators = replace(
-                                    accumulators,
-                                    oy * BLOCK_X + ox,
-                                    multiply_accumulate(
-                                        accumulators[oy * BLOCK_X + ox], value, f, s, MULTIPLY, HAS_CHANNEL, HAS_SPATIAL
-                                    ),
+                                sums = multiply_accumulate(
+                                    sums, oy * BLOCK_X + ox, value, f, s, MULTIPLY, HAS_CHANNEL, HAS_SPATIAL
                                 )
 
     if not CHANNELS_LAST:
@@ -180,6 +151,6 @@ def ddf_backward_x_kernel(
             ok = block_ok & (row + oy * STEP < height) & (column + ox * STEP < width)
             tl.store(
                 x_block + (oy * STEP * width + ox * STEP) * column_stride,
-                accumulators[oy * BLOCK_X + ox].to(grad_x.dtype.element_ty),
+                sums[oy * BLOCK_X + ox].to(grad_x.dtype.element_ty),
                 mask=ok[:, None] & channel_ok[None, :],
             )

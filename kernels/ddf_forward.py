@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from ddfnet.kernels.common import load, multiply_accumulate, replace
+from ddfnet.kernels.common import block_positions, channels_of, load, multiply_accumulate, zeros
 
 
 @triton.jit
@@ -58,8 +58,7 @@ def ddf_forward_kernel(
     height = HEIGHT if HEIGHT > 0 else height
     width = WIDTH if WIDTH > 0 else width
     head_channels = HEAD_CHANNELS if HEAD_CHANNELS > 0 else head_channels
-    out_height = (height - 1) // STRIDE + 1
-    out_width = (width - 1) // STRIDE + 1
+    out_height, out_width = (height - 1) // STRIDE + 1, (width - 1) // STRIDE + 1
     channels = head_channels * heads
     block_rows = tl.cdiv(out_height, STEP * BLOCK_Y) * STEP
     block_columns = tl.cdiv(out_width, STEP * BLOCK_X) * STEP
@@ -68,56 +67,35 @@ def ddf_forward_kernel(
 
     # channel tiles vary fastest: those of one pixel block share its spatial filter
     program = tl.program_id(0)
-    tile = program % channel_tiles
-    program = program // channel_tiles
-    first_phase = program % (SCALE * SCALE // PHASES) * PHASES
-    program = program // (SCALE * SCALE // PHASES)
-    head = program % heads
-    program = program // heads
+    tile, program = program % channel_tiles, program // channel_tiles
+    first_phase, program = program % (SCALE * SCALE // PHASES) * PHASES, program // (SCALE * SCALE // PHASES)
+    head, program = program % heads, program // heads
     block_tile = program % block_tiles
     image = (program // block_tiles).to(tl.int64)
 
-    block = block_tile * BLOCKS + tl.arange(0, BLOCKS)
-    block_ok = block < block_rows * block_columns
-    block_row = block // block_columns
-    block_column = block % block_columns
-    row = block_row // STEP * (STEP * BLOCK_Y) + block_row % STEP
-    column = block_column // STEP * (STEP * BLOCK_X) + block_column % STEP
-    channel_in_head = tile * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    channel_ok = channel_in_head < head_channels
-    channel = head * head_channels + channel_in_head
+    row, column, block_ok = block_positions(
+        block_tile * BLOCKS, block_rows, block_columns, BLOCKS, BLOCK_Y, BLOCK_X, STEP, INT64
+    )
+    channel, channel_ok = channels_of(tile * BLOCK_CHANNELS, head, head_channels, BLOCK_CHANNELS, INT64)
     if INT64:
-        row = row.to(tl.int64)
-        column = column.to(tl.int64)
-        channel = channel.to(tl.int64)
         first_phase = first_phase.to(tl.int64)
         head = head.to(tl.int64)
 
-    if CHANNELS_LAST:
-        channel_stride = 1
-        column_stride = channels
-    else:
-        channel_stride = height * width
-        column_stride = 1
+    channel_stride = 1 if CHANNELS_LAST else height * width
+    column_stride = channels if CHANNELS_LAST else 1
     if INT64:
         column_stride = tl.cast(column_stride, tl.int64)
     row_stride = width * column_stride
     x += image * height * width * channels
     x_block = x + (row * STRIDE * row_stride + column * STRIDE * column_stride)[:, None]
     x_block += (channel * channel_stride)[None, :]
-    if SPATIAL_CHANNELS_LAST:
-        tap_stride = 1
-        filter_column_stride = SCALE * SCALE * heads * AREA
-    else:
-        tap_stride = out_height * out_width
-        filter_column_stride = 1
+    tap_stride = 1 if SPATIAL_CHANNELS_LAST else out_height * out_width
+    filter_column_stride = SCALE * SCALE * heads * AREA if SPATIAL_CHANNELS_LAST else 1
     spatial_filter += image * (SCALE * SCALE * heads * AREA) * out_height * out_width
     spatial_block = spatial_filter + (row * out_width + column) * filter_column_stride
     channel_filter += image * (SCALE * SCALE * AREA) * channels + channel
 
-    accumulators = ()
-    for _ in tl.static_range(PHASES * BLOCK_Y * BLOCK_X):
-        accumulators = accumulators + (tl.zeros((BLOCKS, BLOCK_CHANNELS), ACC),)
+    sums = zeros(PHASES * BLOCK_Y * BLOCK_X, BLOCKS, BLOCK_CHANNELS, ACC)
     for outer in range(KERNEL_SIZE // TAP_ROWS):
         for inner in tl.static_range(TAP_ROWS):
             u = outer * TAP_ROWS + inner
@@ -139,27 +117,14 @@ def ddf_forward_kernel(
                             in_column = column * STRIDE + dx
                             inside = block_ok & (in_row >= 0) & (in_row < height)
                             inside = inside & ((in_column >= 0) & (in_column < width))
-                            value = load(
-                                x_block + dy * row_stride + dx * column_stride,
-                                inside[:, None] & channel_ok[None, :],
-                                ACC,
-                            )
+                            x_tap = x_block + dy * row_stride + dx * column_stride
+                            value = load(x_tap, inside[:, None] & channel_ok[None, :], ACC)
                             if HAS_SPATIAL:
                                 tap = ((first_phase + i) * heads + head) * AREA + u * KERNEL_SIZE + v
                                 offset = (oy * STEP * out_width + ox * STEP) * filter_column_stride
                                 s = load(spatial_block + tap * tap_stride + offset, ok, ACC)
-                            accumulators = replace(
-                                accumulators,
-                                (i * BLOCK_Y + oy) * BLOCK_X + ox,
-                                multiply_accumulate(
-                                    accumulators[(i * BLOCK_Y + oy) * BLOCK_X + ox],
-                                    value,
-                                    f,
-                                    s,
-                                    MULTIPLY,
-                                    HAS_CHANNEL,
-                                    HAS_SPATIAL,
-                                ),
+                            sums = multiply_accumulate(
+                                sums, (i * BLOCK_Y + oy) * BLOCK_X + ox, value, f, s, MULTIPLY, HAS_CHANNEL, HAS_SPATIAL
                             )
 
     if not CHANNELS_LAST:
@@ -177,6 +142,6 @@ def ddf_forward_kernel(
                 dx = ox * STEP * SCALE + phase % SCALE
                 tl.store(
                     y_block + dy * row_stride + dx * column_stride,
-                    accumulators[(i * BLOCK_Y + oy) * BLOCK_X + ox].to(y.dtype.element_ty),
+                    sums[(i * BLOCK_Y + oy) * BLOCK_X + ox].to(y.dtype.element_ty),
                     mask=ok[:, None] & channel_ok[None, :],
                 )

@@ -1,11 +1,14 @@
-"""What all operators share: registration with `torch.library`, where they run on Triton, dtypes and memory formats."""
+"""Shared by all operators: registration with `torch.library`, launches of Triton kernels, dtypes, memory formats."""
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import wrap_triton
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # absent on macOS and Windows
 # Triton's interpreter runs the kernels on CPU tensors. It reads this variable when the kernels are imported.
@@ -28,6 +31,23 @@ def define_op(name: str, implementation: Callable) -> torch.library.CustomOpDef:
     return define(name, implementation, mutates_args=())
 
 
+def launch(kernel: Any, grid: tuple[int], *arguments: Any, num_warps: int, num_stages: int, **constants: Any) -> None:
+    """Launch `kernel` on the device of its first argument, or record the launch where torch.compile traces it."""
+    device = arguments[0].device
+    if device.type == "cpu":  # the interpreter, which some versions of torch cannot wrap
+        kernel[grid](*arguments, **constants)
+        return
+    # Triton launches on the current device. A trace is no launch, and whoever runs it selects the device.
+    on_device = contextlib.nullcontext() if torch.compiler.is_compiling() else torch.cuda.device(device)
+    with on_device:
+        wrap_triton(kernel)[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+
+
+def cdiv(numerator: int, denominator: int) -> int:
+    """Division rounded up; unlike `triton.cdiv` also for symbolic sizes."""
+    return (numerator + denominator - 1) // denominator
+
+
 def accumulator_dtype(x: Tensor) -> torch.dtype:
     """float64 for float64 inputs, float32 for everything else."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -45,7 +65,7 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
 
 
 def output_size(x: Tensor, stride: int) -> tuple[int, int]:
-    """(Ho, Wo) = (ceil(H/stride), ceil(W/stride)): what the padded convolution of the same stride gives."""
+    """(Ho, Wo) = (ceil(H/stride), ceil(W/stride)), as of the padded convolution of the same stride."""
     return (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
 
 

@@ -41,7 +41,9 @@ import triton
 
 from ddfnet.ops.ddf import tiling
 from ddfnet.ops.ddf import triton as triton_launch
+from ddfnet.ops.ddf.arguments import Arguments, Needed
 from ddfnet.ops.spatial_filters import triton as spatial_filters_launch
+from ddfnet.ops.spatial_filters.autograd import Settings
 from ddfnet.utils.cli import at_least
 from scripts.benchmarks import common as bench
 from scripts.benchmarks import measure
@@ -118,14 +120,14 @@ def calls(shape: tuple[int, ...], device: str) -> dict[str, Callable[[], Any]]:
     filters = (dense.view(batch, 3, 3, channels).permute(0, 3, 1, 2), half(batch, 9, out, out))
     weight, bias = normal(9, channels, 1, 1) / math.sqrt(channels), normal(9)
     grads, inverse_std = (half(batch, 9, out, out), normal(batch, channels)), normal(batch, 1, out, out).abs() + 0.5
-    given, branch = (3, stride, 1, True, 1), (3, 1, stride, 0.47)  # k, stride, dilation, mul, scale; k, heads, ...
-    backward_filters = partial(triton_launch._backward_filters, dy, x, dense, filters[1], *given, *filters)
-    backward = partial(spatial_filters_launch.backward, *grads, x, weight, filters[1], inverse_std, *branch)
+    given, branch = Arguments(x, *filters, 3, stride, 1, True, 1), Settings(3, 1, stride, 0.47)
+    read, needed = given._replace(channel_filter=dense), Needed(False, True, True)
+    backward = partial(spatial_filters_launch.backward, *grads, x, weight, filters[1], inverse_std, branch)
     functions = (
-        partial(triton_launch.forward, x, *filters, *given),
-        partial(triton_launch._backward_x, dy, x, dense, filters[1], *given),
-        backward_filters,
-        partial(spatial_filters_launch.forward, x, weight, bias, *branch),
+        partial(triton_launch.forward, given),
+        partial(triton_launch._backward_x, dy, read),
+        partial(triton_launch._backward_filters, dy, read, given, needed),
+        partial(spatial_filters_launch.forward, x, weight, bias, branch),
         backward,
     )
     return dict(zip(ORDER, functions, strict=True))

@@ -24,7 +24,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ddfnet.ops.ddf import triton as triton_launch
+from ddfnet.ops.ddf.arguments import Arguments, Needed
 from ddfnet.ops.spatial_filters import triton as spatial_filters_launch
+from ddfnet.ops.spatial_filters.autograd import Settings
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # bytes of shared memory one block may ask for
@@ -127,12 +129,11 @@ def record_launches(
     size = (batch, scale**2 * heads * kernel_size**2, (height - 1) // stride + 1, (width - 1) // stride + 1)
     spatial_filter = torch.empty(size, dtype=dtype, device="meta")
     tensors = (x, None if filters == "spatial" else channel_filter, None if filters == "channel" else spatial_filter)
-    settings = (kernel_size, stride, dilation, combine == "mul", scale)
+    arguments = Arguments(*tensors, kernel_size, stride, dilation, combine == "mul", scale)
 
     def call() -> None:
-        y = triton_launch.forward(*tensors, *settings)
-        need = (True, tensors[1] is not None, tensors[2] is not None)
-        triton_launch.backward(y, *tensors, *settings, *need)
+        y = triton_launch.forward(arguments)
+        triton_launch.backward(y, arguments, Needed(True, tensors[1] is not None, tensors[2] is not None))
 
     return _recorded(call)
 
@@ -149,11 +150,11 @@ def record_spatial_filters(
     x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
     weight = torch.empty(heads * kernel_size**2, shape[1], 1, 1, device="meta")
     bias = torch.empty(heads * kernel_size**2, device="meta")
-    settings = (kernel_size, heads, stride, 0.47)
+    settings = Settings(kernel_size, heads, stride, 0.47)
 
     def call() -> None:
-        filters, pooled, inverse_std = spatial_filters_launch.forward(x, weight, bias, *settings)
-        spatial_filters_launch.backward(filters, pooled, x, weight, filters, inverse_std, *settings)
+        filters, pooled, inverse_std = spatial_filters_launch.forward(x, weight, bias, settings)
+        spatial_filters_launch.backward(filters, pooled, x, weight, filters, inverse_std, settings)
 
     return _recorded(call)
 

@@ -47,9 +47,7 @@ def ddf(
         ValueError: a shape, a device or a value that does not fit; the message names the argument.
         TypeError: an argument of the wrong type, or a tensor that is not of a floating dtype.
     """
-    kernel_size = check_arguments(
-        x, channel_filter, spatial_filter, stride=stride, dilation=dilation, combine=combine, kernel_size=kernel_size
-    )
+    kernel_size = check_arguments(x, channel_filter, spatial_filter, kernel_size, stride, dilation, combine)
     x, spatial_filter = autocast(x), autocast(spatial_filter)
     return autograd.ddf_op(x, channel_filter, spatial_filter, kernel_size, stride, dilation, combine == "mul", 1)
 
@@ -89,15 +87,6 @@ def ddf_up(
     Raises:
         ValueError, TypeError: as for `ddf`.
     """
-    kernel_size = check_arguments(
-        x,
-        channel_filter,
-        spatial_filter,
-        stride=1,
-        dilation=dilation,
-        combine=combine,
-        kernel_size=kernel_size,
-        scale=scale,
-    )
+    kernel_size = check_arguments(x, channel_filter, spatial_filter, kernel_size, 1, dilation, combine, scale)
     x, spatial_filter = autocast(x), autocast(spatial_filter)
     return autograd.ddf_op(x, channel_filter, spatial_filter, kernel_size, 1, dilation, combine == "mul", scale)

@@ -1,20 +1,31 @@
-"""Registration of the DDF operators with `torch.library`: implementations, fake ones, gradients of any order.
+"""Registration of the DDF operators with `torch.library`: implementations, fake ones, gradients of any order, FLOPs.
 
 Two ops are registered, `ddfnet::ddf` and `ddfnet::ddf_backward`; `ddf` calls them with scale 1, `ddf_up` with more.
-Each picks its implementation in its body: Triton kernels on CUDA, plain PyTorch everywhere else.
+Each picks its implementation in its body: Triton kernels on CUDA, plain PyTorch everywhere else. Their signatures are
+flat, because `torch.library` reads the schema from them.
 """
 
 from math import prod
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ddfnet.ops.common import define_op, memory_format_of, output_size, runs_on_triton
-from ddfnet.ops.ddf import eager, eager_up
+from ddfnet.ops.common import define_op, runs_on_triton
+from ddfnet.ops.ddf import eager
+from ddfnet.ops.ddf.arguments import Arguments, Needed
 
 Shape = tuple[int, ...]
+
+
+def _implementation(x: Tensor) -> ModuleType:
+    if runs_on_triton(x):
+        from ddfnet.ops.ddf import triton  # imports the kernels, which a run on the CPU does not need
+
+        return triton
+    return eager
 
 
 def _forward(
@@ -27,13 +38,8 @@ def _forward(
     multiply: bool,
     scale: int,
 ) -> Tensor:
-    if runs_on_triton(x):
-        from ddfnet.ops.ddf import triton as triton_launch  # imports the kernels, which a run on the CPU does not need
-
-        return triton_launch.forward(x, channel_filter, spatial_filter, kernel_size, stride, dilation, multiply, scale)
-    if scale > 1:
-        return eager_up.forward(x, channel_filter, spatial_filter, kernel_size, dilation, multiply, scale)
-    return eager.forward(x, channel_filter, spatial_filter, kernel_size, stride, dilation, multiply)
+    arguments = Arguments(x, channel_filter, spatial_filter, kernel_size, stride, dilation, multiply, scale)
+    return _implementation(x).forward(arguments)
 
 
 def _backward(
@@ -50,17 +56,8 @@ def _backward(
     need_channel: bool,
     need_spatial: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    need = (need_x, need_channel, need_spatial)
-    if runs_on_triton(x):
-        from ddfnet.ops.ddf import triton as triton_launch
-
-        settings = (kernel_size, stride, dilation, multiply, scale)
-        return triton_launch.backward(grad_y, x, channel_filter, spatial_filter, *settings, *need)
-    if scale > 1:
-        settings = (kernel_size, dilation, multiply, scale)
-        return eager_up.backward(grad_y, x, channel_filter, spatial_filter, *settings, *need)
-    settings = (kernel_size, stride, dilation, multiply)
-    return eager.backward(grad_y, x, channel_filter, spatial_filter, *settings, *need)
+    arguments = Arguments(x, channel_filter, spatial_filter, kernel_size, stride, dilation, multiply, scale)
+    return _implementation(x).backward(grad_y, arguments, Needed(need_x, need_channel, need_spatial))
 
 
 ddf_op = define_op("ddfnet::ddf", _forward)
@@ -68,41 +65,13 @@ ddf_backward_op = define_op("ddfnet::ddf_backward", _backward)
 
 
 @ddf_op.register_fake
-def _(
-    x: Tensor,
-    channel_filter: Tensor | None,
-    spatial_filter: Tensor | None,
-    kernel_size: int,
-    stride: int,
-    dilation: int,
-    multiply: bool,
-    scale: int,
-) -> Tensor:
-    height, width = output_size(x, stride)
-    size = (*x.shape[:2], height * scale, width * scale)
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
+def _(*arguments: Any) -> Tensor:
+    return Arguments(*arguments).empty_output()
 
 
 @ddf_backward_op.register_fake
-def _(
-    grad_y: Tensor,
-    x: Tensor,
-    channel_filter: Tensor | None,
-    spatial_filter: Tensor | None,
-    kernel_size: int,
-    stride: int,
-    dilation: int,
-    multiply: bool,
-    scale: int,
-    need_x: bool,
-    need_channel: bool,
-    need_spatial: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(x, memory_format=memory_format_of(x)) if need_x else x.new_empty(0),
-        torch.empty_like(channel_filter, memory_format=torch.contiguous_format) if need_channel else x.new_empty(0),
-        torch.empty_like(spatial_filter, memory_format=torch.contiguous_format) if need_spatial else x.new_empty(0),
-    )
+def _(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return Arguments(*arguments[:-3]).zero_gradients(Needed(*arguments[-3:]))
 
 
 def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
@@ -111,16 +80,16 @@ def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, 
 
 
 def _first_order(ctx: torch.autograd.function.FunctionCtx, grad_y: Tensor) -> tuple:
-    need = ctx.needs_input_grad[:3]
-    grads = ddf_backward_op(grad_y, *ctx.saved_tensors, *ctx.settings, *need)
-    return *(grad if needed else None for grad, needed in zip(grads, need, strict=True)), None, None, None, None, None
+    needed = ctx.needs_input_grad[:3]
+    grads = ddf_backward_op(grad_y, *ctx.saved_tensors, *ctx.settings, *needed)
+    grads = (grad if need else None for grad, need in zip(grads, needed, strict=True))
+    return *grads, *(None for _ in ctx.settings)
 
 
 def _save_for_double_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
-    grad_y, x, channel_filter, spatial_filter, *settings = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(grad_y, x, channel_filter, spatial_filter)
-    ctx.settings, ctx.computed = settings[:5], settings[5:]
+    ctx.save_for_backward(*inputs[:4])  # grad_y, x, channel filter, spatial filter
+    ctx.settings, ctx.computed = inputs[4:9], inputs[9:]
 
 
 def _second_order(ctx: torch.autograd.function.FunctionCtx, *directions: Tensor | None) -> tuple:
@@ -142,18 +111,18 @@ def _second_order(ctx: torch.autograd.function.FunctionCtx, *directions: Tensor 
     if v_s is not None:
         terms.append(((x, c if multiply else None, v_s), (True, multiply, False)))
 
-    need_grad_y, *need = ctx.needs_input_grad[:4]
+    need_grad_y, *needed = ctx.needs_input_grad[:4]
     totals: list[Tensor | None] = [None, None, None, None]
     for tensors, depends in terms:
         parts: list[Tensor | None] = [ddf_op(*tensors, *ctx.settings) if need_grad_y else None]
-        wanted = [n and d and t is not None for n, d, t in zip(need, depends, tensors, strict=True)]
+        wanted = [n and d and t is not None for n, d, t in zip(needed, depends, tensors, strict=True)]
         if any(wanted):
             grads = ddf_backward_op(grad_y, *tensors, *ctx.settings, *wanted)
             parts += [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
         for i, part in enumerate(parts):
             if part is not None:
                 totals[i] = part if totals[i] is None else totals[i] + part
-    return *totals, None, None, None, None, None, None, None, None
+    return *totals, *(None for _ in (*ctx.settings, *ctx.computed))
 
 
 ddf_op.register_autograd(_first_order, setup_context=_save_for_backward)
@@ -163,21 +132,10 @@ ddf_backward_op.register_autograd(_second_order, setup_context=_save_for_double_
 # FLOPs, for torch.utils.flop_counter.FlopCounterMode: one multiplication and one addition per tap and output, as for
 # convolutions there. Combining the two filters is not counted, and neither are normalization and pooling.
 @register_flop_formula(torch.ops.ddfnet.ddf)
-def _(
-    x: Shape, channel_filter: Shape | None, spatial_filter: Shape | None, kernel_size: int, *_: Any, out_shape: Shape
-) -> int:
-    return 2 * prod(out_shape) * kernel_size**2
+def _(x: Shape, channel_filter: Shape | None, spatial_filter: Shape | None, *settings: Any, out_shape: Shape) -> int:
+    return 2 * prod(out_shape) * settings[0] ** 2  # kernel_size
 
 
 @register_flop_formula(torch.ops.ddfnet.ddf_backward)
-def _(
-    grad_y: Shape,
-    x: Shape,
-    channel_filter: Shape | None,
-    spatial_filter: Shape | None,
-    kernel_size: int,
-    *settings: Any,
-    out_shape: Any,
-) -> int:
-    gradients = sum(settings[-3:])  # need_x, need_channel, need_spatial
-    return gradients * 2 * prod(grad_y) * kernel_size**2
+def _(grad_y: Shape, *arguments: Any, out_shape: Any) -> int:
+    return sum(Needed(*arguments[-3:])) * 2 * prod(grad_y) * Arguments(*arguments[:-3]).kernel_size ** 2

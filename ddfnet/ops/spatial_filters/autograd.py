@@ -5,20 +5,30 @@ size of x. On CUDA the operator reads x once; elsewhere it is the plain formula,
 """
 
 from math import prod
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ddfnet.ops.common import define_op, runs_on_triton
+from ddfnet.ops.common import define_op, output_size, runs_on_triton
 
 Shape = tuple[int, ...]
 
 # Padded taps of all heads together, the columns of one matrix product. In float32, without tensor cores, a product of
 # more than 16 columns would take longer than the passes over memory that it saves, and does not fit the registers.
 _MAX_PADDED_TAPS = {torch.float16: 128, torch.bfloat16: 128, torch.float32: 16}
+
+
+class Settings(NamedTuple):
+    """How the filters are predicted: k, number of heads, stride of the convolution, standard deviation."""
+
+    kernel_size: int
+    heads: int
+    stride: int
+    alpha: float
 
 
 def fusible(x: Tensor, kernel_size: int, heads: int) -> bool:
@@ -74,13 +84,17 @@ def padded_heads(heads: int) -> int:
     return 1 << (heads - 1).bit_length()
 
 
+def _launches() -> ModuleType:
+    from ddfnet.ops.spatial_filters import triton  # imports the kernels, which a run on the CPU does not need
+
+    return triton
+
+
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: int, heads: int, stride: int, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     if runs_on_triton(x):
-        from ddfnet.ops.spatial_filters import triton as launch
-
-        return launch.forward(x, weight, bias, kernel_size, heads, stride, alpha)
+        return _launches().forward(x, weight, bias, Settings(kernel_size, heads, stride, alpha))
     return plain_spatial_filters(x, weight, bias, kernel_size, heads, stride, alpha)
 
 
@@ -97,10 +111,8 @@ def _backward(
     alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if runs_on_triton(x):
-        from ddfnet.ops.spatial_filters import triton as launch
-
-        tensors = (grad_filter, grad_pooled, x, weight, spatial_filter, inverse_std)
-        return launch.backward(*tensors, kernel_size, heads, stride, alpha)
+        settings = Settings(kernel_size, heads, stride, alpha)
+        return _launches().backward(grad_filter, grad_pooled, x, weight, spatial_filter, inverse_std, settings)
     wide = inverse_std.dtype
     shape = (heads, kernel_size**2)
     normal = spatial_filter.to(wide).unflatten(1, shape) / alpha
@@ -122,11 +134,10 @@ _spatial_filters_backward = define_op("ddfnet::spatial_filters_backward", _backw
 
 
 @_spatial_filters.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: int, heads: int, stride: int, alpha: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, channels, height, width = x.shape
-    size = ((height - 1) // stride + 1, (width - 1) // stride + 1)
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    kernel_size, heads, stride, _ = settings
+    batch, channels = x.shape[:2]
+    size = output_size(x, stride)
     wide = torch.promote_types(x.dtype, torch.float32)
     return (
         x.new_empty((batch, heads * kernel_size**2, *size)),
@@ -143,10 +154,7 @@ def _(
     weight: Tensor,
     spatial_filter: Tensor,
     inverse_std: Tensor,
-    kernel_size: int,
-    heads: int,
-    stride: int,
-    alpha: float,
+    *settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(x, memory_format=torch.channels_last),

@@ -23,6 +23,16 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
+def writable_folder(text: str) -> Path:
+    """The type of an option: a folder, made if it is not there."""
+    try:
+        Path(text).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=text):
+            return Path(text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def add_options(parser: argparse.ArgumentParser, files: str) -> None:
     """The options of what runs on a CPU and on CUDA; `prepare` reads them. `files`: name of those written."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,22 +40,20 @@ def add_options(parser: argparse.ArgumentParser, files: str) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="default: bf16 on CUDA, fp32 on a CPU")
     parser.add_argument("--memory-format", choices=FORMATS, default="channels_last", help="default: %(default)s")
     parser.add_argument("--threads", type=at_least(1), help="of a CPU (default: PyTorch's)")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help=f"write {files}.json, .md and .png here")
+    parser.add_argument(
+        "--output", type=writable_folder, metavar="FOLDER", help=f"write {files}.json, .md and .png here"
+    )
 
 
 def prepare(arguments: argparse.Namespace) -> torch.device:
-    """Device, threads, dtype of the device and a writable output folder.
+    """Device, threads and dtype of the device.
 
     Raises:
-        ValueError, OSError: there is no such device, or the folder cannot be written.
+        ValueError: there is no such device.
     """
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch finds no CUDA device")
     arguments.dtype = arguments.dtype or ("bf16" if arguments.device == "cuda" else "fp32")
-    if arguments.output:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=arguments.output):
-            pass
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.benchmark = True

@@ -188,7 +188,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.d
         if arguments.torch_profile and not arguments.output:
             raise ValueError("--torch-profile writes traces: give their folder with --output")
         return arguments, bench.prepare(arguments)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
 
 

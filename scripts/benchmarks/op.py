@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
         names = [name.strip() for name in arguments.only.split(",")] if arguments.only else list(table)
         for name in set(names) - set(table):
             raise ValueError(f"--only {name}: choose from {', '.join(table)}")
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
     names = [name for name in names if not (arguments.skip_compiled and table[name].compiled)]
     with measure.fresh_compiler_caches(), measure.memory_limit(device):

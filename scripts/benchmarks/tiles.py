@@ -286,7 +286,8 @@ def main() -> int:
     parser.add_argument("--batch", type=at_least(1), default=256)
     limit = "measure what is possible in this"
     parser.add_argument("--limit", type=at_least(1, float), default=55, metavar="SECONDS", help=limit)
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="gets benchmark_tiles.json and .md")
+    output = "gets benchmark_tiles.json and .md"
+    parser.add_argument("--output", type=bench.writable_folder, metavar="FOLDER", help=output)
     parser.add_argument("--dry-run", action="store_true", help="list the variants; needs no GPU")
     arguments = parser.parse_args()
     if not (arguments.dry_run or torch.cuda.is_available()):

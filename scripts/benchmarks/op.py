@@ -49,7 +49,7 @@ TABLE = bench.Table(
 
 @dataclass
 class Run:
-    """What is measured of each case.
+    """All that the cases have in common.
 
     Attributes:
         table: all implementations, the reference first.

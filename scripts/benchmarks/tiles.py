@@ -146,7 +146,7 @@ def record(kernel: str, shape: tuple[int, ...], changes: dict[str, Any]) -> Laun
 
 def variants(kernel: str, shape: tuple[int, ...]) -> list[Variant]:
     """The policy's own choice, then what differs in one choice, then in two; the most alike in registers first."""
-    constants, found = record(kernel, shape, {})[3], []
+    constants, candidates = record(kernel, shape, {})[3], []
     own = {"block": (constants.get("BLOCK_Y"), constants.get("BLOCK_X")), "blocks": constants.get("BLOCKS")}
     own |= {"pixels": constants.get("BLOCK_PIXELS"), "channels": constants["BLOCK_CHANNELS"]}
     own |= {"warps": constants["num_warps"], "chunk": tiling._CHUNK_PIXELS}
@@ -161,9 +161,9 @@ def variants(kernel: str, shape: tuple[int, ...]) -> list[Variant]:
         if kernel == ORDER[1] and changes != {"block": (1, 1)}:  # other blocks gather a stride with masks
             fits = fits and all(n % stride == 0 for n in choices["block"])
         if fits and (len(changes) == 1 or (len(changes) == 2 and "sizes" not in changes)):
-            found.append((len(changes), abs(math.log2(many[0] / many[1])), choices, changes))
+            candidates.append((len(changes), abs(math.log2(many[0] / many[1])), choices, changes))
     result, seen = [], []
-    for *_, choices, changes in [(0, 0, own, {}), *sorted(found, key=lambda item: item[:2])]:
+    for *_, choices, changes in [(0, 0, own, {}), *sorted(candidates, key=lambda item: item[:2])]:
         try:
             _, grid, arguments, constants = record(kernel, shape, changes)
             launch = grid, constants, [a for a in arguments if not isinstance(a, torch.Tensor)]

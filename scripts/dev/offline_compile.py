@@ -54,7 +54,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compiled kernel needs.
+    """Resources and code of a compiled kernel.
 
     Attributes:
         registers: of a thread.
@@ -119,7 +119,7 @@ def record_launches(
     filters: str = "both",
     channels_last: bool = True,
 ) -> dict[str, Launch]:
-    """What forward and backward of the operator would launch for x of this (B, C, H, W), by kernel name."""
+    """Launches of the operator's forward and backward for x of this (B, C, H, W), by kernel name."""
     batch, channels, height, width = shape
     x = torch.empty(shape, dtype=dtype, device="meta")
     if channels_last:
@@ -146,7 +146,7 @@ def record_spatial_filters(
     stride: int = 1,
     heads: int = 1,
 ) -> dict[str, Launch]:
-    """What the fused spatial branch of a DDF layer would launch, by kernel name."""
+    """Launches of the fused spatial branch of a DDF layer, by kernel name."""
     x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
     weight = torch.empty(heads * kernel_size**2, shape[1], 1, 1, device="meta")
     bias = torch.empty(heads * kernel_size**2, device="meta")

@@ -120,7 +120,7 @@ def write_report(output: Path, runs: dict[tuple[str, int], Path], data: Path, co
 
 
 def _facts(runs: list[FinishedRun], data: str) -> dict[str, Any]:
-    """What all runs have in common; of what differs between them, all values."""
+    """Facts of all runs; where they differ, all values."""
 
     def all_of(values: Iterable[str]) -> str:
         return ", ".join(sorted(set(values)))

@@ -73,9 +73,9 @@ def test_the_report_is_complete(op_run):
             assert row[f"first_{key}_ms"] > 0
             assert row[f"{key}_mib"] > 0
             assert (row[f"{key}_resident_mib"] is None) == (sys.platform != "linux")
-    ours, unfold = report["rows"][:2]
+    own, unfold = report["rows"][:2]
     assert unfold["error"] < 1e-5
-    expected = unfold["forward_backward"]["median_ms"] / ours["forward_backward"]["median_ms"]
+    expected = unfold["forward_backward"]["median_ms"] / own["forward_backward"]["median_ms"]
     assert unfold["forward_backward_to_ours"] == pytest.approx(expected)
     environment = report["environment"]
     assert environment["torch"] == torch.__version__
@@ -122,7 +122,7 @@ def test_formulations_agree(dtype, combine, tmp_path):
     unfold, dense = report_of(tmp_path, "benchmark_op")["rows"]
     assert unfold["error"] < op.MAX_ERROR
     assert "failed" not in dense
-    assert "forward_to_ours" not in unfold  # ours was not timed
+    assert "forward_to_ours" not in unfold  # ddf was not timed
 
 
 def test_the_layers_of_resnet50(tmp_path):
@@ -135,12 +135,12 @@ def test_the_layers_of_resnet50(tmp_path):
 
 
 def test_failures_are_rows(tmp_path, monkeypatch, capsys):
-    def broken(*_):
+    def failing(*_):
         raise RuntimeError("no | such\nkernel")
 
     right = op_cases.unfold_ddf
     monkeypatch.setattr(op_cases, "unfold_ddf", lambda *a, **k: 1.05 * right(*a, **k))
-    monkeypatch.setitem(op.DDF, "dense conv", op_cases.Implementation(broken, exact=False))
+    monkeypatch.setitem(op.DDF, "dense conv", op_cases.Implementation(failing, exact=False))
     assert op.main([*QUICK, "--shapes", "1,8,8,8", "--output", str(tmp_path)]) == 0
     rows = {row["implementation"]: row for row in report_of(tmp_path, "benchmark_op")["rows"]}
     assert rows["unfold"]["failed"].startswith("ValueError: wrong result: forward differs from ddf by 0.05")
@@ -150,11 +150,11 @@ def test_failures_are_rows(tmp_path, monkeypatch, capsys):
     assert rows["depthwise conv"]["forward"]["median_ms"] > 0
 
 
-def test_a_failure_of_ours_is_the_exit_code(monkeypatch, capsys):
-    def broken(*_, **__):
+def test_a_failure_of_ddf_is_the_exit_code(monkeypatch, capsys):
+    def failing(*_, **__):
         raise RuntimeError("launch failed")
 
-    monkeypatch.setattr(op_cases, "ddf", broken)
+    monkeypatch.setattr(op_cases, "ddf", failing)
     assert op.main([*QUICK, "--shapes", "1,8,8,8", "--only", "unfold"]) == 1
     out = capsys.readouterr().out
     assert "FAILED: RuntimeError: launch failed" in out
@@ -172,8 +172,8 @@ def test_an_error_of_the_compiler_is_a_row(tmp_path):
     options = ("--device", "cpu", "--shapes", "1,8,8,8", "--only", "ddf,ddf compiled", "--budget", 0.01)
     result = run("op.py", *options, "--output", tmp_path, CXX="/nonexistent/compiler")
     assert result.returncode == 0, result.stderr
-    ours, compiled = report_of(tmp_path, "benchmark_op")["rows"]
-    assert ours["forward"]["median_ms"] > 0
+    own, compiled = report_of(tmp_path, "benchmark_op")["rows"]
+    assert own["forward"]["median_ms"] > 0
     assert "failed" in compiled
 
 
@@ -233,10 +233,10 @@ def test_models(model_run):
     result, folder = model_run
     assert result.returncode == 0, result.stderr
     report = report_of(folder, "benchmark_model")
-    baseline, wrong_size, ours = report["rows"]
+    baseline, wrong_size, own = report["rows"]
     assert "failed" in wrong_size  # this model takes 224 pixels only
-    assert ours["parameters"] > 1e5
-    for row in (baseline, ours):
+    assert own["parameters"] > 1e5
+    for row in (baseline, own):
         for part in ("train", "inference"):
             figures = row[part]
             assert figures["repeats"] == 2
@@ -283,7 +283,7 @@ def test_bad_arguments_of_the_models(options, message, capsys):
     assert_refused(model, ["--device", "cpu", *options], message, capsys)
 
 
-# --- what they share --------------------------------------------------------------------------------------------------
+# --- common parts -----------------------------------------------------------------------------------------------------
 
 
 def test_memory_of_a_call_is_that_of_its_tensors():

@@ -45,7 +45,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--top must be at least 1, got {top}")
     paths = find_images(arguments.images)
     classifier = load_classifier(checkpoint, model=arguments.model)
-    outputs = classifier.network.num_classes
+    outputs = classifier.num_classes
     if top is not None and top > outputs:
         raise UserError(f"--top {top}: {checkpoint} has {outputs} classes")
     if not arguments.json:

@@ -123,7 +123,8 @@ def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> Cal
         ratio=augment.ratio,
         hflip=augment.hflip,
         vflip=augment.vflip,
-        color_jitter=None if augment.trivial_augment else augment.color_jitter or None,
+        # None turns it off, which timm's annotation does not say.
+        color_jitter=None if augment.trivial_augment else augment.color_jitter or None,  # type: ignore[arg-type]
         auto_augment=augment.rand_augment,
         interpolation=augment.interpolation,
         mean=preprocessing.mean,

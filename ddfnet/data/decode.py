@@ -20,7 +20,7 @@ def open_rgb(data: bytes) -> Image.Image:
     # is of another category and stays.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         image.load()
         if is_16_bit_gray(image):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

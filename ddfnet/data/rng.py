@@ -47,21 +47,20 @@ def keyed_generators(*key: int, device: torch.device | None = None) -> Iterator[
 
     Of a CUDA device, too. Generator states live on the host: nothing here waits for the device.
     """
-    cuda = None
+    generators = [torch.default_generator]
     if device is not None and device.type == "cuda":
         # `default_generators` is filled when CUDA starts; asking for the current device starts it.
-        cuda = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    torch_state = torch.default_generator.get_state()
-    cuda_state = None if cuda is None else cuda.get_state()
+    torch_states = [generator.get_state() for generator in generators]
     try:
         seed_generators(*key)
-        if cuda is not None:
-            cuda.manual_seed(key_seeds(*key)[2])
+        for generator in generators[1:]:
+            generator.manual_seed(key_seeds(*key)[2])
         yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        torch.default_generator.set_state(torch_state)
-        if cuda is not None:
-            cuda.set_state(cuda_state)
+        for generator, state in zip(generators, torch_states, strict=True):
+            generator.set_state(state)

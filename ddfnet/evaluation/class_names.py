@@ -12,7 +12,7 @@ from ddfnet.utils.text import printable
 def imagenet_classes(subset: str = "") -> list[str]:
     """WordNet ids of ImageNet-1k in label order, which is that of sorting; `a` and `r`: of ImageNet-A and -R."""
     name = f"imagenet_{subset}_synsets.txt" if subset else "imagenet_synsets.txt"
-    return resources.files("timm.data").joinpath("_info", name).read_text().split()
+    return (resources.files("timm.data") / "_info" / name).read_text().split()
 
 
 def known_classes(classes: list[str] | None, outputs: int) -> list[str] | None:

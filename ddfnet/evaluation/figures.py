@@ -130,7 +130,7 @@ def draw_confusion(rows: Sequence[ClassRow], pairs: Sequence[Confusion], names: 
         for target, predicted, count in cells:
             if count:
                 color = "white" if count / counts[target] > 0.2 else "black"
-                axes.text(predicted, target, count, ha="center", va="center", fontsize=9, color=color)
+                axes.text(predicted, target, str(count), ha="center", va="center", fontsize=9, color=color)
     if step > 1:
         title += f"; {size:,} classes, a cell shows the highest fraction among {step} x {step} of them"
     figure.suptitle(title, fontsize=10)
@@ -178,7 +178,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], total: int) -> "Figure":
     figure = _figure(2.3 * columns, 2.75 * lines + 0.5)
     title = f"{len(mistakes)} of {total:,} mistakes, the highest confidence first"
     figure.suptitle(f"{title}\nabove: true class; below: predicted class", fontsize=10)
-    figure.get_layout_engine().set(hspace=0.07)
+    figure.set_layout_engine("constrained", hspace=0.07)
     panels = list(np.ravel(figure.subplots(lines, columns)))
     for axes in panels[len(mistakes) :]:
         axes.set_axis_off()

@@ -79,7 +79,7 @@ def find_sets(wanted: str, data: str | Path | None) -> dict[str, Path]:
             )
         if not given and data is None:
             raise UserError(f"--sets {name} needs --data FOLDER, which holds it, or its own folder: {name}=FOLDER")
-        folders = [Path(folder)] if given else [Path(data, known) for known in KNOWN[name].folders]
+        folders = [Path(folder)] if given or data is None else [Path(data, known) for known in KNOWN[name].folders]
         sets[name] = next((folder for folder in folders if not _absent(name, folder)), folders[0])
         if _absent(name, sets[name]):
             missing.append(_missing(name, folders))

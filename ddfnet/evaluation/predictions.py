@@ -57,7 +57,7 @@ class PredictionEvaluator:
         self.columns = None if columns is None else torch.tensor(columns)
         self.mirror, self.accepted = mirror, accepted
         self.batches: list[tuple[Tensor, ...]] = []
-        self.predictions: Predictions | None = None
+        self.predictions: Predictions
 
     @torch.no_grad()
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:

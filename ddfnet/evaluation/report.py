@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ class PredictionReport(Report):
             (folder / name).unlink(missing_ok=True)
         figures = draw_figures(self.images, self.predictions, self.names, self.settings.facts["preprocessing"])
         for name, png in figures.items():
-            write_atomically(folder / name, lambda file, png=png: file.write(png))
+            write_atomically(folder / name, methodcaller("write", png))
         if figures:
             report = replace(report, files=(*TEXTS, *figures))
             report._write_texts(folder)

@@ -50,7 +50,7 @@ def confusions(predictions: Predictions) -> list[Confusion]:
     pairs = torch.stack([predictions.target[wrong], predictions.predicted[wrong]], 1)
     pairs, counts = pairs.unique(dim=0, return_counts=True)  # sorted by target, then by prediction
     order = counts.argsort(descending=True, stable=True)
-    return [Confusion(*pair, count) for pair, count in zip(pairs[order].tolist(), counts[order].tolist(), strict=True)]
+    return [Confusion(*row) for row in torch.column_stack([pairs, counts])[order].tolist()]
 
 
 def class_rows(predictions: Predictions) -> list[ClassRow]:
@@ -73,9 +73,8 @@ def per_class_csv(rows: Sequence[ClassRow], classes: Sequence[str], names: Seque
     """One line per row; folder names and readable names in label order."""
     text = io.StringIO()
     write = csv.writer(text, lineterminator="\n").writerow
-    predicted = "predicted_as", "predicted_as_name", "predicted_as_count"
     head = "class", "name", "n", "top1_count", "top1_percent", "top5_count", "top5_percent", "mean_confidence"
-    write([*head, *predicted])
+    write([*head, "predicted_as", "predicted_as_name", "predicted_as_count"])
     for row in rows:
         i, other, percents = row.label, row.predicted_as, [f"{100 * hits / row.n:.2f}" for hits in (row.top1, row.top5)]
         predicted = ("", "", 0) if other is None else (classes[other], names[other], row.predicted_as_count)

@@ -80,11 +80,11 @@ def published_card(
         entry: of the zoo, if the weights are from there.
         log: see `zoo_card`.
     """
-    front = {"license": license_id(license), "library_name": "timm", "pipeline_tag": TASK}
+    front: dict[str, Any] = {"license": license_id(license), "library_name": "timm", "pipeline_tag": TASK}
     front["tags"] = [TASK, "timm", "ddfnet"]
     if front["license"] == "other":
         front["license_name"] = license
-    classes = loaded.network.num_classes
+    classes = loaded.num_classes
     if entry is None:
         command = "python eval.py --checkpoint model.safetensors --data FOLDER"
         about = [
@@ -95,7 +95,7 @@ def published_card(
         ]
     else:
         about = _about(entry, log, license or entry.license, data or entry.data)
-    architecture = loaded.network.pretrained_cfg["architecture"]
+    architecture = loaded.cfg["architecture"]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {name}",

@@ -135,7 +135,7 @@ def description(classifier: Classifier) -> dict[str, str]:
         "classes": json.dumps(classifier.classes),
         "preprocessing": json.dumps(how.to_dict()),
         "input": f"{INPUT}: float32 (B, 3, {how.size}, {how.size}), RGB in [0, 1], less mean, over std",
-        "output": f"{OUTPUT}: float32 (B, {classifier.network.num_classes}), before softmax, in the order of classes",
+        "output": f"{OUTPUT}: float32 (B, {classifier.num_classes}), before softmax, in the order of classes",
         "producer": f"ddfnet {ddfnet.__version__}, torch {torch.__version__}",
     }
 
@@ -184,7 +184,7 @@ def save_onnx(program: ExportedProgram, path: Path, about: dict[str, str], *, op
     """
     import onnx
 
-    names = {"input_names": [INPUT], "output_names": [OUTPUT]}
+    names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
     model = torch.onnx.export(decomposed(program), dynamo=True, verbose=False, opset_version=opset, **names).model_proto
     written = {entry.domain: entry.version for entry in model.opset_import}.get("")
     if opset is not None and written != opset:

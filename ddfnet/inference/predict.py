@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfnet.data.batches import Normalize
+from ddfnet.data.batches import EvalBatchTransform
 from ddfnet.data.decode import decode_error, open_rgb
 from ddfnet.data.preprocessing import eval_transform
 from ddfnet.data.sources.folder import list_images
@@ -40,7 +40,7 @@ def predict_images(classifier: Classifier, paths: Iterable[Path], *, top: int) -
         `{"image": path, "predictions": [{"class", "name", "probability"}, ...]}`, the most probable first, or
         `{"image": path, "error": reason}`. Classes without a name are called `output 5` and the like.
     """
-    outputs = classifier.network.num_classes
+    outputs = classifier.num_classes
     classes = output_names(known_classes(classifier.classes, outputs) or [], outputs)
     names = readable_names(classes)
     for path in paths:
@@ -66,5 +66,5 @@ def predict(classifier: Classifier, path: Path) -> Tensor:
     except Exception as error:
         raise DataError(f"image {path} cannot be read ({decode_error(error)})") from None
     how = classifier.preprocessing
-    normalize = Normalize(how, device="cpu", channels_last=True)
-    return classifier.network(normalize(eval_transform(how)(image)[None])).softmax(1)[0]
+    normalize = EvalBatchTransform(how, device="cpu", channels_last=True)
+    return classifier.network(normalize({"image": eval_transform(how)(image)[None]})["image"]).softmax(1)[0]

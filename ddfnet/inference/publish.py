@@ -53,7 +53,7 @@ def publish(
     upload = _uploader(push, private=private) if push else None
     path, entry = locate(checkpoint)
     loaded = build_classifier(read_weights(path, prefer=weights), source=path, model=model, entry=entry)
-    architecture = loaded.network.pretrained_cfg["architecture"]
+    architecture = loaded.cfg["architecture"]
     _check_timm(architecture)
     name = name or (entry.name if entry else architecture)
     license = license or (entry.license if entry else None)
@@ -88,7 +88,7 @@ def publish(
 
 def config_for(loaded: Classifier, *, tag: str | None, license: str | None) -> dict[str, Any]:
     """The config.json from which timm builds the model and its preprocessing."""
-    known, how = loaded.network.pretrained_cfg, loaded.preprocessing
+    known, how = loaded.cfg, loaded.preprocessing
     about = {
         "tag": tag,
         "custom_load": False,
@@ -99,7 +99,7 @@ def config_for(loaded: Classifier, *, tag: str | None, license: str | None) -> d
         "crop_mode": "center",
         "mean": how.mean,
         "std": how.std,
-        "num_classes": loaded.network.num_classes,
+        "num_classes": loaded.num_classes,
         "license": license_id(license),
         **{key: known.get(key) for key in ("first_conv", "classifier", "paper_ids")},
     }
@@ -107,7 +107,7 @@ def config_for(loaded: Classifier, *, tag: str | None, license: str | None) -> d
     same_size = tuple(known["input_size"][1:]) == (how.size, how.size)
     config = {
         "architecture": known["architecture"],
-        "num_classes": loaded.network.num_classes,
+        "num_classes": loaded.num_classes,
         "num_features": loaded.network.num_features,
         "label_names": loaded.classes,
         "model_args": loaded.kwargs or None,

@@ -24,8 +24,9 @@ class BAMResNet(ResNet):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        like = self.bn1.weight
-        for stage in self.feature_info[1:4]:
+        like = next(self.parameters())
+        stages: list[dict[str, Any]] = self.feature_info[1:4]
+        for stage in stages:
             # Inside the stage, timm's forward passes and feature extraction find it without being told.
             stage_blocks = getattr(self, stage["module"])
             stage_blocks.append(BAM(stage["num_chs"], device=like.device, dtype=like.dtype))
@@ -41,7 +42,7 @@ def _cond_conv(channels: int, **kwargs: Any) -> CondConv:
 
 def _create(
     variant: str, pretrained: bool, kwargs: dict[str, Any], *, model_class: type[ResNet] = ResNet, **defaults: Any
-) -> ResNet:
+) -> nn.Module:
     block_args = {**defaults.pop("block_args", {}), **kwargs.pop("block_args", {})}
     model_args = {"block": Bottleneck, **defaults, "block_args": block_args, **kwargs}
     return build_model(model_class, variant, pretrained, **model_args)

@@ -23,7 +23,9 @@ class Classifier:
 
     network: nn.Module  # in evaluation mode, float32, on the CPU
     name: str  # for `ddfnet.create_model`
+    num_classes: int  # outputs, which may be more than the classes
     kwargs: dict[str, Any]  # further arguments of the model
+    cfg: dict[str, Any]  # timm's record of the model: architecture, usual input, name of the classifier
     classes: list[str] | None  # in label order; None where the file does not say them
     preprocessing: Preprocessing
     precision: str  # of training: fp32, bf16 or fp16; fp32 where the file does not say it
@@ -38,7 +40,7 @@ class Classifier:
         """The meta with which `build_classifier` needs nothing but the weights."""
         return {
             "task": DEFAULT_TASK,
-            "model": {"name": self.name, "num_classes": self.network.num_classes, "kwargs": self.kwargs},
+            "model": {"name": self.name, "num_classes": self.num_classes, "kwargs": self.kwargs},
             "classes": self.classes,
             "preprocessing": self.preprocessing.to_dict(),
             "precision": self.precision,
@@ -76,18 +78,19 @@ def build_classifier(
         if name is None:
             raise CheckpointError(f"{source} does not say which model it holds: give --model, e.g. ddf_mul_resnet50")
     try:
-        network = create_model(name, num_classes=num_classes or _count_classes(weights, name), **kwargs)
+        num_classes = num_classes or _count_classes(weights, name)
+        network = create_model(name, num_classes=num_classes, **kwargs)
     except ValueError as error:
         raise UserError(str(error)) from None
+    cfg = vars(network)["pretrained_cfg"]
     load_weights(network, weights, source=source, name=name)
     _check_finite(weights, source)
     if meta is not None:
         preprocessing = Preprocessing.from_dict(meta["preprocessing"])
     else:
-        preprocessing = entry.preprocessing if entry else _usual_preprocessing(name, network)
-    meta = meta or {}
-    precision = meta.get("precision") or "fp32"
-    return Classifier(network.eval(), name, kwargs, meta.get("classes"), preprocessing, precision, weights.kind)
+        preprocessing = entry.preprocessing if entry else _usual_preprocessing(name, cfg)
+    classes, precision = (meta or {}).get("classes"), (meta or {}).get("precision") or "fp32"
+    return Classifier(network.eval(), name, num_classes, kwargs, cfg, classes, preprocessing, precision, weights.kind)
 
 
 def _check_finite(weights: Weights, source: Path) -> None:
@@ -130,11 +133,11 @@ def _check_meta(meta: Any, source: Path) -> None:
         )
 
 
-def _usual_preprocessing(name: str, network: nn.Module) -> Preprocessing:
+def _usual_preprocessing(name: str, cfg: dict[str, Any]) -> Preprocessing:
     """That of a model, not of some weights of it that the zoo happens to have."""
     architecture = name.split(".")[0]
-    known = architecture in list_models()
-    cfg = get_pretrained_cfg(f"{architecture}.untrained").to_dict() if known else network.pretrained_cfg
+    if architecture in list_models():
+        cfg = get_pretrained_cfg(f"{architecture}.untrained").to_dict()
     values = {key: cfg[key] for key in ("crop_pct", "interpolation", "mean", "std")}
     return Preprocessing(size=cfg["input_size"][-1], **values)
 
@@ -142,6 +145,6 @@ def _usual_preprocessing(name: str, network: nn.Module) -> Preprocessing:
 def _count_classes(weights: Weights, name: str) -> int:
     """Number of classes of weights that do not say it, from the bias of the classifier."""
     with torch.device("meta"):
-        cfg = create_model(name).pretrained_cfg
+        cfg = vars(create_model(name))["pretrained_cfg"]
     bias = weights.state_dict.get(f"{cfg['classifier']}.bias")
     return len(bias) if bias is not None else cfg["num_classes"]

@@ -45,7 +45,7 @@ class ReplacedBottleneck(Bottleneck):
                 f"cardinality and reduce_first must be 1 to replace the 3x3 convolution: got one of {conv.in_channels} "
                 f"to {conv.out_channels} channels in {conv.groups} groups"
             )
-        self.conv2 = _in_place_of(conv, layer)
+        self.add_module("conv2", _in_place_of(conv, layer))
 
 
 class DDFBottleneck(ReplacedBottleneck):
@@ -73,10 +73,10 @@ class DDFBasicBlock(BasicBlock):
         super().__init__(*args, **kwargs)
         for name in ("conv1", "conv2"):
             conv: nn.Conv2d = getattr(self, name)
-            like = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+            like: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
             pointwise = nn.Conv2d(conv.in_channels, conv.out_channels, 1, bias=False, **like)
             ddf = _in_place_of(conv, partial(DDF, **(ddf_args or {})))
-            setattr(self, name, nn.Sequential(OrderedDict(ddf=ddf, pointwise=pointwise)))
+            self.add_module(name, nn.Sequential(OrderedDict(ddf=ddf, pointwise=pointwise)))
 
 
 class SmallImageResNet(ResNet):
@@ -93,12 +93,13 @@ class SmallImageResNet(ResNet):
             raise ValueError("small images have a stem of one convolution: stem_type cannot be chosen")
         if stem_stride not in (1, 2):
             raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride!r}")
-        self.conv1 = nn.Conv2d(
+        conv = nn.Conv2d(
             stem.in_channels, stem.out_channels, 3, stride=stem_stride, padding=1, bias=False,
             device=stem.weight.device, dtype=stem.weight.dtype,
         )  # fmt: skip
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.maxpool = nn.Identity()
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        self.add_module("conv1", conv)
+        self.add_module("maxpool", nn.Identity())
         for stage in self.feature_info:
             stage["reduction"] = max(1, stage["reduction"] // 4) * stem_stride  # timm's: stem 2, then pooling 2
 
@@ -123,7 +124,7 @@ def small_image_cfg() -> dict[str, Any]:
 
 
 LAYERS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-SMALL_IMAGE_ARGS = {"model_class": SmallImageResNet, "layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)}
+SMALL_IMAGE_ARGS: dict[str, Any] = {"model_class": SmallImageResNet, "layers": (1,) * 4, "channels": (16, 32, 64, 128)}
 
 
 def _create(
@@ -134,7 +135,7 @@ def _create(
     combine: str,
     model_class: type[ResNet] = ResNet,
     **defaults: Any,
-) -> ResNet:
+) -> nn.Module:
     # The options of the DDF belong to the block; timm hands `block_args` on to it.
     model_args = {"block": DDFBottleneck, **defaults, **kwargs}
     ddf_args = {"combine": combine, **{key: model_args.pop(key) for key in DDF_OPTIONS if key in model_args}}
@@ -145,12 +146,12 @@ def _create(
     return build_model(model_class, variant, pretrained, block_args=block_args, **model_args)
 
 
-def _create_dense(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> ResNet:
+def _create_dense(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     return build_model(variant=variant, pretrained=pretrained, **{"block": Bottleneck, **SMALL_IMAGE_ARGS, **kwargs})
 
 
 # Name -> (documentation, record for timm, function that creates it)
-_models: dict[str, tuple[str, dict[str, Any], Callable[..., ResNet]]] = {
+_models: dict[str, tuple[str, dict[str, Any], Callable[..., nn.Module]]] = {
     "resnet14_32px": ("The dense counterpart of ddf_mul_resnet14_32px.", small_image_cfg(), _create_dense)
 }
 for _combine, _how in (("mul", "multiplied"), ("add", "added")):
@@ -167,5 +168,5 @@ for _combine, _how in (("mul", "multiplied"), ("add", "added")):
 default_cfgs = generate_default_cfgs(
     {tag: cfg for name, (_, common, _) in _models.items() for tag, cfg in tagged_cfgs(name, common).items()}
 )
-for _name, (_doc, _, _make) in _models.items():
-    register(__name__, _name, _doc, _make)
+for _name, (_doc, _, _function) in _models.items():
+    register(__name__, _name, _doc, _function)

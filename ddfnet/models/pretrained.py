@@ -79,7 +79,7 @@ def _with_zoo_weights(variant: str, pretrained: bool, kwargs: dict[str, Any]) ->
     if not pretrained:
         return kwargs
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-    if cfg.source == "local-dir":
+    if cfg.source == "local-dir" and cfg.file:
         path = Path(cfg.file) / LOCAL_FILE
         if not path.is_file():
             return kwargs

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from ddfnet.tasks.evaluation import stored_evaluation
 from ddfnet.tasks.plan import RunPlan
 
 C = TypeVar("C", bound=Config)
+S = TypeVar("S", bound="Named")
 
 
 class Evaluator(Protocol):
@@ -37,7 +39,7 @@ class Named(Protocol):
     def name(self, i: int) -> str: ...
 
 
-class Task(ABC, Generic[C]):
+class Task(ABC, Generic[C, S]):
     """One kind of training: what differs between tasks, and the batch streams that all share."""
 
     config_class: type[C]
@@ -50,9 +52,14 @@ class Task(ABC, Generic[C]):
     """Whether all training batches have one shape, so that it pays to search for the fastest convolutions."""
     repeats: int = 1
     """Times that an epoch shows each of its samples."""
-    config: C
-    _train: Named
-    _val: Named
+    _val: S
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    @cached_property
+    @abstractmethod
+    def _train(self) -> S: ...
 
     @property
     def train_images(self) -> int:

@@ -17,7 +17,7 @@ from ddfnet.data.batches import Batch, EvalBatchTransform, TrainBatchTransform
 from ddfnet.data.dataset import CorruptImages, EvalDataset, TrainDataset
 from ddfnet.data.loader import Finish
 from ddfnet.data.preprocessing import InputConfig, eval_transform
-from ddfnet.data.sources import open_source
+from ddfnet.data.sources import ImageSource, open_source
 from ddfnet.evaluation.metrics import ClassificationEvaluator
 from ddfnet.models import create_model
 from ddfnet.tasks.base import Task
@@ -115,7 +115,7 @@ class ClassificationConfig(Config):
             yield "loss.label_smoothing", "loss.bce_threshold makes the targets 0 and 1 again"
 
 
-class ClassificationTask(Task[ClassificationConfig]):
+class ClassificationTask(Task[ClassificationConfig, ImageSource]):
     """Trains a model on `data.root/train` and evaluates it on `data.root/val`.
 
     Raises:
@@ -127,7 +127,7 @@ class ClassificationTask(Task[ClassificationConfig]):
     evaluation = staticmethod(classification_evaluation)
 
     def __init__(self, config: ClassificationConfig) -> None:
-        self.config = config
+        super().__init__(config)
         root = Path(config.data.root)
         for key in ("train", "val"):
             part = getattr(config.data, key)
@@ -153,15 +153,11 @@ class ClassificationTask(Task[ClassificationConfig]):
 
     def build_model(self) -> nn.Module:
         """The model of the configuration with random weights."""
-        model = self.config.model
+        model, kwargs = self.config.model, dict(self.config.model.kwargs)
+        if model.drop_path_rate:
+            kwargs["drop_path_rate"] = model.drop_path_rate
         try:
-            return create_model(
-                model.name,
-                num_classes=self.num_classes,
-                drop_rate=model.drop_rate,
-                **({"drop_path_rate": model.drop_path_rate} if model.drop_path_rate else {}),
-                **model.kwargs,
-            )
+            return create_model(model.name, num_classes=self.num_classes, drop_rate=model.drop_rate, **kwargs)
         except ValueError as error:
             raise ConfigError(f"model.name, model.kwargs: {error}") from None
 

@@ -31,7 +31,7 @@ def classification_evaluation(
     loaded = build_classifier(weights, source=path, model=options.model, entry=entry)
     changes = {"size": options.input_size, "crop_pct": options.crop_pct, "interpolation": options.interpolation}
     how = loaded.preprocessing.replaced(**{key: value for key, value in changes.items() if value is not None})
-    outputs = loaded.network.num_classes
+    outputs = loaded.num_classes
     if folders is None:
         index = _index(loaded.classes, path, options.data, outputs)
         sets = [ImageSet("", index, index.classes)]
@@ -52,7 +52,7 @@ def classification_evaluation(
 
 
 def _set(images: ImageSet, loaded: Classifier, how: Preprocessing, options: EvaluationOptions) -> EvaluationSet:
-    outputs = loaded.network.num_classes if images.columns is None else len(images.columns)
+    outputs = loaded.num_classes if images.columns is None else len(images.columns)
 
     def batches(*, rank: int, world_size: int, device: torch.device) -> Any:
         return eval_batches(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -29,15 +29,17 @@ class EvaluationOptions:
     tta: bool = False  # average the softmax over each image and its mirror image; wrong for digits, letters
     model: str | None = None  # model name, for a file that does not say it
     batch_size: int | None = None  # images per process; None: the task's choice
-    workers: int | str = "auto"  # DataLoader workers per rank
+    workers: int | Literal["auto"] = "auto"  # DataLoader workers per rank
     precision: str = "auto"  # fp32, bf16, fp16; auto: that of training, to give the figures that training printed
     input_size: int | None = None  # this one and the next two: instead of the checkpoint's preprocessing
     crop_pct: float | None = None
     interpolation: str | None = None
 
     def __post_init__(self) -> None:
-        if self.workers != "auto" and not str(self.workers).isdecimal():
-            raise UserError(f"--workers must be a number of processes or auto, got {self.workers!r}")
+        if self.workers != "auto":
+            if not str(self.workers).isdecimal():
+                raise UserError(f"--workers must be a number of processes or auto, got {self.workers!r}")
+            object.__setattr__(self, "workers", int(self.workers))  # text of the command line
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
 
@@ -109,7 +111,7 @@ def _stored_config(schema: type[Config], path: Path, options: EvaluationOptions)
         raise CheckpointError(f"{path} does not hold the configuration of its run: give best.pt or last.pt")
     if options.data is not None:
         values["data"]["root"] = str(options.data)
-    values["data"]["workers"] = options.workers if options.workers == "auto" else int(options.workers)
+    values["data"]["workers"] = options.workers
     values["run"]["dir"] = None
     if options.batch_size is not None:
         values["eval"]["batch_size"] = options.batch_size

@@ -2,16 +2,15 @@
 
 import textwrap
 
-WIDTH = 79
-
 
 def wrap(text: str, *, first: str = "", indent: str = "") -> str:
     """Lines of at most 79 columns, the first behind `first`, the others behind `indent`.
 
     Words stay whole, however long: paths, links and hashes are there to be copied.
     """
-    options = {"initial_indent": first, "subsequent_indent": indent}
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False, **options)
+    return textwrap.fill(
+        text, 79, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def printable(text: str) -> str:

@@ -97,7 +97,7 @@ def compare(classifier: Classifier, data: Path, batch_size: int) -> list[tuple[s
     Raises:
         DataError: the images cannot be used, or are of other classes.
     """
-    how, outputs = classifier.preprocessing, classifier.network.num_classes
+    how, outputs = classifier.preprocessing, classifier.num_classes
     index = index_folder(data, classes=classifier.classes)
     if classifier.classes is None and len(index.classes) != outputs:  # which output is which folder, nobody says
         raise DataError(f"--data {data} has {len(index.classes)} class folders, the checkpoint knows {outputs} classes")

@@ -41,11 +41,11 @@ def guided_filter(
     covariance = mean(guide * depth) - guide_mean * depth_mean
     pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
     products = mean(torch.stack([guide[:, i] * guide[:, j] for i, j in pairs], 1))
-    entries = (
+    rr, rg, rb, gg, gb, bb = (
         products[:, n] - guide_mean[:, i] * guide_mean[:, j] + (epsilon if i == j else 0.0)
         for n, (i, j) in enumerate(pairs)
     )
-    slope = _solve_symmetric(*entries, covariance)
+    slope = _solve_symmetric(rr, rg, rb, gg, gb, bb, covariance)
     offset = depth_mean - (slope * guide_mean).sum(1, keepdim=True)
     return ((mean(slope) * guide).sum(1, keepdim=True) + mean(offset)).to(low.dtype)
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddfnet.checkpoint import load_weights, read_checkpoint, read_weights
 from ddfnet.config import check
@@ -53,7 +54,7 @@ def draw_depth(checkpoint: Path, *, data: Path | None = None, indices: list[int]
     return figure
 
 
-def _draw_row(row: Iterable[Axes], sample: dict[str, Tensor], network: nn.Module) -> None:
+def _draw_row(row: Iterable[Axes], sample: dict[str, Tensor], network: DDFUpNet) -> None:
     low, truth, valid = sample["low"], sample["depth"], sample["valid"]
     guidance = normalize_guidance(sample["guidance"])
     bicubic = interpolate(low, network.factor, "bicubic")
@@ -63,7 +64,7 @@ def _draw_row(row: Iterable[Axes], sample: dict[str, Tensor], network: nn.Module
     depths = {"cmap": "viridis", "vmin": truth[valid].min().item(), "vmax": truth[valid].max().item()}
     largest = {"cmap": "magma", "vmin": 0, "vmax": max(1e-6, torch.quantile(errors.flatten(), 0.99).item())}
     rmse, output_rmse = (error[valid].square().mean().sqrt().item() for error in (errors, output_errors))
-    panels = (
+    panels: tuple[tuple[str, Tensor, dict[str, Any]], ...] = (
         ("guidance", denormalize_guidance(guidance)[0].permute(1, 2, 0).clamp(0, 1), {}),
         (f"low resolution, 1/{network.factor}", low[0, 0], depths),
         (f"bicubic, RMSE {rmse:.2f} cm", bicubic[0, 0], depths),

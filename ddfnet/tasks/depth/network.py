@@ -120,8 +120,8 @@ class DDFUpNet(nn.Module):
             for _ in range(steps)
         )
         self.head = _convolutions(channels, channels, 1)
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
+        for parameter in self.head[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, low: Tensor, guidance: Tensor) -> Tensor:
         self._check(low, guidance)
@@ -129,7 +129,7 @@ class DDFUpNet(nn.Module):
             low = low.float()
         smallest, span = depth_range(low)
         depth = (low - smallest) / span
-        features = self.depth_encoder(depth.to(self.head[-1].weight.dtype))
+        features = self.depth_encoder(depth.to(next(self.head.parameters()).dtype))
         for step, guide in enumerate(self.guidance_encoder(guidance).chunk(self.steps, 1), start=1):
             coarser = self.factor // 2**step
             guide = F.avg_pool2d(guide, coarser) if coarser > 1 else guide

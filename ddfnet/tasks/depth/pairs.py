@@ -44,7 +44,7 @@ class NYUPairs:
 
     def __init__(self, path: str | os.PathLike, split: str) -> None:
         self.path = Path(path)
-        self._file, self._process = None, None
+        self._file, self._process = None, 0  # the open file, and the process that opened it
         if not self.path.is_file():
             raise DataError(
                 f"data.root={self.path} is no file: give the path of nyu_depth_v2_labeled.mat, "
@@ -62,18 +62,18 @@ class NYUPairs:
             )
         if images[0] <= NYU_TRAIN:
             raise DataError(f"{self.path} holds {images[0]} pairs: {NYU_TRAIN} train, the labeled file has 1449")
-        self.first, self.stop = (0, NYU_TRAIN) if split == "train" else (NYU_TRAIN, images[0])
+        self.numbers = range(NYU_TRAIN) if split == "train" else range(NYU_TRAIN, images[0])
 
     def __len__(self) -> int:
-        return self.stop - self.first
+        return len(self.numbers)
 
     def name(self, i: int) -> str:
-        return f"{self.path}[{self.first + i}]"
+        return f"{self.path}[{self.numbers[i]}]"
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         file = self._open()
         try:
-            rgb, depth = file["images"][self.first + i], file["depths"][self.first + i]
+            rgb, depth = file["images"][self.numbers[i]], file["depths"][self.numbers[i]]
         except (OSError, KeyError, RuntimeError) as error:
             raise DataError(f"{self.name(i)} cannot be read ({error}): fetch the file again") from None
         return np.ascontiguousarray(rgb.transpose(2, 1, 0)), _clean(depth.T)

@@ -19,7 +19,7 @@ from ddfnet.tasks.depth.pairs import DepthPairs, open_pairs
 from ddfnet.utils.errors import ConfigError
 
 
-class DepthTask(Task[DepthConfig]):
+class DepthTask(Task[DepthConfig, DepthPairs]):
     """Trains DDF-Up-Net on images with measured depth, and evaluates it on whole images.
 
     Training data are indexed when they are first asked for, so that an evaluation needs the validation set alone.
@@ -32,7 +32,7 @@ class DepthTask(Task[DepthConfig]):
     best_metric, lower_is_better = "rmse", True
 
     def __init__(self, config: DepthConfig) -> None:
-        self.config = config
+        super().__init__(config)
         self._val = open_pairs(config.data, "val")
         self._baselines: dict[int, Record] | None = {} if config.data.baselines else None
 
@@ -50,9 +50,8 @@ class DepthTask(Task[DepthConfig]):
 
     def train_reader(self, device: torch.device) -> tuple[Callable, Finish]:
         config = self.config
-        return DepthReader(
-            self._train, config.data, hflip=config.augment.hflip, seed=config.run.seed
-        ).read, self._finish
+        reader = DepthReader(self._train, config.data, hflip=config.augment.hflip, seed=config.run.seed)
+        return reader.read, self._finish
 
     def eval_reader(self, device: torch.device) -> tuple[Callable, Finish]:
         return DepthReader(self._val, self.config.data).read_eval, self._finish

@@ -15,7 +15,7 @@ from ddfnet.data.decode import open_rgb
 from ddfnet.tasks.detection.network import create_backbone, create_detector
 from ddfnet.utils.errors import CheckpointError
 
-_COLORS = matplotlib.colormaps["tab10"].colors
+_COLORS = matplotlib.color_sequences["tab10"]
 
 
 def draw_detections(images: list[Path], checkpoint: Path, *, threshold: float = 0.5) -> Figure:
@@ -57,5 +57,5 @@ def _draw_boxes(axes: Axes, detections: dict[str, Tensor], classes: list[str], t
             continue
         (left, top, right, bottom), color = box.tolist(), _COLORS[int(label) % len(_COLORS)]
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=color, lw=1.6))
-        text = {"fontsize": 7, "color": "white", "va": "bottom", "bbox": {"fc": color, "ec": "none", "pad": 1.2}}
-        axes.text(left, top, f"{classes[int(label) - 1]} {score:.2f}", **text)
+        text, bbox = f"{classes[int(label) - 1]} {score:.2f}", {"fc": color, "ec": "none", "pad": 1.2}
+        axes.text(left, top, text, fontsize=7, color="white", va="bottom", bbox=bbox)

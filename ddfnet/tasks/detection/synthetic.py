@@ -30,7 +30,8 @@ def render_shapes(
         (tree / "annotations").mkdir(parents=True)
         for part, (split, count) in enumerate((("train", train), ("val", val))):
             (tree / split).mkdir()
-            images, annotations = [], []
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
             for i in range(count):
                 pixels, objects = draw_shapes(np.random.default_rng((seed, part, i)), size)
                 name = f"{i:06d}.png"

@@ -27,7 +27,7 @@ from ddfnet.zoo.download import locate
 _log = logging.getLogger("ddfnet")
 
 
-class DetectionTask(Task[DetectionConfig]):
+class DetectionTask(Task[DetectionConfig, CocoIndex]):
     """Trains Faster R-CNN on `data.train_annotations` and evaluates it on `data.val_annotations`.
 
     The training annotations are read when they are needed: an evaluation does without them.
@@ -42,7 +42,7 @@ class DetectionTask(Task[DetectionConfig]):
     def __init__(self, config: DetectionConfig) -> None:
         if importlib.util.find_spec("pycocotools") is None:
             raise UserError("detection needs pycocotools, which is not installed: pip install pycocotools")
-        self.config = config
+        super().__init__(config)
         self._val = self._index("val")
         categories = len(self._val.categories)
         self.num_classes = config.model.num_classes or categories

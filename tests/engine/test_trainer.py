@@ -134,7 +134,7 @@ def test_initial_checkpoint(tiny_config, tmp_path, capsys):
 
 def test_infinite_gradient_of_a_finite_loss_is_not_saved(tiny_config, tmp_path, monkeypatch):
     """Clipping turns an infinite gradient into NaN weights while the loss still looks well."""
-    from ddfnet.tasks import ClassificationTask
+    from ddfnet.tasks.classification import ClassificationTask
 
     steps = iter(range(1, 100))
     plain = ClassificationTask.loss

@@ -50,8 +50,10 @@ def main(argv: list[str] | None = None) -> int:
         # Without the version of matplotlib, the same figure is the same file.
         figure.savefig(output, metadata={"Software": None} if output.suffix == ".png" else None)
     except ImportError as error:
-        package = (error.name or "").split(".")[0]
-        raise UserError(f"{error.name} is missing: pip install {package}") from None
+        package = (error.name or "ddfnet").split(".")[0]
+        if package == "ddfnet":  # the folder of a task was removed
+            raise
+        raise UserError(f"{package} is missing: pip install {package}") from None
     except OSError as error:
         raise UserError(str(error)) from None
     print(output)

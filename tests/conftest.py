@@ -1,4 +1,4 @@
-"""Small real runs: a image tree drawn here, a tiny configuration, and the two commands as subprocesses."""
+"""Small real runs: an image tree drawn here, a tiny configuration, and the two commands as subprocesses."""
 
 import os
 import subprocess

@@ -67,7 +67,7 @@ class RunLog:
     def start(self, step: int, *, evaluation_due: bool = False) -> None:
         """Opens the files and the progress bar; records of what the run is going to repeat are dropped.
 
-        step: where the run goes on; evaluation_due: it begins with the evaluation at this step.
+        step: where the run resumes; evaluation_due: it begins with the evaluation at this step.
         """
         if not self.active:
             return

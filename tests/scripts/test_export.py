@@ -113,7 +113,7 @@ def test_onnx_has_standard_operators_and_says_how_to_be_used(digits_onnx):
 def test_onnx_predicts_the_digits_that_the_network_predicts(digits_onnx, digits):
     classifier, session = load_classifier(DIGITS), exporting.load_onnx(digits_onnx)
     how, index = classifier.preprocessing, index_folder(digits / "val", classes=classifier.classes)
-    images = torch.stack([prepared(Image.open(index.path(i)).convert("RGB"), how) for i in range(len(index))])
+    images = torch.stack([prepared(Image.open(index.name(i)).convert("RGB"), how) for i in range(len(index))])
     with torch.inference_mode():
         expected, got = classifier.network(images), session(images)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)

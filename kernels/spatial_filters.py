@@ -5,6 +5,24 @@ import triton.language as tl
 
 
 @triton.jit
+def padded_taps(HEADS: tl.constexpr, AREA: tl.constexpr, PADDED_HEADS: tl.constexpr, PADDED_AREA: tl.constexpr):
+    """Columns of the matrix products, one for each tap of each head: which of them exist, and their rows of weight."""
+    tap = tl.arange(0, PADDED_HEADS * PADDED_AREA)
+    head = tap // PADDED_AREA
+    tap_ok = (tap % PADDED_AREA < AREA) & (head < HEADS)
+    return tap, tap_ok, (head * AREA + tap % PADDED_AREA).to(tl.int64)
+
+
+@triton.jit
+def pixels_on_grid(pixel, pixel_ok, height, width, STRIDE: tl.constexpr):
+    """Which pixels of x have filters, their pixels of the spatial filter, and how many of those there are."""
+    row, column = pixel // width, pixel % width
+    out_height, out_width = (height - 1) // STRIDE + 1, (width - 1) // STRIDE + 1
+    on_grid = pixel_ok & (row % STRIDE == 0) & (column % STRIDE == 0)
+    return on_grid, row // STRIDE * out_width + column // STRIDE, out_height * out_width
+
+
+@triton.jit
 def spatial_filters_kernel(
     x,
     weight,
@@ -45,10 +63,7 @@ def spatial_filters_kernel(
     image = (program // tiles).to(tl.int64)
     pixel = tile * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
     pixel_ok = pixel < pixels
-    tap = tl.arange(0, PADDED_HEADS * PADDED_AREA)
-    head = tap // PADDED_AREA
-    tap_ok = (tap % PADDED_AREA < AREA) & (head < HEADS)
-    row_of_weight = (head * AREA + tap % PADDED_AREA).to(tl.int64)
+    _, tap_ok, row_of_weight = padded_taps(HEADS, AREA, PADDED_HEADS, PADDED_AREA)
 
     x += image * pixels * channels
     pool_partials += (image * tiles + tile) * channels
@@ -56,16 +71,10 @@ def spatial_filters_kernel(
     for first in range(0, channels, BLOCK_CHANNELS):
         channel = first + tl.arange(0, BLOCK_CHANNELS)
         channel_ok = channel < channels
-        value = tl.load(
-            x + pixel.to(tl.int64)[:, None] * channels + channel[None, :],
-            mask=pixel_ok[:, None] & channel_ok[None, :],
-            other=0.0,
-        )
-        w = tl.load(
-            weight + row_of_weight[None, :] * channels + channel[:, None],
-            mask=tap_ok[None, :] & channel_ok[:, None],
-            other=0.0,
-        )
+        x_mask = pixel_ok[:, None] & channel_ok[None, :]
+        value = tl.load(x + pixel.to(tl.int64)[:, None] * channels + channel[None, :], mask=x_mask, other=0.0)
+        w_mask = tap_ok[None, :] & channel_ok[:, None]
+        w = tl.load(weight + row_of_weight[None, :] * channels + channel[:, None], mask=w_mask, other=0.0)
         logits = tl.dot(value, w.to(value.dtype), logits, input_precision="ieee")
         tl.store(pool_partials + channel, tl.sum(value.to(tl.float32), axis=0), mask=channel_ok)
     if HAS_BIAS:
@@ -79,26 +88,15 @@ def spatial_filters_kernel(
     inverse = 1.0 / (tl.sqrt(variance) + 1e-10)
     filters = tl.reshape(centered * inverse[:, :, None] * alpha, logits.shape)
 
-    row = pixel // width
-    column = pixel % width
-    out_height = (height - 1) // STRIDE + 1
-    out_width = (width - 1) // STRIDE + 1
-    on_grid = pixel_ok & (row % STRIDE == 0) & (column % STRIDE == 0)
-    out_pixel = row // STRIDE * out_width + column // STRIDE
-    out_pixels = out_height * out_width
+    on_grid, out_pixel, out_pixels = pixels_on_grid(pixel, pixel_ok, height, width, STRIDE)
     spatial_filter += image * (HEADS * AREA) * out_pixels
-    tl.store(
-        spatial_filter + row_of_weight[None, :] * out_pixels + out_pixel[:, None],
-        filters.to(spatial_filter.dtype.element_ty),
-        mask=on_grid[:, None] & tap_ok[None, :],
-    )
+    mask = on_grid[:, None] & tap_ok[None, :]
+    filter_block = spatial_filter + row_of_weight[None, :] * out_pixels + out_pixel[:, None]
+    tl.store(filter_block, filters.to(spatial_filter.dtype.element_ty), mask=mask)
     each_head = tl.arange(0, PADDED_HEADS).to(tl.int64)
     inverse_std += image * HEADS * out_pixels
-    tl.store(
-        inverse_std + each_head[None, :] * out_pixels + out_pixel[:, None],
-        inverse,
-        mask=on_grid[:, None] & (each_head < HEADS)[None, :],
-    )
+    head_mask = on_grid[:, None] & (each_head < HEADS)[None, :]
+    tl.store(inverse_std + each_head[None, :] * out_pixels + out_pixel[:, None], inverse, mask=head_mask)
 
 
 @triton.jit
@@ -138,28 +136,17 @@ def spatial_filters_backward_kernel(
     image = (program // tiles).to(tl.int64)
     pixel = tile * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
     pixel_ok = pixel < pixels
-    tap = tl.arange(0, PADDED_HEADS * PADDED_AREA)
-    head = tap // PADDED_AREA
-    tap_ok = (tap % PADDED_AREA < AREA) & (head < HEADS)
-    row_of_weight = (head * AREA + tap % PADDED_AREA).to(tl.int64)
+    tap, tap_ok, row_of_weight = padded_taps(HEADS, AREA, PADDED_HEADS, PADDED_AREA)
 
-    row = pixel // width
-    column = pixel % width
-    out_height = (height - 1) // STRIDE + 1
-    out_width = (width - 1) // STRIDE + 1
-    on_grid = pixel_ok & (row % STRIDE == 0) & (column % STRIDE == 0)
-    out_pixel = row // STRIDE * out_width + column // STRIDE
-    out_pixels = out_height * out_width
+    on_grid, out_pixel, out_pixels = pixels_on_grid(pixel, pixel_ok, height, width, STRIDE)
     offset = image * (HEADS * AREA) * out_pixels + row_of_weight[None, :] * out_pixels + out_pixel[:, None]
     mask = on_grid[:, None] & tap_ok[None, :]
     grad = tl.load(grad_filter + offset, mask=mask, other=0.0).to(tl.float32) * alpha
     normal = tl.load(spatial_filter + offset, mask=mask, other=0.0).to(tl.float32) / alpha
     each_head = tl.arange(0, PADDED_HEADS).to(tl.int64)
-    inverse = tl.load(
-        inverse_std + (image * HEADS + each_head[None, :]) * out_pixels + out_pixel[:, None],
-        mask=on_grid[:, None] & (each_head < HEADS)[None, :],
-        other=0.0,
-    )
+    head_mask = on_grid[:, None] & (each_head < HEADS)[None, :]
+    std_block = inverse_std + (image * HEADS + each_head[None, :]) * out_pixels + out_pixel[:, None]
+    inverse = tl.load(std_block, mask=head_mask, other=0.0)
     grad = tl.reshape(grad, (BLOCK_PIXELS, PADDED_HEADS, PADDED_AREA))
     normal = tl.reshape(normal, (BLOCK_PIXELS, PADDED_HEADS, PADDED_AREA))
     mean = tl.sum(grad, axis=2) / AREA
@@ -175,15 +162,10 @@ def spatial_filters_backward_kernel(
     for first in range(0, channels, BLOCK_CHANNELS):
         channel = first + tl.arange(0, BLOCK_CHANNELS)
         channel_ok = channel < channels
-        w = tl.load(
-            weight + row_of_weight[:, None] * channels + channel[None, :],
-            mask=tap_ok[:, None] & channel_ok[None, :],
-            other=0.0,
-        )
+        w_mask = tap_ok[:, None] & channel_ok[None, :]
+        w = tl.load(weight + row_of_weight[:, None] * channels + channel[None, :], mask=w_mask, other=0.0)
         total = tl.dot(grad, w.to(grad.dtype), input_precision="ieee")
         total += tl.load(grad_pooled + channel, mask=channel_ok, other=0.0)[None, :] / pixels
-        tl.store(
-            grad_x + pixel.to(tl.int64)[:, None] * channels + channel[None, :],
-            total.to(grad_x.dtype.element_ty),
-            mask=pixel_ok[:, None] & channel_ok[None, :],
-        )
+        x_mask = pixel_ok[:, None] & channel_ok[None, :]
+        x_block = grad_x + pixel.to(tl.int64)[:, None] * channels + channel[None, :]
+        tl.store(x_block, total.to(grad_x.dtype.element_ty), mask=x_mask)

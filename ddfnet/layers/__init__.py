@@ -1,21 +1,9 @@
-"""Layers with content-adaptive filters."""
+"""Layers with content-adaptive filters; the public ones are importable from here."""
 
-from ddfnet.layers.bam import BAM
 from ddfnet.layers.carafe import CARAFE
 from ddfnet.layers.ddf import DDF
 from ddfnet.layers.ddf_up import DDFUp
-from ddfnet.layers.dynamic_depthwise import CondConv, DepthwiseCondConv, DepthwiseWeightNet
 from ddfnet.layers.filter_norm import FilterNorm
 from ddfnet.layers.involution import Involution
 
-__all__ = [
-    "BAM",
-    "CARAFE",
-    "DDF",
-    "CondConv",
-    "DDFUp",
-    "DepthwiseCondConv",
-    "DepthwiseWeightNet",
-    "FilterNorm",
-    "Involution",
-]
+__all__ = ["CARAFE", "DDF", "DDFUp", "FilterNorm", "Involution"]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ddfnet.layers.checks import check_at_least, check_reduction
+
 
 class BAM(nn.Module):
     """Bottleneck attention module (Park et al., "BAM", BMVC 2018, eq. 1 to 4 and figure 2).
@@ -36,12 +38,8 @@ class BAM(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not 1 <= reduction <= channels:
-            raise ValueError(
-                f"reduction={reduction} leaves no hidden channel of {channels}: give a number from 1 to {channels}"
-            )
-        if dilation < 1:
-            raise ValueError(f"dilation: got {dilation}, expected at least 1")
+        check_reduction(reduction, channels)
+        check_at_least("dilation", dilation)
         factory = {"device": device, "dtype": dtype}
         hidden = channels // reduction
 

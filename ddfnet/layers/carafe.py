@@ -1,10 +1,9 @@
-"""CARAFE: upsampling with filters predicted at each new pixel (Wang et al., ICCV 2019)."""
+"""CARAFE: upsampling with filters predicted for each output pixel (Wang et al., ICCV 2019)."""
 
 import torch
 from torch import Tensor, nn
 
-from ddfnet.layers.ddf_up import check_scale
-from ddfnet.layers.filter_norm import check_kernel_size
+from ddfnet.layers.checks import check_at_least, check_divides, check_kernel_size, check_odd, check_scale, describe
 from ddfnet.ops.ddf import ddf_up
 
 
@@ -12,14 +11,14 @@ class CARAFE(nn.Module):
     """CARAFE (Wang et al., "CARAFE: Content-Aware ReAssembly of FEatures", ICCV 2019, section 3).
 
     A 1x1 convolution compresses the channels, a second convolution encodes scale * scale filters of k x k taps for
-    each pixel and group, a softmax over the taps makes each filter a weighted average, and `ddfnet.ops.ddf_up` applies
+    each pixel and group, a softmax over the taps makes each filter a weighted average, and `ddfnet.ddf_up` applies
     them, with no channel filter. Parameter names, shapes and the order of the encoder's channels are those of the
     authors' implementation, so that published weights load; so is the start, with filters that hardly differ from a
     box.
 
     Args:
         channels: C, input and output channels.
-        scale: how many new pixels an old one becomes along each axis; 2 or more.
+        scale: the upscale factor, an int of 2 or more.
         kernel_size: k, odd; the paper's k_up.
         encoder_kernel_size: of the second convolution, odd; the paper's k_encoder, and it recommends k - 2.
         compressed_channels: the paper's C_m.
@@ -29,9 +28,7 @@ class CARAFE(nn.Module):
         (B, C, H, W) -> (B, C, H * scale, W * scale), same memory format.
 
     Raises:
-        ValueError: a kernel size that is even or 1, an even encoder kernel size, groups that do not divide the
-            channels, fewer than one compressed channel, or a scale below 2.
-        TypeError: a scale that is not an int.
+        ValueError, TypeError: an argument that does not fit; the message names it.
     """
 
     def __init__(
@@ -49,15 +46,9 @@ class CARAFE(nn.Module):
         super().__init__()
         check_scale(scale)
         check_kernel_size(kernel_size)
-        if encoder_kernel_size < 1 or encoder_kernel_size % 2 == 0:
-            raise ValueError(f"encoder_kernel_size: got {encoder_kernel_size}, expected an odd number")
-        if compressed_channels < 1:
-            raise ValueError(f"compressed_channels: got {compressed_channels}, expected at least 1")
-        if groups < 1 or channels % groups:
-            raise ValueError(
-                f"groups must divide the channels: got {groups} groups for {channels} channels; "
-                f"give a divisor of {channels}"
-            )
+        check_odd("encoder_kernel_size", encoder_kernel_size)
+        check_at_least("compressed_channels", compressed_channels)
+        check_divides("groups", groups, channels)
         self.channels, self.scale, self.kernel_size, self.groups = channels, scale, kernel_size, groups
         factory = {"device": device, "dtype": dtype}
         self.channel_compressor = nn.Conv2d(channels, compressed_channels, 1, **factory)
@@ -81,4 +72,4 @@ class CARAFE(nn.Module):
         return ddf_up(x, None, filters, scale=self.scale, kernel_size=self.kernel_size)
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, scale={self.scale}, kernel_size={self.kernel_size}, groups={self.groups}"
+        return describe(self, "scale", "kernel_size", "groups")

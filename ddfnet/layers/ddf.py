@@ -5,7 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ddfnet.layers.filter_norm import FilterNorm, check_kernel_size, normalization_layer
+from ddfnet.layers.checks import check_choice, check_divides, check_input, check_int, check_kernel_size, describe
+from ddfnet.layers.filter_norm import FilterNorm, normalization_layer
 from ddfnet.ops.common import autocast
 from ddfnet.ops.ddf import ddf
 from ddfnet.ops.spatial_filters.autograd import fusible, spatial_filters
@@ -28,8 +29,8 @@ class DDF(nn.Module):
         combine: `mul` or `add`, how the two filters meet.
         filters: `both`, or only the `spatial` or the `channel` ones (table 3); the absent branch is None, and
             `combine` has nothing to act on.
-        normalization: of the predicted filters: `filter` (`FilterNorm`), or its rivals in table 3, `batch` and
-            `sigmoid`. `batch` normalizes the channel filters over the images alone: training needs at least two.
+        normalization: of the predicted filters: `filter` (`FilterNorm`), or the baselines of table 3, `batch`
+            and `sigmoid`. `batch` normalizes the channel filters over the images alone: training needs at least two.
         nonlinearity: what follows the layer, for the gain of the filter normalization.
         fused_filters: on CUDA, predict the spatial filters and pool x in one kernel where that applies: channels_last
             in half precision, or in float32 with one head of 3x3 taps. Same parameters, and the same numbers but for
@@ -40,10 +41,8 @@ class DDF(nn.Module):
         (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride)), same memory format.
 
     Raises:
-        ValueError: an even kernel size or 1, heads that do not divide the channels, a squeeze ratio that leaves no
-            hidden channel, heads or a squeeze ratio without their branch, or an unknown combine, filters or
-            normalization.
-        TypeError: a kernel size or heads that are no int, or a squeeze ratio that is no number.
+        ValueError, TypeError: an argument that does not fit, such as heads that do not divide the channels, a squeeze
+            ratio that leaves no hidden channel, or either of them without its branch; the message names it.
     """
 
     def __init__(
@@ -64,11 +63,10 @@ class DDF(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_heads(heads, channels)
-        if combine not in ("mul", "add"):
-            raise ValueError(f"combine must be 'mul' or 'add', got {combine!r}")
-        if filters not in ("both", "spatial", "channel"):
-            raise ValueError(f"filters must be 'both', 'spatial' or 'channel', got {filters!r}")
+        check_int("heads", heads)
+        check_divides("heads", heads, channels)
+        check_choice("combine", combine, ("mul", "add"))
+        check_choice("filters", filters, ("both", "spatial", "channel"))
         if filters == "channel" and heads > 1:
             raise ValueError(f"heads share spatial filters, and filters='channel' has none: got {heads} heads")
         if filters == "spatial" and squeeze_ratio is not None:
@@ -89,8 +87,7 @@ class DDF(nn.Module):
             self.channel_branch = channel_branch(channels, kernel_size, squeeze_ratio=ratio, **norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B, {self.channels}, H, W)")
+        check_input(x, self.channels)
         k = self.kernel_size
         cast = autocast(x)
         if self.fused_filters and fusible(cast, k, self.heads) and not self._is_customized():
@@ -101,28 +98,14 @@ class DDF(nn.Module):
             spatial_filter = self.spatial_branch(x) if self.spatial_branch is not None else None
         if channel_filter is not None:
             channel_filter = channel_filter.view(-1, self.channels, k, k)
-        return ddf(
-            x,
-            channel_filter,
-            spatial_filter,
-            kernel_size=k,
-            stride=self.stride,
-            dilation=self.dilation,
-            combine=self.combine,
-        )
+        options = {"stride": self.stride, "dilation": self.dilation, "combine": self.combine, "kernel_size": k}
+        return ddf(x, channel_filter, spatial_filter, **options)
 
     def _fused_branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both filters, the spatial ones and the pooled x from a single pass over x."""
         conv, norm = self.spatial_branch
-        spatial_filter, pooled = spatial_filters(
-            x,
-            conv.weight,
-            conv.bias,
-            kernel_size=self.kernel_size,
-            heads=self.heads,
-            stride=self.stride,
-            alpha=norm.std,
-        )
+        options = {"kernel_size": self.kernel_size, "heads": self.heads, "stride": self.stride, "alpha": norm.std}
+        spatial_filter, pooled = spatial_filters(x, conv.weight, conv.bias, **options)
         channel_filter = pooled[..., None, None].to(x.dtype)
         for layer in list(self.channel_branch)[1:]:
             channel_filter = layer(channel_filter)
@@ -140,7 +123,7 @@ class DDF(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        text = f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}"
+        text = describe(self, "kernel_size", "stride", "dilation")
         if self.channel_branch is None:
             return f"{text}, heads={self.heads}, filters='spatial'"
         if self.spatial_branch is None:
@@ -158,7 +141,7 @@ def channel_branch(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Sequential:
-    """What predicts the channel filters: (B, C, H, W) -> (B, C*k*k, 1, 1).
+    """The layers that predict the channel filters: (B, C, H, W) -> (B, C*k*k, 1, 1).
 
     Raises:
         ValueError: a squeeze ratio that leaves no hidden channel.
@@ -178,11 +161,3 @@ def channel_branch(
         nn.Conv2d(hidden, channels * kernel_size**2, 1, **factory),
         normalization_layer(normalization, channels, kernel_size, "channel", nonlinearity=nonlinearity, **factory),
     )
-
-
-def check_heads(heads: int, channels: int) -> None:
-    """Raises TypeError or ValueError unless so many heads share the channels equally."""
-    if isinstance(heads, bool) or not isinstance(heads, int):
-        raise TypeError(f"heads must be an int, got {heads!r}")
-    if heads < 1 or channels % heads:
-        raise ValueError(f"heads must divide the channels: got {heads} heads for {channels} channels")

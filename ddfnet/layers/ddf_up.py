@@ -6,24 +6,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddfnet.layers.ddf import channel_branch, check_heads
-from ddfnet.layers.filter_norm import check_kernel_size, normalization_layer
+from ddfnet.layers.checks import (
+    check_at_least,
+    check_choice,
+    check_divides,
+    check_input,
+    check_int,
+    check_kernel_size,
+    check_odd,
+    check_scale,
+    describe,
+)
+from ddfnet.layers.ddf import channel_branch
+from ddfnet.layers.filter_norm import normalization_layer
 from ddfnet.ops.common import autocast
 from ddfnet.ops.ddf import ddf_up
 
 
 class DDFUp(nn.Module):
-    """DDF upsampling (Zhou et al., CVPR 2021, section 6): scale * scale pairs of branches, one for each new pixel.
+    """DDF upsampling (Zhou et al., CVPR 2021, section 6): scale * scale pairs of branches, one for each phase.
 
-    Each pair is that of `DDF`: spatial filters, one per pixel of x and head, and channel filters, one per channel,
-    from the globally pooled x. The spatial filters are predicted by a depthwise and a 1x1 convolution of x (plain
-    mode) or by a 1x1 convolution of a guidance feature (joint mode). `ddfnet.ops.ddf_up` combines and applies them.
-    Parameter names are those of the official `DDFUpPack`, whose state_dict loads strictly. That code pads the depthwise
-    convolution with kernel_size // 2; here its padding is that of its own size.
+    The phases of a pixel are the output pixels it becomes. Each pair of branches is that of `DDF`: spatial filters, one
+    per pixel of x and head, and channel filters, one per channel, from the globally pooled x. The spatial filters are
+    predicted by a depthwise and a 1x1 convolution of x (plain mode) or by a 1x1 convolution of a guidance feature
+    (joint mode). `ddfnet.ddf_up` combines and applies them. Parameter names are those of the official `DDFUpPack`,
+    whose state_dict loads strictly. That code pads the depthwise convolution with kernel_size // 2; here its padding is
+    that of its own size.
 
     Args:
         channels: C, input and output channels.
-        scale: how many new pixels an old one becomes along each axis; 2 or more.
+        scale: the upscale factor, an int of 2 or more.
         kernel_size: k, odd.
         heads: number of spatial filters; channel c uses filter c // (C / heads).
         squeeze_ratio: the channel branches have int(C * squeeze_ratio) hidden channels.
@@ -35,14 +47,12 @@ class DDFUp(nn.Module):
 
     Shape:
         x (B, C, H, W) -> (B, C, H * scale, W * scale), same memory format. Guidance: (B, guidance_channels, H, W) or
-        (B, guidance_channels, H * scale, W * scale). The larger one is not resized: each new pixel reads the filters
-        that its own guidance pixel predicts.
+        (B, guidance_channels, H * scale, W * scale). The larger one is not resized: each output pixel has the
+        filters that its own guidance pixel predicts.
 
     Raises:
-        ValueError: when built: an even kernel size or 1, heads that do not divide the channels, a squeeze ratio that
-            leaves no hidden channel, an unknown combine or normalization, a scale below 2, or another size below 1.
-            When called: an input or a guidance that does not fit, is missing or was not asked for.
-        TypeError: a scale, kernel size or heads that are no int, or a squeeze ratio that is no number.
+        ValueError, TypeError: when built: an argument that does not fit; when called: an input or a guidance that does
+            not fit, is missing or was not asked for. The message names it.
     """
 
     def __init__(
@@ -65,32 +75,28 @@ class DDFUp(nn.Module):
         super().__init__()
         check_scale(scale)
         check_kernel_size(kernel_size)
-        check_heads(heads, channels)
-        if combine not in ("mul", "add"):
-            raise ValueError(f"combine must be 'mul' or 'add', got {combine!r}")
+        check_int("heads", heads)
+        check_divides("heads", heads, channels)
+        check_choice("combine", combine, ("mul", "add"))
         if guidance_channels is not None and guidance_channels < 1:
             raise ValueError(f"guidance_channels: got {guidance_channels}, expected at least 1, or None for plain mode")
-        if depthwise_kernel_size < 1 or depthwise_kernel_size % 2 == 0:
-            raise ValueError(f"depthwise_kernel_size: got {depthwise_kernel_size}, expected an odd number")
-        if dilation < 1:
-            raise ValueError(f"dilation: got {dilation}, expected at least 1")
+        check_odd("depthwise_kernel_size", depthwise_kernel_size)
+        check_at_least("dilation", dilation)
         self.channels, self.scale, self.kernel_size, self.heads = channels, scale, kernel_size, heads
         self.combine, self.guidance_channels, self.dilation = combine, guidance_channels, dilation
         factory = {"device": device, "dtype": dtype}
         options = {"normalization": normalization, "nonlinearity": nonlinearity, **factory}
 
         def spatial_branch() -> nn.Sequential:
-            source = channels if guidance_channels is None else guidance_channels
             predict = nn.Sequential(
-                nn.Conv2d(source, heads * kernel_size**2, 1, **factory),
+                nn.Conv2d(guidance_channels or channels, heads * kernel_size**2, 1, **factory),
                 normalization_layer(channels=heads, kernel_size=kernel_size, kind="spatial", **options),
             )
             if guidance_channels is not None:
                 return predict
             size = depthwise_kernel_size
-            return nn.Sequential(
-                nn.Conv2d(channels, channels, size, padding=size // 2, groups=channels, **factory), predict
-            )
+            depthwise = nn.Conv2d(channels, channels, size, padding=size // 2, groups=channels, **factory)
+            return nn.Sequential(depthwise, predict)
 
         self.spatial_branch = nn.ModuleList(spatial_branch() for _ in range(scale**2))
         self.channel_branch = nn.ModuleList(
@@ -105,25 +111,19 @@ class DDFUp(nn.Module):
         spatial_filter = torch.cat([b(source) for b, source in zip(self.spatial_branch, sources, strict=True)], 1)
         # x is pooled once; the pooling layer of each branch has nothing left to do
         channel_filter = torch.stack([branch(pooled) for branch in self.channel_branch], 1)
-        return ddf_up(
-            x,
-            channel_filter.reshape(x.shape[0], self.scale**2, self.channels, self.kernel_size, self.kernel_size),
-            spatial_filter,
-            scale=self.scale,
-            dilation=self.dilation,
-            combine=self.combine,
-        )
+        size = (x.shape[0], self.scale**2, self.channels, self.kernel_size, self.kernel_size)
+        options = {"scale": self.scale, "dilation": self.dilation, "combine": self.combine}
+        return ddf_up(x, channel_filter.reshape(size), spatial_filter, **options)
 
     def _sources(self, x: Tensor, guidance: Tensor | None) -> list[Tensor]:
-        """What each spatial branch reads, at the size of x."""
+        """The input of each spatial branch, at the size of x."""
         if guidance is None or guidance.shape[2:] == x.shape[2:]:
             return [x if guidance is None else guidance] * self.scale**2
         s = self.scale
         return [guidance[:, :, a::s, e::s] for a in range(s) for e in range(s)]
 
     def _check_inputs(self, x: Tensor, guidance: Tensor | None) -> None:
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B, {self.channels}, H, W)")
+        check_input(x, self.channels)
         if self.guidance_channels is None:
             if guidance is None:
                 return
@@ -141,13 +141,4 @@ class DDFUp(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        text = f"{self.channels}, scale={self.scale}, kernel_size={self.kernel_size}, dilation={self.dilation}"
-        return f"{text}, heads={self.heads}, combine={self.combine!r}, guidance_channels={self.guidance_channels}"
-
-
-def check_scale(scale: int) -> None:
-    """Raises TypeError or ValueError unless this is a number of new pixels along an axis: a whole one, at least 2."""
-    if isinstance(scale, bool) or not isinstance(scale, int):
-        raise TypeError(f"scale: got {scale!r} of type {type(scale).__name__}, expected an int")
-    if scale < 2:
-        raise ValueError(f"scale: got {scale}, expected at least 2")
+        return describe(self, "scale", "kernel_size", "dilation", "heads", "combine", "guidance_channels")

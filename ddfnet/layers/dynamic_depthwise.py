@@ -4,7 +4,7 @@ import torch
 from timm.layers import CondConv2d
 from torch import Tensor, nn
 
-from ddfnet.layers.filter_norm import check_kernel_size
+from ddfnet.layers.checks import check_at_least, check_kernel_size, describe
 from ddfnet.ops.common import memory_format_of
 from ddfnet.ops.ddf import ddf
 
@@ -41,8 +41,8 @@ class DepthwiseCondConv(nn.Module):
     ) -> None:
         super().__init__()
         check_kernel_size(kernel_size)
-        _check_experts(experts)
-        self.stride, self.dilation = stride, dilation
+        check_at_least("experts", experts)
+        self.channels, self.kernel_size, self.stride, self.dilation = channels, kernel_size, stride, dilation
         factory = {"device": device, "dtype": dtype}
         self.routing = nn.Linear(channels, experts, **factory)
         self.experts = nn.Parameter(torch.empty(experts, channels, kernel_size, kernel_size, **factory))
@@ -55,10 +55,7 @@ class DepthwiseCondConv(nn.Module):
         return ddf(x, filters, None, stride=self.stride, dilation=self.dilation)
 
     def extra_repr(self) -> str:
-        experts, channels, kernel_size, _ = self.experts.shape
-        return (
-            f"{channels}, kernel_size={kernel_size}, stride={self.stride}, dilation={self.dilation}, experts={experts}"
-        )
+        return f"{describe(self, 'kernel_size', 'stride', 'dilation')}, experts={self.experts.shape[0]}"
 
 
 class DepthwiseWeightNet(nn.Module):
@@ -95,8 +92,7 @@ class DepthwiseWeightNet(nn.Module):
     ) -> None:
         super().__init__()
         check_kernel_size(kernel_size)
-        if reduction < 1:
-            raise ValueError(f"reduction: got {reduction}, expected at least 1")
+        check_at_least("reduction", reduction)
         self.channels, self.kernel_size, self.stride, self.dilation = channels, kernel_size, stride, dilation
         factory = {"device": device, "dtype": dtype}
         hidden = max(16, channels // reduction)
@@ -113,13 +109,13 @@ class DepthwiseWeightNet(nn.Module):
         return ddf(x, filters, None, stride=self.stride, dilation=self.dilation)
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}"
+        return describe(self, "kernel_size", "stride", "dilation")
 
 
 class CondConv(nn.Module):
     """CondConv (Yang et al., "CondConv", NeurIPS 2019, section 3): timm's `CondConv2d` with its routing.
 
-    A dense convolution: our operator, which sums over no channels, has no part in it.
+    A dense convolution: `ddfnet.ddf`, which sums over no channels, has no part in it.
 
     Args:
         in_channels, out_channels: as for `nn.Conv2d`.
@@ -148,7 +144,7 @@ class CondConv(nn.Module):
     ) -> None:
         super().__init__()
         check_kernel_size(kernel_size)
-        _check_experts(experts)
+        check_at_least("experts", experts)
         factory = {"device": device, "dtype": dtype}
         self.routing = nn.Linear(in_channels, experts, **factory)
         self.conv = CondConv2d(
@@ -166,8 +162,3 @@ class CondConv(nn.Module):
         routing = self.routing(x.mean((2, 3))).sigmoid()
         # timm's convolution puts the samples side by side as channels, so its output is never channels_last
         return self.conv(x, routing).contiguous(memory_format=memory_format_of(x))
-
-
-def _check_experts(experts: int) -> None:
-    if experts < 1:
-        raise ValueError(f"experts: got {experts}, expected at least 1")

@@ -1,9 +1,11 @@
-"""Filter normalization (Zhou et al., CVPR 2021, eq. 3), and what the paper compares it with (table 3)."""
+"""Filter normalization (Zhou et al., CVPR 2021, eq. 3), and the baselines of the paper (table 3)."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from ddfnet.layers.checks import check_choice, check_kernel_size, describe
 
 
 class FilterNorm(nn.Module):
@@ -34,8 +36,7 @@ class FilterNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if kind not in ("spatial", "channel"):
-            raise ValueError(f"kind must be 'spatial' or 'channel', got {kind!r}")
+        check_choice("kind", kind, ("spatial", "channel"))
         check_kernel_size(kernel_size)
         self.channels, self.kernel_size, self.kind = channels, kernel_size, kind
         alpha = nn.init.calculate_gain(nonlinearity) / kernel_size
@@ -58,7 +59,7 @@ class FilterNorm(nn.Module):
         return normal * self.std.to(normal.dtype).view(1, -1, 1, 1)
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, kernel_size={self.kernel_size}, kind={self.kind!r}"
+        return describe(self, "kernel_size", "kind")
 
 
 def normalization_layer(
@@ -71,30 +72,19 @@ def normalization_layer(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """What stands behind the logits of a filter: (B, channels*k*k, H, W) -> the same shape.
+    """The layer behind the logits of a filter: (B, channels*k*k, H, W) -> the same shape.
 
     Args:
         normalization: `filter`: `FilterNorm`; `batch`: batch normalization of each tap, with PyTorch's start (unit
-            weights); `sigmoid`. The last two are the rivals of the paper's table 3, which gives no details of them.
-        channels, kernel_size, kind, nonlinearity: see `FilterNorm`; the rivals do not need the last two.
+            weights); `sigmoid`. The last two are baselines of the paper's table 3, which gives no details of them.
+        channels, kernel_size, kind, nonlinearity: see `FilterNorm`; the baselines do not need the last two.
 
     Raises:
         ValueError: another normalization.
     """
+    check_choice("normalization", normalization, ("filter", "batch", "sigmoid"))
     if normalization == "filter":
         return FilterNorm(channels, kernel_size, kind, nonlinearity=nonlinearity, device=device, dtype=dtype)
     if normalization == "batch":
         return nn.BatchNorm2d(channels * kernel_size**2, device=device, dtype=dtype)
-    if normalization == "sigmoid":
-        return nn.Sigmoid()
-    raise ValueError(f"normalization must be 'filter', 'batch' or 'sigmoid', got {normalization!r}")
-
-
-def check_kernel_size(kernel_size: int) -> None:
-    """Raises TypeError or ValueError unless such filters can be normalized: one tap has no standard deviation."""
-    if isinstance(kernel_size, bool) or not isinstance(kernel_size, int):
-        raise TypeError(f"kernel_size must be an int, got {kernel_size!r}")
-    if kernel_size < 3 or kernel_size % 2 == 0:
-        # DDF(64, 128), written as a convolution is: the second number was meant to be channels.
-        hint = "; the number of output channels is not given, it is that of the input" if kernel_size >= 32 else ""
-        raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}{hint}")
+    return nn.Sigmoid()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ddfnet.layers.filter_norm import check_kernel_size
+from ddfnet.layers.checks import check_divides, check_kernel_size, check_reduction, describe
 from ddfnet.ops.ddf import ddf
 
 
@@ -43,15 +43,8 @@ class Involution(nn.Module):
     ) -> None:
         super().__init__()
         check_kernel_size(kernel_size)
-        if group_channels < 1 or channels % group_channels:
-            raise ValueError(
-                f"group_channels must divide the channels: got {group_channels} for {channels} channels; "
-                f"give a divisor of {channels}"
-            )
-        if not 1 <= reduction <= channels:
-            raise ValueError(
-                f"reduction={reduction} leaves no hidden channel of {channels}: give a number from 1 to {channels}"
-            )
+        check_divides("group_channels", group_channels, channels)
+        check_reduction(reduction, channels)
         self.channels, self.kernel_size, self.heads = channels, kernel_size, channels // group_channels
         self.stride, self.dilation = stride, dilation
         factory = {"device": device, "dtype": dtype}
@@ -70,7 +63,4 @@ class Involution(nn.Module):
         return ddf(x, None, filters, kernel_size=self.kernel_size, stride=self.stride, dilation=self.dilation)
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
-            f"heads={self.heads}"
-        )
+        return describe(self, "kernel_size", "stride", "dilation", "heads")

@@ -142,7 +142,7 @@ def test_export_meta_device_and_empty_batch():
         ({"kernel_size": 1}, ValueError, "kernel_size must be odd and at least 3, got 1"),
         ({"encoder_kernel_size": 2}, ValueError, "encoder_kernel_size: got 2, expected an odd number"),
         ({"compressed_channels": 0}, ValueError, "compressed_channels: got 0, expected at least 1"),
-        ({"groups": 3}, ValueError, "groups must divide the channels: got 3 groups for 8 channels; give a divisor"),
+        ({"groups": 3}, ValueError, "groups must divide the channels: got 3 for 8 channels; give a divisor"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):

@@ -62,9 +62,9 @@ def ddf_up(
     combine: str = "mul",
     kernel_size: int | None = None,
 ) -> Tensor:
-    """DDF upsampling (Zhou et al., CVPR 2021, section 6): scale * scale filters, one for each new pixel.
+    """DDF upsampling (Zhou et al., CVPR 2021, section 6): scale * scale filters, one for each output pixel.
 
-    With phase p = a*scale + e the place of a new pixel within an old one,
+    With phase p = a*scale + e the position of an output pixel within a pixel of x,
     `y[b,c, i*scale+a, j*scale+e] = sum over taps (u,v) of x[b, c, i+(u-r)*d, j+(v-r)*d] * F[b,p,c,u,v,i,j]`
     with F the two filters of phase p combined. The result is written where it belongs: no stack of scale * scale
     outputs, no pixel shuffle.
@@ -76,7 +76,7 @@ def ddf_up(
         channel_filter: (B, scale*scale, C, k, k), k odd, or None.
         spatial_filter: (B, scale*scale*G*k*k, H, W), or None; channel ((p*G + g)*k + u)*k + v holds tap (u, v) of head
             g of phase p.
-        scale: how many new pixels an old one becomes along each axis; 2 or more.
+        scale: the upscale factor, an int of 2 or more.
         dilation: distance between neighboring taps, in pixels of x.
         combine: "mul" or "add": how the two filters become one. Without effect if one is None.
         kernel_size: k. Needed only if `channel_filter` is None and k cannot be inferred, as for `ddf`.

@@ -17,15 +17,13 @@ def ddf_reference(
 ) -> Tensor:
     """Decoupled dynamic filter (DDF, CVPR 2021, eq. 3) as a loop over the taps, in the dtype of `x`.
 
-    Slow, differentiable by autograd, and without checks of its arguments: use `ddfnet.ops.ddf.autograd` in a network.
+    Slow, differentiable by autograd, and without checks of its arguments: use `ddfnet.ddf` in a network.
 
     Args:
         x: (B, C, H, W).
         channel_filter: (B, C, k, k), or None.
         spatial_filter: (B, G*k*k, ceil(H/stride), ceil(W/stride)), or None.
-        stride: step between the centers of neighboring windows, in input pixels.
-        dilation: distance between neighboring taps, in input pixels.
-        combine: "mul" or "add": how the two filters become one.
+        stride, dilation, combine: as for `ddfnet.ddf`.
         kernel_size: k; needed only when there is no channel filter and G is above 1.
 
     Returns:
@@ -74,7 +72,7 @@ def ddf_up_reference(
         x: (B, C, H, W).
         channel_filter: (B, scale*scale, C, k, k), or None.
         spatial_filter: (B, scale*scale*G*k*k, H, W), or None.
-        scale: new pixels along each axis of an old one; phase a*scale + e is new pixel (a, e) of them.
+        scale: the upscale factor; phase a*scale + e is output pixel (a, e) of the scale*scale of a pixel of x.
         dilation, combine, kernel_size: as for `ddf_reference`.
 
     Returns:

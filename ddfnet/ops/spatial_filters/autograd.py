@@ -5,7 +5,6 @@ size of x. On CUDA the operator reads x once; elsewhere it is the plain formula,
 """
 
 from math import prod
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -84,17 +83,13 @@ def padded_heads(heads: int) -> int:
     return 1 << (heads - 1).bit_length()
 
 
-def _launches() -> ModuleType:
-    from ddfnet.ops.spatial_filters import triton  # imports the kernels, which a run on the CPU does not need
-
-    return triton
-
-
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: int, heads: int, stride: int, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     if runs_on_triton(x):
-        return _launches().forward(x, weight, bias, Settings(kernel_size, heads, stride, alpha))
+        from ddfnet.ops.spatial_filters import triton  # imports the kernels, which a run on the CPU does not need
+
+        return triton.forward(x, weight, bias, Settings(kernel_size, heads, stride, alpha))
     return plain_spatial_filters(x, weight, bias, kernel_size, heads, stride, alpha)
 
 
@@ -111,8 +106,10 @@ def _backward(
     alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if runs_on_triton(x):
+        from ddfnet.ops.spatial_filters import triton
+
         settings = Settings(kernel_size, heads, stride, alpha)
-        return _launches().backward(grad_filter, grad_pooled, x, weight, spatial_filter, inverse_std, settings)
+        return triton.backward(grad_filter, grad_pooled, x, weight, spatial_filter, inverse_std, settings)
     wide = inverse_std.dtype
     shape = (heads, kernel_size**2)
     normal = spatial_filter.to(wide).unflatten(1, shape) / alpha

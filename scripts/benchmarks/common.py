@@ -40,9 +40,10 @@ def add_options(parser: argparse.ArgumentParser, files: str) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="default: bf16 on CUDA, fp32 on a CPU")
     parser.add_argument("--memory-format", choices=FORMATS, default="channels_last", help="default: %(default)s")
     parser.add_argument("--threads", type=at_least(1), help="of a CPU (default: PyTorch's)")
-    parser.add_argument(
-        "--output", type=writable_folder, metavar="FOLDER", help=f"write {files}.json, .md and .png here"
-    )
+    caches = "use the compiler's caches as they are: the time of first calls is then not that of compilation"
+    parser.add_argument("--keep-caches", action="store_true", help=caches)
+    output = f"write {files}.json, .md and .png here"
+    parser.add_argument("--output", type=writable_folder, metavar="FOLDER", help=output)
 
 
 def prepare(arguments: argparse.Namespace) -> torch.device:
@@ -121,13 +122,20 @@ class Table:
         return f"| {' | '.join(padded)} |"
 
 
-def save(folder: Path, name: str, heading: str, report: dict[str, Any], lines: Sequence[str]) -> None:
-    """NAME.json of a report, and NAME.md: heading, command, machine and the lines."""
+def save(
+    folder: Path | None, name: str, heading: str, report: dict[str, Any], lines: Sequence[str], **chart: Any
+) -> None:
+    """NAME.json of a report, NAME.md of heading, command, machine and lines, and a `bar_chart`; none without a folder."""
+    if folder is None:
+        return
     write_json(folder / f"{name}.json", report)
     record = report["environment"]
     machine = ", ".join(f"{key} {value}" for key, value in record.items() if key != "command" and value is not None)
     page = ["# " + heading, "", f"`{record['command']}`", "", machine, "", *lines, ""]
     write_text(folder / f"{name}.md", "\n".join(page))
+    if chart:
+        bar_chart(folder / f"{name}.png", report["rows"], **chart)
+    print(folder)
 
 
 def bar_chart(

@@ -18,6 +18,7 @@ Exit code 0: measured; 1: every model failed; 2: bad arguments.
 
 import argparse
 import gc
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -107,9 +108,7 @@ def profile(step: Callable[[], None], steps: int, device: torch.device, path: Pa
     cuda = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
     with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(steps):
-            step()
-        measure.synchronize(device)
+        measure.first_call(lambda: [step() for _ in range(steps)], device)
     profiler.export_chrome_trace(str(path))
     kernels = []
     for event in profiler.key_averages():
@@ -121,24 +120,22 @@ def profile(step: Callable[[], None], steps: int, device: torch.device, path: Pa
 
 def run_all(arguments: argparse.Namespace, device: torch.device, report: dict[str, Any]) -> None:
     """Fill `report["rows"]`, one model in one mode at a time, and say how it goes."""
-    for mode in arguments.modes:
-        for name in arguments.models:
-            row: dict[str, Any] = {"model": name, "mode": mode}
-            print(f"{name}, {mode} ...", end=" ", flush=True)
-            try:
-                row |= run_model(name, mode, arguments, device)
-                print(f"{bench.number(row['train']['images_per_second'])} images/s in training", flush=True)
-            except Exception as error:
-                row["failed"] = bench.reason(error)
-                print("FAILED", flush=True)
-            for kernel in row.get("kernels", []):
-                print(f"  {bench.number(kernel['ms']):>8} ms  {kernel['calls']:6.1f} x  {kernel['name'][:90]}")
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            report["rows"].append(row)
-            if arguments.output:
-                bench.write_json(arguments.output / "benchmark_model.json", report)
+    for mode, name in itertools.product(arguments.modes, arguments.models):
+        row: dict[str, Any] = {"model": name, "mode": mode}
+        print(f"{name}, {mode} ...", end=" ", flush=True)
+        try:
+            row |= run_model(name, mode, arguments, device)
+            print(f"{bench.number(row['train']['images_per_second'])} images/s in training", flush=True)
+        except Exception as error:
+            row["failed"] = bench.reason(error)
+            print("FAILED", flush=True)
+        for kernel in row.get("kernels", []):
+            print(f"  {bench.number(kernel['ms']):>8} ms  {kernel['calls']:6.1f} x  {kernel['name'][:90]}")
+        gc.collect()
+        torch.cuda.empty_cache()
+        report["rows"].append(row)
+        if arguments.output:
+            bench.write_json(arguments.output / "benchmark_model.json", report)
 
 
 def add_ratios(rows: list[dict[str, Any]], baseline: str) -> None:
@@ -200,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     print(bench.title(environment), *(f"{key} {value}" for key, value in settings.items()), sep=", ")
     report: dict[str, Any] = {"environment": environment, "settings": settings, "rows": []}
     try:
-        with measure.fresh_compiler_caches(), measure.memory_limit(device):
+        with measure.fresh_compiler_caches(arguments.keep_caches), measure.memory_limit(device):
             run_all(arguments, device, report)
     except KeyboardInterrupt:
         report["interrupted"] = True
@@ -208,15 +205,13 @@ def main(argv: list[str] | None = None) -> int:
     add_ratios(report["rows"], arguments.baseline)
     lines = [TABLE.head, *map(line, report["rows"])]
     print("\n".join(["", *lines]))
-    if arguments.output:
-        bench.save(arguments.output, "benchmark_model", "DDF models", report, lines)
-        panels = {
-            "training, images/s": lambda row: row["train"]["images_per_second"],
-            "training, peak MiB": lambda row: row["train"]["peak_mib"],
-            "inference, images/s": lambda row: row["inference"]["images_per_second"],
-        }
-        bench.bar_chart(arguments.output / "benchmark_model.png", report["rows"], ("model", "mode"), panels, log=False)
-        print(arguments.output)
+    panels = {
+        "training, images/s": lambda row: row["train"]["images_per_second"],
+        "training, peak MiB": lambda row: row["train"]["peak_mib"],
+        "inference, images/s": lambda row: row["inference"]["images_per_second"],
+    }
+    chart = {"by": ("model", "mode"), "panels": panels, "log": False}
+    bench.save(arguments.output, "benchmark_model", "DDF models", report, lines, **chart)
     return int(all("failed" in row for row in report["rows"]) or "interrupted" in report)
 
 

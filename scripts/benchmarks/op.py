@@ -49,20 +49,13 @@ TABLE = bench.Table(
 
 @dataclass
 class Run:
-    """All that the cases have in common.
-
-    Attributes:
-        table: all implementations, the reference first.
-        names: those to time.
-        budget: seconds of each timing.
-        copy_rate: bytes per second, for the floors.
-    """
+    """All that the cases have in common."""
 
     device: torch.device
-    table: dict[str, Implementation]
-    names: list[str]
-    budget: float
-    copy_rate: float
+    table: dict[str, Implementation]  # all of them, the reference first
+    names: list[str]  # those to time
+    budget: float  # seconds of each timing
+    copy_rate: float  # bytes per second, for the floors
 
     @property
     def reference(self) -> str:
@@ -82,9 +75,7 @@ class Run:
             return
         floors = floor_bytes(inputs, grad_y)
         expected, reference = None, {}
-        for name in self.table:
-            if name not in (*self.names, self.reference):
-                continue
+        for name in (name for name in self.table if name in (*self.names, self.reference)):
             row: dict[str, Any] = {"shape": case.name, "implementation": name, "count": case.count}
             row |= {f"floor_{part}_bytes": floor for part, floor in floors.items()}
             try:
@@ -94,8 +85,7 @@ class Run:
             if name == self.reference:
                 expected, reference = results, row
             del results
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
             for part in PARTS if name in self.names and "failed" not in row else ():
                 if name == self.reference:
                     row[f"floor_{part}_ms"] = 1e3 * floors[part] / self.copy_rate
@@ -110,11 +100,7 @@ class Run:
     ) -> list[Tensor]:
         """Puts the figures of an implementation into its row, and returns its output and gradients.
 
-        Args:
-            expected: output and gradients of the reference, or None where there are none to compare with.
-
-        Raises:
-            ValueError: a result that differs from the reference's, or is not finite.
+        ValueError for a result that is not finite, or differs from `expected`: those of the reference, if any.
         """
         torch.compiler.reset()  # what was compiled for another shape would make this one's sizes symbolic
         implementation = self.table[row["implementation"]]
@@ -136,9 +122,9 @@ class Run:
         if y.shape != grad_y.shape:
             raise ValueError(f"the output has shape {tuple(y.shape)}, not {tuple(grad_y.shape)}")
         if implementation.exact and expected is not None:
-            errors = {"forward": measure.relative_error(y, expected[0])}
-            names = ("y", "grad_x", "grad_channel_filter", "grad_spatial_filter")
-            errors |= {name: measure.relative_error(a, b) for name, a, b in zip(names, results, expected, strict=True)}
+            names = ("forward", "y", "grad_x", "grad_channel_filter", "grad_spatial_filter")
+            pairs = zip(names, (y, *results), (expected[0], *expected), strict=True)
+            errors = {name: measure.relative_error(a, b) for name, a, b in pairs}
             row["error"] = max(errors.values())
             for name, error in errors.items():
                 if not error <= MAX_ERROR:
@@ -252,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     names = [name for name in names if not (arguments.skip_compiled and table[name].compiled)]
-    with measure.fresh_compiler_caches(), measure.memory_limit(device):
+    with measure.fresh_compiler_caches(arguments.keep_caches), measure.memory_limit(device):
         rate = measure.copy_rate(device, min(arguments.budget, 1.0))
         return _measure_all(Run(device, table, names, arguments.budget, rate), cases, arguments)
 
@@ -282,16 +268,13 @@ def _measure_all(run: Run, cases: list[Case], arguments: argparse.Namespace) -> 
     report["totals"] = totals(report["rows"])
     below = summary_lines(report, run.reference)
     print("\n".join(below))
-    if arguments.output:
-        bench.save(arguments.output, "benchmark_op", "DDF operator", report, lines + below)
-        panels = {
-            "forward, ms": lambda row: row["forward"]["median_ms"],
-            "forward + backward, ms": lambda row: row["forward_backward"]["median_ms"],
-            "peak memory of forward + backward, MiB": lambda row: row["forward_backward_mib"],
-        }
-        path = arguments.output / "benchmark_op.png"
-        bench.bar_chart(path, report["rows"], ("shape", "implementation"), panels, log=True)
-        print(arguments.output)
+    panels = {
+        "forward, ms": lambda row: row["forward"]["median_ms"],
+        "forward + backward, ms": lambda row: row["forward_backward"]["median_ms"],
+        "peak memory of forward + backward, MiB": lambda row: row["forward_backward_mib"],
+    }
+    chart = {"by": ("shape", "implementation"), "panels": panels, "log": True}
+    bench.save(arguments.output, "benchmark_op", "DDF operator", report, lines + below, **chart)
     failed = any("failed" in row and row["implementation"] == run.reference for row in report["rows"])
     return int(failed or "interrupted" in report)
 

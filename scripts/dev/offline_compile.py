@@ -7,7 +7,6 @@ arguments, constants) is compiled with the specialization that Triton's launcher
 import math
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout without `pip install`
-
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -25,7 +22,7 @@ from triton.compiler import ASTSource
 
 from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.ddf.arguments import Arguments, Needed
-from ddfnet.ops.spatial_filters import triton as spatial_filters_launch
+from ddfnet.ops.spatial_filters import triton as branch_launch
 from ddfnet.ops.spatial_filters.autograd import Settings
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -78,7 +75,7 @@ class Compiled:
     @property
     def spills(self) -> int:
         """Instructions that save registers to memory or restore them."""
-        return sum(count for name, count in self.instructions.items() if name.split(".")[0] in ("STL", "LDL"))
+        return self.count("STL") + self.count("LDL")
 
     def faults(self, arch: int) -> list[str]:
         """Spills, more resources than a GPU has, and additions whose order depends on timing: none may be.
@@ -95,9 +92,9 @@ class Compiled:
         }
         return [fault for fault, present in faults.items() if present]
 
-    def wide(self, opcode: str) -> int:
-        """How many instructions of this kind ("LDG" or "STG") move 16 bytes."""
-        return sum(n for name, n in self.instructions.items() if name.startswith(opcode) and name.endswith(".128"))
+    def count(self, opcode: str, size: str = "") -> int:
+        """Instructions of a kind, e.g. "LDG", and a size: ".128" for those that move 16 bytes."""
+        return sum(n for name, n in self.instructions.items() if name.startswith(opcode) and name.endswith(size))
 
 
 def missing_tools() -> str | None:
@@ -153,8 +150,8 @@ def record_spatial_filters(
     settings = Settings(kernel_size, heads, stride, 0.47)
 
     def call() -> None:
-        filters, pooled, inverse_std = spatial_filters_launch.forward(x, weight, bias, settings)
-        spatial_filters_launch.backward(filters, pooled, x, weight, filters, inverse_std, settings)
+        filters, pooled, inverse_std = branch_launch.forward(x, weight, bias, settings)
+        branch_launch.backward(filters, pooled, x, weight, filters, inverse_std, settings)
 
     return _recorded(call)
 
@@ -162,17 +159,12 @@ def record_spatial_filters(
 def _recorded(call: Callable[[], None]) -> dict[str, Launch]:
     launches = {}
 
-    def record(
-        kernel: Any, grid: tuple[int], *arguments: Any, num_warps: int, num_stages: int, **constants: Any
-    ) -> None:
+    def record(kernel: Any, grid: tuple[int], *values: Any, num_warps: int, num_stages: int, **constants: Any) -> None:
         names = [name for name in kernel.arg_names if name not in constants]
-        bound = dict(zip(names, arguments, strict=True))
-        launches[kernel.fn.__name__] = Launch(kernel, bound, constants, num_warps, num_stages)
+        arguments = dict(zip(names, values, strict=True))
+        launches[kernel.fn.__name__] = Launch(kernel, arguments, constants, num_warps, num_stages)
 
-    with (
-        mock.patch.object(triton_launch, "launch", record),
-        mock.patch.object(spatial_filters_launch, "launch", record),
-    ):
+    with mock.patch.object(triton_launch, "launch", record), mock.patch.object(branch_launch, "launch", record):
         call()
     return launches
 

@@ -125,7 +125,7 @@ class Table:
 def save(
     folder: Path | None, name: str, heading: str, report: dict[str, Any], lines: Sequence[str], **chart: Any
 ) -> None:
-    """NAME.json of a report, NAME.md of heading, command, machine and lines, and a `bar_chart`; none without a folder."""
+    """NAME.json of a report, NAME.md of heading, machine and lines, and a `bar_chart`; nothing without a folder."""
     if folder is None:
         return
     write_json(folder / f"{name}.json", report)

@@ -51,26 +51,16 @@ class Launch:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Resources and code of a compiled kernel.
+    """Resources and code of a compiled kernel."""
 
-    Attributes:
-        registers: of a thread.
-        local: bytes of a thread; 0 unless registers were spilled.
-        shared: bytes of a program.
-        threads: of a program.
-        instructions: machine instructions by opcode, e.g. "LDG.E.128".
-        step: number of instructions of the longest loop, or of the whole program if it has none.
-        ptx: the code before the machine's; ttir: what Triton made of the source, with all offsets.
-    """
-
-    registers: int
-    local: int
-    shared: int
-    threads: int
-    instructions: Counter
-    step: int
-    ptx: str
-    ttir: str
+    registers: int  # of a thread
+    local: int  # bytes of a thread; 0 unless registers were spilled
+    shared: int  # bytes of a program
+    threads: int  # of a program
+    instructions: Counter  # machine instructions by opcode, e.g. "LDG.E.128"
+    step: int  # number of instructions of the longest loop, or of the whole program if it has none
+    ptx: str  # the code before the machine's
+    ttir: str  # what Triton made of the source, with all offsets
 
     @property
     def spills(self) -> int:
@@ -104,18 +94,10 @@ def missing_tools() -> str | None:
 
 
 def record_launches(
-    shape: tuple[int, int, int, int],
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    kernel_size: int = 3,
-    stride: int = 1,
-    dilation: int = 1,
-    scale: int = 1,
-    heads: int = 1,
-    combine: str = "mul",
-    filters: str = "both",
+    shape: tuple[int, int, int, int], *, dtype: torch.dtype = torch.bfloat16, kernel_size: int = 3, stride: int = 1,
+    dilation: int = 1, scale: int = 1, heads: int = 1, combine: str = "mul", filters: str = "both",
     channels_last: bool = True,
-) -> dict[str, Launch]:
+) -> dict[str, Launch]:  # fmt: skip
     """Launches of the operator's forward and backward for x of this (B, C, H, W), by kernel name."""
     batch, channels, height, width = shape
     x = torch.empty(shape, dtype=dtype, device="meta")
@@ -136,12 +118,7 @@ def record_launches(
 
 
 def record_spatial_filters(
-    shape: tuple[int, int, int, int],
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    kernel_size: int = 3,
-    stride: int = 1,
-    heads: int = 1,
+    shape: tuple[int, int, int, int], *, dtype: torch.dtype, kernel_size: int, stride: int, heads: int
 ) -> dict[str, Launch]:
     """Launches of the fused spatial branch of a DDF layer, by kernel name."""
     x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)

@@ -77,11 +77,7 @@ def train_one(config: Path, data: Path, folder: Path, variant: str, seed: int, t
 
 
 def study(arguments: argparse.Namespace) -> None:
-    """Trains what has not finished, and writes the report.
-
-    Raises:
-        ValueError (UserError among them), RuntimeError: a mistake in the input, or a run that failed.
-    """
+    """Trains what has not finished, and writes the report; ValueError or RuntimeError as the functions it calls."""
     load_config(arguments.config, ["data.root=unused"])
     data, per_class = arguments.data, arguments.images_per_class
     if data is None:

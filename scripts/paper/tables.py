@@ -9,26 +9,16 @@ from ddfnet.config.reader import read_yaml
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table.
-
-    Attributes:
-        label: as in the paper.
-        config: YAML below configs/, or None where this project has no such network; then `note` says why.
-        parameters: millions, as printed.
-        flops: billions of multiply-adds, as printed.
-        top1, top5: %, as printed; ImageNet validation set at 224 pixels.
-        retrained: top-1 that the authors got for a baseline with their own recipe, where `top1` is an older report.
-        note: shown under the table.
-    """
+    """One row of a table, with the figures that the paper prints."""
 
     label: str
-    config: str | None = None
-    parameters: str | None = None
-    flops: str | None = None
-    top1: float | None = None
+    config: str | None = None  # YAML below configs/; where this project has no such network, `note` says why
+    parameters: str | None = None  # millions
+    flops: str | None = None  # billions of multiply-adds
+    top1: float | None = None  # %, ImageNet validation set at 224 pixels; so is top5
     top5: float | None = None
-    retrained: float | None = None
-    note: str | None = None
+    retrained: float | None = None  # top-1 of a baseline with the authors' recipe, where `top1` is an older report
+    note: str | None = None  # shown under the table
 
 
 def _rows(values: list[dict[str, Any]]) -> tuple[Row, ...]:

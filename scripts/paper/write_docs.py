@@ -94,14 +94,8 @@ def table_1() -> str:
     for c in (64, 256, 512):
         layer = sum(p.numel() for p in DDF(c, device="meta").parameters())
         rows.append([c, *(f"{count:,}" for count in (9 * c**2, 9 * c, round(9 * c + 0.2 * c**2 * 10), layer))])
-    what = (
-        "channels c, k = 3, sigma = 0.2",
-        "convolution c^2 k^2",
-        "depthwise c k^2",
-        "DDF, by the formula",
-        "the layer",
-    )
-    return markdown.table(what, rows)
+    layers = ("convolution c^2 k^2", "depthwise c k^2", "DDF, by the formula", "the layer")
+    return markdown.table(("channels c, k = 3, sigma = 0.2", *layers), rows)
 
 
 def classification_table(rows: tuple[Row, ...], results: Path) -> str:
@@ -118,13 +112,12 @@ def classification_table(rows: tuple[Row, ...], results: Path) -> str:
         accuracy = "-" if row.top1 is None else f"{row.top1}"
         accuracy += f" (retrained {row.retrained})" if row.retrained is not None else ""
         accuracy += f" / {row.top5}" if row.top5 is not None else ""
-        if row.config is None:
-            lines.append((label, "none", printed, "-", "-", accuracy, "-"))
-            continue
-        cost = config_complexity(ROOT / "configs" / row.config)
-        counted = f"{cost.multiply_adds / 1e9:.3f} ({cost.printed / 1e9:.3f})"
-        result = measured(row.config, results)
-        lines.append((label, link(row.config), printed, f"{cost.parameters:,}", counted, accuracy, result))
+        config, parameters, counted, result = "none", "-", "-", "-"
+        if row.config is not None:
+            cost = config_complexity(ROOT / "configs" / row.config)
+            config, parameters, result = link(row.config), f"{cost.parameters:,}", measured(row.config, results)
+            counted = f"{cost.multiply_adds / 1e9:.3f} ({cost.printed / 1e9:.3f})"
+        lines.append((label, config, printed, parameters, counted, accuracy, result))
     below = "\n".join(f"[{number}] {note}.  " for number, note in enumerate(notes, 1))
     return f"{markdown.table(head, lines)}\n{below}"
 

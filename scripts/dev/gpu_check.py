@@ -24,12 +24,18 @@ import torch
 from ddfnet.utils import markdown
 from ddfnet.utils.environment import environment
 
+TESTS = "-m pytest tests/gpu -m gpu -q --tb=short --durations=15 --continue-on-collection-errors -p no:cacheprovider"
+if importlib.util.find_spec("xdist"):
+    workers = min(max((os.cpu_count() or 1) // 2, 1), 8)
+    TESTS += f" -n {os.environ.get('GPU_CHECK_WORKERS', workers)} --dist loadgroup"
+if importlib.util.find_spec("pytest_timeout"):
+    TESTS += " --timeout 120"
 OP = "scripts/benchmarks/op.py --keep-caches --budget 0.2"
 MODEL = "scripts/benchmarks/model.py --keep-caches --models ddf_mul_resnet50 resnet50"
 # What tells most comes first: a part gets its own limit or the seconds that are left, whichever is less. A file that
 # cannot be imported must not stop the other tests; long traces of many failures must not fill the log.
 PARTS = {
-    "tests": (200, "-m pytest tests/gpu -m gpu -q --tb=short --continue-on-collection-errors -p no:cacheprovider"),
+    "tests": (200, TESTS),
     "op": (60, f"{OP} --skip-compiled"),
     "model_eager": (60, f"{MODEL} --modes eager --batch 256"),
     "model_compiled": (120, f"{MODEL} --modes compiled --batch 256"),
@@ -40,36 +46,23 @@ PARTS = {
 }
 
 
-def test_options(report: Path) -> list[str]:
-    """Options of pytest: its report, and those of the plugins that are installed."""
-    options = ["--durations=15", "--junitxml", str(report)]
-    if importlib.util.find_spec("xdist"):
-        workers = min(max((os.cpu_count() or 1) // 2, 1), 8)
-        options += ["-n", os.environ.get("GPU_CHECK_WORKERS", str(workers)), "--dist", "loadgroup"]
-    return options + ["--timeout", "120"] * bool(importlib.util.find_spec("pytest_timeout"))
-
-
-def run_part(name: str, out: Path) -> dict[str, Any]:
+def run_part(name: str, limit: int, command: list[str]) -> dict[str, Any]:
     """Runs a part; its row of the summary."""
-    limit, command = PARTS[name][0], shlex.split(PARTS[name][1])
-    command += test_options(out / "tests.xml") if name == "tests" else ["--output", str(out / "benchmarks" / name)]
     began = time.monotonic()
     limit = min(limit, int(START + TOTAL - began))
-    row = {"part": name, "result": "not run", "seconds": 0, "tests": "", "command": shlex.join(["python", *command])}
-    print(f"\n=== {name} (at most {limit} s): {row['command']}", flush=True)
-    if limit >= 10:
-        # SIGINT first: pytest and the benchmarks then still write what they have.
-        timeout = ["timeout", "--signal=INT", "--kill-after=15", str(limit), sys.executable]
-        code = _run([*timeout, *command])
-        row["seconds"] = round(time.monotonic() - began)
-        row["result"] = "passed" if code == 0 else "cut" if time.monotonic() - began >= limit else f"failed ({code})"
-    return row
+    text = shlex.join(["python", *command])
+    print(f"\n=== {name} (at most {limit} s): {text}", flush=True)
+    # SIGINT first: pytest and the benchmarks then still write what they have.
+    timeout = ["timeout", "--signal=INT", "--kill-after=15", str(limit), sys.executable]
+    code = _run([*timeout, *command]) if limit >= 5 else None
+    seconds = time.monotonic() - began
+    result = "not run" if code is None else "passed" if code == 0 else "cut" if seconds >= limit else f"failed ({code})"
+    return {"part": name, "result": result, "seconds": round(seconds), "tests": "", "command": text}
 
 
 def _run(command: list[str]) -> int:
-    return subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=sys.stdout, stderr=sys.stdout, check=False
-    ).returncode
+    process = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stdout, stderr=sys.stdout, check=False)
+    return process.returncode
 
 
 def read_tests(report: Path, row: dict[str, Any]) -> list[str]:
@@ -93,10 +86,9 @@ def main(out: Path) -> int:
     if not torch.cuda.is_available():
         print("gpu_check: no CUDA device found; nothing was run", file=sys.stderr)
         return 2
-    for name in ("tests.xml", "summary.json", "summary.md", "benchmarks.tar.gz"):
-        (out / name).unlink(missing_ok=True)  # of an earlier run
-    results = out / "benchmarks"
+    results, report = out / "benchmarks", out / "tests.xml"
     results.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)  # of an earlier run
     os.chdir(ROOT)
     with (
         tempfile.TemporaryDirectory() as caches,
@@ -107,10 +99,12 @@ def main(out: Path) -> int:
         os.environ |= {"TRITON_CACHE_DIR": f"{caches}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor"}
         os.environ |= {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "PYTHONUNBUFFERED": "1"}
         print(json.dumps(environment(), indent=1), flush=True)
-        if shutil.which("nvidia-smi"):
-            _run(["nvidia-smi"])
-        rows = [run_part(name, out) for name in PARTS]
-        failures = read_tests(out / "tests.xml", rows[0])
+        _run(["sh", "-c", "nvidia-smi"])
+        rows = []
+        for name, (limit, command) in PARTS.items():
+            output = ["--junitxml", str(report)] if name == "tests" else ["--output", str(results / name)]
+            rows.append(run_part(name, limit, [*shlex.split(command), *output]))
+        failures = read_tests(report, rows[0])
         head = f"# GPU check on {torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
         table = markdown.table(list(rows[0]), (row.values() for row in rows))
         text = f"{head}\n\n{table}\nCut: out of time; what was measured until then is kept.\n\n" + "\n".join(failures)

@@ -47,11 +47,7 @@ def add_options(parser: argparse.ArgumentParser, files: str) -> None:
 
 
 def prepare(arguments: argparse.Namespace) -> torch.device:
-    """Device, threads and dtype of the device.
-
-    Raises:
-        ValueError: there is no such device.
-    """
+    """Sets the threads, the dtype of the device and cuDNN's search; ValueError if there is no such device."""
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch finds no CUDA device")
     arguments.dtype = arguments.dtype or ("bf16" if arguments.device == "cuda" else "fp32")
@@ -143,10 +139,8 @@ def bar_chart(
 ) -> None:
     """Bars of the rows that did not fail, as a PNG. Without rows or without matplotlib nothing is written.
 
-    Args:
-        by: keys of a row: the group of bars that it belongs to, and the bar in each group.
-        panels: title of each panel, and the height of a row's bar (None: no bar).
-        log: logarithmic heights.
+    `by`: keys of a row: the group of bars that it belongs to, and the bar in each group. `panels`: title of each panel,
+    and the height of a row's bar (None: no bar). `log`: logarithmic heights.
     """
     try:
         from matplotlib.figure import Figure

@@ -43,10 +43,9 @@ TABLE = bench.Table(
 
 
 def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Figures of a model in a mode: parameters, and for training and inference images per second, MiB and times.
+    """Parameters of a model, and for training and inference in a mode images per second, MiB and times.
 
-    Raises:
-        ValueError: the loss is not finite.
+    ValueError if the loss is not finite.
     """
     torch.manual_seed(0)
     torch.compiler.reset()
@@ -192,10 +191,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.d
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     arguments, device = parse_arguments(argv)
-    environment = bench.environment(device)
     settings = {key: getattr(arguments, key) for key in ("batch", "image_size", "dtype", "memory_format", "steps")}
-    print(bench.title(environment), *(f"{key} {value}" for key, value in settings.items()), sep=", ")
-    report: dict[str, Any] = {"environment": environment, "settings": settings, "rows": []}
+    report: dict[str, Any] = {"environment": bench.environment(device), "settings": settings, "rows": []}
+    print(bench.title(report["environment"]), *(f"{key} {value}" for key, value in settings.items()), sep=", ")
     try:
         with measure.fresh_compiler_caches(arguments.keep_caches), measure.memory_limit(device):
             run_all(arguments, device, report)

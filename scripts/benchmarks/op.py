@@ -179,11 +179,7 @@ def summary_lines(report: dict[str, Any], reference: str) -> list[str]:
 
 
 def make_cases(arguments: argparse.Namespace) -> list[Case]:
-    """Cases of --shapes.
-
-    Raises:
-        ValueError: a shape that is not one, or does not go with --up.
-    """
+    """Cases of --shapes; ValueError for one that is no shape, or does not go with --up."""
     up = arguments.up or "upsample" in arguments.shapes
     cases: list[Case] = []
     for name in arguments.shapes or ["upsample" if up else "resnet50"]:
@@ -244,14 +240,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure_all(run: Run, cases: list[Case], arguments: argparse.Namespace) -> int:
-    environment = bench.environment(run.device)
     settings = {key: str(getattr(cases[0], key)) for key in ("kernel_size", "combine", "scale")}
     settings |= {"dtype": arguments.dtype, "memory_format": arguments.memory_format, "budget_s": run.budget}
-    rate = f"copy {run.copy_rate / 1e9:,.0f} GB/s"
-    print(bench.title(environment), arguments.dtype, arguments.memory_format, rate, sep=", ")
-    print(TABLE.head, flush=True)
-    report: dict[str, Any] = {"environment": environment, "settings": settings}
+    report: dict[str, Any] = {"environment": bench.environment(run.device), "settings": settings}
     report |= {"copy_bytes_per_second": run.copy_rate, "rows": [], "totals": {}}
+    rate = f"copy {run.copy_rate / 1e9:,.0f} GB/s"
+    print(bench.title(report["environment"]), arguments.dtype, arguments.memory_format, rate, sep=", ")
+    print(TABLE.head, flush=True)
     lines = [TABLE.head]
     try:
         for case in cases:

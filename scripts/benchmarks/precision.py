@@ -94,8 +94,7 @@ def _figures(logits: Tensor, reference: Tensor, target: Tensor) -> Tensor:
 def compare(classifier: Classifier, data: Path, batch_size: int) -> list[tuple[str, ...]]:
     """One row of `COLUMNS` per variant: top-1, images of another prediction, and differences of the logits.
 
-    Raises:
-        DataError: the images cannot be used, or are of other classes.
+    DataError if the images cannot be used, or are of other classes.
     """
     how, outputs = classifier.preprocessing, classifier.network.num_classes
     index = index_folder(data, classes=classifier.classes)

@@ -117,19 +117,15 @@ QUICK_VARIANTS = [
 QUICK_BRANCHES = [Branch(), Branch("fp32", 3, 2)]
 
 
-@dataclass(frozen=True)
-class Job:
-    """A kernel of a variant for an architecture."""
+Job = tuple[Variant | Branch, str, int]  # a kernel of a variant for an architecture
 
-    variant: Variant | Branch
-    kernel: str
-    arch: int
 
-    def compile(self) -> tuple[offline.Compiled, float]:
-        """The kernel, and machine instructions for each element it computes (in a step of its loop, if any)."""
-        launch = self.variant.record()[self.kernel]
-        compiled = offline.compile_launch(launch, self.arch)
-        return compiled, compiled.step / launch.elements_per_thread
+def compile_job(job: Job) -> tuple[offline.Compiled, float]:
+    """The kernel, and machine instructions for each element it computes (in a step of its loop, if any)."""
+    variant, kernel, arch = job
+    launch = variant.record()[kernel]
+    compiled = offline.compile_launch(launch, arch)
+    return compiled, compiled.step / launch.elements_per_thread
 
 
 def table(results: dict[Job, tuple[offline.Compiled, float]], archs: list[int]) -> str:
@@ -139,13 +135,13 @@ def table(results: dict[Job, tuple[offline.Compiled, float]], archs: list[int]) 
     text = ""
     for kernel in (*KERNELS, *BRANCH_KERNELS):
         rows = []
-        for variant in dict.fromkeys(job.variant for job in results if job.kernel == kernel):
+        for variant in dict.fromkeys(job[0] for job in results if job[1] == kernel):
             registers = []
             for arch in archs:
-                compiled, _ = results[Job(variant, kernel, arch)]
+                compiled, _ = results[variant, kernel, arch]
                 faults = ", ".join(compiled.faults(arch))
                 registers.append(f"**{faults}**" if faults else f"{compiled.registers}{_spills(compiled)}")
-            compiled, per_element = results[Job(variant, kernel, shown)]
+            compiled, per_element = results[variant, kernel, shown]
             loads = f"{compiled.count('LDG', '.128')} of {compiled.count('LDG')}"
             rows.append((variant, *registers, f"{per_element:.1f}", loads, compiled.shared))
         text += f"\n## {kernel}\n\n{markdown.table(head, rows)}"
@@ -180,15 +176,16 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(offline.missing_tools())
     variants = [*QUICK_VARIANTS, *QUICK_BRANCHES] if options.quick else [*all_variants(), *all_branches()]
     pairs = [(v, kernel) for v in variants for kernel in v.record() if kernel in options.kernels]
-    jobs = [Job(*pair, arch) for pair in pairs for arch in options.archs]
+    jobs: list[Job] = [(*pair, arch) for pair in pairs for arch in options.archs]
     results, failed = {}, 0
     with ProcessPoolExecutor(options.jobs) as pool:
-        for job, (compiled, per_element) in zip(jobs, pool.map(Job.compile, jobs), strict=True):
+        for job, (compiled, per_element) in zip(jobs, pool.map(compile_job, jobs), strict=True):
             results[job] = compiled, per_element
-            faults = compiled.faults(job.arch)
+            variant, kernel, arch = job
+            faults = compiled.faults(arch)
             failed += bool(faults)
             verdict = "; ".join(faults) or f"ok{_spills(compiled)}"
-            print(f"{len(results)}/{len(jobs)} sm_{job.arch} {job.kernel} {job.variant}: {compiled.registers} "
+            print(f"{len(results)}/{len(jobs)} sm_{arch} {kernel} {variant}: {compiled.registers} "
                   f"registers, {per_element:.1f} instructions/element, {verdict}", flush=True)  # fmt: skip
     print(f"{len(jobs) - failed} of {len(jobs)} within limits")
     if options.output:

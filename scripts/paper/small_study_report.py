@@ -72,8 +72,7 @@ def read_run(folder: Path) -> FinishedRun | None:
 def write_report(output: Path, runs: dict[tuple[str, int], Path], data: Path, command: str) -> None:
     """Writes OUTPUT.md, OUTPUT.json and OUTPUT.png from the runs, by variant and seed, that have finished.
 
-    Raises:
-        ValueError: none has finished, or two differ in more than the network and the seed.
+    ValueError if none has, or if two differ in more than the network and the seed.
     """
     finished = {key: run for key, folder in runs.items() if (run := read_run(folder)) is not None}
     if not finished:

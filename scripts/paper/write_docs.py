@@ -54,11 +54,7 @@ def result_path(config: str, folder: Path) -> Path:
 
 
 def measured(config: str, folder: Path) -> str:
-    """Metrics of a recorded run of this config, or "not measured".
-
-    Raises:
-        ValueError: the recorded report is of another task, network or input.
-    """
+    """Metrics of a recorded run of this config, or "not measured"; ValueError if its task, network or input differ."""
     path = result_path(config, folder)
     if not path.is_file():
         return "not measured"

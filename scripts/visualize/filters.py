@@ -20,22 +20,12 @@ _GRID = 3
 
 
 def draw_filters(
-    image: Path,
-    checkpoint: Path,
-    *,
-    model: str | None = None,
-    layer: str | None = None,
-    points: list[tuple[int, int]] | None = None,
+    image: Path, checkpoint: Path, model: str | None, layer: str | None, points: list[tuple[int, int]] | None
 ) -> Figure:
     """The image with marked points, the filter at each, and maps of each tap.
 
-    Args:
-        image: any image; it goes through the evaluation's preprocessing.
-        checkpoint, model: as for eval.py.
-        layer: name of a DDF with spatial filters; None: the first one of stride 1.
-        points: (x, y) in pixels of the network's input; None: a grid.
-
-    UserError where there is no such layer or point, or the checkpoint cannot be used; OSError for the image.
+    The image goes through the evaluation's preprocessing; points are pixels (x, y) of the network's input. UserError
+    where there is no such layer or point, or the checkpoint cannot be used; OSError for the image.
     """
     loaded = load_classifier(checkpoint, model=model)
     pixels = eval_transform(loaded.preprocessing)(open_rgb(image.read_bytes()))

@@ -31,7 +31,7 @@ FAST = (2, 64, 56, 56)
 
 @pytest.mark.parametrize(("kernel", "arch", "variant"), CASES, ids=str)
 def test_compiles_within_limits(kernel, arch, variant):
-    compiled, _ = compile_matrix.Job(variant, kernel, arch).compile()
+    compiled, _ = compile_matrix.compile_job((variant, kernel, arch))
     assert not compiled.faults(arch)
 
 

@@ -140,8 +140,8 @@ def side_by_side(model: nn.Module, images: Tensor, labels: Tensor) -> Image.Imag
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, default in (("--steps", 300), ("--batch-size", 16), ("--lr", 1e-2), ("--held-out", 64), ("--seed", 0)):
-        least = at_least(int(default >= 1), type(default))
-        parser.add_argument(option, type=least, default=default, help="default: %(default)s")
+        kind = at_least(int(default >= 1), type(default))
+        parser.add_argument(option, type=kind, default=default, help="default: %(default)s")
     help_text = "image, truth and prediction of four held-out images (default: %(default)s)"
     parser.add_argument("--output", type=Path, default=Path("segmentation.png"), metavar="PNG", help=help_text)
     return parser.parse_args(argv)

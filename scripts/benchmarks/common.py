@@ -46,10 +46,10 @@ def add_options(parser: argparse.ArgumentParser, files: str) -> None:
     parser.add_argument("--output", type=writable_folder, metavar="FOLDER", help=output)
 
 
-def prepare(arguments: argparse.Namespace) -> torch.device:
-    """Sets the threads, the dtype of the device and cuDNN's search; ValueError if there is no such device."""
+def prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> torch.device:
+    """Sets the threads, the dtype of the device and cuDNN's search; a usage error if there is no such device."""
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: PyTorch finds no CUDA device")
+        parser.error("--device cuda: PyTorch finds no CUDA device")
     arguments.dtype = arguments.dtype or ("bf16" if arguments.device == "cuda" else "fp32")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -58,13 +58,11 @@ def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     network = torch.compile(model, dynamic=False) if mode == "compiled" else model
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     losses: list[torch.Tensor] = []  # the last one; reading it waits for the device
 
-    def autocast() -> torch.autocast:
-        return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
     def train() -> None:
-        with autocast():
+        with autocast:
             loss = F.cross_entropy(network(images), labels)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -73,7 +71,7 @@ def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch
         losses[:] = [loss.detach()]
 
     def infer() -> None:
-        with torch.no_grad(), autocast():
+        with torch.no_grad(), autocast:
             network(images)
 
     def steps(step: Callable[[], None]) -> dict[str, Any]:
@@ -177,15 +175,12 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.d
     for name, on_cuda, on_cpu in (("batch", 128, 4), ("image_size", 224, 64), ("steps", 50, 5), ("warmup", 20, 2)):
         if getattr(arguments, name) is None:
             setattr(arguments, name, on_cuda if arguments.device == "cuda" else on_cpu)
-    try:
-        for name in arguments.models:
-            if not timm.is_model(name):
-                raise ValueError(f"--models {name}: timm knows no such model")
-        if arguments.torch_profile and not arguments.output:
-            raise ValueError("--torch-profile writes traces: give their folder with --output")
-        return arguments, bench.prepare(arguments)
-    except ValueError as error:
-        parser.error(str(error))
+    for name in arguments.models:
+        if not timm.is_model(name):
+            parser.error(f"--models {name}: timm knows no such model")
+    if arguments.torch_profile and not arguments.output:
+        parser.error("--torch-profile writes traces: give their folder with --output")
+    return arguments, bench.prepare(parser, arguments)
 
 
 def main(argv: list[str] | None = None) -> int:

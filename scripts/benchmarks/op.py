@@ -220,19 +220,19 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
+    if arguments.kernel_size % 2 == 0:
+        parser.error(f"--kernel-size must be odd, not {arguments.kernel_size}")
+    if not 0 < arguments.budget < math.inf:
+        parser.error(f"--budget must be above zero, not {arguments.budget}")
+    device = bench.prepare(parser, arguments)
     try:
-        if arguments.kernel_size % 2 == 0:
-            raise ValueError(f"--kernel-size must be odd, not {arguments.kernel_size}")
-        if not 0 < arguments.budget < math.inf:
-            raise ValueError(f"--budget must be above zero, not {arguments.budget}")
-        device = bench.prepare(arguments)
         cases = make_cases(arguments)
-        table = DDF_UP if cases[0].scale > 1 else DDF
-        names = [name.strip() for name in arguments.only.split(",")] if arguments.only else list(table)
-        for name in set(names) - set(table):
-            raise ValueError(f"--only {name}: choose from {', '.join(table)}")
     except ValueError as error:
         parser.error(str(error))
+    table = DDF_UP if cases[0].scale > 1 else DDF
+    names = [name.strip() for name in arguments.only.split(",")] if arguments.only else list(table)
+    for name in set(names) - set(table):
+        parser.error(f"--only {name}: choose from {', '.join(table)}")
     names = [name for name in names if not (arguments.skip_compiled and table[name].compiled)]
     with measure.fresh_compiler_caches(arguments.keep_caches), measure.memory_limit(device):
         rate = measure.copy_rate(device, min(arguments.budget, 1.0))

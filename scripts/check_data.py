@@ -24,11 +24,10 @@ from ddfnet.utils.cli import run
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", metavar="ROOT", help="folder with train/ and val/, or one folder of classes")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="decoding processes (default: all cores, %(default)s)"
-    )
-    parser.add_argument("--imagenet", action="store_true", help="compare with ImageNet-1k's classes and counts")
+    add = parser.add_argument
+    add("root", metavar="ROOT", help="folder with train/ and val/, or one folder of classes")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="decoding processes (default: all cores, %(default)s)")
+    add("--imagenet", action="store_true", help="compare with ImageNet-1k's classes and counts")
     arguments = parser.parse_args(argv)
     progress = _print_progress if sys.stderr.isatty() else None
     report = check_tree(arguments.root, workers=arguments.workers, imagenet=arguments.imagenet, progress=progress)

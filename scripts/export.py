@@ -63,5 +63,4 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
-    run(lambda: main(parsed))
+    run(lambda: main(parse_arguments()))

@@ -25,15 +25,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 import ddfnet
-from ddfnet.utils.cli import run
+from ddfnet.utils.cli import at_least, run
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.files import write_atomically
 
 CLASSES = ("ground", "disc", "square", "triangle")
 SIZE = 48  # pixels
-COLORS = np.array(
-    [(40, 40, 40), (230, 80, 60), (70, 170, 90), (80, 120, 230)], np.uint8
-)  # of the classes in the figure
+COLORS = np.array([(40, 40, 40), (230, 80, 60), (70, 170, 90), (80, 120, 230)], np.uint8)  # of the classes, in figures
 
 
 class Segmenter(nn.Module):
@@ -142,7 +140,8 @@ def side_by_side(model: nn.Module, images: Tensor, labels: Tensor) -> Image.Imag
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, default in (("--steps", 300), ("--batch-size", 16), ("--lr", 1e-2), ("--held-out", 64), ("--seed", 0)):
-        parser.add_argument(option, type=type(default), default=default, help="default: %(default)s")
+        kind = at_least(int(default >= 1), type(default))
+        parser.add_argument(option, type=kind, default=default, help="default: %(default)s")
     help_text = "image, truth and prediction of four held-out images (default: %(default)s)"
     parser.add_argument("--output", type=Path, default=Path("segmentation.png"), metavar="PNG", help=help_text)
     return parser.parse_args(argv)
@@ -150,11 +149,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: argparse.Namespace) -> int:
     """Trains and evaluates; returns the exit code."""
-    for name in ("steps", "batch_size", "held_out"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
-    if arguments.seed < 0 or arguments.lr <= 0:
-        raise UserError(f"--seed must not be negative and --lr be positive, got {arguments.seed} and {arguments.lr}")
+    if arguments.lr <= 0:
+        raise UserError(f"--lr must be above 0, got {arguments.lr}")
     if arguments.output.suffix != ".png" or arguments.output.is_dir():
         raise UserError(f"--output {arguments.output}: name a file that ends in .png")
     torch.manual_seed(arguments.seed)
@@ -174,5 +170,4 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
-    run(lambda: main(parsed))
+    run(lambda: main(parse_arguments()))

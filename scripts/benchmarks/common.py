@@ -40,19 +40,16 @@ def add_options(parser: argparse.ArgumentParser, files: str) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="default: bf16 on CUDA, fp32 on a CPU")
     parser.add_argument("--memory-format", choices=FORMATS, default="channels_last", help="default: %(default)s")
     parser.add_argument("--threads", type=at_least(1), help="of a CPU (default: PyTorch's)")
-    parser.add_argument(
-        "--output", type=writable_folder, metavar="FOLDER", help=f"write {files}.json, .md and .png here"
-    )
+    caches = "use the compiler's caches as they are: the time of first calls is then not that of compilation"
+    parser.add_argument("--keep-caches", action="store_true", help=caches)
+    output = f"write {files}.json, .md and .png here"
+    parser.add_argument("--output", type=writable_folder, metavar="FOLDER", help=output)
 
 
-def prepare(arguments: argparse.Namespace) -> torch.device:
-    """Device, threads and dtype of the device.
-
-    Raises:
-        ValueError: there is no such device.
-    """
+def prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> torch.device:
+    """Sets the threads, the dtype of the device and cuDNN's search; a usage error if there is no such device."""
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: PyTorch finds no CUDA device")
+        parser.error("--device cuda: PyTorch finds no CUDA device")
     arguments.dtype = arguments.dtype or ("bf16" if arguments.device == "cuda" else "fp32")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -121,13 +118,20 @@ class Table:
         return f"| {' | '.join(padded)} |"
 
 
-def save(folder: Path, name: str, heading: str, report: dict[str, Any], lines: Sequence[str]) -> None:
-    """NAME.json of a report, and NAME.md: heading, command, machine and the lines."""
+def save(
+    folder: Path | None, name: str, heading: str, report: dict[str, Any], lines: Sequence[str], **chart: Any
+) -> None:
+    """NAME.json of a report, NAME.md of heading, machine and lines, and a `bar_chart`; nothing without a folder."""
+    if folder is None:
+        return
     write_json(folder / f"{name}.json", report)
     record = report["environment"]
     machine = ", ".join(f"{key} {value}" for key, value in record.items() if key != "command" and value is not None)
     page = ["# " + heading, "", f"`{record['command']}`", "", machine, "", *lines, ""]
     write_text(folder / f"{name}.md", "\n".join(page))
+    if chart:
+        bar_chart(folder / f"{name}.png", report["rows"], **chart)
+    print(folder)
 
 
 def bar_chart(
@@ -135,10 +139,8 @@ def bar_chart(
 ) -> None:
     """Bars of the rows that did not fail, as a PNG. Without rows or without matplotlib nothing is written.
 
-    Args:
-        by: keys of a row: the group of bars that it belongs to, and the bar in each group.
-        panels: title of each panel, and the height of a row's bar (None: no bar).
-        log: logarithmic heights.
+    `by`: keys of a row: the group of bars that it belongs to, and the bar in each group. `panels`: title of each panel,
+    and the height of a row's bar (None: no bar). `log`: logarithmic heights.
     """
     try:
         from matplotlib.figure import Figure

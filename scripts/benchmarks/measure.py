@@ -22,17 +22,12 @@ MIB = 2**20
 _FLUSH_BYTES = 256 * MIB  # more than the L2 cache of any GPU: writing so much evicts all else
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has nothing to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def first_call(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
     """Result of a call, and the milliseconds until the device was done with it."""
     start = time.perf_counter()
     result = call()
-    synchronize(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return result, 1e3 * (time.perf_counter() - start)
 
 
@@ -111,10 +106,10 @@ def copy_rate(device: torch.device, budget: float) -> float:
 
 
 @contextlib.contextmanager
-def fresh_compiler_caches() -> Iterator[None]:
-    """Caches of Triton and Inductor in an empty folder, so that the time of a first call includes compilation."""
+def fresh_compiler_caches(keep: bool = False) -> Iterator[None]:
+    """Empty caches of Triton and Inductor, so that the time of a first call includes compilation; unless `keep`."""
     with tempfile.TemporaryDirectory(prefix="ddfnet-benchmark-", ignore_cleanup_errors=True) as folder:
-        names = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+        names = () if keep else ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
         with mock.patch.dict(os.environ, {name: str(Path(folder, name)) for name in names}):
             yield
 

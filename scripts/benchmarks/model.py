@@ -18,6 +18,7 @@ Exit code 0: measured; 1: every model failed; 2: bad arguments.
 
 import argparse
 import gc
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,10 +43,9 @@ TABLE = bench.Table(
 
 
 def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Figures of a model in a mode: parameters, and for training and inference images per second, MiB and times.
+    """Parameters of a model, and for training and inference in a mode images per second, MiB and times.
 
-    Raises:
-        ValueError: the loss is not finite.
+    ValueError if the loss is not finite.
     """
     torch.manual_seed(0)
     torch.compiler.reset()
@@ -58,13 +58,11 @@ def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     network = torch.compile(model, dynamic=False) if mode == "compiled" else model
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     losses: list[torch.Tensor] = []  # the last one; reading it waits for the device
 
-    def autocast() -> torch.autocast:
-        return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
     def train() -> None:
-        with autocast():
+        with autocast:
             loss = F.cross_entropy(network(images), labels)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -73,7 +71,7 @@ def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch
         losses[:] = [loss.detach()]
 
     def infer() -> None:
-        with torch.no_grad(), autocast():
+        with torch.no_grad(), autocast:
             network(images)
 
     def steps(step: Callable[[], None]) -> dict[str, Any]:
@@ -107,9 +105,7 @@ def profile(step: Callable[[], None], steps: int, device: torch.device, path: Pa
     cuda = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
     with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(steps):
-            step()
-        measure.synchronize(device)
+        measure.first_call(lambda: [step() for _ in range(steps)], device)
     profiler.export_chrome_trace(str(path))
     kernels = []
     for event in profiler.key_averages():
@@ -121,24 +117,22 @@ def profile(step: Callable[[], None], steps: int, device: torch.device, path: Pa
 
 def run_all(arguments: argparse.Namespace, device: torch.device, report: dict[str, Any]) -> None:
     """Fill `report["rows"]`, one model in one mode at a time, and say how it goes."""
-    for mode in arguments.modes:
-        for name in arguments.models:
-            row: dict[str, Any] = {"model": name, "mode": mode}
-            print(f"{name}, {mode} ...", end=" ", flush=True)
-            try:
-                row |= run_model(name, mode, arguments, device)
-                print(f"{bench.number(row['train']['images_per_second'])} images/s in training", flush=True)
-            except Exception as error:
-                row["failed"] = bench.reason(error)
-                print("FAILED", flush=True)
-            for kernel in row.get("kernels", []):
-                print(f"  {bench.number(kernel['ms']):>8} ms  {kernel['calls']:6.1f} x  {kernel['name'][:90]}")
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            report["rows"].append(row)
-            if arguments.output:
-                bench.write_json(arguments.output / "benchmark_model.json", report)
+    for mode, name in itertools.product(arguments.modes, arguments.models):
+        row: dict[str, Any] = {"model": name, "mode": mode}
+        print(f"{name}, {mode} ...", end=" ", flush=True)
+        try:
+            row |= run_model(name, mode, arguments, device)
+            print(f"{bench.number(row['train']['images_per_second'])} images/s in training", flush=True)
+        except Exception as error:
+            row["failed"] = bench.reason(error)
+            print("FAILED", flush=True)
+        for kernel in row.get("kernels", []):
+            print(f"  {bench.number(kernel['ms']):>8} ms  {kernel['calls']:6.1f} x  {kernel['name'][:90]}")
+        gc.collect()
+        torch.cuda.empty_cache()
+        report["rows"].append(row)
+        if arguments.output:
+            bench.write_json(arguments.output / "benchmark_model.json", report)
 
 
 def add_ratios(rows: list[dict[str, Any]], baseline: str) -> None:
@@ -181,26 +175,22 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.d
     for name, on_cuda, on_cpu in (("batch", 128, 4), ("image_size", 224, 64), ("steps", 50, 5), ("warmup", 20, 2)):
         if getattr(arguments, name) is None:
             setattr(arguments, name, on_cuda if arguments.device == "cuda" else on_cpu)
-    try:
-        for name in arguments.models:
-            if not timm.is_model(name):
-                raise ValueError(f"--models {name}: timm knows no such model")
-        if arguments.torch_profile and not arguments.output:
-            raise ValueError("--torch-profile writes traces: give their folder with --output")
-        return arguments, bench.prepare(arguments)
-    except ValueError as error:
-        parser.error(str(error))
+    for name in arguments.models:
+        if not timm.is_model(name):
+            parser.error(f"--models {name}: timm knows no such model")
+    if arguments.torch_profile and not arguments.output:
+        parser.error("--torch-profile writes traces: give their folder with --output")
+    return arguments, bench.prepare(parser, arguments)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     arguments, device = parse_arguments(argv)
-    environment = bench.environment(device)
     settings = {key: getattr(arguments, key) for key in ("batch", "image_size", "dtype", "memory_format", "steps")}
-    print(bench.title(environment), *(f"{key} {value}" for key, value in settings.items()), sep=", ")
-    report: dict[str, Any] = {"environment": environment, "settings": settings, "rows": []}
+    report: dict[str, Any] = {"environment": bench.environment(device), "settings": settings, "rows": []}
+    print(bench.title(report["environment"]), *(f"{key} {value}" for key, value in settings.items()), sep=", ")
     try:
-        with measure.fresh_compiler_caches(), measure.memory_limit(device):
+        with measure.fresh_compiler_caches(arguments.keep_caches), measure.memory_limit(device):
             run_all(arguments, device, report)
     except KeyboardInterrupt:
         report["interrupted"] = True
@@ -208,15 +198,13 @@ def main(argv: list[str] | None = None) -> int:
     add_ratios(report["rows"], arguments.baseline)
     lines = [TABLE.head, *map(line, report["rows"])]
     print("\n".join(["", *lines]))
-    if arguments.output:
-        bench.save(arguments.output, "benchmark_model", "DDF models", report, lines)
-        panels = {
-            "training, images/s": lambda row: row["train"]["images_per_second"],
-            "training, peak MiB": lambda row: row["train"]["peak_mib"],
-            "inference, images/s": lambda row: row["inference"]["images_per_second"],
-        }
-        bench.bar_chart(arguments.output / "benchmark_model.png", report["rows"], ("model", "mode"), panels, log=False)
-        print(arguments.output)
+    panels = {
+        "training, images/s": lambda row: row["train"]["images_per_second"],
+        "training, peak MiB": lambda row: row["train"]["peak_mib"],
+        "inference, images/s": lambda row: row["inference"]["images_per_second"],
+    }
+    chart = {"by": ("model", "mode"), "panels": panels, "log": False}
+    bench.save(arguments.output, "benchmark_model", "DDF models", report, lines, **chart)
     return int(all("failed" in row for row in report["rows"]) or "interrupted" in report)
 
 

@@ -49,20 +49,13 @@ TABLE = bench.Table(
 
 @dataclass
 class Run:
-    """All that the cases have in common.
-
-    Attributes:
-        table: all implementations, the reference first.
-        names: those to time.
-        budget: seconds of each timing.
-        copy_rate: bytes per second, for the floors.
-    """
+    """All that the cases have in common."""
 
     device: torch.device
-    table: dict[str, Implementation]
-    names: list[str]
-    budget: float
-    copy_rate: float
+    table: dict[str, Implementation]  # all of them, the reference first
+    names: list[str]  # those to time
+    budget: float  # seconds of each timing
+    copy_rate: float  # bytes per second, for the floors
 
     @property
     def reference(self) -> str:
@@ -82,9 +75,7 @@ class Run:
             return
         floors = floor_bytes(inputs, grad_y)
         expected, reference = None, {}
-        for name in self.table:
-            if name not in (*self.names, self.reference):
-                continue
+        for name in (name for name in self.table if name in (*self.names, self.reference)):
             row: dict[str, Any] = {"shape": case.name, "implementation": name, "count": case.count}
             row |= {f"floor_{part}_bytes": floor for part, floor in floors.items()}
             try:
@@ -94,8 +85,7 @@ class Run:
             if name == self.reference:
                 expected, reference = results, row
             del results
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
             for part in PARTS if name in self.names and "failed" not in row else ():
                 if name == self.reference:
                     row[f"floor_{part}_ms"] = 1e3 * floors[part] / self.copy_rate
@@ -110,11 +100,7 @@ class Run:
     ) -> list[Tensor]:
         """Puts the figures of an implementation into its row, and returns its output and gradients.
 
-        Args:
-            expected: output and gradients of the reference, or None where there are none to compare with.
-
-        Raises:
-            ValueError: a result that differs from the reference's, or is not finite.
+        ValueError for a result that is not finite, or differs from `expected`: those of the reference, if any.
         """
         torch.compiler.reset()  # what was compiled for another shape would make this one's sizes symbolic
         implementation = self.table[row["implementation"]]
@@ -136,9 +122,9 @@ class Run:
         if y.shape != grad_y.shape:
             raise ValueError(f"the output has shape {tuple(y.shape)}, not {tuple(grad_y.shape)}")
         if implementation.exact and expected is not None:
-            errors = {"forward": measure.relative_error(y, expected[0])}
-            names = ("y", "grad_x", "grad_channel_filter", "grad_spatial_filter")
-            errors |= {name: measure.relative_error(a, b) for name, a, b in zip(names, results, expected, strict=True)}
+            names = ("forward", "y", "grad_x", "grad_channel_filter", "grad_spatial_filter")
+            pairs = zip(names, (y, *results), (expected[0], *expected), strict=True)
+            errors = {name: measure.relative_error(a, b) for name, a, b in pairs}
             row["error"] = max(errors.values())
             for name, error in errors.items():
                 if not error <= MAX_ERROR:
@@ -193,11 +179,7 @@ def summary_lines(report: dict[str, Any], reference: str) -> list[str]:
 
 
 def make_cases(arguments: argparse.Namespace) -> list[Case]:
-    """Cases of --shapes.
-
-    Raises:
-        ValueError: a shape that is not one, or does not go with --up.
-    """
+    """Cases of --shapes; ValueError for one that is no shape, or does not go with --up."""
     up = arguments.up or "upsample" in arguments.shapes
     cases: list[Case] = []
     for name in arguments.shapes or ["upsample" if up else "resnet50"]:
@@ -238,34 +220,33 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
+    if arguments.kernel_size % 2 == 0:
+        parser.error(f"--kernel-size must be odd, not {arguments.kernel_size}")
+    if not 0 < arguments.budget < math.inf:
+        parser.error(f"--budget must be above zero, not {arguments.budget}")
+    device = bench.prepare(parser, arguments)
     try:
-        if arguments.kernel_size % 2 == 0:
-            raise ValueError(f"--kernel-size must be odd, not {arguments.kernel_size}")
-        if not 0 < arguments.budget < math.inf:
-            raise ValueError(f"--budget must be above zero, not {arguments.budget}")
-        device = bench.prepare(arguments)
         cases = make_cases(arguments)
-        table = DDF_UP if cases[0].scale > 1 else DDF
-        names = [name.strip() for name in arguments.only.split(",")] if arguments.only else list(table)
-        for name in set(names) - set(table):
-            raise ValueError(f"--only {name}: choose from {', '.join(table)}")
     except ValueError as error:
         parser.error(str(error))
+    table = DDF_UP if cases[0].scale > 1 else DDF
+    names = [name.strip() for name in arguments.only.split(",")] if arguments.only else list(table)
+    for name in set(names) - set(table):
+        parser.error(f"--only {name}: choose from {', '.join(table)}")
     names = [name for name in names if not (arguments.skip_compiled and table[name].compiled)]
-    with measure.fresh_compiler_caches(), measure.memory_limit(device):
+    with measure.fresh_compiler_caches(arguments.keep_caches), measure.memory_limit(device):
         rate = measure.copy_rate(device, min(arguments.budget, 1.0))
         return _measure_all(Run(device, table, names, arguments.budget, rate), cases, arguments)
 
 
 def _measure_all(run: Run, cases: list[Case], arguments: argparse.Namespace) -> int:
-    environment = bench.environment(run.device)
     settings = {key: str(getattr(cases[0], key)) for key in ("kernel_size", "combine", "scale")}
     settings |= {"dtype": arguments.dtype, "memory_format": arguments.memory_format, "budget_s": run.budget}
-    rate = f"copy {run.copy_rate / 1e9:,.0f} GB/s"
-    print(bench.title(environment), arguments.dtype, arguments.memory_format, rate, sep=", ")
-    print(TABLE.head, flush=True)
-    report: dict[str, Any] = {"environment": environment, "settings": settings}
+    report: dict[str, Any] = {"environment": bench.environment(run.device), "settings": settings}
     report |= {"copy_bytes_per_second": run.copy_rate, "rows": [], "totals": {}}
+    rate = f"copy {run.copy_rate / 1e9:,.0f} GB/s"
+    print(bench.title(report["environment"]), arguments.dtype, arguments.memory_format, rate, sep=", ")
+    print(TABLE.head, flush=True)
     lines = [TABLE.head]
     try:
         for case in cases:
@@ -282,16 +263,13 @@ def _measure_all(run: Run, cases: list[Case], arguments: argparse.Namespace) -> 
     report["totals"] = totals(report["rows"])
     below = summary_lines(report, run.reference)
     print("\n".join(below))
-    if arguments.output:
-        bench.save(arguments.output, "benchmark_op", "DDF operator", report, lines + below)
-        panels = {
-            "forward, ms": lambda row: row["forward"]["median_ms"],
-            "forward + backward, ms": lambda row: row["forward_backward"]["median_ms"],
-            "peak memory of forward + backward, MiB": lambda row: row["forward_backward_mib"],
-        }
-        path = arguments.output / "benchmark_op.png"
-        bench.bar_chart(path, report["rows"], ("shape", "implementation"), panels, log=True)
-        print(arguments.output)
+    panels = {
+        "forward, ms": lambda row: row["forward"]["median_ms"],
+        "forward + backward, ms": lambda row: row["forward_backward"]["median_ms"],
+        "peak memory of forward + backward, MiB": lambda row: row["forward_backward_mib"],
+    }
+    chart = {"by": ("shape", "implementation"), "panels": panels, "log": True}
+    bench.save(arguments.output, "benchmark_op", "DDF operator", report, lines + below, **chart)
     failed = any("failed" in row and row["implementation"] == run.reference for row in report["rows"])
     return int(failed or "interrupted" in report)
 

@@ -67,14 +67,13 @@ class Implementation:
 
 def unfold_ddf(x: Tensor, channel_filter: Tensor, spatial_filter: Tensor, stride: int, combine: str) -> Tensor:
     """DDF as most reimplementations write it: every k x k window as a column, B*C*k*k*Ho*Wo elements."""
-    batch, channels, height, width = x.shape
-    k = channel_filter.shape[-1]
-    out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
+    batch, channels = x.shape[:2]
+    k, out_size = channel_filter.shape[-1], spatial_filter.shape[-2:]
     columns = F.unfold(x, k, padding=k // 2, stride=stride).view(batch, channels, k * k, -1)
     channelwise = channel_filter.to(x.dtype).view(batch, channels, k * k, 1)
     pixelwise = spatial_filter.view(batch, 1, k * k, -1)
     columns = columns * channelwise * pixelwise if combine == "mul" else columns * (channelwise + pixelwise)
-    return columns.sum(2).view(batch, channels, out_height, out_width)
+    return columns.sum(2).view(batch, channels, *out_size)
 
 
 def shuffled_ddf(x: Tensor, channel_filter: Tensor, spatial_filter: Tensor, scale: int, combine: str) -> Tensor:
@@ -154,11 +153,7 @@ def floor_bytes(inputs: tuple[Tensor, ...], y: Tensor) -> dict[str, int]:
 
 
 def named_cases(name: str, batch: int) -> list[Case]:
-    """Cases of a name, or the one of B,C,H,W[,stride].
-
-    Raises:
-        ValueError: neither.
-    """
+    """Cases of a name, or the one of B,C,H,W[,stride]; ValueError for what is neither."""
     presets = {
         "resnet50": [Case(batch, c, n, n, stride=s, count=count) for c, n, s, count in RESNET50],
         "table2": [Case(2, 256, 200, 300)],

@@ -12,7 +12,7 @@ and DDFs stay in float32. Prints a Markdown table, and writes it with --output. 
 
 import argparse
 import copy
-import platform
+import os
 import shlex
 import sys
 import tempfile
@@ -33,8 +33,8 @@ from ddfnet.data.preprocessing import eval_transform
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.inference.export import load_onnx, save_onnx, traced
 from ddfnet.models.classifier import Classifier, load_classifier
-from ddfnet.utils.cli import run
-from ddfnet.utils.environment import package_version
+from ddfnet.utils.cli import at_least, run
+from ddfnet.utils.environment import cpu_name, package_version
 from ddfnet.utils.errors import DataError, UserError
 from ddfnet.utils.files import write_text
 from ddfnet.utils.markdown import table
@@ -94,8 +94,7 @@ def _figures(logits: Tensor, reference: Tensor, target: Tensor) -> Tensor:
 def compare(classifier: Classifier, data: Path, batch_size: int) -> list[tuple[str, ...]]:
     """One row of `COLUMNS` per variant: top-1, images of another prediction, and differences of the logits.
 
-    Raises:
-        DataError: the images cannot be used, or are of other classes.
+    DataError if the images cannot be used, or are of other classes.
     """
     how, outputs = classifier.preprocessing, classifier.num_classes
     index = index_folder(data, classes=classifier.classes)
@@ -134,10 +133,7 @@ def machine() -> str:
     """Processor, threads, versions and date."""
     versions = {name: package_version(name) for name in ("torch", "timm", "onnxruntime")}
     packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = f"{len(names)} cores {names[0]}" if names else platform.processor() or platform.machine()
+    processor = f"{os.cpu_count()} cores {cpu_name()}"
     return f"{processor}, {torch.get_num_threads()} thread(s); {packages}; {date.today()}."
 
 
@@ -147,15 +143,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--checkpoint", required=True, metavar="PATH", help="a file of a classifier, or zoo:NAME")
     add("--data", required=True, type=Path, metavar="FOLDER", help="folder of class folders")
     add("--model", metavar="NAME", help="model name, for a file that does not say it")
-    add("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
+    add("--batch-size", type=at_least(1), default=64, metavar="N", help="default: %(default)s")
     add("--output", type=Path, metavar="FILE", help="Markdown file to write")
     return parser.parse_args(argv)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Measures; returns the exit code."""
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1, got {arguments.batch_size}")
     if arguments.output is not None and arguments.output.is_dir():
         raise UserError(f"--output {arguments.output} is a folder: name a file")
     classifier = load_classifier(arguments.checkpoint, model=arguments.model)
@@ -171,5 +165,4 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
-    run(lambda: main(parsed))
+    run(lambda: main(parse_arguments()))

@@ -97,8 +97,7 @@ def applied(changes: dict[str, Any], execute: bool) -> Iterator[list[Launch]]:
     tiles = {name: partial(changed, getattr(triton_launch, name)) for name in names}
     static = 0 if changes.get("sizes") == "argument" else tiling._MAX_STATIC_SHAPES
     policy = {"_CHUNK_PIXELS": changes.get("chunk", tiling._CHUNK_PIXELS), "_MAX_STATIC_SHAPES": static}
-    sizes = {"_BLOCK_PIXELS": changes.get("pixels", branch._BLOCK_PIXELS)}
-    sizes["_BLOCK_CHANNELS"] = changes.get("channels", branch._BLOCK_CHANNELS)
+    sizes = {f"_BLOCK_{key.upper()}": changes[key] for key in ("pixels", "channels") if key in changes}
     with (
         mock.patch.multiple(triton_launch, launch=intercept, **tiles),
         mock.patch.multiple(branch, launch=intercept, **sizes),
@@ -281,14 +280,13 @@ def _shape(text: str) -> tuple[int, ...]:
 def main() -> int:
     """Measures, or lists with --dry-run; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", choices=ORDER, help="repeatable; default: all kernels")
-    parser.add_argument("--shapes", action="append", type=_shape, metavar="C,H,STRIDE", help="repeatable")
-    parser.add_argument("--batch", type=at_least(1), default=256)
-    limit = "measure what is possible in this"
-    parser.add_argument("--limit", type=at_least(1, float), default=55, metavar="SECONDS", help=limit)
-    output = "gets benchmark_tiles.json and .md"
-    parser.add_argument("--output", type=bench.writable_folder, metavar="FOLDER", help=output)
-    parser.add_argument("--dry-run", action="store_true", help="list the variants; needs no GPU")
+    add = parser.add_argument
+    add("--only", action="append", choices=ORDER, help="repeatable; default: all kernels")
+    add("--shapes", action="append", type=_shape, metavar="C,H,STRIDE", help="repeatable")
+    add("--batch", type=at_least(1), default=256)
+    add("--limit", type=at_least(1, float), default=55, metavar="SECONDS", help="measure what is possible in this")
+    add("--output", type=bench.writable_folder, metavar="FOLDER", help="gets benchmark_tiles.json and .md")
+    add("--dry-run", action="store_true", help="list the variants; needs no GPU")
     arguments = parser.parse_args()
     if not (arguments.dry_run or torch.cuda.is_available()):
         parser.error("PyTorch finds no CUDA device (--dry-run lists the variants without one)")

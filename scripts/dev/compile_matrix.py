@@ -31,12 +31,8 @@ from scripts.dev import offline_compile as offline
 from scripts.dev.offline_compile import SHARED_LIMIT
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
-KERNELS = (
-    "ddf_forward_kernel",
-    "ddf_backward_x_kernel",
-    "ddf_backward_filters_kernel",
-    "ddf_backward_spatial_kernel",  # of contiguous tensors
-)
+# The last one is of contiguous tensors.
+KERNELS = tuple(f"ddf_{name}_kernel" for name in ("forward", "backward_x", "backward_filters", "backward_spatial"))
 BRANCH_KERNELS = ("spatial_filters_kernel", "spatial_filters_backward_kernel")
 
 
@@ -54,7 +50,7 @@ class Branch:
 
     def record(self) -> dict[str, offline.Launch]:
         """Launches by kernel name."""
-        return offline.record_spatial_filters((2, 128, 28, 28), **asdict(self) | {"dtype": DTYPES[self.dtype]})
+        return offline.record_spatial_filters((2, 128, 28, 28), **{**asdict(self), "dtype": DTYPES[self.dtype]})
 
 
 @dataclass(frozen=True)
@@ -78,8 +74,8 @@ class Variant:
     def record(self) -> dict[str, offline.Launch]:
         """Launches by kernel name."""
         options = asdict(self) | {"dtype": DTYPES[self.dtype], "channels_last": self.layout == "channels_last"}
-        side, most = 25 if self.scale > 1 else 56, 1000 * (self.sizes == "constant")
         del options["layout"], options["sizes"]
+        side, most = 25 if self.scale > 1 else 56, 1000 * (self.sizes == "constant")
         with mock.patch.multiple(tiling, _MAX_STATIC_SHAPES=most, _static_shapes=set()):
             return offline.record_launches((2, 64, side, side), **options)
 
@@ -121,29 +117,15 @@ QUICK_VARIANTS = [
 QUICK_BRANCHES = [Branch(), Branch("fp32", 3, 2)]
 
 
-def is_launched(variant: Variant | Branch, kernel: str) -> bool:
-    """Whether a variant needs this kernel: contiguous tensors have one of their own for the spatial filter."""
-    if isinstance(variant, Branch) or variant.filters == "both":
-        return kernel != "ddf_backward_spatial_kernel" or variant.layout == "contiguous"
-    only_spatial = variant.filters == "spatial"
-    if kernel == "ddf_backward_spatial_kernel":
-        return only_spatial and variant.layout == "contiguous"
-    return kernel != "ddf_backward_filters_kernel" or not only_spatial or variant.layout == "channels_last"
+Job = tuple[Variant | Branch, str, int]  # a kernel of a variant for an architecture
 
 
-@dataclass(frozen=True)
-class Job:
-    """A kernel of a variant for an architecture."""
-
-    variant: Variant | Branch
-    kernel: str
-    arch: int
-
-    def compile(self) -> tuple[offline.Compiled, float]:
-        """The kernel, and machine instructions for each element it computes (in a step of its loop, if any)."""
-        launch = self.variant.record()[self.kernel]
-        compiled = offline.compile_launch(launch, self.arch)
-        return compiled, compiled.step / launch.elements_per_thread
+def compile_job(job: Job) -> tuple[offline.Compiled, float]:
+    """The kernel, and machine instructions for each element it computes (in a step of its loop, if any)."""
+    variant, kernel, arch = job
+    launch = variant.record()[kernel]
+    compiled = offline.compile_launch(launch, arch)
+    return compiled, compiled.step / launch.elements_per_thread
 
 
 def table(results: dict[Job, tuple[offline.Compiled, float]], archs: list[int]) -> str:
@@ -153,18 +135,21 @@ def table(results: dict[Job, tuple[offline.Compiled, float]], archs: list[int]) 
     text = ""
     for kernel in (*KERNELS, *BRANCH_KERNELS):
         rows = []
-        for variant in dict.fromkeys(job.variant for job in results if job.kernel == kernel):
+        for variant in dict.fromkeys(job[0] for job in results if job[1] == kernel):
             registers = []
             for arch in archs:
-                compiled, _ = results[Job(variant, kernel, arch)]
-                faults, spills = compiled.faults(arch), f" ({compiled.spills} spills)" if compiled.spills else ""
-                registers.append(f"**{', '.join(faults)}**" if faults else f"{compiled.registers}{spills}")
-            compiled, per_element = results[Job(variant, kernel, shown)]
-            loads = sum(n for name, n in compiled.instructions.items() if name.startswith("LDG"))
-            wide = f"{compiled.wide('LDG')} of {loads}"
-            rows.append((variant, *registers, f"{per_element:.1f}", wide, compiled.shared))
+                compiled, _ = results[variant, kernel, arch]
+                faults = ", ".join(compiled.faults(arch))
+                registers.append(f"**{faults}**" if faults else f"{compiled.registers}{_spills(compiled)}")
+            compiled, per_element = results[variant, kernel, shown]
+            loads = f"{compiled.count('LDG', '.128')} of {compiled.count('LDG')}"
+            rows.append((variant, *registers, f"{per_element:.1f}", loads, compiled.shared))
         text += f"\n## {kernel}\n\n{markdown.table(head, rows)}"
     return text
+
+
+def _spills(compiled: offline.Compiled) -> str:
+    return f" ({compiled.spills} spills)" if compiled.spills else ""
 
 
 HEADER = """# What the kernels compile to
@@ -189,18 +174,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if offline.missing_tools():
         parser.error(offline.missing_tools())
-    variants, branches = (QUICK_VARIANTS, QUICK_BRANCHES) if options.quick else (all_variants(), all_branches())
-    pairs = [pair for pair in itertools.product(variants, KERNELS) if pair[1] in options.kernels and is_launched(*pair)]
-    pairs += [pair for pair in itertools.product(branches, BRANCH_KERNELS) if pair[1] in options.kernels]
-    jobs = [Job(*pair, arch) for pair in pairs for arch in options.archs]
+    variants = [*QUICK_VARIANTS, *QUICK_BRANCHES] if options.quick else [*all_variants(), *all_branches()]
+    pairs = [(v, kernel) for v in variants for kernel in v.record() if kernel in options.kernels]
+    jobs: list[Job] = [(*pair, arch) for pair in pairs for arch in options.archs]
     results, failed = {}, 0
     with ProcessPoolExecutor(options.jobs) as pool:
-        for job, (compiled, per_element) in zip(jobs, pool.map(Job.compile, jobs), strict=True):
+        for job, (compiled, per_element) in zip(jobs, pool.map(compile_job, jobs), strict=True):
             results[job] = compiled, per_element
-            faults = compiled.faults(job.arch)
+            variant, kernel, arch = job
+            faults = compiled.faults(arch)
             failed += bool(faults)
-            verdict = "; ".join(faults) or "ok" + (f" ({compiled.spills} spills)" if compiled.spills else "")
-            print(f"{len(results)}/{len(jobs)} sm_{job.arch} {job.kernel} {job.variant}: {compiled.registers} "
+            verdict = "; ".join(faults) or f"ok{_spills(compiled)}"
+            print(f"{len(results)}/{len(jobs)} sm_{arch} {kernel} {variant}: {compiled.registers} "
                   f"registers, {per_element:.1f} instructions/element, {verdict}", flush=True)  # fmt: skip
     print(f"{len(jobs) - failed} of {len(jobs)} within limits")
     if options.output:

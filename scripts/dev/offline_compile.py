@@ -7,7 +7,6 @@ arguments, constants) is compiled with the specialization that Triton's launcher
 import math
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout without `pip install`
-
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -25,7 +22,7 @@ from triton.compiler import ASTSource
 
 from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.ddf.arguments import Arguments, Needed
-from ddfnet.ops.spatial_filters import triton as spatial_filters_launch
+from ddfnet.ops.spatial_filters import triton as branch_launch
 from ddfnet.ops.spatial_filters.autograd import Settings
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -54,31 +51,21 @@ class Launch:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Resources and code of a compiled kernel.
+    """Resources and code of a compiled kernel."""
 
-    Attributes:
-        registers: of a thread.
-        local: bytes of a thread; 0 unless registers were spilled.
-        shared: bytes of a program.
-        threads: of a program.
-        instructions: machine instructions by opcode, e.g. "LDG.E.128".
-        step: number of instructions of the longest loop, or of the whole program if it has none.
-        ptx: the code before the machine's; ttir: what Triton made of the source, with all offsets.
-    """
-
-    registers: int
-    local: int
-    shared: int
-    threads: int
-    instructions: Counter
-    step: int
-    ptx: str
-    ttir: str
+    registers: int  # of a thread
+    local: int  # bytes of a thread; 0 unless registers were spilled
+    shared: int  # bytes of a program
+    threads: int  # of a program
+    instructions: Counter  # machine instructions by opcode, e.g. "LDG.E.128"
+    step: int  # number of instructions of the longest loop, or of the whole program if it has none
+    ptx: str  # the code before the machine's
+    ttir: str  # what Triton made of the source, with all offsets
 
     @property
     def spills(self) -> int:
         """Instructions that save registers to memory or restore them."""
-        return sum(count for name, count in self.instructions.items() if name.split(".")[0] in ("STL", "LDL"))
+        return self.count("STL") + self.count("LDL")
 
     def faults(self, arch: int) -> list[str]:
         """Spills, more resources than a GPU has, and additions whose order depends on timing: none may be.
@@ -95,9 +82,9 @@ class Compiled:
         }
         return [fault for fault, present in faults.items() if present]
 
-    def wide(self, opcode: str) -> int:
-        """How many instructions of this kind ("LDG" or "STG") move 16 bytes."""
-        return sum(n for name, n in self.instructions.items() if name.startswith(opcode) and name.endswith(".128"))
+    def count(self, opcode: str, size: str = "") -> int:
+        """Instructions of a kind, e.g. "LDG", and a size: ".128" for those that move 16 bytes."""
+        return sum(n for name, n in self.instructions.items() if name.startswith(opcode) and name.endswith(size))
 
 
 def missing_tools() -> str | None:
@@ -107,18 +94,10 @@ def missing_tools() -> str | None:
 
 
 def record_launches(
-    shape: tuple[int, int, int, int],
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    kernel_size: int = 3,
-    stride: int = 1,
-    dilation: int = 1,
-    scale: int = 1,
-    heads: int = 1,
-    combine: str = "mul",
-    filters: str = "both",
+    shape: tuple[int, int, int, int], *, dtype: torch.dtype = torch.bfloat16, kernel_size: int = 3, stride: int = 1,
+    dilation: int = 1, scale: int = 1, heads: int = 1, combine: str = "mul", filters: str = "both",
     channels_last: bool = True,
-) -> dict[str, Launch]:
+) -> dict[str, Launch]:  # fmt: skip
     """Launches of the operator's forward and backward for x of this (B, C, H, W), by kernel name."""
     batch, channels, height, width = shape
     x = torch.empty(shape, dtype=dtype, device="meta")
@@ -139,12 +118,7 @@ def record_launches(
 
 
 def record_spatial_filters(
-    shape: tuple[int, int, int, int],
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    kernel_size: int = 3,
-    stride: int = 1,
-    heads: int = 1,
+    shape: tuple[int, int, int, int], *, dtype: torch.dtype, kernel_size: int, stride: int, heads: int
 ) -> dict[str, Launch]:
     """Launches of the fused spatial branch of a DDF layer, by kernel name."""
     x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
@@ -153,8 +127,8 @@ def record_spatial_filters(
     settings = Settings(kernel_size, heads, stride, 0.47)
 
     def call() -> None:
-        filters, pooled, inverse_std = spatial_filters_launch.forward(x, weight, bias, settings)
-        spatial_filters_launch.backward(filters, pooled, x, weight, filters, inverse_std, settings)
+        filters, pooled, inverse_std = branch_launch.forward(x, weight, bias, settings)
+        branch_launch.backward(filters, pooled, x, weight, filters, inverse_std, settings)
 
     return _recorded(call)
 
@@ -162,17 +136,12 @@ def record_spatial_filters(
 def _recorded(call: Callable[[], None]) -> dict[str, Launch]:
     launches = {}
 
-    def record(
-        kernel: Any, grid: tuple[int], *arguments: Any, num_warps: int, num_stages: int, **constants: Any
-    ) -> None:
+    def record(kernel: Any, grid: tuple[int], *values: Any, num_warps: int, num_stages: int, **constants: Any) -> None:
         names = [name for name in kernel.arg_names if name not in constants]
-        bound = dict(zip(names, arguments, strict=True))
-        launches[kernel.fn.__name__] = Launch(kernel, bound, constants, num_warps, num_stages)
+        arguments = dict(zip(names, values, strict=True))
+        launches[kernel.fn.__name__] = Launch(kernel, arguments, constants, num_warps, num_stages)
 
-    with (
-        mock.patch.object(triton_launch, "launch", record),
-        mock.patch.object(spatial_filters_launch, "launch", record),
-    ):
+    with mock.patch.object(triton_launch, "launch", record), mock.patch.object(branch_launch, "launch", record):
         call()
     return launches
 

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,16 +86,8 @@ def json_schema() -> str:
     for task in [task for task in SCHEMAS if task != DEFAULT_TASK]:
         condition = {"properties": {"task": {"const": task}}, "required": ["task"]}
         branches = {"if": condition, "then": references[SCHEMAS[task], "validation"], "else": branches}
-    return json.dumps(_whole({**schema, **branches}), indent=1) + "\n"
-
-
-def _whole(value: Any) -> Any:
-    """1.0 as 1: versions of pydantic differ in how they write a limit."""
-    if isinstance(value, dict):
-        return {key: _whole(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_whole(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    text = json.dumps({**schema, **branches}, indent=1) + "\n"
+    return re.sub(r"(?m)(^ *|: )(-?\d+)\.0(,?)$", r"\1\2\3", text)  # 1.0 as 1: versions of pydantic differ
 
 
 if __name__ == "__main__":

@@ -41,8 +41,7 @@ def study_folder(runs: Path, data: Path, images_per_class: int) -> Path:
 def subset(data: Path, images_per_class: int, folder: Path) -> Path:
     """A folder of links to the first training images of each class by name, and to all held-out ones.
 
-    Raises:
-        ValueError: a class has fewer images.
+    ValueError if a class has fewer images.
     """
     if images_per_class == 0:
         return data
@@ -60,28 +59,21 @@ def subset(data: Path, images_per_class: int, folder: Path) -> Path:
     return out
 
 
-def train_one(config: Path, data: Path, folder: Path, variant: str, seed: int, threads: int) -> str:
-    """Trains one variant with one seed by train.py; returns the last line of its output.
-
-    Raises:
-        RuntimeError: the run failed, with the end of its output.
-    """
+def train_one(arguments: argparse.Namespace, data: Path, folder: Path, variant: str, seed: int) -> str:
+    """Trains one variant with one seed by train.py; the last line of its output. RuntimeError if the run failed."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), *VARIANTS[variant].overrides]
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(arguments.config), *VARIANTS[variant].overrides]
     command += [f"data.root={data}", f"run.seed={seed}", f"run.dir={folder}"]
+    threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if run.returncode:
         raise RuntimeError(f"{variant}, seed {seed}: train.py ended with {run.returncode}\n{run.stdout}{run.stderr}")
-    return run.stdout.strip().splitlines()[-1]
+    return f"{variant}, seed {seed}: {run.stdout.strip().splitlines()[-1]}"
 
 
 def study(arguments: argparse.Namespace) -> None:
-    """Trains what has not finished, and writes the report.
-
-    Raises:
-        ValueError (UserError among them), RuntimeError: a mistake in the input, or a run that failed.
-    """
+    """Trains what has not finished, and writes the report; ValueError or RuntimeError as the functions it calls."""
     load_config(arguments.config, ["data.root=unused"])
     data, per_class = arguments.data, arguments.images_per_class
     if data is None:
@@ -97,24 +89,16 @@ def study(arguments: argparse.Namespace) -> None:
         for variant in arguments.variants
     }
     if not arguments.report_only:
-        _train_all(arguments, subset(data, per_class, folder), runs)
+        images = subset(data, per_class, folder)
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            starts = [pool.submit(train_one, arguments, images, folder, *key) for key, folder in runs.items()]
+            try:
+                for done, future in enumerate(as_completed(starts), 1):
+                    print(f"{done}/{len(runs)}  {future.result()}", flush=True)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     write_report(arguments.output, runs, data, _command(arguments))
-
-
-def _train_all(arguments: argparse.Namespace, data: Path, runs: dict[tuple[str, int], Path]) -> None:
-    threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        futures = {
-            pool.submit(train_one, arguments.config, data, folder, variant, seed, threads): (variant, seed)
-            for (variant, seed), folder in runs.items()
-        }
-        try:
-            for done, future in enumerate(as_completed(futures), 1):
-                variant, seed = futures[future]
-                print(f"{done}/{len(runs)}  {variant}, seed {seed}: {future.result()}", flush=True)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _command(arguments: argparse.Namespace) -> str:

@@ -18,17 +18,11 @@ from ddfnet.utils.files import read_jsonl, write_json, write_text
 
 @dataclass(frozen=True)
 class Variant:
-    """One network of the study.
+    """One network of the study."""
 
-    Attributes:
-        label: for tables and charts.
-        overrides: of the study's YAML.
-        paper: top-1 of its counterpart in the paper, ResNet50 on ImageNet; None: not in the paper.
-    """
-
-    label: str
-    overrides: tuple[str, ...] = ()
-    paper: float | None = None
+    label: str  # in tables and charts
+    overrides: tuple[str, ...] = ()  # of the study's YAML
+    paper: float | None = None  # top-1 of its counterpart in the paper, ResNet50 on ImageNet, if it has one
 
 
 # In the order of the paper's table 3; ddf_add is from the released models.
@@ -46,14 +40,8 @@ VARIANTS = {
 }
 # Pairs that the paper compares: the first is the better one.
 CLAIMS = (
-    ("ddf", "dense"),
-    ("channel", "dense"),
-    ("dense", "spatial"),
-    ("ddf", "channel"),
-    ("ddf", "spatial"),
-    ("ddf", "batch_norm"),
-    ("ddf", "sigmoid"),
-    ("ddf", "ddf_add"),
+    *(("ddf", "dense"), ("channel", "dense"), ("dense", "spatial"), ("ddf", "channel")),
+    *(("ddf", "spatial"), ("ddf", "batch_norm"), ("ddf", "sigmoid"), ("ddf", "ddf_add")),
 )
 Scores = dict[str, dict[int, float]]  # top-1 in % by variant and seed
 
@@ -82,34 +70,25 @@ def read_run(folder: Path) -> FinishedRun | None:
 
 
 def write_report(output: Path, runs: dict[tuple[str, int], Path], data: Path, command: str) -> None:
-    """Writes OUTPUT.md, OUTPUT.json and OUTPUT.png from the runs that have finished.
+    """Writes OUTPUT.md, OUTPUT.json and OUTPUT.png from the runs, by variant and seed, that have finished.
 
-    Args:
-        runs: run folder of each variant and seed.
-        data: the study's --data; its name and its number of classes are reported.
-
-    Raises:
-        ValueError: none has finished, or two differ in more than the network and the seed.
+    ValueError if none has, or if two differ in more than the network and the seed.
     """
     finished = {key: run for key, folder in runs.items() if (run := read_run(folder)) is not None}
     if not finished:
         raise ValueError(f"no run of the study has finished under {next(iter(runs.values())).parent}")
-    first, *others = finished.values()
-    for other in others:
-        recipes = [run.config.model_dump(exclude={"model", "run"}) for run in (first, other)]
-        if recipes[0] != recipes[1]:
-            raise ValueError(
-                f"{first.folder} and {other.folder} were trained with different recipes or data: give another --runs"
-            )
+    recipes = [(run.folder, run.config.model_dump(exclude={"model", "run"})) for run in finished.values()]
+    for folder, recipe in recipes:
+        if recipe != recipes[0][1]:
+            both = f"{recipes[0][0]} and {folder}"
+            raise ValueError(f"{both} were trained with different recipes or data: give another --runs")
     classes = sum(path.is_dir() for path in (data / "train").iterdir())
     scores: Scores = {}
     costs: dict[str, Complexity] = {}
-    for variant in VARIANTS:
-        for (name, seed), run in finished.items():
-            if name == variant:
-                scores.setdefault(variant, {})[seed] = run.top1
-                size, model = run.config.data.input.size, run.config.model
-                costs[variant] = model_complexity(model.name, (3, size, size), num_classes=classes, **model.kwargs)
+    for (variant, seed), run in sorted(finished.items(), key=lambda item: list(VARIANTS).index(item[0][0])):
+        scores.setdefault(variant, {})[seed] = run.top1
+        size, model = run.config.data.input.size, run.config.model
+        costs[variant] = model_complexity(model.name, (3, size, size), num_classes=classes, **model.kwargs)
     missing = sorted(map(str, set(runs) - set(finished)))
     record = {"command": command, **_facts(list(finished.values()), data.name), "top1": scores, "missing": missing}
     write_json(output.with_suffix(".json"), record)
@@ -153,14 +132,13 @@ def _page(name: str, record: dict[str, Any], costs: dict[str, Complexity]) -> st
     claims, verdicts = [], {"every": [], "some": [], "no": []}
     for better, worse in CLAIMS:
         common = sorted(set(scores.get(better, {})) & set(scores.get(worse, {})))
-        if not common:
-            continue
         differences = [scores[better][seed] - scores[worse][seed] for seed in common]
-        agree = sum(difference > 0 for difference in differences)
-        claim = f"{VARIANTS[better].label} > {VARIANTS[worse].label}"
-        verdicts["every" if agree == len(common) else "some" if agree else "no"].append(claim)
-        printed = f"{VARIANTS[better].paper - VARIANTS[worse].paper:+.1f}"
-        claims.append((claim, printed, f"{statistics.mean(differences):+.2f}", f"{agree} of {len(common)}"))
+        if differences:
+            agree = sum(difference > 0 for difference in differences)
+            claim = f"{VARIANTS[better].label} > {VARIANTS[worse].label}"
+            verdicts["every" if agree == len(common) else "some" if agree else "no"].append(claim)
+            printed = f"{VARIANTS[better].paper - VARIANTS[worse].paper:+.1f}"
+            claims.append((claim, printed, f"{statistics.mean(differences):+.2f}", f"{agree} of {len(common)}"))
     unfinished = f"**Not finished**: {missing} of the runs are missing.\n\n" if missing else ""
     versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
     return f"""# The paper's table 3 at small scale

@@ -12,7 +12,9 @@ import argparse
 import functools
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from a checkout without `pip install`
@@ -21,13 +23,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddfnet import DDF
+from ddfnet.config.reader import read_yaml
 from ddfnet.models.complexity import Complexity, model_complexity
 from ddfnet.tasks import load_config
 from ddfnet.tasks.depth.network import DDFUpNet
 from ddfnet.tasks.detection.pyramid import upsampler
 from ddfnet.utils import markdown
 from ddfnet.utils.files import write_text
-from scripts.paper.tables import DETECTION, MODERN, TABLES, Row
 
 PAGE, RESULTS = ROOT / "docs" / "reference" / "paper.md", ROOT / "docs" / "results"
 IMAGENET_VAL = 50_000
@@ -38,6 +40,30 @@ METRICS = {
 }
 # The levels that the pyramid upsamples for an image of 1280 x 800 pixels, the size of table 6.
 LOW_RESOLUTION = ((40, 25), (80, 50), (160, 100))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table, with the figures that the paper prints."""
+
+    label: str
+    config: str | None = None  # YAML below configs/; where this project has no such network, `note` says why
+    parameters: str | None = None  # millions
+    flops: str | None = None  # billions of multiply-adds
+    top1: float | None = None  # %, ImageNet validation set at 224 pixels; so is top5
+    top5: float | None = None
+    retrained: float | None = None  # top-1 of a baseline with the authors' recipe, where `top1` is an older report
+    note: str | None = None  # shown under the table
+
+
+def _rows(values: list[dict[str, Any]]) -> tuple[Row, ...]:
+    return tuple(Row(**row | ({"note": _values["notes"][row["note"]]} if "note" in row else {})) for row in values)
+
+
+_values, _ = read_yaml(Path(__file__).with_name("tables.yaml"))
+TABLES = {part: _rows(rows) for part, rows in _values["tables"].items()}
+MODERN = _rows(_values["recipes"])
+DETECTION: dict[str, tuple[str, str]] = _values["detection"]
 
 
 @functools.cache
@@ -54,11 +80,7 @@ def result_path(config: str, folder: Path) -> Path:
 
 
 def measured(config: str, folder: Path) -> str:
-    """Metrics of a recorded run of this config, or "not measured".
-
-    Raises:
-        ValueError: the recorded report is of another task, network or input.
-    """
+    """Metrics of a recorded run of this config, or "not measured"; ValueError if its task, network or input differ."""
     path = result_path(config, folder)
     if not path.is_file():
         return "not measured"
@@ -94,14 +116,8 @@ def table_1() -> str:
     for c in (64, 256, 512):
         layer = sum(p.numel() for p in DDF(c, device="meta").parameters())
         rows.append([c, *(f"{count:,}" for count in (9 * c**2, 9 * c, round(9 * c + 0.2 * c**2 * 10), layer))])
-    what = (
-        "channels c, k = 3, sigma = 0.2",
-        "convolution c^2 k^2",
-        "depthwise c k^2",
-        "DDF, by the formula",
-        "the layer",
-    )
-    return markdown.table(what, rows)
+    layers = ("convolution c^2 k^2", "depthwise c k^2", "DDF, by the formula", "the layer")
+    return markdown.table(("channels c, k = 3, sigma = 0.2", *layers), rows)
 
 
 def classification_table(rows: tuple[Row, ...], results: Path) -> str:
@@ -118,13 +134,12 @@ def classification_table(rows: tuple[Row, ...], results: Path) -> str:
         accuracy = "-" if row.top1 is None else f"{row.top1}"
         accuracy += f" (retrained {row.retrained})" if row.retrained is not None else ""
         accuracy += f" / {row.top5}" if row.top5 is not None else ""
-        if row.config is None:
-            lines.append((label, "none", printed, "-", "-", accuracy, "-"))
-            continue
-        cost = config_complexity(ROOT / "configs" / row.config)
-        counted = f"{cost.multiply_adds / 1e9:.3f} ({cost.printed / 1e9:.3f})"
-        result = measured(row.config, results)
-        lines.append((label, link(row.config), printed, f"{cost.parameters:,}", counted, accuracy, result))
+        config, parameters, counted, result = "none", "-", "-", "-"
+        if row.config is not None:
+            cost = config_complexity(ROOT / "configs" / row.config)
+            config, parameters, result = link(row.config), f"{cost.parameters:,}", measured(row.config, results)
+            counted = f"{cost.multiply_adds / 1e9:.3f} ({cost.printed / 1e9:.3f})"
+        lines.append((label, config, printed, parameters, counted, accuracy, result))
     below = "\n".join(f"[{number}] {note}.  " for number, note in enumerate(notes, 1))
     return f"{markdown.table(head, lines)}\n{below}"
 

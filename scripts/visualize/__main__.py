@@ -85,17 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     curves.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     curves.add_argument("--output", type=Path, metavar="PNG", help="default: RUN/curves.png; of several: curves.png")
     operation = commands.add_parser("operation", help="the figure of the README")
-    for command, checkpoint in (
-        (filters, "classification"),
-        (detections, "detection"),
-        (depth, "depth"),
-        (operation, ""),
-    ):
+    for command in (filters, detections, depth, operation):
         default = Path("visualization.png")
         command.add_argument("--output", type=Path, default=default, metavar="PNG", help="default: %(default)s")
-        if checkpoint:
-            help_text = f"of the task {checkpoint}"
-            command.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help=help_text)
+    for command, task in ((filters, "classification"), (detections, "detection"), (depth, "depth")):
+        help_text = f"of the task {task}"
+        command.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help=help_text)
     return parser
 
 

@@ -11,8 +11,7 @@ from ddfnet.utils.files import read_jsonl
 
 Records = list[dict[str, Any]]
 COLORS = ("#1F6FB5", "#D9690D", "#2E8B57", "#7A3E9D", "#B5305A", "#5B6770")
-STYLES = {"train": ":", "val": "-", "val_ema": "--"}
-NAMES = {"train": "training", "val": "validation", "val_ema": "validation, EMA weights"}
+KINDS = {"train": (":", "training"), "val": ("-", "validation"), "val_ema": ("--", "validation, EMA weights")}
 
 
 def draw_curves(runs: list[Path]) -> Figure:
@@ -22,8 +21,8 @@ def draw_curves(runs: list[Path]) -> Figure:
     short = len({run.name for run in runs}) == len(runs)  # the name alone tells the runs apart
     for color, run in zip(COLORS * len(runs), runs, strict=False):
         records, name = _read_run(run), run.name if short else str(run)
-        for kind, style in STYLES.items():
-            label = f"{name}: {NAMES[kind]}" if len(runs) > 1 else NAMES[kind]
+        for kind, (style, label) in KINDS.items():
+            label = f"{name}: {label}" if len(runs) > 1 else label
             line = {"color": color, "ls": style, "lw": 1.8, "label": label}
             _line(loss, records, kind, "loss", **line)
             _line(top1, records, kind, "top1", **line)
@@ -42,10 +41,9 @@ def _read_run(folder: Path) -> Records:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a run folder, e.g. runs/demo")
-    records = read_jsonl(path)
-    if not records:
-        raise UserError(f"{path} holds no records yet: the run has taken no steps")
-    return records
+    if records := read_jsonl(path):
+        return records
+    raise UserError(f"{path} holds no records yet: the run has taken no steps")
 
 
 def _line(axes: Axes, records: Records, kind: str, key: str, **style: Any) -> None:

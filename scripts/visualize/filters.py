@@ -20,22 +20,12 @@ _GRID = 3
 
 
 def draw_filters(
-    image: Path,
-    checkpoint: Path,
-    *,
-    model: str | None = None,
-    layer: str | None = None,
-    points: list[tuple[int, int]] | None = None,
+    image: Path, checkpoint: Path, model: str | None, layer: str | None, points: list[tuple[int, int]] | None
 ) -> Figure:
     """The image with marked points, the filter at each, and maps of each tap.
 
-    Args:
-        image: any image; it goes through the evaluation's preprocessing.
-        checkpoint, model: as for eval.py.
-        layer: name of a DDF with spatial filters; None: the first one of stride 1.
-        points: (x, y) in pixels of the network's input; None: a grid.
-
-    UserError where there is no such layer or point, or the checkpoint cannot be used; OSError for the image.
+    The image goes through the evaluation's preprocessing; points are pixels (x, y) of the network's input. UserError
+    where there is no such layer or point, or the checkpoint cannot be used; OSError for the image.
     """
     loaded = load_classifier(checkpoint, model=model)
     pixels = eval_transform(loaded.preprocessing)(open_rgb(image.read_bytes()))
@@ -93,27 +83,23 @@ def _draw(pixels: Tensor, filters: Tensor, points: list[tuple[int, int]], title:
     axes = left.subplots()
     axes.imshow(pixels.permute(1, 2, 0).numpy())
     left.suptitle("network's input", fontsize=10)
-    for number, (x, y) in enumerate(points):
+    axes.set(xticks=[], yticks=[])
+    at_points.suptitle("filter at each point", fontsize=10)
+    grid = np.ravel(at_points.subplots(-(-len(points) // columns), columns))
+    for own in grid[len(points) :]:
+        own.set_axis_off()
+    for number, ((x, y), own) in enumerate(zip(points, grid, strict=False)):
         color = _POINT_COLORS[number % len(_POINT_COLORS)]
         axes.plot(x, y, "o", ms=13, color="white", mec=color, mew=2)
         axes.text(x, y, str(number + 1), ha="center", va="center", fontsize=8, color="black")
-    axes.set(xticks=[], yticks=[])
-
-    at_points.suptitle("filter at each point", fontsize=10)
-    for number, axes in enumerate(np.ravel(at_points.subplots(-(-len(points) // columns), columns))):
-        if number >= len(points):
-            axes.set_axis_off()
-            continue
-        x, y = points[number]
-        axes.imshow(values[:, :, y * height // size, x * width // size], **colors)
-        axes.set_title(str(number + 1), fontsize=8, color=_POINT_COLORS[number % len(_POINT_COLORS)], pad=2)
-        axes.set(xticks=[], yticks=[])
+        own.imshow(values[:, :, y * height // size, x * width // size], **colors)
+        own.set_title(str(number + 1), fontsize=8, color=color, pad=2)
+        own.set(xticks=[], yticks=[])
 
     over_image.suptitle("each tap over the image", fontsize=10)
     panels = over_image.subplots(k, k)
-    for u in range(k):
-        for v in range(k):
-            shown = panels[u, v].imshow(values[u, v], **colors)
-            panels[u, v].set(xticks=[], yticks=[])
+    for at in np.ndindex(k, k):
+        shown = panels[at].imshow(values[at], **colors)
+        panels[at].set(xticks=[], yticks=[])
     over_image.colorbar(shown, ax=panels, shrink=0.8)
     return figure

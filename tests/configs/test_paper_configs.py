@@ -8,8 +8,7 @@ import torch
 from ddfnet.engine.train import train
 from ddfnet.tasks import load_config
 from ddfnet.tasks.plan import plan_run
-from scripts.paper.tables import TABLES, Row
-from scripts.paper.write_docs import MODERN, config_complexity, result_path
+from scripts.paper.write_docs import MODERN, TABLES, Row, config_complexity, result_path
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"

@@ -140,10 +140,18 @@ def test_mean_iou_of_a_known_prediction():
     assert example.mean_iou(model, logits, labels) == pytest.approx((1 / 2 + 2 / 3 + 1 + 1) / 4)
 
 
-@pytest.mark.parametrize("options", [["--steps", 0], ["--lr", 0], ["--output", "image.jpg"]])
+@pytest.mark.parametrize("options", [["--lr", 0], ["--output", "image.jpg"]])
 def test_mistakes_are_named(options):
     with pytest.raises(UserError, match=options[0]):
         call(*options)
+
+
+@pytest.mark.parametrize("options", [["--steps", 0], ["--seed", -1]])
+def test_numbers_out_of_range_are_named(options, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call(*options)
+    assert stopped.value.code == 2
+    assert f"{options[0]}: must be at least" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The DDF layer: filters predicted from the input, then applied to it."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,9 +74,10 @@ class DDF(nn.Module):
         check_kernel_size(kernel_size)
         self.channels, self.kernel_size, self.heads = channels, kernel_size, heads
         self.stride, self.dilation, self.combine, self.fused_filters = stride, dilation, combine, fused_filters
-        factory = {"device": device, "dtype": dtype}
-        norm = {"normalization": normalization, "nonlinearity": nonlinearity, **factory}
-        self.spatial_branch = self.channel_branch = None
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        norm: dict[str, Any] = {"normalization": normalization, "nonlinearity": nonlinearity, **factory}
+        self.spatial_branch: Any = None
+        self.channel_branch: Any = None
         if filters != "channel":
             self.spatial_branch = nn.Sequential(
                 nn.Conv2d(channels, heads * kernel_size**2, 1, stride=stride, **factory),
@@ -98,14 +99,16 @@ class DDF(nn.Module):
             spatial_filter = self.spatial_branch(x) if self.spatial_branch is not None else None
         if channel_filter is not None:
             channel_filter = channel_filter.view(-1, self.channels, k, k)
-        options = {"stride": self.stride, "dilation": self.dilation, "combine": self.combine, "kernel_size": k}
-        return ddf(x, channel_filter, spatial_filter, **options)
+        stride, dilation, combine = self.stride, self.dilation, self.combine
+        return ddf(x, channel_filter, spatial_filter, stride=stride, dilation=dilation, combine=combine, kernel_size=k)
 
     def _fused_branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both filters, the spatial ones and the pooled x from a single pass over x."""
         conv, norm = self.spatial_branch
-        options = {"kernel_size": self.kernel_size, "heads": self.heads, "stride": self.stride, "alpha": norm.std}
-        spatial_filter, pooled = spatial_filters(x, conv.weight, conv.bias, **options)
+        k, heads, stride = self.kernel_size, self.heads, self.stride
+        spatial_filter, pooled = spatial_filters(
+            x, conv.weight, conv.bias, kernel_size=k, heads=heads, stride=stride, alpha=norm.std
+        )
         channel_filter = pooled[..., None, None].to(x.dtype)
         for layer in list(self.channel_branch)[1:]:
             channel_filter = layer(channel_filter)
@@ -115,7 +118,7 @@ class DDF(nn.Module):
         """Whether the layers that the fused kernel replaces are others (ablations, quantized, adapted) or hooked."""
         if self.channel_branch is None or self.spatial_branch is None:
             return True
-        pool, conv, norm = self.channel_branch[0], *self.spatial_branch
+        pool, (conv, norm) = self.channel_branch[0], self.spatial_branch
         replaced = type(conv) is not nn.Conv2d or type(norm) is not FilterNorm or type(pool) is not nn.AdaptiveAvgPool2d
         return replaced or any(
             layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
@@ -149,7 +152,8 @@ def channel_branch(
     """
     if isinstance(squeeze_ratio, bool) or not isinstance(squeeze_ratio, int | float):
         raise TypeError(f"squeeze_ratio must be a number, got {squeeze_ratio!r}")
-    hidden, factory = int(channels * squeeze_ratio), {"device": device, "dtype": dtype}
+    hidden = int(channels * squeeze_ratio)
+    factory: dict[str, Any] = {"device": device, "dtype": dtype}
     if hidden < 1:
         raise ValueError(
             f"squeeze_ratio={squeeze_ratio} leaves no hidden channel of {channels}: give at least {1 / channels:.3g}"

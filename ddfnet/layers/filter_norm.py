@@ -39,11 +39,10 @@ class FilterNorm(nn.Module):
         check_choice("kind", kind, ("spatial", "channel"))
         check_kernel_size(kernel_size)
         self.channels, self.kernel_size, self.kind = channels, kernel_size, kind
-        alpha = nn.init.calculate_gain(nonlinearity) / kernel_size
+        alpha = nn.init.calculate_gain(nonlinearity) / kernel_size  # type: ignore[arg-type]
+        self.std: nn.Parameter | float = alpha
         if kind == "channel":
             self.std = nn.Parameter(torch.randn(channels * kernel_size**2, device=device, dtype=dtype) * alpha)
-        else:
-            self.std = alpha
 
     def forward(self, filters: Tensor) -> Tensor:
         """(B, channels*k*k, H, W) -> the same shape; spatial filters keep their dtype, the few channel filters do not.

@@ -89,8 +89,9 @@ class DDF(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.channels)
-        k = self.kernel_size
-        cast = autocast(x)
+        k, cast = self.kernel_size, autocast(x)
+        channel_filter: Tensor | None
+        spatial_filter: Tensor | None
         if self.fused_filters and fusible(cast, k, self.heads) and not self._is_customized():
             x = cast  # what the kernel saves for backward is what the operator saves
             channel_filter, spatial_filter = self._fused_branches(x)

@@ -34,8 +34,7 @@ class ClassificationEvaluator:
     @torch.no_grad()
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
         """Adds one batch: `image` (B, 3, H, W) and integer `target` (B,)."""
-        logits = model(batch["image"]).float()
-        self.update_logits(logits, batch["target"])
+        self.update_logits(model(batch["image"]).float(), batch["target"])
 
     def update_logits(self, logits: Tensor, target: Tensor) -> None:
         """Adds logits (B, classes) and their targets (B,)."""

@@ -55,8 +55,9 @@ def publish(
     loaded = build_classifier(read_weights(path, prefer=weights), source=path, model=model, entry=entry)
     architecture = loaded.cfg["architecture"]
     _check_timm(architecture)
-    name = name or (entry.name if entry else architecture)
-    license = license or (entry.license if entry else None)
+    if entry:
+        name, license, data = name or entry.name, license or entry.license, data or entry.data
+    name = name or architecture
     card = published_card(
         loaded,
         name,

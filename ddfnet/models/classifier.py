@@ -105,10 +105,7 @@ def _check_finite(weights: Weights, source: Path) -> None:
 
 def _check_meta(meta: Any, source: Path) -> None:
     """A file may come from anybody: it describes a network, and must not make timm read other files or download.
-
-    Raises:
-        CheckpointError: it holds another task, or the description cannot be meant.
-    """
+    CheckpointError where it holds another task, or the description cannot be meant."""
     task = meta.get("task") if isinstance(meta, dict) else None
     if task != DEFAULT_TASK:
         raise CheckpointError(f"{source} holds no classifier" + (f" but the task {task}" if task else ""))

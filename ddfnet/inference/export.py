@@ -85,11 +85,8 @@ class ExportOptions:
 def export(options: ExportOptions) -> dict[int, float]:
     """Writes the file, reads it back, and compares it with the network on random input, in float32.
 
-    Returns:
-        Largest absolute difference of a logit by batch size. The file is there if none is above `TOLERANCE`, or NaN.
-
-    Raises:
-        UserError: the checkpoint or an option cannot be used; nothing is written then.
+    Returns the largest absolute difference of a logit by batch size; the file is there if none is above `TOLERANCE`, or
+    NaN. UserError where the checkpoint or an option cannot be used; nothing is written then.
     """
     classifier, path = load_classifier(options.checkpoint, model=options.model), options.path
     if options.input_size is not None:

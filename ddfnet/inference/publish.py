@@ -34,16 +34,14 @@ def publish(
 ) -> Path:
     """Writes config.json, model.safetensors and README.md (the model card), and uploads them if asked to.
 
-    The new folder appears when timm has read it back to the same logits.
+    The new folder appears when timm has read it back to the same logits. UserError where the checkpoint cannot be used,
+    the folder is taken, or the installed timm could not read it.
 
     Args:
         checkpoint, model, weights: see `load_classifier`.
         name: title, MODEL or MODEL.TAG; None, as for `license` and `data`: that of the zoo, if any.
         data: what they were trained on.
         push, private: ORG/NAME, the repository of the hub to upload to; a new one is private if asked for.
-
-    Raises:
-        UserError: the checkpoint cannot be used, the folder is taken, or the installed timm could not read it.
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         fault = "is not empty" if output.is_dir() else "is a file"

@@ -76,10 +76,7 @@ def stored_evaluation(
     task_class: Any, path: Path, weights: Weights, entry: Entry | None, options: EvaluationOptions
 ) -> Evaluation:
     """`Task.evaluation` for `best.pt` and `last.pt` of a task: evaluated as in training, with its report.json alone.
-
-    Raises:
-        UserError: options that only another task takes, or a checkpoint or data that cannot be used.
-    """
+    UserError for options that only another task takes, and for a checkpoint or data that cannot be used."""
     others = ("model", "input_size", "crop_pct", "interpolation", "sets", "tta")
     given = [key for key in others if getattr(options, key) not in (None, False)]
     if given:

@@ -21,12 +21,8 @@ class RunPlan:
 
 
 def plan_run(config: Config, *, world_size: int, train_images: int) -> RunPlan:
-    """Plans accumulation, learning rate and step counts.
-
-    Raises:
-        ConfigError: the batch is not a whole number of micro-batches, or larger than the training set, or the schedule
-            passes the peak learning rate.
-    """
+    """Plans accumulation, learning rate and step counts; ConfigError where the batch is not a whole number of
+    micro-batches, or larger than the training set, or the schedule passes the peak learning rate."""
     train = config.train
     micro = world_size * train.device_batch_size
     if train.batch_size % micro:

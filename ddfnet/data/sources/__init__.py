@@ -36,7 +36,7 @@ READERS: dict[str, Callable[..., ImageSource]] = {}
 
 
 def open_source(path: str | os.PathLike, *, classes: list[str] | None = None, allow_empty: bool = False) -> ImageSource:
-    """Opens a folder with one sub-folder per class, or what another of `READERS` knows; DataError where it cannot.
+    """Opens a folder with one sub-folder per class, or what another of `READERS` knows; DataError for unusable images.
 
     Args:
         classes: expected class names in label order, from the training set or a checkpoint. None: those of the data.

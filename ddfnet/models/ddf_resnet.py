@@ -46,8 +46,8 @@ class ReplacedBottleneck(Bottleneck):
 
 
 class DDFBottleneck(ReplacedBottleneck):
-    """timm's bottleneck with `conv2` replaced by a DDF of the same channels, stride and dilation. `ddf_args`: options of
-    `ddfnet.DDF`, such as combine or heads."""
+    """timm's bottleneck with `conv2` replaced by a DDF of the same channels, stride and dilation. `ddf_args`: options
+    of `ddfnet.DDF`, such as combine or heads."""
 
     def __init__(self, *args: Any, ddf_args: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, layer=partial(DDF, **(ddf_args or {})), **kwargs)

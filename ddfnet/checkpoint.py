@@ -85,6 +85,7 @@ class Weights:
     state_dict: dict[str, Tensor]  # parameters and buffers under the keys of the raw model
     meta: dict[str, Any] | None  # of the task (`Task.meta`); None where the file has none
     kind: str  # `ema`, `model` or `state_dict`
+    config: dict[str, Any] | None = None  # of the run, in its `best.pt` and `last.pt`
 
 
 def read_weights(path: str | Path, *, prefer: str = "auto") -> Weights:
@@ -114,7 +115,8 @@ def read_weights(path: str | Path, *, prefer: str = "auto") -> Weights:
         )
     state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     kind = "ema" if key == ema_key else "model" if key in payload else "state_dict"
-    return Weights(state_dict, payload.get("meta") if payload.get("format") == FORMAT else None, kind)
+    about = payload if payload.get("format") == FORMAT else {}
+    return Weights(state_dict, about.get("meta"), kind, about.get("config"))
 
 
 def _read_safetensors(path: Path, prefer: str) -> Weights:
@@ -141,11 +143,8 @@ def save_safetensors(path: Path, state_dict: dict[str, Tensor], meta: dict[str, 
 
 
 def load_weights(model: nn.Module, weights: Weights, *, source: str | Path, name: str) -> None:
-    """Loads weights strictly: every key and every shape must match.
-
-    Raises:
-        CheckpointError: they are those of another model; says how they differ.
-    """
+    """Loads weights strictly: every key and every shape must match. CheckpointError says how those of another model
+    differ."""
     expected = model.state_dict()
     missing = sorted(expected.keys() - weights.state_dict.keys())
     extra = sorted(weights.state_dict.keys() - expected.keys())

@@ -73,8 +73,13 @@ class AugmentConfig(Section):
             )
         if self.mixup_off_epoch is not None and self.mixup == 0 and self.cutmix == 0:
             raise ValueError("augment.mixup_off_epoch is set but augment.mixup and augment.cutmix are 0: unset one")
-        if self.rand_augment is not None:
-            _check_policy(self.rand_augment)
+        if self.rand_augment is not None and not any(re.fullmatch(f, self.rand_augment) for f in _AUGMENT_FORMATS):
+            raise ValueError(
+                f"augment.rand_augment={self.rand_augment!r} is not a policy of timm. Expected one of: rand[-m<int>]"
+                "[-n<int>][-p<float>][-mstd<float>][-mmax<int>][-inc<0|1>][-t<weights|3a|3aw>] (for example "
+                "rand-m7-mstd0.5-inc1); augmix[-m<int>][-w<int>][-d<int>][-a<float>][-b<0|1>][-mstd<float>]; "
+                "original, originalr, v0, v0r or 3a [-mstd<float>]"
+            )
         for key in ("scale", "ratio"):
             low, high = getattr(self, key)
             if not 0 < low <= high:
@@ -140,13 +145,3 @@ def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> Cal
         fill = [min(255, round(255 * value)) for value in preprocessing.mean]  # as timm fills
         policy = [TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=fill)]
     return Compose([*steps, *policy, *to_tensor.transforms])
-
-
-def _check_policy(policy: str) -> None:
-    if not any(re.fullmatch(pattern, policy) for pattern in _AUGMENT_FORMATS):
-        raise ValueError(
-            f"augment.rand_augment={policy!r} is not a policy of timm. Expected one of: rand[-m<int>][-n<int>]"
-            "[-p<float>][-mstd<float>][-mmax<int>][-inc<0|1>][-t<weights|3a|3aw>] (for example rand-m7-mstd0.5-inc1); "
-            "augmix[-m<int>][-w<int>][-d<int>][-a<float>][-b<0|1>][-mstd<float>]; "
-            "original, originalr, v0, v0r or 3a [-mstd<float>]"
-        )

@@ -14,13 +14,7 @@ Batch = dict[str, Any]
 
 
 class EvalBatchTransform:
-    """Normalizes the images of a batch: `(value / 255 - mean) / std` per channel.
-
-    Args:
-        preprocessing: gives mean and std.
-        device: where the batches are.
-        channels_last: memory format of the result.
-    """
+    """Normalizes the images of a batch on `device`: `(value / 255 - mean) / std` per channel."""
 
     def __init__(
         self, preprocessing: Preprocessing, *, device: torch.device | str, channels_last: bool = False
@@ -43,7 +37,6 @@ class TrainBatchTransform(EvalBatchTransform):
     processes or on restarts, and the global generators of the main process are left as they were.
 
     Args:
-        preprocessing, device, channels_last: see `EvalBatchTransform`.
         augment: random erasing (arXiv 1708.04896), mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899), all timm's.
             From `mixup_off_epoch` on (counted from 0) images are no longer mixed; targets stay (smoothed) one-hot
             rows, so the loss keeps its form.

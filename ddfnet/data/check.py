@@ -25,17 +25,11 @@ _MOST_CORRUPT = 100  # corrupt files listed one by one; the rest is counted
 
 @dataclass
 class SplitReport:
-    """Contents of one split.
+    """Contents of one split."""
 
-    Attributes:
-        images_per_class: number of images of each class.
-        corrupt: (name, reason) of images that do not decode.
-        remarks: kind -> names of unusual but usable images.
-    """
-
-    images_per_class: dict[str, int]
-    corrupt: list[tuple[str, str]] = field(default_factory=list)
-    remarks: dict[str, list[str]] = field(default_factory=dict)
+    images_per_class: dict[str, int]  # number of images of each class
+    corrupt: list[tuple[str, str]] = field(default_factory=list)  # (name, reason) of images that do not decode
+    remarks: dict[str, list[str]] = field(default_factory=dict)  # kind -> names of unusual but usable images
 
     @property
     def images(self) -> int:
@@ -63,13 +57,10 @@ def check_tree(
     16-bit, EXIF-rotated and wrongly named images are remarked upon only: they are usable, and ImageNet has some.
 
     Args:
-        root: the dataset.
+        root: the dataset; DataError where it is not a folder that could hold classes.
         workers: decoding processes; 1 or less decodes in this one.
         imagenet: also compare with ImageNet-1k's 1000 synsets and its known numbers of images.
         progress: called now and then with (images done, images in all).
-
-    Raises:
-        DataError: `root` is not a folder that could hold classes.
     """
     root = Path(root)
     report = TreeReport()

@@ -14,7 +14,7 @@ from ddfnet.data.sampler import Request
 from ddfnet.data.sources import ImageSource
 from ddfnet.utils.errors import DataError
 
-Transform = Callable[[Image.Image], torch.Tensor]
+Transform = Callable[[Image.Image], torch.Tensor]  # RGB -> uint8 (3, H, W)
 
 _log = logging.getLogger("ddfnet")
 _REPLACEMENT_ATTEMPTS = 4
@@ -32,11 +32,6 @@ class TrainDataset:
 
     Augmentation depends on (seed, epoch, i, repeat) alone: the global generators are keyed before each image. In the
     main process they are left as they were (about 0.15 ms per image); in a worker nobody else uses them.
-
-    Args:
-        source: the images.
-        transform: PIL RGB image -> uint8 (3, H, W) tensor, see `train_transform`.
-        seed: keys augmentation and replacement.
     """
 
     def __init__(self, source: ImageSource, transform: Transform, *, seed: int) -> None:

@@ -11,10 +11,7 @@ def open_rgb(data: bytes) -> Image.Image:
     """Decodes an image file to RGB, as timm does: `convert("RGB")`, EXIF orientation ignored.
 
     One exception to timm: 16-bit gray keeps its upper 8 bits; Pillow alone clips it, which leaves a white image.
-    Truncated files are errors (Pillow's default).
-
-    Raises:
-        Exception: whatever Pillow raises for bytes that cannot be decoded; see `decode_error`.
+    Whatever Pillow raises for bytes that cannot be decoded, truncated ones too, is for `decode_error`.
     """
     # Pillow warns of odd metadata (EXIF, palette transparency), which changes no pixel; its decompression-bomb warning
     # is of another category and stays.

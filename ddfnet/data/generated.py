@@ -90,7 +90,6 @@ def render_digits(
     `write_once`. DataError where scikit-learn is missing.
 
     Args:
-        out: folder to make.
         size: side of the gray PNGs, pixels; bicubic from 8.
         val_fraction: part of every digit's images that goes to `val`.
         seed: keys the split.

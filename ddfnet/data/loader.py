@@ -34,9 +34,7 @@ def train_batches(
 
     Args:
         read: runs in the workers; the requests of a micro-batch -> batch on the CPU. A DataError reaches the caller.
-        sampler: which samples, in which order, from which step on.
         finish: runs in this process, on a batch whose tensors are on the device ("index" and "repeat": on the CPU).
-        device: where the batches go.
         workers: reading processes; 0 reads in this one; "auto": see `worker_count`.
     """
     return _stream(iter(_loader(read, sampler, device, workers, persistent=False)), finish, device)
@@ -62,8 +60,7 @@ def eval_batches(
         read: indices -> one batch, or several where samples differ in size.
         length: number of samples in the set.
         batch_size: samples per read; the last one may have fewer.
-        rank, world_size: this process and the number of processes.
-        finish, device, workers: see `train_batches`.
+        finish, workers: see `train_batches`.
     """
     sampler = BatchSampler(eval_indices(length, rank, world_size), batch_size, drop_last=False)
     return _EvalBatches(_loader(read, sampler, device, workers, persistent=True), finish, device)

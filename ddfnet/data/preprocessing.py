@@ -35,13 +35,12 @@ class Preprocessing(Section):
 
     def replaced(self, **changes: Any) -> "Preprocessing":
         """A copy with other values, checked: ConfigError, a ValueError, where one is out of range."""
-        return _checked({**{name: getattr(self, name) for name in Preprocessing.model_fields}, **changes})
+        return _checked({**self.model_dump(include=set(Preprocessing.model_fields)), **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary (numbers, strings, lists) for a checkpoint or JSON; `size` is `input_size` there."""
-        values = {name: getattr(self, name) for name in Preprocessing.model_fields if name != "size"}
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        return {"input_size": self.size, **plain}
+        values = self.model_dump(mode="json", include=set(Preprocessing.model_fields))
+        return {"input_size": values.pop("size"), **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":

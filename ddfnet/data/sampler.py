@@ -39,26 +39,17 @@ class TrainSampler:
     for an image at the border of two steps where `repeats` does not divide `global_batch`.
 
     Iterating yields lists of (epoch, index, repeat), `accumulation` of them per step; `len()` counts the lists.
-
-    Attributes:
-        length: images in the training set, at least `global_batch`.
-        global_batch: images per optimizer step, a multiple of `world_size * accumulation`: a `RunPlan` sees to it.
-        rank, world_size: this process and the number of processes.
-        accumulation: micro-batches per step and process.
-        seed: keys the permutations.
-        start_step, end_step: first step, and the step after the last.
-        repeats: times that an epoch shows each of its images.
     """
 
-    length: int
-    global_batch: int
-    rank: int
-    world_size: int
-    accumulation: int
-    seed: int
+    length: int  # images in the training set, at least `global_batch`
+    global_batch: int  # images per optimizer step, a multiple of `world_size * accumulation`: a `RunPlan` sees to it
+    rank: int  # of this process
+    world_size: int  # number of processes
+    accumulation: int  # micro-batches per step and process
+    seed: int  # keys the permutations
     start_step: int
-    end_step: int
-    repeats: int = 1
+    end_step: int  # the step after the last
+    repeats: int = 1  # times that an epoch shows each of its images
 
     def __len__(self) -> int:
         return (self.end_step - self.start_step) * self.accumulation

@@ -85,9 +85,9 @@ def run_folder_lock(folder: Path) -> Iterator[None]:
 
 def write_run_folder(folder: Path, loaded: LoadedConfig, plan: RunPlan, model_facts: dict[str, Any]) -> None:
     """Writes `config.yaml` and `run.json` (one entry per start) into the run folder."""
-    header = "".join(f"# derived: {key} = {value}\n" for key, value in plan.as_dict().items())
+    header = "".join(f"# derived: {key} = {value}\n" for key, value in vars(plan).items())
     write_text(folder / "config.yaml", header + loaded.to_yaml())
-    facts = {**environment(), "command": sys.argv, "derived": plan.as_dict(), **model_facts}
+    facts = {**environment(), "command": sys.argv, "derived": vars(plan), **model_facts}
     history = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {"starts": []}
     history["starts"].append({"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), **facts})
     write_json(folder / "run.json", history)

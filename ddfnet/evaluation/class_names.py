@@ -39,17 +39,10 @@ def readable_names(classes: Sequence[str]) -> list[str]:
     Bytes of a folder's name that are no UTF-8 become `\\udce9` and the like, which can be printed and drawn. Different
     classes keep different names: ImageNet's two cranes become `crane (n02012849)` and `crane (n03126707)`.
     """
-    classes = [printable(name) for name in classes]
-    if not any(_is_wordnet_id(name) for name in classes):
-        return classes
-    info = ImageNetInfo()
-    names = [_first_word(info, name) if _is_wordnet_id(name) else name for name in classes]
+    classes, info = [printable(name) for name in classes], ImageNetInfo()
+    names = [_first_word(info, name) for name in classes]
     times = Counter(names)
     return [name if times[name] == 1 else f"{name} ({own})" for own, name in zip(classes, names, strict=True)]
-
-
-def _is_wordnet_id(name: str) -> bool:
-    return len(name) == 9 and name[0] == "n" and name[1:].isdigit()
 
 
 def _first_word(info: ImageNetInfo, name: str) -> str:

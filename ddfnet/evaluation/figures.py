@@ -52,13 +52,8 @@ def figures_available() -> bool:
 def draw_figures(
     images: ImageSet, predictions: Predictions, names: Sequence[str], preprocessing: dict[str, Any]
 ) -> dict[str, bytes]:
-    """The PNG files of a report by name; those that cannot be drawn are missing, and a line on stderr says why.
-
-    Args:
-        images, predictions: what was evaluated.
-        names: readable names of the classes in label order.
-        preprocessing: `Preprocessing.to_dict` of the images.
-    """
+    """The PNG files of a report by name, with readable names of the classes in label order, of images prepared by a
+    `Preprocessing.to_dict`; those that cannot be drawn are missing, and a line on stderr says why."""
     total = int((~predictions.correct).sum())
     draws = {
         "calibration.png": lambda: draw_calibration(calibration_of(predictions)),
@@ -98,12 +93,7 @@ def _mistakes(
 
 def draw_confusion(rows: Sequence[ClassRow], pairs: Sequence[Confusion], names: Sequence[str]) -> "Figure":
     """Row-normalized confusion matrix; with many classes a cell stands for several and shows the highest of them.
-
-    Args:
-        rows: see `class_rows`.
-        pairs: see `confusions`.
-        names: readable names in label order.
-    """
+    `names` are readable ones in label order."""
     from matplotlib.colors import PowerNorm
 
     size = len(names)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddfnet.data.sources import ImageSource, open_source
-from ddfnet.data.sources.folder import FolderIndex, class_folders, index_folder, some_names
+from ddfnet.data.sources.folder import class_folders, index_folder, some_names
 from ddfnet.evaluation.class_names import imagenet_classes, in_order_of_number
 from ddfnet.utils.errors import DataError, UserError
 
@@ -94,9 +94,7 @@ def load_set(name: str, folder: Path, classes: Sequence[str], *, outputs: int | 
     """A set of `find_sets` for a network with these classes, in the order of its outputs.
 
     Of more `outputs` than classes the others compete, and are wrong, but not in `a`, `r` and sets of one's own.
-
-    Raises:
-        DataError: the class folders or the labels do not fit these classes.
+    DataError where the class folders or the labels do not fit these classes.
     """
     classes = list(classes)
     if name == "v2":
@@ -118,9 +116,8 @@ def _missing(name: str, folders: list[Path]) -> str:
     looked = " or ".join(" and ".join(map(str, _absent(name, folder))) for folder in folders)
     if name not in KNOWN:
         return f"set {name} is not at {looked}: name its folder with --sets {name}=FOLDER"
-    known = KNOWN[name]
-    get = f"get it from {known.source}, or name its folder with --sets {name}=FOLDER"
-    return f"set {name} ({known.title}) is not at {looked}: {get}"
+    get = f"get it from {KNOWN[name].source}, or name its folder with --sets {name}=FOLDER"
+    return f"set {name} ({KNOWN[name].title}) is not at {looked}: {get}"
 
 
 def _subset(name: str, folder: Path, classes: list[str], outputs: int) -> ImageSet:
@@ -140,11 +137,9 @@ def _subset(name: str, folder: Path, classes: list[str], outputs: int) -> ImageS
     index = index_folder(folder, classes=scored)
     if len(scored) == outputs:
         return ImageSet(name, index, scored)
-    nameless = outputs - len(classes)
-    note = (
-        f"Scored over its {len(scored)} classes: the checkpoint's other {outputs - len(scored)} output(s)"
-        f"{f', {nameless} of them without a class name,' if nameless else ''} do not compete."
-    )
+    nameless = f", {outputs - len(classes)} of them without a class name," if outputs > len(classes) else ""
+    others = f"the checkpoint's other {outputs - len(scored)} output(s){nameless} do not compete."
+    note = f"Scored over its {len(scored)} classes: {others}"
     return ImageSet(name, index, scored, columns=columns, note=note)
 
 
@@ -191,7 +186,11 @@ def _reassessed(name: str, folder: Path, classes: list[str]) -> ImageSet:
         f"of {len(numbers)} images have none and are left out. Tables by class count an image under the class of its "
         "folder, or under the first of its list if that is not in it."
     )
-    return ImageSet(name, _selected(index, list(labels), target), classes, accepted=accepted, note=note)
+    # The index of the images that have labels, under the new ones.
+    paths = [index.blob[index.offsets[i] : index.offsets[i + 1]] for i in labels]
+    offsets = np.cumsum([0, *map(len, paths)], dtype=np.int64)
+    chosen = replace(index, blob=np.concatenate(paths), offsets=offsets, labels=target)
+    return ImageSet(name, chosen, classes, accepted=accepted, note=note)
 
 
 def _numbers(index: ImageSource) -> list[int]:
@@ -219,10 +218,3 @@ def _read_labels(path: Path, classes: int) -> list[list[int]]:
     if not fits:
         raise DataError(f"{path} must be a list with a list of labels from 0 to {classes - 1} for each image")
     return lists
-
-
-def _selected(index: FolderIndex, kept: list[int], labels: np.ndarray) -> FolderIndex:
-    """An index of some of the images, under other labels."""
-    paths = [index.blob[index.offsets[i] : index.offsets[i + 1]] for i in kept]
-    offsets = np.concatenate(([0], np.cumsum([len(path) for path in paths]))).astype(np.int64)
-    return replace(index, blob=np.concatenate(paths), offsets=offsets, labels=labels)

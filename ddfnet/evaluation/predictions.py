@@ -77,11 +77,7 @@ class PredictionEvaluator:
         return tuple(torch.cat([part.cpu() for part in column]) for column in zip(*self.batches, strict=True))
 
     def compute(self, states: Sequence[tuple[Tensor, ...]]) -> dict[str, float]:
-        """`top1`, `top5` in percent, mean `loss`, and `n`, the images counted, over the states of all processes.
-
-        Raises:
-            RuntimeError: an image came twice.
-        """
+        """`top1`, `top5` in percent, mean `loss`, and `n`, the images counted, over the states of all processes."""
         columns = zip(*(state for state in states if state), strict=True)
         index, target, top, confidence, loss = (torch.cat(column) for column in columns)
         index, order = index.sort()

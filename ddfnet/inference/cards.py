@@ -30,13 +30,8 @@ def way_to_get(entry: Entry) -> str:
 
 
 def zoo_card(entry: Entry, *, parameters: int, log: Log = ()) -> str:
-    """The page of an entry in docs/reference/models/.
-
-    Args:
-        entry: what it is about.
-        parameters: of its model with its number of classes.
-        log: of its run; empty where there is none.
-    """
+    """The page of an entry in docs/reference/models/, from the parameters of its model with its number of classes and
+    the log of its run, if any."""
     size = f"{entry.file.size:,} bytes" if entry.file.size is not None else "size not published"
     sha256 = f"`{entry.file.sha256}`" if entry.file.sha256 else "not published"
     get = {
@@ -75,10 +70,8 @@ def published_card(
         loaded: the published weights.
         name: title.
         location: for `timm.create_model`, e.g. `hf-hub:ORG/NAME`.
-        license: None where nobody stated one.
-        data: what they were trained on; None where nobody stated it.
-        entry: of the zoo, if the weights are from there.
-        log: see `zoo_card`.
+        license, data: of the weights; None where nobody stated it.
+        entry, log: of the zoo, if the weights are from there.
     """
     front: dict[str, Any] = {"license": license_id(license), "library_name": "timm", "pipeline_tag": TASK}
     front["tags"] = [TASK, "timm", "ddfnet"]
@@ -94,7 +87,7 @@ def published_card(
             f"## License\n\n{license or 'Not stated: ask who published these weights before you use them.'}",
         ]
     else:
-        about = _about(entry, log, license or entry.license, data or entry.data)
+        about = _about(entry, log, license, data)
     architecture = loaded.cfg["architecture"]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
@@ -146,7 +139,7 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 ```"""
 
 
-def _about(entry: Entry, log: Log, license: str, data: str) -> list[str]:
+def _about(entry: Entry, log: Log, license: str | None, data: str | None) -> list[str]:
     return [
         f"## Figures\n\n{_figures(entry)}",
         f"## Data\n\n{data}.",
@@ -160,10 +153,9 @@ def _about(entry: Entry, log: Log, license: str, data: str) -> list[str]:
 
 def _figures(entry: Entry) -> str:
     measured = entry.status == "verified"
-    rows = []
+    whose, rows = "measured" if measured else "the authors', not measured here", []
     for key, value in entry.metrics.items():
         count = f" ({correct(value, entry.images)} of {entry.images})" if entry.images else ""
-        whose = "measured" if measured else "the authors', not measured here"
         rows.append((_METRICS.get(key, key), f"{value:g} %{count}", whose))
     figures = table(("metric", "value", "whose"), rows)
     if not measured:
@@ -191,8 +183,7 @@ def _history(log: Log) -> list[str]:
         scores = (f"{val['loss']:.4f}", f"{val['top1']:.2f} %") if val else ("-", "-")
         rows.append((str(epoch), f"{row['loss']:.4f}", f"{row['lr']:.2g}", *scores))
     columns = ("epoch", "training loss", "learning rate", "held-out loss", "held-out top-1")
-    title = f"The last epochs of {max(ends)} (training loss: the last record of the epoch):"
-    return [title, table(columns, rows)]
+    return [f"The last epochs of {max(ends)} (training loss: the last record of the epoch):", table(columns, rows)]
 
 
 def _limits(entry: Entry) -> str:

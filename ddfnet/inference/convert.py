@@ -52,11 +52,7 @@ def convert(source: str | Path, target: str | Path, *, model: str) -> Classifier
 
 
 def check_weights(path: str | Path, *, model: str) -> int:
-    """Loads a file strictly into a model, with the checks of `convert`; returns the number of parameters.
-
-    Raises:
-        UserError: see `convert`.
-    """
+    """Loads a file strictly into a model, with the checks of `convert`; returns the number of parameters."""
     return _checked(read_weights(path), Path(path), model).parameters
 
 

@@ -85,11 +85,8 @@ class ExportOptions:
 def export(options: ExportOptions) -> dict[int, float]:
     """Writes the file, reads it back, and compares it with the network on random input, in float32.
 
-    Returns:
-        Largest absolute difference of a logit by batch size. The file is there if none is above `TOLERANCE`, or NaN.
-
-    Raises:
-        UserError: the checkpoint or an option cannot be used; nothing is written then.
+    Returns the largest absolute difference of a logit by batch size; the file is there if none is above `TOLERANCE`, or
+    NaN. UserError where the checkpoint or an option cannot be used; nothing is written then.
     """
     classifier, path = load_classifier(options.checkpoint, model=options.model), options.path
     if options.input_size is not None:
@@ -141,11 +138,8 @@ def description(classifier: Classifier) -> dict[str, str]:
 
 
 def traced(network: nn.Module, size: int, *, batch: int | None) -> ExportedProgram:
-    """The network as a program for images (batch, 3, size, size); a batch of None is any.
-
-    Raises:
-        UserError: the network does not run at this size.
-    """
+    """The network as a program for images (batch, 3, size, size); a batch of None is any. UserError where the network
+    does not run at this size."""
     device = next(network.parameters()).device
     image = torch.randn(batch or 2, 3, size, size, device=device)  # torch.export takes a size of 1 for a constant
     shapes = None if batch else ({0: Dim("batch", min=1)},)
@@ -176,12 +170,8 @@ def load_torch(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def save_onnx(program: ExportedProgram, path: Path, about: dict[str, str], *, opset: int | None = None) -> None:
-    """Writes an ONNX file of standard operators; `about` becomes its metadata.
-
-    Raises:
-        UserError: PyTorch cannot write this operator set.
-        RuntimeError: an operator that is not of the standard.
-    """
+    """Writes an ONNX file of standard operators; `about` becomes its metadata. UserError where PyTorch cannot write the
+    operator set."""
     import onnx
 
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}

@@ -17,11 +17,8 @@ from ddfnet.utils.errors import DataError
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files, and in place of each folder its images in the order of their names.
-
-    Raises:
-        DataError: a path does not exist, or a folder holds no images.
-    """
+    """The files, and in place of each folder its images in the order of their names; DataError where a path does not
+    exist, or a folder holds no images."""
     images: list[Path] = []
     for path in paths:
         if not path.exists():
@@ -56,11 +53,7 @@ def predict_images(classifier: Classifier, paths: Iterable[Path], *, top: int) -
 
 @torch.inference_mode()
 def predict(classifier: Classifier, path: Path) -> Tensor:
-    """Probabilities (classes,) of one image, float32.
-
-    Raises:
-        DataError: the image cannot be read.
-    """
+    """Probabilities (classes,) of one image, float32; DataError where it cannot be read."""
     try:
         image = open_rgb(path.read_bytes())
     except Exception as error:

@@ -34,16 +34,14 @@ def publish(
 ) -> Path:
     """Writes config.json, model.safetensors and README.md (the model card), and uploads them if asked to.
 
-    The new folder appears when timm has read it back to the same logits.
+    The new folder appears when timm has read it back to the same logits. UserError where the checkpoint cannot be used,
+    the folder is taken, or the installed timm could not read it.
 
     Args:
         checkpoint, model, weights: see `load_classifier`.
         name: title, MODEL or MODEL.TAG; None, as for `license` and `data`: that of the zoo, if any.
         data: what they were trained on.
         push, private: ORG/NAME, the repository of the hub to upload to; a new one is private if asked for.
-
-    Raises:
-        UserError: the checkpoint cannot be used, the folder is taken, or the installed timm could not read it.
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         fault = "is not empty" if output.is_dir() else "is a file"
@@ -55,8 +53,9 @@ def publish(
     loaded = build_classifier(read_weights(path, prefer=weights), source=path, model=model, entry=entry)
     architecture = loaded.cfg["architecture"]
     _check_timm(architecture)
-    name = name or (entry.name if entry else architecture)
-    license = license or (entry.license if entry else None)
+    if entry:
+        name, license, data = name or entry.name, license or entry.license, data or entry.data
+    name = name or architecture
     card = published_card(
         loaded,
         name,

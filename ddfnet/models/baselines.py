@@ -36,10 +36,6 @@ def _depthwise_conv(channels: int, *, dilation: int, **kwargs: Any) -> nn.Conv2d
     return nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False, **kwargs)
 
 
-def _cond_conv(channels: int, **kwargs: Any) -> CondConv:
-    return CondConv(channels, channels, **kwargs)
-
-
 def _create(
     variant: str, pretrained: bool, kwargs: dict[str, Any], *, model_class: type[ResNet] = ResNet, **defaults: Any
 ) -> nn.Module:
@@ -63,7 +59,7 @@ _models: dict[str, tuple[str, str, dict[str, Any]]] = {
     "condconv_resnet50": (
         "arXiv:1904.04971",
         "ResNet50 with 8-expert CondConv for each 3x3 convolution: 104.8 M parameters.",
-        _replaced(_cond_conv),
+        _replaced(lambda channels, **kwargs: CondConv(channels, channels, **kwargs)),
     ),
     "dw_condconv_resnet50": (
         "arXiv:1904.04971",

@@ -49,15 +49,12 @@ class Classifier:
 
 
 def load_classifier(checkpoint: str | Path, *, model: str | None = None, weights: str = "auto") -> Classifier:
-    """Loads a classifier.
+    """Loads a classifier; UserError where the file cannot be read, is not a classifier, or does not fit the model.
 
     Args:
         checkpoint: a checkpoint of this package, an official one, a state_dict, a .safetensors file, or `zoo:NAME`.
         model: model name, needed where the file does not say it.
         weights: `auto` (the EMA weights if there are any), `raw` or `ema`.
-
-    Raises:
-        UserError: the file cannot be read, is not a classifier, or does not fit the model.
     """
     path, entry = locate(checkpoint)
     return build_classifier(read_weights(path, prefer=weights), source=path, model=model, entry=entry)
@@ -105,10 +102,7 @@ def _check_finite(weights: Weights, source: Path) -> None:
 
 def _check_meta(meta: Any, source: Path) -> None:
     """A file may come from anybody: it describes a network, and must not make timm read other files or download.
-
-    Raises:
-        CheckpointError: it holds another task, or the description cannot be meant.
-    """
+    CheckpointError where it holds another task, or the description cannot be meant."""
     task = meta.get("task") if isinstance(meta, dict) else None
     if task != DEFAULT_TASK:
         raise CheckpointError(f"{source} holds no classifier" + (f" but the task {task}" if task else ""))

@@ -13,28 +13,20 @@ from ddfnet.models.factory import create_model
 
 @dataclass(frozen=True)
 class Complexity:
-    """The cost of one forward pass of one image.
+    """The cost of one forward pass of one image."""
 
-    Attributes:
-        parameters: learned numbers, running statistics not among them.
-        multiply_adds: of convolutions, matrix products and filters (each tap of a DDF counts once), as counted by
-            torch's FlopCounterMode. Papers call these FLOPs.
-        printed: multiply_adds, plus 2 for each output of a batch normalization and 1 for each of a ReLU: the
-            convention of the common counters with module hooks, behind the 4.1 B usually printed for ResNet50 and the
-            2.298 B that the DDF paper prints.
-    """
-
-    parameters: int
+    parameters: int  # learned numbers, running statistics not among them
+    # Of convolutions, matrix products and filters (each tap of a DDF counts once), as counted by torch's
+    # FlopCounterMode. Papers call these FLOPs.
     multiply_adds: int
+    # multiply_adds, plus 2 for each output of a batch normalization and 1 for each of a ReLU: the convention of the
+    # common counters with module hooks, behind the 4.1 B usually printed for ResNet50 and the paper's 2.298 B.
     printed: int
 
 
 def count_complexity(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> Complexity:
-    """Counts one forward pass on the model's own device; on the meta device nothing is computed.
-
-    Args:
-        input_size: channels, height and width of the image.
-    """
+    """Counts one forward pass of an image (channels, height, width) on the model's own device; on the meta device
+    nothing is computed."""
     like = next(model.parameters(), torch.empty(0))
     image = torch.empty(1, *input_size, device=like.device, dtype=like.dtype)
     elements: list[int] = []

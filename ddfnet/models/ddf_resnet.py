@@ -30,11 +30,8 @@ def _in_place_of(conv: nn.Conv2d, layer: Callable[..., nn.Module]) -> nn.Module:
 class ReplacedBottleneck(Bottleneck):
     """timm's bottleneck with another layer in place of `conv2`, of the same channels, stride and dilation.
 
-    Args (besides those of timm's `Bottleneck`):
-        layer: called as `layer(channels, stride=, dilation=, device=, dtype=)`.
-
-    Raises:
-        ValueError: `conv2` has unequal input and output channels, or groups.
+    `layer` is called as `layer(channels, stride=, dilation=, device=, dtype=)`. ValueError where `conv2` has unequal
+    input and output channels, or groups.
     """
 
     def __init__(self, *args: Any, layer: Callable[..., nn.Module], **kwargs: Any) -> None:
@@ -49,11 +46,8 @@ class ReplacedBottleneck(Bottleneck):
 
 
 class DDFBottleneck(ReplacedBottleneck):
-    """timm's bottleneck with `conv2` replaced by a DDF of the same channels, stride and dilation.
-
-    Args (besides those of timm's `Bottleneck`):
-        ddf_args: options of `ddfnet.DDF`, such as combine or heads.
-    """
+    """timm's bottleneck with `conv2` replaced by a DDF of the same channels, stride and dilation. `ddf_args`: options
+    of `ddfnet.DDF`, such as combine or heads."""
 
     def __init__(self, *args: Any, ddf_args: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, layer=partial(DDF, **(ddf_args or {})), **kwargs)
@@ -64,9 +58,7 @@ class DDFBasicBlock(BasicBlock):
 
     The released code has no DDF-ResNet18, and a basic block of DDFs alone could not mix its channels. This is our
     reading of the paper's table 4: with squeeze_ratio 0.5 it has the printed 7.7 M parameters and 0.4 B FLOPs.
-
-    Args (besides those of timm's `BasicBlock`):
-        ddf_args: options of `ddfnet.DDF`, such as combine or heads.
+    `ddf_args`: see `DDFBottleneck`.
     """
 
     def __init__(self, *args: Any, ddf_args: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
@@ -80,11 +72,8 @@ class DDFBasicBlock(BasicBlock):
 
 
 class SmallImageResNet(ResNet):
-    """ResNet for images of about 32 pixels: a 3x3 stem and no max pooling.
-
-    Args (besides those of timm's `ResNet`):
-        stem_stride: stride of the stem; with 1 the stages have strides 1, 2, 4, 8.
-    """
+    """ResNet for images of about 32 pixels: a 3x3 stem and no max pooling. With `stem_stride` 1 (or 2) the stages have
+    the strides 1, 2, 4, 8 (or twice those)."""
 
     def __init__(self, *args: Any, stem_stride: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

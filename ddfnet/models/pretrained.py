@@ -33,12 +33,8 @@ def register(module: str, name: str, doc: str, create: Callable[[str, bool, dict
 
 
 def tagged_cfgs(model: str, cfg: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """timm's records of all weights of a model, the first being its default, and of the model without any.
-
-    Args:
-        model: its name.
-        cfg: what these records have in common (`timm.models.PretrainedCfg`).
-    """
+    """timm's records of all weights of a model, the first being its default, and of the model without any; `cfg` is
+    what these have in common (`timm.models.PretrainedCfg`)."""
     tagged = {}
     for entry in (entry for entry in entries() if entry.model == model):
         how = dict(entry.input)
@@ -71,10 +67,7 @@ def _with_zoo_weights(variant: str, pretrained: bool, kwargs: dict[str, Any]) ->
     timm would hand the "URL" to torch.hub, which can neither verify nor resume as the zoo does, nor ask Google Drive,
     nor read official checkpoints. Here it gets the tensors, and adapts them to `num_classes`, `in_chans` and
     `features_only` as usual. The same for the `model.safetensors` of a `local-dir:`, which timm 1.0.24 would unpickle.
-
-    Raises:
-        ZooError: the zoo cannot get the file.
-        CheckpointError: the file cannot be read.
+    UserError where the file cannot be had or read.
     """
     if not pretrained:
         return kwargs

@@ -116,11 +116,7 @@ class ClassificationConfig(Config):
 
 
 class ClassificationTask(Task[ClassificationConfig, ImageSource]):
-    """Trains a model on `data.root/train` and evaluates it on `data.root/val`.
-
-    Raises:
-        UserError: the data are missing or incomplete, their parts disagree on the classes, or the model has fewer.
-    """
+    """Trains a model on `data.root/train` and evaluates it on `data.root/val`."""
 
     config_class = ClassificationConfig
     best_metric = "top1"

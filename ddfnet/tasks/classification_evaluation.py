@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ddfnet.checkpoint import Weights, read_checkpoint
+from ddfnet.checkpoint import Weights
 from ddfnet.data.batches import EvalBatchTransform
 from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.loader import eval_batches
@@ -33,7 +33,8 @@ def classification_evaluation(
     how = loaded.preprocessing.replaced(**{key: value for key, value in changes.items() if value is not None})
     outputs = loaded.num_classes
     if folders is None:
-        index = _index(loaded.classes, path, options.data, outputs)
+        data = Path(options.data) if options.data is not None else _training_validation_set(path, weights)
+        index = _index(loaded.classes, path, data, outputs)
         sets = [ImageSet("", index, index.classes)]
     else:
         classes = known_classes(loaded.classes, outputs)
@@ -76,9 +77,8 @@ def _set(images: ImageSet, loaded: Classifier, how: Preprocessing, options: Eval
     return EvaluationSet(images.name, images.index.root, len(images.index), batches, evaluator, report)
 
 
-def _index(classes: list[str] | None, path: Path, data: str | Path | None, outputs: int) -> ImageSource:
+def _index(classes: list[str] | None, path: Path, data: Path, outputs: int) -> ImageSource:
     """The images; their class folders must be the classes of the checkpoint."""
-    data = Path(data) if data is not None else _training_validation_set(path)
     if (data / "val").is_dir() and "val" not in (classes or ()):
         data = data / "val"
     index = open_source(data, classes=classes)
@@ -100,11 +100,10 @@ def _index(classes: list[str] | None, path: Path, data: str | Path | None, outpu
     return index
 
 
-def _training_validation_set(path: Path) -> Path:
-    config = None if path.suffix == ".safetensors" else read_checkpoint(path).get("config")
-    if not isinstance(config, dict):
+def _training_validation_set(path: Path, weights: Weights) -> Path:
+    if weights.config is None:
         raise DataError(f"{path} does not say where its data is: give --data FOLDER")
-    data = Path(config["data"]["root"]) / config["data"]["val"]
+    data = Path(weights.config["data"]["root"]) / weights.config["data"]["val"]
     if not data.is_dir():
         raise DataError(f"the validation set of the training run is not at {data.resolve()}: give --data FOLDER")
     return data

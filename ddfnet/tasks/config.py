@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ddfnet.config import Positive, Section
+from ddfnet.config import Fraction, Positive, Section
 from ddfnet.optim import OptimConfig, ScheduleConfig
 
 
@@ -39,6 +39,11 @@ class DataSection(Section):
     """Folder with the data."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """DataLoader workers per rank. auto: this rank's part of the cores less one, at least 1, at most 16."""
+
+
+class FlipConfig(Section):
+    hflip: Fraction = 0.5
+    """Probability of a horizontal flip."""
 
 
 class EmaConfig(Section):

@@ -1,20 +1,23 @@
 """Evaluation of a checkpoint: what a task makes of it, and the way of tasks whose configuration is stored in it."""
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
-from ddfnet.checkpoint import Weights, load_weights, read_checkpoint
+from ddfnet.checkpoint import Weights, load_weights
 from ddfnet.config import check
 from ddfnet.data.batches import Batch
 from ddfnet.evaluation.report import Report
 from ddfnet.tasks.config import Config
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.zoo.entries import Entry
+
+C = TypeVar("C", bound=Config)
 
 # Where weights to start from come from: the checkpoint replaces them, and their files may be gone.
 _STARTS = {"init_checkpoint": None, "backbone_checkpoint": None, "backbone_pretrained": False}
@@ -73,17 +76,14 @@ def stored_evaluation(
     task_class: Any, path: Path, weights: Weights, entry: Entry | None, options: EvaluationOptions
 ) -> Evaluation:
     """`Task.evaluation` for `best.pt` and `last.pt` of a task: evaluated as in training, with its report.json alone.
-
-    Raises:
-        UserError: options that only another task takes, or a checkpoint or data that cannot be used.
-    """
+    UserError for options that only another task takes, and for a checkpoint or data that cannot be used."""
     others = ("model", "input_size", "crop_pct", "interpolation", "sets", "tta")
     given = [key for key in others if getattr(options, key) not in (None, False)]
     if given:
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in given)
         task = weights.meta["task"]
         raise UserError(f"{flags} cannot be used with a checkpoint of the task {task}, whose configuration says it")
-    config = _stored_config(task_class.config_class, path, options)
+    config = stored_config(task_class.config_class, path, weights, options)
     task = task_class(config)
     meta = task.meta()
     changed = [key for key in meta if key != "ddfnet" and meta[key] != weights.meta.get(key)]
@@ -104,11 +104,11 @@ def stored_evaluation(
     )
 
 
-def _stored_config(schema: type[Config], path: Path, options: EvaluationOptions) -> Config:
+def stored_config(schema: type[C], path: Path, weights: Weights, options: EvaluationOptions) -> C:
     """The configuration of the training run, with the data and sizes of this evaluation."""
-    values: Any = None if path.suffix == ".safetensors" else read_checkpoint(path).get("config")
-    if not isinstance(values, dict):
+    if weights.config is None:
         raise CheckpointError(f"{path} does not hold the configuration of its run: give best.pt or last.pt")
+    values = deepcopy(weights.config)
     if options.data is not None:
         values["data"]["root"] = str(options.data)
     values["data"]["workers"] = options.workers

@@ -29,11 +29,7 @@ class File:
 
 @dataclass(frozen=True)
 class Entry:
-    """Weights of one model, and all that is needed to judge and use them.
-
-    Raises:
-        ValueError: `verified` without size and hash: nobody could tell which file was measured.
-    """
+    """Weights of one model, and all that is needed to judge and use them."""
 
     model: str  # for `ddfnet.create_model`
     tag: str  # which weights of this model, e.g. `official_in1k`
@@ -54,6 +50,7 @@ class Entry:
     note: str = ""  # what else a user has to know
 
     def __post_init__(self) -> None:
+        # Nobody could tell which file was measured.
         if self.status == "verified" and None in (self.file.size, self.file.sha256):
             raise ValueError(f"{self.name} is called verified, but its size or sha256 is unknown")
 
@@ -97,10 +94,10 @@ def _official(model: str, config: str, top1: float, drive_id: str | None, note: 
     )
 
 
-def _shipped(model: str, tag: str, sha256: str, size: int, **about: Any) -> Entry:
+def _shipped(tag: str, sha256: str, size: int, **about: Any) -> Entry:
     """Weights trained with this repository that ship with the package."""
     return Entry(
-        model=model,
+        model="ddf_mul_resnet14_32px",
         tag=tag,
         file=File(size=size, sha256=sha256, shipped=True),
         format="safetensors",
@@ -117,7 +114,6 @@ _BAIDU = "On Baidu only, which wants a browser and an account: follow the link i
 
 _ENTRIES = (
     _shipped(
-        "ddf_mul_resnet14_32px",
         "cifar10",
         "f569732c4e577320de8daf68d034ce4b8e4182b1735bed316c6f0e419913c82d",
         1484496,
@@ -133,7 +129,6 @@ _ENTRIES = (
         note=_SCORED_ONCE + " Fourteen epochs on one CPU core: far from what such a network can reach.",
     ),
     _shipped(
-        "ddf_mul_resnet14_32px",
         "digits",
         "8c1d71f047b2886759863fef5638deb96fa7bc087eb31069902375e8b032b21b",
         1484456,
@@ -161,11 +156,8 @@ def entries() -> tuple[Entry, ...]:
 
 
 def find(name: str) -> Entry:
-    """The entry of a name: `model.tag`, or the model alone while the zoo has one set of weights for it.
-
-    Raises:
-        ZooError (a ValueError): unknown, or a model with several; names the nearest.
-    """
+    """The entry of a name: `model.tag`, or the model alone while the zoo has one set of weights for it. ZooError (a
+    ValueError) for an unknown name, with the nearest, or a model with several."""
     matches = [entry for entry in entries() if name in (entry.name, entry.model)]
     if len(matches) == 1:
         return matches[0]

@@ -36,10 +36,9 @@ READERS: dict[str, Callable[..., ImageSource]] = {}
 
 
 def open_source(path: str | os.PathLike, *, classes: list[str] | None = None, allow_empty: bool = False) -> ImageSource:
-    """Opens the images at a path; DataError where they cannot be used.
+    """Opens a folder with one sub-folder per class, or what another of `READERS` knows; DataError for unusable images.
 
     Args:
-        path: a folder with one sub-folder per class, or what another of `READERS` knows.
         classes: expected class names in label order, from the training set or a checkpoint. None: those of the data.
         allow_empty: accept classes without images.
     """

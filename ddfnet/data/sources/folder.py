@@ -20,20 +20,13 @@ class FolderIndex:
 
     Paths lie in one byte blob instead of a list of strings: forked workers touch no reference counts, so 1.28 million
     entries are shared pages (about 60 MB in all) instead of a private copy in every worker.
-
-    Attributes:
-        root: the indexed folder, as given.
-        classes: class names; the position is the label.
-        blob: uint8, the file-system-encoded paths below `root`, one after another.
-        offsets: int64 (N + 1,), path i is `blob[offsets[i]:offsets[i + 1]]`.
-        labels: int32 (N,), class of each image.
     """
 
-    root: str
-    classes: list[str]
-    blob: np.ndarray
-    offsets: np.ndarray
-    labels: np.ndarray
+    root: str  # the indexed folder, as given
+    classes: list[str]  # the position is the label
+    blob: np.ndarray  # uint8, the file-system-encoded paths below `root`, one after another
+    offsets: np.ndarray  # int64 (N + 1,), path i is `blob[offsets[i]:offsets[i + 1]]`
+    labels: np.ndarray  # int32 (N,), class of each image
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,11 +103,8 @@ def index_folder(
     """Index of the tree `root/<class>/**/<image>`.
 
     Hidden files and folders are ignored, symbolic links followed, extensions compared without case. Without `classes`
-    (see `open_source`), they are the sorted names of the sub-folders.
-
-    Raises:
-        DataError: no such folder, no class folders, class folders without images, or classes other than the expected
-            ones. The message names the folders and the fix.
+    (see `open_source`), they are the sorted names of the sub-folders. DataError where there is no such folder, no class
+    folder, one without images, or classes other than the expected ones; it names the folders and the fix.
     """
     root = os.fspath(root)
     folders = class_folders(root)

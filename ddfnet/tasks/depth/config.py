@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ddfnet.config import Fraction, Positive, Section
-from ddfnet.tasks.config import Config, DataSection, ModelSection
+from ddfnet.config import Positive
+from ddfnet.tasks.config import Config, DataSection, FlipConfig, ModelSection
 
 
 class DepthModel(ModelSection):
@@ -46,15 +46,10 @@ class DepthData(DataSection):
         return self
 
 
-class DepthAugment(Section):
-    hflip: Fraction = 0.5
-    """Probability of a horizontal flip."""
-
-
 class DepthConfig(Config):
     """One depth run: what `train.py --config FILE` reads when `task` is depth."""
 
     task: Literal["depth"]
     model: DepthModel = DepthModel()
     data: DepthData
-    augment: DepthAugment = DepthAugment()
+    augment: FlipConfig = FlipConfig()

@@ -23,13 +23,7 @@ class DepthReader:
     """Batches on the CPU, for `ddfnet.data.loader`: "index" int64 (B,) and, stacked, what `depth_sample` returns.
 
     A file that is corrupt, of the wrong kind, or smaller than the crop is a DataError. No image is replaced: such sets
-    are small, and each pair counts.
-
-    Args:
-        pairs: images and depth.
-        data: gives the factor, the side of the training crops, and the border that neither loss nor metric sees.
-        hflip: probability that a crop is mirrored.
-        seed: keys crops and flips, which depend on (seed, epoch, i) alone.
+    are small, and each pair counts. Crops and flips depend on (seed, epoch, i) alone.
     """
 
     def __init__(self, pairs: DepthPairs, data: DepthData, *, hflip: float = 0.0, seed: int = 0) -> None:
@@ -89,22 +83,17 @@ def depth_sample(rgb: np.ndarray, depth: np.ndarray, valid: np.ndarray, *, facto
     extra = [(0, -size % factor) for size in depth.shape]
     rgb = np.pad(rgb, (*extra, (0, 0)), mode="edge")
     depth = np.pad(depth, extra, mode="edge")
-    low = fill_missing(depth[phase::factor, phase::factor])
-    valid = np.pad(valid, extra)
     return {
         "guidance": np.ascontiguousarray(rgb.transpose(2, 0, 1)),
-        "low": low[None],
+        "low": fill_missing(depth[phase::factor, phase::factor])[None],
         "depth": depth[None],
-        "valid": valid[None],
+        "valid": np.pad(valid, extra)[None],
     }
 
 
 def fill_missing(depth: np.ndarray) -> np.ndarray:
     """Fills holes (0) from their rims inwards: each pass gives the missing pixels beside (or diagonal to) known ones
-    the mean of those. A map without any measurement stays 0.
-
-    Args:
-        depth: float32 (h, w), 0 where nothing was measured.
+    the mean of those. float32 (h, w); a map without any measurement stays 0.
     """
     if depth.all() or not depth.any():
         return depth.copy()

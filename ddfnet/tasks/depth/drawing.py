@@ -9,36 +9,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ddfnet.checkpoint import load_weights, read_checkpoint, read_weights
-from ddfnet.config import check
+from ddfnet.checkpoint import load_weights, read_weights
 from ddfnet.tasks.depth.config import DepthConfig
 from ddfnet.tasks.depth.data import DepthReader, denormalize_guidance, normalize_guidance
 from ddfnet.tasks.depth.network import DDFUpNet, interpolate
 from ddfnet.tasks.depth.pairs import open_pairs
+from ddfnet.tasks.evaluation import EvaluationOptions, stored_config
 from ddfnet.utils.errors import CheckpointError, UserError
 
 
 def draw_depth(checkpoint: Path, *, data: Path | None = None, indices: list[int] | None = None) -> Figure:
-    """One row per held-out pair: guidance, input, bicubic and network beside the truth, and both errors.
+    """One row per held-out pair (None: the first two): guidance, input, bicubic and network beside the truth, and both
+    errors. UserError where the checkpoint is of no depth run, an index is out of range, or data cannot be read.
 
     Args:
-        checkpoint: `best.pt` or `last.pt` of a depth run.
+        checkpoint: `best.pt` or `last.pt`.
         data: `data.root`, where it is not that of training.
-        indices: pairs of the validation set; None: the first two.
-
-    Raises:
-        UserError: the checkpoint is of no depth network, an index is out of range, or the data cannot be read.
     """
     weights = read_weights(checkpoint)
     meta = weights.meta or {}
     if meta.get("task") != "depth":
         raise CheckpointError(f"{checkpoint} is of the task {meta.get('task', 'unknown')}: give a checkpoint of depth")
-    values = read_checkpoint(checkpoint).get("config")
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{checkpoint} does not hold the configuration of its run: give best.pt or last.pt")
-    if data is not None:
-        values["data"]["root"] = str(data)
-    config = check(DepthConfig, values)
+    config = stored_config(DepthConfig, checkpoint, weights, EvaluationOptions(data=data))
     pairs = open_pairs(config.data, "val")
     indices = indices if indices is not None else list(range(min(2, len(pairs))))
     for index in indices:

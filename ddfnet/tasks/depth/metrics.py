@@ -68,10 +68,9 @@ class DepthEvaluator:
         metrics = {}
         for name in records[0] if records else ("",):
             known = [record[name] for record in records if record[name][1]]
-            key = f"rmse_{name}" if name else "rmse"
             # fsum rounds once: the order of the images, and so the number of processes, changes nothing.
             errors = math.fsum(100 * math.sqrt(total / count) for total, count in known)
-            metrics[key] = errors / len(known) if known else math.nan
+            metrics[f"rmse_{name}" if name else "rmse"] = errors / len(known) if known else math.nan
             if not name:
                 pixels = sum(count for _, count in known)
                 mean = math.fsum(total for total, _ in known) / pixels if pixels else math.nan

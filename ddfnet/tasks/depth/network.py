@@ -24,14 +24,9 @@ def sampling_phase(factor: int) -> int:
 def interpolate(low: Tensor, factor: int, kind: str) -> Tensor:
     """Upsamples a sampled map, knowing where its samples stand (`sampling_phase`): there it keeps the values.
 
-    Args:
-        low: (B, C, h, w), floating point.
-        factor: of both axes.
-        kind: `nearest` (the sample of the pixel's own cell), `bilinear`, or `bicubic` (Keys 1981 with a = -0.5, as in
-            MATLAB and Pillow; torch has a = -0.75). Beyond the border the outermost samples are repeated.
-
-    Returns:
-        (B, C, h * factor, w * factor), in the dtype of `low` under autocast too.
+    (B, C, h, w), floating point -> (B, C, h * factor, w * factor), in the same dtype under autocast too. `kind` is
+    `nearest` (the sample of the pixel's own cell), `bilinear`, or `bicubic` (Keys 1981 with a = -0.5, as in MATLAB and
+    Pillow; torch has a = -0.75). Beyond the border the outermost samples are repeated.
     """
     if kind not in INTERPOLATIONS:
         raise ValueError(f"kind must be one of {', '.join(INTERPOLATIONS)}, got {kind!r}")

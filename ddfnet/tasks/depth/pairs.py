@@ -99,9 +99,7 @@ class NYUPairs:
 class FolderPairs:
     """`root/rgb/<name>.*` and `root/depth/<name>.png`, one depth file for each image; DataError where one is missing.
 
-    Args:
-        root: folder of one part (train or val).
-        depth_scale: meters per unit of the depth files: gray PNG of 8 or 16 bits, 0 where nothing was measured.
+    Depth files are gray PNG of 8 or 16 bits, `depth_scale` meters per unit, 0 where nothing was measured.
     """
 
     def __init__(self, root: str | os.PathLike, *, depth_scale: float) -> None:

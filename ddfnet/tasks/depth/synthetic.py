@@ -16,10 +16,9 @@ _SAME_COLOR = 0.15  # probability that an object has the color of the wall: a de
 def render_scenes(
     out: str | os.PathLike, *, train: int = 200, val: int = 40, size: int = 128, seed: int = 0
 ) -> dict[str, int]:
-    """Writes scenes as `out/{train,val}/{rgb,depth}/<number>.png`.
+    """Writes scenes as `out/{train,val}/{rgb,depth}/<number>.png`, see `write_once`.
 
     Args:
-        out: folder to make, see `write_once`.
         train, val: number of scenes of each part.
         size: side of the square images, pixels. rgb: 8 bits; depth: 16 bits, millimeters, every pixel measured.
         seed: keys the scenes; scene i of a part depends on (seed, part, i) and the size alone.

@@ -23,9 +23,6 @@ class DepthTask(Task[DepthConfig, DepthPairs]):
     """Trains DDF-Up-Net on images with measured depth, and evaluates it on whole images.
 
     Training data are indexed when they are first asked for, so that an evaluation needs the validation set alone.
-
-    Raises:
-        DataError: the data are missing, incomplete, or of another kind than `data.format`.
     """
 
     config_class = DepthConfig
@@ -77,18 +74,12 @@ class DepthTask(Task[DepthConfig, DepthPairs]):
     def meta(self) -> dict[str, Any]:
         """Network and conventions: all that is needed to use the weights. `DDFUpNet(**meta["model"]["kwargs"])`."""
         model, data = self.config.model, self.config.data
+        kwargs = {"factor": data.factor, "channels": model.channels, "kernel_size": model.kernel_size}
+        rgb, phase = {"mean": list(RGB_MEAN), "std": list(RGB_STD)}, sampling_phase(data.factor)
         return {
             "task": "depth",
-            "model": {
-                "name": model.name,
-                "kwargs": {"factor": data.factor, "channels": model.channels, "kernel_size": model.kernel_size},
-            },
-            "preprocessing": {
-                "mean": list(RGB_MEAN),
-                "std": list(RGB_STD),
-                "phase": sampling_phase(data.factor),
-                "border": data.border,
-            },
+            "model": {"name": model.name, "kwargs": kwargs},
+            "preprocessing": {**rgb, "phase": phase, "border": data.border},
             "ddfnet": ddfnet.__version__,
         }
 

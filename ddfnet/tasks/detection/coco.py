@@ -21,35 +21,20 @@ _WORDS = {int: "a whole number", str: "text", list: "a list"}
 
 @dataclass(frozen=True, eq=False)
 class CocoIndex:
-    """Images and boxes of one annotation file, in arrays: forked workers share them.
+    """Images and boxes of one annotation file, in arrays: forked workers share them."""
 
-    Attributes:
-        folder: where the images are.
-        file: the annotations.
-        names: N file names below the folder, in order of the ids.
-        ids: int64 (N,), rising.
-        sizes: int64 (N, 2), width and height in pixels.
-        offsets: int64 (N + 1,), the boxes of image i are those from offsets[i] to offsets[i + 1].
-        boxes: float64 (M, 4), x, y, width and height in pixels, as in the file.
-        labels: int64 (M,), position of the category among all, from 1; 0 is the background.
-        areas: float64 (M,), square pixels: of the object's outline in COCO, of the box where the file has none.
-        crowd: bool (M,), boxes around many objects: not trained on, and detections in them are not counted as wrong.
-        categories: {"id", "name"} in order of the ids.
-        left_out: images that `with_boxes` left out.
-    """
-
-    folder: Path
-    file: Path
-    names: list[str]
-    ids: np.ndarray
-    sizes: np.ndarray
-    offsets: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    areas: np.ndarray
-    crowd: np.ndarray
-    categories: list[dict[str, Any]]
-    left_out: int = 0
+    folder: Path  # where the images are
+    file: Path  # the annotations
+    names: list[str]  # N file names below the folder, in order of the ids
+    ids: np.ndarray  # int64 (N,), rising
+    sizes: np.ndarray  # int64 (N, 2), width and height in pixels
+    offsets: np.ndarray  # int64 (N + 1,), the boxes of image i are those from offsets[i] to offsets[i + 1]
+    boxes: np.ndarray  # float64 (M, 4), x, y, width and height in pixels, as in the file
+    labels: np.ndarray  # int64 (M,), position of the category among all, from 1; 0 is the background
+    areas: np.ndarray  # float64 (M,), square pixels: of the outline in COCO, of the box where the file has none
+    crowd: np.ndarray  # bool (M,), around many objects: not trained on, detections in them are not counted as wrong
+    categories: list[dict[str, Any]]  # {"id", "name"} in order of the ids
+    left_out: int = 0  # images that `with_boxes` left out
 
     def __len__(self) -> int:
         return len(self.names)
@@ -70,11 +55,7 @@ class CocoIndex:
         return corners[keep], self.labels[part][keep]
 
     def with_boxes(self) -> "CocoIndex":
-        """The images that have something to learn.
-
-        Raises:
-            DataError: there is none.
-        """
+        """The images that have something to learn; DataError where there is none."""
         keep = [i for i in range(len(self)) if len(self.objects(i)[0])]
         if not keep:
             raise DataError(f"{self.file}: no image has a box to learn from: give another file")
@@ -86,21 +67,14 @@ class CocoIndex:
             ids=self.ids[keep],
             sizes=self.sizes[keep],
             offsets=np.cumsum([0, *map(len, rows)]),
-            boxes=self.boxes[chosen],
-            labels=self.labels[chosen],
-            areas=self.areas[chosen],
-            crowd=self.crowd[chosen],
             left_out=len(self) - len(keep),
+            **{key: getattr(self, key)[chosen] for key in ("boxes", "labels", "areas", "crowd")},
         )
 
 
 def index_coco(folder: str | Path, annotations: str | Path) -> CocoIndex:
-    """Index of an annotation file in COCO's format.
-
-    Raises:
-        DataError: folder or file is missing, the file is not what it should be (names the key), or its first or last
-            image is not in the folder.
-    """
+    """Index of an annotation file in COCO's format; DataError where folder or file is missing, the file is not what it
+    should be (names the key), or its first or last image is not in the folder."""
     folder, file = Path(folder), Path(annotations)
     content = _read(file)
     images = sorted(content["images"], key=lambda image: image["id"])

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ddfnet.config import Fraction, Positive, Section
-from ddfnet.tasks.config import Config, DataSection, ModelSection
+from ddfnet.config import Positive
+from ddfnet.tasks.config import Config, DataSection, FlipConfig, ModelSection
 
 
 class DetectionModel(ModelSection):
@@ -66,15 +66,10 @@ class DetectionData(DataSection):
     """Longest side allowed, pixels."""
 
 
-class DetectionAugment(Section):
-    hflip: Fraction = 0.5
-    """Probability of a horizontal flip."""
-
-
 class DetectionConfig(Config):
     """One detection run: what `train.py --config FILE` reads when `task` is detection."""
 
     task: Literal["detection"]
     model: DetectionModel = DetectionModel()
     data: DetectionData
-    augment: DetectionAugment = DetectionAugment()
+    augment: FlipConfig = FlipConfig()

@@ -19,11 +19,7 @@ class DetectionReader:
 
     A batch holds "image", list of uint8 (3, H, W); "target", list of {"boxes": float32 (n, 4) as x1, y1, x2, y2,
     "labels": int64 (n,), "image_id": int}; and "index", list of int. A corrupt image, or one of another size than
-    annotated, is a DataError.
-
-    Args:
-        index: images and boxes.
-        hflip: probability that an image is mirrored; drawn by (seed, epoch, image).
+    annotated, is a DataError. Flips are drawn by (seed, epoch, image).
     """
 
     def __init__(self, index: CocoIndex, *, seed: int = 0, hflip: float = 0.0) -> None:

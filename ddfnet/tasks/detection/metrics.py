@@ -20,9 +20,6 @@ class DetectionEvaluator:
 
     The network sees one image at a time: in a batch, images are padded to one size, which changes what it computes
     near their borders (and the pooled features of DDF everywhere), so the result would depend on which images meet.
-
-    Args:
-        index: images and annotated boxes, crowds among them.
     """
 
     def __init__(self, index: CocoIndex) -> None:
@@ -42,13 +39,9 @@ class DetectionEvaluator:
         return self.records
 
     def compute(self, states: Sequence[list[Record]]) -> dict[str, float]:
-        """Metrics of all images seen, in percent.
-
-        Returns:
-            `map` (mean over classes and over IoU thresholds 0.5, 0.55, ..., 0.95), `map50`, `map75` (at one
-            threshold), `map_small`, `map_medium`, `map_large` (objects below 32 x 32 pixels, up to 96 x 96, above),
-            and `n`, the images. -1, as in pycocotools, where the images show no such object.
-        """
+        """Metrics of all images seen, in percent: `map` (mean over classes and over IoU thresholds 0.5, 0.55, ...,
+        0.95), `map50`, `map75` (at one threshold), `map_small`, `map_medium`, `map_large` (objects below 32 x 32
+        pixels, up to 96 x 96, above); and `n`, the images. -1, as in pycocotools, where they show no such object."""
         # By id: what comes first among equal scores must not depend on who computed it.
         records = sorted((record for state in states for record in state), key=lambda record: record[0])
         seen = [record[0] for record in records]

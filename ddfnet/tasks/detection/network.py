@@ -54,17 +54,12 @@ def create_detector(
 ) -> Detector:
     """Faster R-CNN on a backbone, with the anchors, samplers and thresholds of `fasterrcnn_resnet50_fpn`.
 
+    ValueError for an unknown upsampling, or a backbone whose stages cannot be told apart.
+
     Args:
         backbone: see `create_backbone`; its weights are those to start from, and it is changed in place.
         num_classes: object classes; the background comes on top, as label 0.
-        upsampling, channels: see `FeaturePyramid`.
-        frozen_stages: parts of the backbone that are not trained, see `freeze`.
-        frozen_norm: all batch norms of the backbone keep statistics and weights, not only those of frozen parts.
-        box_samples: proposals per image that the second stage learns from.
-        min_size: short side that images are resized to, pixels; training draws one, evaluation takes the last.
-        max_size: longest side allowed, pixels.
-
-    ValueError for an unknown upsampling, or a backbone whose stages cannot be told apart.
+        upsampling, ...: see `DetectionModel` and `DetectionData`.
     """
     freeze(backbone, frozen_stages)
     if frozen_norm:

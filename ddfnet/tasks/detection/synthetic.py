@@ -17,10 +17,9 @@ def render_shapes(
     out: str | os.PathLike, *, train: int = 20, val: int = 20, size: int = 128, seed: int = 0
 ) -> dict[str, int]:
     """Writes images of 1 to 4 colored shapes on textured ground as `out/{train,val}/*.png` and
-    `out/annotations/{train,val}.json`.
+    `out/annotations/{train,val}.json`, see `write_once`.
 
     Args:
-        out: folder to make, see `write_once`.
         train, val: number of images.
         size: side of the images, pixels; the shapes are 0.15 to 0.4 of it.
         seed: keys the images.

@@ -31,9 +31,6 @@ class DetectionTask(Task[DetectionConfig, CocoIndex]):
     """Trains Faster R-CNN on `data.train_annotations` and evaluates it on `data.val_annotations`.
 
     The training annotations are read when they are needed: an evaluation does without them.
-
-    Raises:
-        UserError: pycocotools is not installed, the data are malformed, or the model has fewer classes than they.
     """
 
     config_class = DetectionConfig
@@ -88,15 +85,8 @@ class DetectionTask(Task[DetectionConfig, CocoIndex]):
     def _options(self) -> dict[str, Any]:
         """Arguments of `create_detector` that a checkpoint remembers."""
         model, data = self.config.model, self.config.data
-        return {
-            "num_classes": self.num_classes,
-            "frozen_stages": model.frozen_stages,
-            "frozen_norm": model.frozen_norm,
-            "upsampling": model.upsampling,
-            "channels": model.channels,
-            "min_size": list(data.min_size),
-            "max_size": data.max_size,
-        }
+        architecture = model.model_dump(include={"frozen_stages", "frozen_norm", "upsampling", "channels"})
+        return {"num_classes": self.num_classes, **architecture, **data.model_dump(include={"min_size", "max_size"})}
 
     def train_reader(self, device: torch.device) -> tuple[Callable, Finish]:
         if self._train.left_out:
@@ -117,11 +107,10 @@ class DetectionTask(Task[DetectionConfig, CocoIndex]):
 
     def meta(self) -> dict[str, Any]:
         """Backbone, pyramid, sizes and categories: arguments of `create_backbone` and `create_detector`."""
-        model = self.config.model
-        backbone = {"backbone": model.backbone, "backbone_kwargs": model.backbone_kwargs}
+        model = self.config.model.model_dump(include={"name", "backbone", "backbone_kwargs"})
         return {
             "task": "detection",
-            "model": {"name": model.name, **backbone, **self._options()},
+            "model": {**model, **self._options()},
             "categories": self._val.categories,
             "ddfnet": ddfnet.__version__,
         }

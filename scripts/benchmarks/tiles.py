@@ -94,14 +94,14 @@ def applied(changes: dict[str, Any], execute: bool) -> Iterator[list[Launch]]:
         return replace(tile, block_y=y, block_x=x, blocks=blocks, block_channels=channels)
 
     names = ("forward_tile", "backward_x_tile", "backward_filters_tile")
-    tiles = {name: partial(changed, getattr(triton_launch, name)) for name in names}
+    tiles = {name: partial(changed, getattr(tiling, name)) for name in names}
     static = 0 if changes.get("sizes") == "argument" else tiling._MAX_STATIC_SHAPES
     policy = {"_CHUNK_PIXELS": changes.get("chunk", tiling._CHUNK_PIXELS), "_MAX_STATIC_SHAPES": static}
     sizes = {f"_BLOCK_{key.upper()}": changes[key] for key in ("pixels", "channels") if key in changes}
     with (
-        mock.patch.multiple(triton_launch, launch=intercept, **tiles),
+        mock.patch.object(triton_launch, "launch", intercept),
         mock.patch.multiple(branch, launch=intercept, **sizes),
-        mock.patch.multiple(tiling, _static_shapes=set(), **policy),  # shapes met before do not decide
+        mock.patch.multiple(tiling, _static_shapes=set(), **policy, **tiles),  # shapes met before do not decide
     ):
         yield launches
 

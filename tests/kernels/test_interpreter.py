@@ -21,7 +21,7 @@ def version(package):
 def test_kernels_in_the_interpreter():
     if version("triton") < (3, 7) and version("numpy") >= (2, 4):
         pytest.skip("the interpreter of Triton 3.6 makes loop bounds from arrays, which numpy 2.4 refuses")
-    paths = [str(ROOT), str(ROOT / "tests" / "ops"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(ROOT / "tests" / "ops" / "ddf"), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
         "TRITON_INTERPRET": "1",

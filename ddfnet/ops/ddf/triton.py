@@ -13,17 +13,8 @@ from ddfnet.kernels.ddf_backward_spatial import ddf_backward_spatial_kernel
 from ddfnet.kernels.ddf_backward_x import ddf_backward_x_kernel
 from ddfnet.kernels.ddf_forward import ddf_forward_kernel
 from ddfnet.ops.common import cdiv, launch, memory_format_of
+from ddfnet.ops.ddf import tiling
 from ddfnet.ops.ddf.arguments import Arguments, Needed
-from ddfnet.ops.ddf.tiling import (
-    Tile,
-    backward_filters_tile,
-    backward_spatial_tile,
-    backward_x_tile,
-    block_count,
-    filter_iterations,
-    forward_tile,
-    static_shape,
-)
 
 _INT32_ELEMENTS = 2**31
 
@@ -34,7 +25,7 @@ def forward(args: Arguments) -> Tensor:
     if y.numel() == 0:
         return y
     args = _dense(args)
-    tile = forward_tile(args)
+    tile = tiling.forward_tile(args)
     _launch(
         ddf_forward_kernel,
         _block_programs(tile, args, *args.filter_size) * (args.phases // tile.phases),
@@ -66,7 +57,7 @@ def backward(grad_y: Tensor, args: Arguments, needed: Needed) -> tuple[Tensor, T
 
 def _backward_x(grad_y: Tensor, args: Arguments) -> Tensor:
     grad_x = torch.empty_like(args.x, memory_format=args.memory_format)
-    tile = backward_x_tile(args)
+    tile = tiling.backward_x_tile(args)
     programs = _block_programs(tile, args, *args.x.shape[2:])
     _launch(ddf_backward_x_kernel, programs, tile, args, (grad_y, *_filters(args), grad_x), **_weights(args))
     return grad_x
@@ -75,7 +66,7 @@ def _backward_x(grad_y: Tensor, args: Arguments) -> Tensor:
 def _backward_spatial(grad_y: Tensor, args: Arguments) -> Tensor:
     height, width = args.filter_size
     grad_spatial = torch.empty_like(args.spatial_filter, memory_format=torch.contiguous_format)  # type: ignore[arg-type]
-    tile = backward_spatial_tile(args)
+    tile = tiling.backward_spatial_tile(args)
     programs = cdiv(height * width, tile.blocks) * (args.kernel_size // tile.tap_rows) * args.phases
     tensors = (grad_y, args.x, _filters(args)[0], grad_spatial)
     _launch(ddf_backward_spatial_kernel, programs, tile, args, tensors, PRODUCT=args.product)
@@ -85,9 +76,9 @@ def _backward_spatial(grad_y: Tensor, args: Arguments) -> Tensor:
 def _backward_filters(grad_y: Tensor, args: Arguments, given: Arguments, needed: Needed) -> tuple[Tensor, Tensor]:
     """Gradients of the filters in the shapes and dtypes of the `given` ones, of which `a` has the dense ones."""
     batch, channels = args.x.shape[:2]
-    tile = backward_filters_tile(args)
-    iterations = filter_iterations(tile, args)
-    chunks = cdiv(block_count(tile, args, *args.filter_size), tile.blocks * iterations)
+    tile = tiling.backward_filters_tile(args)
+    iterations = tiling.filter_iterations(tile, args)
+    chunks = cdiv(tiling.block_count(tile, args, *args.filter_size), tile.blocks * iterations)
     channel_tiles = cdiv(args.head_channels, tile.block_channels)
     channel_partials = spatial_partials = args.x.new_empty(0)
     if needed.channel:
@@ -121,10 +112,16 @@ def _backward_filters(grad_y: Tensor, args: Arguments, given: Arguments, needed:
 
 
 def _launch(
-    kernel: Any, programs: int, tile: Tile, args: Arguments, tensors: tuple[Tensor, ...], *more: int, **constants: Any
+    kernel: Any,
+    programs: int,
+    tile: tiling.Tile,
+    args: Arguments,
+    tensors: tuple[Tensor, ...],
+    *more: int,
+    **constants: Any,
 ) -> None:
     """Launch `kernel` with `programs` for each head of each image; what all kernels are given is added here."""
-    height, width, static_channels = static_shape(args)
+    height, width, static_channels = tiling.static_shape(args)
     out_height, out_width = args.filter_size
     sizes = (args.x.shape[2] * args.x.shape[3], out_height * out_width * args.phases)  # x and y
     elements = [args.x.shape[1] * size for size in sizes]
@@ -167,9 +164,9 @@ def _weights(args: Arguments) -> dict[str, bool]:
     return {"MULTIPLY": args.multiply, **has}
 
 
-def _block_programs(tile: Tile, args: Arguments, height: int, width: int) -> int:
+def _block_programs(tile: tiling.Tile, args: Arguments, height: int, width: int) -> int:
     """Programs for all pixels and channels of one head of one image."""
-    blocks = block_count(tile, args, height, width)
+    blocks = tiling.block_count(tile, args, height, width)
     return cdiv(blocks, tile.blocks) * cdiv(args.head_channels, tile.block_channels)
 
 

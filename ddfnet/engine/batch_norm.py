@@ -88,7 +88,7 @@ def averaged_statistics(model: nn.Module, distributed: Distributed) -> Iterator[
         yield
         return
     own = local_statistics(model).to(distributed.device)
-    load_statistics(model, distributed.sum_(own.clone()) / distributed.world_size)
+    load_statistics(model, distributed.reduce_(own.clone(), "sum") / distributed.world_size)
     try:
         yield
     finally:

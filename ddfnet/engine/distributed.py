@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -27,17 +27,11 @@ class Distributed:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def sum_(self, tensor: Tensor) -> Tensor:
-        """Sums a tensor over all processes, in place."""
-        return self._reduce_(tensor, dist.ReduceOp.SUM)
-
-    def min_(self, tensor: Tensor) -> Tensor:
-        """Smallest value of each element over all processes, in place."""
-        return self._reduce_(tensor, dist.ReduceOp.MIN)
-
-    def max_(self, tensor: Tensor) -> Tensor:
-        """Largest value of each element over all processes, in place."""
-        return self._reduce_(tensor, dist.ReduceOp.MAX)
+    def reduce_(self, tensor: Tensor, op: Literal["sum", "min", "max"]) -> Tensor:
+        """The sum, smallest or largest value of each element over all processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, getattr(dist.ReduceOp, op.upper()))
+        return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Stacks the tensors of all processes: (...) -> (world_size, ...), on every process."""
@@ -54,11 +48,6 @@ class Distributed:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
-
-    def _reduce_(self, tensor: Tensor, op: Any) -> Tensor:
-        if self.world_size > 1:
-            dist.all_reduce(tensor, op)
-        return tensor
 
 
 @contextmanager

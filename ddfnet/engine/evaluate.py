@@ -1,7 +1,6 @@
 """Evaluation over all processes, each image once."""
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,6 +10,13 @@ from ddfnet.engine.distributed import Distributed
 from ddfnet.tasks.base import Evaluator
 from ddfnet.utils.errors import raised_on_one_process
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context of `fp32` (off), `bf16` or `fp16` on a device."""
+    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+
 
 @torch.inference_mode()
 def evaluate(
@@ -19,7 +25,7 @@ def evaluate(
     evaluator: Evaluator,
     *,
     distributed: Distributed,
-    autocast: AbstractContextManager,
+    precision: str,
     expected: int | None = None,
 ) -> dict[str, float]:
     """The metrics of a whole set, of which `batches` are those of this process: nothing padded, nothing dropped.
@@ -31,7 +37,7 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    with autocast, raised_on_one_process():
+    with autocast(distributed.device, precision), raised_on_one_process():
         for batch in batches:
             evaluator.update(model, batch)
     model.train(was_training)

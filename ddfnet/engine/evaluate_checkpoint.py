@@ -11,7 +11,6 @@ import torch
 from ddfnet.checkpoint import DEFAULT_TASK, read_weights
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.evaluate import evaluate
-from ddfnet.engine.precision import autocast
 from ddfnet.evaluation.figures import NO_FIGURES, figures_available
 from ddfnet.evaluation.report import PredictionReport, Report, SetsReport, Settings, sets_header
 from ddfnet.tasks import task_class, task_names
@@ -114,7 +113,7 @@ def _evaluate_set(evaluation: Evaluation, images: EvaluationSet, settings: Setti
         images.batches(rank=distributed.rank, world_size=distributed.world_size, device=distributed.device),
         evaluator,
         distributed=distributed,
-        autocast=autocast(distributed.device, evaluation.precision),
+        precision=evaluation.precision,
         expected=images.size,
     )
     speed = round(metrics["n"] / (time.perf_counter() - started), 1)

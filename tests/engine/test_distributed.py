@@ -24,7 +24,7 @@ def test_alone():
     with distributed_session("cpu") as alone:
         assert alone.is_main
         assert alone.gather(torch.arange(2)).tolist() == [[0, 1]]
-        assert alone.sum_(torch.tensor([3])).item() == 3
+        assert alone.reduce_(torch.tensor([3]), "sum").item() == 3
 
 
 def test_torchrun(monkeypatch):

@@ -172,7 +172,8 @@ def clip_gradients(model: nn.Module, clip: float | None, mode: str) -> Tensor:
     if clip is not None and mode == "value":
         nn.utils.clip_grad_value_(parameters, clip)
     elif clip is not None:
-        classifier = {id(p) for p in model.get_classifier().parameters()}
+        head = model.get_classifier() if hasattr(model, "get_classifier") else nn.Identity()
+        classifier = {id(p) for p in head.parameters()}
         adaptive_clip_grad([p for p in parameters if id(p) not in classifier], clip)
     return norm
 

@@ -80,6 +80,11 @@ class AugmentConfig(Section):
                 "rand-m7-mstd0.5-inc1); augmix[-m<int>][-w<int>][-d<int>][-a<float>][-b<0|1>][-mstd<float>]; "
                 "original, originalr, v0, v0r or 3a [-mstd<float>]"
             )
+        if self.rand_augment is not None and self.interpolation in ("box", "hamming", "lanczos"):
+            raise ValueError(  # Pillow rotates with none of them
+                f"augment.interpolation={self.interpolation} cannot be used with augment.rand_augment: its operations "
+                "take nearest, bilinear or bicubic: choose one of these, or random"
+            )
         for key in ("scale", "ratio"):
             low, high = getattr(self, key)
             if not 0 < low <= high:

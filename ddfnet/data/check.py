@@ -64,7 +64,7 @@ def check_tree(
     """
     root = Path(root)
     report = TreeReport()
-    present = [split for split in ("train", "val") if (root / split).is_dir()]
+    present = [split for split in ("train", "val") if (root / split).exists()]
     if len(present) == 1:
         report.problems.append(f"{root} has a folder {present[0]} but not the other one of train and val")
     for split, folder in {split: root / split for split in present}.items() or [("images", root)]:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ddfnet.utils.errors import DataError, UserError
+from ddfnet.utils.files import scratch_folder
 
 
 def write_once(
@@ -43,9 +42,7 @@ def write_once(
     counts = _earlier_result(out, kind, parameters)
     if counts is not None:
         return counts
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with scratch_folder(out) as scratch:
         tree = scratch / "tree"  # made with the user's umask, which the temporary folder itself is not
         write(tree)
         counts = {folder.name: _count_files(folder) for folder in sorted(tree.iterdir())}
@@ -56,8 +53,6 @@ def write_once(
             # Another process may have finished first; its tree is the same.
             if _earlier_result(out, kind, parameters) is None:
                 raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return counts
 
 
@@ -67,7 +62,7 @@ def _earlier_result(out: Path, kind: str, parameters: dict[str, Any]) -> dict[st
         return None
     try:
         manifest = json.loads((out / f"{kind}.json").read_text())
-        written, counts = manifest["parameters"], manifest["counts"]
+        written, counts = manifest["parameters"], manifest.get("counts", {})  # the first versions did not count
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(
             f"{out} exists and was not made by make_data.py {kind}; name another folder or remove it"
@@ -76,7 +71,7 @@ def _earlier_result(out: Path, kind: str, parameters: dict[str, Any]) -> dict[st
         raise DataError(f"{out} was made with {written}, not {parameters}; name another folder or remove it")
     if any(_count_files(out / folder) != count for folder, count in counts.items()):
         raise DataError(f"{out} is incomplete: it should hold {counts}; remove it and run again")
-    return counts
+    return counts or {split: _count_files(out / split) for split in ("train", "val")}
 
 
 def _count_files(folder: Path) -> int:

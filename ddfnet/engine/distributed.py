@@ -60,26 +60,26 @@ def distributed_session(device: str = "auto") -> Iterator[Distributed]:
     Raises:
         UserError: cuda was asked for and is not there, or there are more processes than GPUs on this machine.
     """
-    rank, world_size, local_rank, local_world_size = _place()
-    place = _pick_device(device, local_rank, local_world_size)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
+    rank, world_size, local_rank, local_world_size = _position()
+    chosen = _pick_device(device, local_rank, local_world_size)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     if world_size > 1:
         dist.init_process_group(
-            "nccl" if place.type == "cuda" else "gloo",
+            "nccl" if chosen.type == "cuda" else "gloo",
             rank=rank,
             world_size=world_size,
             timeout=timedelta(minutes=30),
-            device_id=place if place.type == "cuda" else None,
+            device_id=chosen if chosen.type == "cuda" else None,
         )
-    yield Distributed(rank, world_size, place)
+    yield Distributed(rank, world_size, chosen)
     # Not in a `finally`: leaving waits for the other processes, and one that has failed must end, so that the launcher
     # sees it and ends the others.
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _place() -> tuple[int, int, int, int]:
+def _position() -> tuple[int, int, int, int]:
     """(rank, world size, local rank, local world size) from the environment."""
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:

@@ -1,4 +1,4 @@
-"""What a run says while it runs: console, metrics.jsonl, TensorBoard."""
+"""The log of a run: console, metrics.jsonl, TensorBoard."""
 
 import json
 import logging

@@ -15,6 +15,7 @@ except ImportError:  # Windows: runs are not kept out of each other's folder
 
 from ddfnet.config import LoadedConfig
 from ddfnet.config.reader import read_yaml
+from ddfnet.config.sections import with_present_names
 from ddfnet.tasks import check_config
 from ddfnet.tasks.plan import RunPlan
 from ddfnet.utils.environment import environment
@@ -26,23 +27,23 @@ FREE_KEYS = {"run", "data.root", "data.workers", "eval.batch_size"}
 
 
 def check_same_run(folder: Path, loaded: LoadedConfig) -> None:
-    """Checks that a run may start or go on in a folder; writes nothing.
+    """Checks that a run may start or resume in a folder; writes nothing.
 
     Raises:
         ConfigError: it was started with a configuration that computes something else, or holds a `best.pt` without the
-            `last.pt` to go on from.
+            `last.pt` to resume from.
     """
     if not (folder / "last.pt").exists():
         if (folder / "best.pt").exists():
             raise ConfigError(
-                f"{folder} holds best.pt but no last.pt to go on from, and a new run would write over it: "
+                f"{folder} holds best.pt but no last.pt to resume from, and a new run would write over it: "
                 f"take run.dir=NEW_FOLDER, with model.init_checkpoint={folder / 'best.pt'} if you like"
             )
         return
     saved = folder / "config.yaml"
     if loaded.config.run.allow_changes or not saved.exists():
         return
-    old, _ = read_yaml(saved)
+    old = with_present_names(type(loaded.config), read_yaml(saved)[0])
     with suppress(ConfigError):  # written by a version with other keys: compared as it is
         old = check_config(old).model_dump(mode="json")  # keys that were added since have their defaults
     before, now = _flat(old), _flat(loaded.config.model_dump(mode="json"))

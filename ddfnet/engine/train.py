@@ -118,7 +118,7 @@ def load_initial_weights(model: nn.Module, path: str | Path, *, meta: dict[str, 
 
 
 def _differences(weights: dict[str, Any], run: dict[str, Any], *, new_classifier: bool) -> list[str]:
-    """What may be meant when one starts from other weights, but should not go unnoticed."""
+    """Notes on weights of other images or classes: it may be meant, but should not go unnoticed."""
     lines = []
     then, now = weights.get("preprocessing"), run.get("preprocessing")
     if then and now:

@@ -26,7 +26,7 @@ _MOST_NUMBERED = 15  # classes whose cells have room for a number
 _MOST_CELLS = 250  # cells a side that stay visible
 _LONGEST = 30  # characters of a class name; the longest short name of ImageNet
 
-_BLUE, _ORANGE, _GREY = "#1F6FB5", "#D9690D", "#5B6770"
+_BLUE, _ORANGE, _GRAY = "#1F6FB5", "#D9690D", "#5B6770"
 _PLAIN = {"parse_math": False}  # a dollar in a class name is a dollar
 
 
@@ -147,13 +147,13 @@ def draw_calibration(calibration: Calibration) -> "Figure":
 
     reliability.bar(middles[filled], accuracy, width, color=_BLUE, label="accuracy of the bin")
     reliability.plot(confidence, confidence, "_", color=_ORANGE, ms=15, mew=2.5, label="confidence, mean of the bin")
-    reliability.plot([0, 1], [0, 1], "--", color=_GREY, lw=1, label="perfect calibration")
+    reliability.plot([0, 1], [0, 1], "--", color=_GRAY, lw=1, label="perfect calibration")
     reliability.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
     figure.suptitle(f"expected calibration error {calibration.ece:.2f} % ({BINS} bins)", fontsize=11)
     # Above the axes: inside, it would cover bars.
     reliability.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=8.5, frameon=False)
 
-    bars = population.bar(middles, calibration.counts, width, color=_GREY)
+    bars = population.bar(middles, calibration.counts, width, color=_GRAY)
     population.bar_label(bars, map(_count, calibration.counts), fontsize=7.5, padding=1)
     population.set(xlabel="confidence", ylabel="images", ylim=(0, 1.18 * max(calibration.counts)))
     for axes in (reliability, population):

@@ -109,7 +109,7 @@ def load_set(name: str, folder: Path, classes: Sequence[str], *, outputs: int | 
 def _absent(name: str, folder: Path) -> list[Path]:
     """The parts of a set that are not there."""
     parts = [folder / "val", folder / REAL_LABELS] if name == "real" else [folder]
-    return [part for part in parts if not (part.is_file() if part.name == REAL_LABELS else part.is_dir())]
+    return [part for part in parts if not part.exists()]
 
 
 def _missing(name: str, folders: list[Path]) -> str:

@@ -144,12 +144,12 @@ _models: dict[str, tuple[str, dict[str, Any], Callable[..., nn.Module]]] = {
     "resnet14_32px": ("The dense counterpart of ddf_mul_resnet14_32px.", small_image_cfg(), _create_dense)
 }
 for _combine, _how in (("mul", "multiplied"), ("add", "added")):
-    for _depth, _size in ((18, "7.7 M parameters (`DDFBasicBlock`)"), (50, "16.8 M parameters"),
+    for _layers, _size in ((18, "7.7 M parameters (`DDFBasicBlock`)"), (50, "16.8 M parameters"),
                           (101, "28.1 M parameters"), (152, "37.5 M parameters")):  # fmt: skip
-        _doc = f"DDF-ResNet{_depth}, filters {_how}: {_size}. Options besides timm's: `DDF_OPTIONS`."
-        _block = DDFBasicBlock if _depth == 18 else DDFBottleneck
-        _make = partial(_create, combine=_combine, layers=LAYERS[_depth], block=_block)
-        _models[f"ddf_{_combine}_resnet{_depth}"] = _doc, _cfg(), _make
+        _doc = f"DDF-ResNet{_layers}, filters {_how}: {_size}. Options besides timm's: `DDF_OPTIONS`."
+        _block = DDFBasicBlock if _layers == 18 else DDFBottleneck
+        _make = partial(_create, combine=_combine, layers=LAYERS[_layers], block=_block)
+        _models[f"ddf_{_combine}_resnet{_layers}"] = _doc, _cfg(), _make
     _doc = "A small DDF-ResNet for 32-pixel images (digits, CIFAR): 4 bottlenecks of 16 to 128 channels."
     _make = partial(_create, combine=_combine, **SMALL_IMAGE_ARGS)
     _models[f"ddf_{_combine}_resnet14_32px"] = _doc, small_image_cfg(), _make

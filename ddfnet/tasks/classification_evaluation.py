@@ -104,6 +104,6 @@ def _training_validation_set(path: Path, weights: Weights) -> Path:
     if weights.config is None:
         raise DataError(f"{path} does not say where its data is: give --data FOLDER")
     data = Path(weights.config["data"]["root"]) / weights.config["data"]["val"]
-    if not data.is_dir():
+    if not data.exists():
         raise DataError(f"the validation set of the training run is not at {data.resolve()}: give --data FOLDER")
     return data

@@ -1,7 +1,7 @@
 """Sections of the configuration that all tasks share; others stand beside their components, as in `ddfnet.optim`."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,6 +32,9 @@ class ModelSection(Section):
     """Name of the network."""
     init_checkpoint: str | None = None
     """Start from these weights."""
+
+    no_start: ClassVar[dict[str, Any]] = {"init_checkpoint": None}
+    """Values of the keys that name weights to start from, where a checkpoint has the weights."""
 
 
 class DataSection(Section):

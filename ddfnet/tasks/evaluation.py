@@ -11,6 +11,7 @@ from torch import nn
 
 from ddfnet.checkpoint import Weights, load_weights
 from ddfnet.config import check
+from ddfnet.config.sections import with_present_names
 from ddfnet.data.batches import Batch
 from ddfnet.evaluation.report import Report
 from ddfnet.tasks.config import Config
@@ -18,9 +19,6 @@ from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.zoo.entries import Entry
 
 C = TypeVar("C", bound=Config)
-
-# Where weights to start from come from: the checkpoint replaces them, and their files may be gone.
-_STARTS = {"init_checkpoint": None, "backbone_checkpoint": None, "backbone_pretrained": False}
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,9 @@ def stored_evaluation(
     if given:
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in given)
         task = weights.meta["task"]
-        raise UserError(f"{flags} cannot be used with a checkpoint of the task {task}, whose configuration says it")
+        raise UserError(
+            f"{flags} cannot be used with a checkpoint of the task {task}, whose configuration says it: leave them out"
+        )
     config = stored_config(task_class.config_class, path, weights, options)
     task = task_class(config)
     meta = task.meta()
@@ -108,12 +108,12 @@ def stored_config(schema: type[C], path: Path, weights: Weights, options: Evalua
     """The configuration of the training run, with the data and sizes of this evaluation."""
     if weights.config is None:
         raise CheckpointError(f"{path} does not hold the configuration of its run: give best.pt or last.pt")
-    values = deepcopy(weights.config)
+    values = with_present_names(schema, deepcopy(weights.config))
     if options.data is not None:
         values["data"]["root"] = str(options.data)
     values["data"]["workers"] = options.workers
     values["run"]["dir"] = None
     if options.batch_size is not None:
         values["eval"]["batch_size"] = options.batch_size
-    values["model"].update({key: value for key, value in _STARTS.items() if key in values["model"]})
+    values["model"].update(schema.model_fields["model"].annotation.no_start)  # its files may be gone
     return check(schema, values)

@@ -1,4 +1,4 @@
-"""What ran where: versions, machine and git commit, for run.json and reports."""
+"""Versions, machine and git commit, for run.json and reports."""
 
 import contextlib
 import os

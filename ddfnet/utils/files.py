@@ -54,7 +54,7 @@ def scratch_folder(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}; give another --output") from None
+        raise UserError(f"cannot write {target}: {error.strerror}; name another folder") from None
     try:
         yield folder
     finally:

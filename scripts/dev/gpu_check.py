@@ -87,8 +87,10 @@ def main(out: Path) -> int:
         print("gpu_check: no CUDA device found; nothing was run", file=sys.stderr)
         return 2
     results, report = out / "benchmarks", out / "tests.xml"
-    results.mkdir(parents=True, exist_ok=True)
-    report.unlink(missing_ok=True)  # of an earlier run
+    shutil.rmtree(results, ignore_errors=True)
+    results.mkdir(parents=True)
+    for earlier in (report, *(out / name for name in ("summary.json", "summary.md", "benchmarks.tar.gz"))):
+        earlier.unlink(missing_ok=True)
     os.chdir(ROOT)
     with (
         tempfile.TemporaryDirectory() as caches,

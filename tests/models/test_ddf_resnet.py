@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import ddfnet
 from ddfnet import DDF
-from ddfnet.models import DDFBasicBlock
+from ddfnet.models.ddf_resnet import DDFBasicBlock
 
 
 def count(name, **kwargs):

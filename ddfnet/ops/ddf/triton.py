@@ -74,7 +74,7 @@ def _backward_spatial(grad_y: Tensor, args: Arguments) -> Tensor:
 
 
 def _backward_filters(grad_y: Tensor, args: Arguments, given: Arguments, needed: Needed) -> tuple[Tensor, Tensor]:
-    """Gradients of the filters in the shapes and dtypes of the `given` ones, of which `a` has the dense ones."""
+    """Gradients of the filters in the shapes and dtypes of the `given` ones, of which `args` has the dense ones."""
     batch, channels = args.x.shape[:2]
     tile = tiling.backward_filters_tile(args)
     iterations = tiling.filter_iterations(tile, args)

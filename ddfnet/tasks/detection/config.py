@@ -1,6 +1,6 @@
 """The configuration of object detection."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -34,6 +34,12 @@ class DetectionModel(ModelSection):
     """Width of the pyramid."""
     box_samples: Positive = 512
     """Proposals per image that the second stage learns from."""
+
+    no_start: ClassVar[dict[str, Any]] = {
+        "init_checkpoint": None,
+        "backbone_checkpoint": None,
+        "backbone_pretrained": False,
+    }
 
     @model_validator(mode="after")
     def _one_start(self) -> "DetectionModel":

@@ -51,7 +51,7 @@ class DetectionTask(Task[DetectionConfig, CocoIndex]):
 
     @cached_property
     def _train(self) -> CocoIndex:
-        """The training images that show something; DataError where they have other categories than the others."""
+        """The training images that show something; DataError for other categories than those of validation."""
         index = self._index("train")
         if index.categories != self._val.categories:
             raise DataError(

@@ -131,8 +131,9 @@ def _verify(named: list[Entry], cache: str | None) -> int:
 
 def command_line(arguments: Sequence[str]) -> None:
     """`zoo ...`, the only command so far; exits with its code."""
-    if arguments[:1] != ["zoo"]:
-        sys.exit(f"usage: python -m ddfnet zoo ...   (got {' '.join(arguments) or 'nothing'})")
+    parser = argparse.ArgumentParser(prog="python -m ddfnet", description="Its own --help: python -m ddfnet zoo --help")
+    parser.add_argument("command", choices=["zoo"])
+    parser.parse_args(arguments[:1])
     sys.argv[0] = PROGRAM  # `run` puts the program's name before its errors
     parsed = parse_arguments(arguments[1:])
     run(lambda: main(parsed))

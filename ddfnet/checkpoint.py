@@ -53,7 +53,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "Weights only load failed" in str(error):
-            raise CheckpointError(_unsafe(path, str(error))) from None
+            raise CheckpointError(_unsafe(path, start, str(error))) from None
         raise CheckpointError(_damaged(path)) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile):
         raise CheckpointError(_damaged(path)) from None
@@ -67,10 +67,11 @@ def _damaged(path: Path) -> str:
     return f"{fault}: copy or download it again, or use another one"
 
 
-def _unsafe(path: Path, reason: str) -> str:
+def _unsafe(path: Path, start: bytes, reason: str) -> str:
     # torch names the offending object as `GLOBAL os.system` or `Unsupported class ...`.
     culprit = next((line.strip() for line in reason.splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
-    if not culprit and not zipfile.is_zipfile(path):
+    # A text file has unsupported operands, too; zip files and pickles of protocol 2 or later begin otherwise.
+    if (not culprit or ("operand" in culprit and start != b"\x80")) and not zipfile.is_zipfile(path):
         return _damaged(path)
     return (
         f"{path} holds Python objects besides tensors and plain values, and loading them could run code: refused. "

@@ -71,9 +71,7 @@ class ScheduleConfig(Section):
     @model_validator(mode="after")
     def _keys_agree(self) -> "ScheduleConfig":
         if self.name != "cosine" and (self.min_lr or self.cooldown_epochs):
-            raise ValueError(
-                f"schedule.name={self.name} ignores min_lr and cooldown_epochs: set both to 0 or use cosine"
-            )
+            raise ValueError(f"schedule.name={self.name} ignores min_lr, cooldown_epochs: set both to 0 or use cosine")
         if (self.name == "step") != bool(self.milestones):
             raise ValueError(
                 f"schedule.name={self.name} with schedule.milestones={self.milestones}: "
@@ -114,9 +112,7 @@ def peak_learning_rate(optim: OptimConfig, schedule: ScheduleConfig, batch_size:
         lr = (optim.base_lr or 0) * batch_size / optim.base_batch
     for key in ("min_lr", "warmup_lr"):
         if getattr(schedule, key) > lr:
-            raise ConfigError(
-                f"schedule.{key}={getattr(schedule, key):g} is above the peak learning rate {lr:g}: lower it"
-            )
+            raise ConfigError(f"schedule.{key}={getattr(schedule, key):g} is above the peak rate {lr:g}: lower it")
     return lr
 
 

@@ -75,6 +75,12 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, zipped):
     assert not marker.exists()
 
 
+def test_a_text_file_is_not_called_dangerous(tmp_path):
+    (tmp_path / "README.md").write_text("# ddfnet\n\nA sentence.\n")
+    with pytest.raises(CheckpointError, match="truncated or not a PyTorch checkpoint"):
+        read_checkpoint(tmp_path / "README.md")
+
+
 @pytest.mark.parametrize("keep", [0, 10, 1000, -1000])
 def test_truncated_files_are_called_so(tmp_path, keep):
     path = tmp_path / "cut.pt"

@@ -52,9 +52,8 @@ def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:
-                synced = GlooSyncBatchNorm2d(
-                    child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
-                )
+                options = child.eps, child.momentum, child.affine, child.track_running_stats
+                synced = GlooSyncBatchNorm2d(child.num_features, *options)
                 synced.load_state_dict(child.state_dict())
                 setattr(module, name, synced)
             elif isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, GlooSyncBatchNorm2d):

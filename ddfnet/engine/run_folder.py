@@ -76,9 +76,8 @@ def run_folder_lock(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ConfigError(
-                    f"another process is training in {folder}: wait for it, stop it, or take another run.dir"
-                ) from None
+                fix = "wait for it, stop it, or take another run.dir"
+                raise ConfigError(f"another process is training in {folder}: {fix}") from None
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         yield

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +20,7 @@ REAL_LABELS = "real.json"
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")  # in ImageNet's own file names: image n has the n-th list of labels
 
 
-@dataclass(frozen=True)
-class _Known:
+class _Known(NamedTuple):
     """A published set."""
 
     title: str

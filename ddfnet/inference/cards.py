@@ -172,9 +172,7 @@ def _recipe(entry: Entry) -> str:
 
 def _history(log: Log) -> list[str]:
     """The last epochs of a run as a table, if it has any; the training loss is that of each epoch's last record."""
-    ends, held_out = (
-        {math.ceil(record["epoch"]): record for record in log if record["kind"] == kind} for kind in ("train", "val")
-    )
+    ends, held_out = ({math.ceil(r["epoch"]): r for r in log if r["kind"] == kind} for kind in ("train", "val"))
     if not ends:
         return []
     rows = []

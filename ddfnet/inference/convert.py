@@ -33,9 +33,7 @@ def convert(source: str | Path, target: str | Path, *, model: str) -> Classifier
         raise UserError(f"{target} exists: delete it or name another target")
     weights = read_weights(source)
     if source.suffix == ".safetensors" or weights.meta is not None:
-        raise UserError(
-            f"{source} is no official checkpoint but one of this package: best.safetensors lies beside a best.pt"
-        )
+        raise UserError(f"{source} is one of this package: take the best.safetensors beside its best.pt")
     # It has no class names: `eval.py` then takes the class folders in sorted order.
     loaded = _checked(weights, source, model)
     origin = {"file": source.name, "sha256": sha256_of(source), "weights": weights.kind}

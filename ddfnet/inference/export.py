@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 import ddfnet
 from ddfnet.models.classifier import Classifier, load_classifier
-from ddfnet.ops.ddf.decompose import DECOMPOSITIONS
+from ddfnet.ops.common import DECOMPOSITIONS
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.files import scratch_folder, write_atomically
 from ddfnet.zoo.entries import ZOO
@@ -49,24 +49,18 @@ class ExportOptions:
         if self.opset is not None and kind != "onnx":
             raise UserError(f"--opset belongs to --format onnx, not {kind}: leave it out")
         if self.standalone and kind != "torch":
-            raise UserError(
-                f"--standalone belongs to --format torch: {kind} has no operator of ddfnet anyway, leave it out"
-            )
+            raise UserError(f"--standalone belongs to --format torch: {kind} has no operator of ddfnet, leave it out")
         if output is not None and output.suffix != SUFFIXES[kind]:
             raise UserError(f"--output {output}: a file of --format {kind} ends in {SUFFIXES[kind]}")
         if output is not None and output.is_dir():
             raise UserError(f"--output {output} is a folder: name a file")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: there is no CUDA device here; use cpu")
-        if kind == "onnx":
-            missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not _installed(name)]
-            if missing:
-                raise UserError(f"--format onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
+        if kind == "onnx" and (missing := missing_onnx_packages()):
+            raise UserError(f"--format onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
         compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as Inductor chooses
         if kind == "aoti" and shutil.which(compiler) is None:
-            raise UserError(
-                f"--format aoti needs a C++ compiler: there is no {compiler}; install one or name it in CXX"
-            )
+            raise UserError(f"--format aoti needs a C++ compiler: no {compiler} here; install one or name it in CXX")
 
     @property
     def path(self) -> Path:
@@ -219,6 +213,11 @@ def save_aoti(program: ExportedProgram, path: Path, about: dict[str, str]) -> No
 
 def load_aoti(path: Path) -> Callable[[Tensor], Tensor]:
     return torch._inductor.aoti_load_package(str(path))
+
+
+def missing_onnx_packages() -> list[str]:
+    """What `save_onnx` and `load_onnx` need and is not installed here."""
+    return [name for name in ("onnx", "onnxscript", "onnxruntime") if not _installed(name)]
 
 
 def _installed(package: str) -> bool:

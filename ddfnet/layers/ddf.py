@@ -26,7 +26,7 @@ class DDF(nn.Module):
         stride, dilation: as for `nn.Conv2d`; the padding is dilation * (k // 2).
         heads: number of spatial filters; channel c uses filter c // (C / heads).
         squeeze_ratio: sigma; the channel branch has int(C * sigma) hidden channels. None: 0.2.
-        combine: `mul` or `add`, how the two filters meet.
+        combine: `mul` or `add`, how the two filters are combined.
         filters: `both`, or only the `spatial` or the `channel` ones (table 3); the absent branch is None, and
             `combine` has nothing to act on.
         normalization: of the predicted filters: `filter` (`FilterNorm`), or the baselines of table 3, `batch`
@@ -106,10 +106,8 @@ class DDF(nn.Module):
     def _fused_branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both filters, the spatial ones and the pooled x from a single pass over x."""
         conv, norm = self.spatial_branch
-        k, heads, stride = self.kernel_size, self.heads, self.stride
-        spatial_filter, pooled = spatial_filters(
-            x, conv.weight, conv.bias, kernel_size=k, heads=heads, stride=stride, alpha=norm.std
-        )
+        options = {"kernel_size": self.kernel_size, "heads": self.heads, "stride": self.stride}
+        spatial_filter, pooled = spatial_filters(x, conv.weight, conv.bias, **options, alpha=norm.std)
         channel_filter = pooled[..., None, None].to(x.dtype)
         for layer in list(self.channel_branch)[1:]:
             channel_filter = layer(channel_filter)
@@ -142,10 +140,9 @@ def channel_branch(
     squeeze_ratio: float,
     normalization: Literal["filter", "batch", "sigmoid"],
     nonlinearity: str,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    **factory: Any,
 ) -> nn.Sequential:
-    """The layers that predict the channel filters: (B, C, H, W) -> (B, C*k*k, 1, 1).
+    """The layers that predict the channel filters: (B, C, H, W) -> (B, C*k*k, 1, 1). `factory`: device and dtype.
 
     Raises:
         ValueError: a squeeze ratio that leaves no hidden channel.
@@ -154,11 +151,8 @@ def channel_branch(
     if isinstance(squeeze_ratio, bool) or not isinstance(squeeze_ratio, int | float):
         raise TypeError(f"squeeze_ratio must be a number, got {squeeze_ratio!r}")
     hidden = int(channels * squeeze_ratio)
-    factory: dict[str, Any] = {"device": device, "dtype": dtype}
     if hidden < 1:
-        raise ValueError(
-            f"squeeze_ratio={squeeze_ratio} leaves no hidden channel of {channels}: give at least {1 / channels:.3g}"
-        )
+        raise ValueError(f"squeeze_ratio={squeeze_ratio} leaves no hidden channel: give at least {1 / channels:.3g}")
     return nn.Sequential(
         nn.AdaptiveAvgPool2d(1),
         nn.Conv2d(channels, hidden, 1, **factory),

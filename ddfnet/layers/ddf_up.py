@@ -39,7 +39,7 @@ class DDFUp(nn.Module):
         kernel_size: k, odd.
         heads: number of spatial filters; channel c uses filter c // (C / heads).
         squeeze_ratio: the channel branches have int(C * squeeze_ratio) hidden channels.
-        combine: `mul` or `add`, how the two filters meet.
+        combine: `mul` or `add`, how the two filters are combined.
         guidance_channels: those of the guidance (joint mode), or None (plain mode).
         depthwise_kernel_size: of plain mode's depthwise convolutions, odd; without effect in joint mode.
         normalization, nonlinearity: see `DDF`.

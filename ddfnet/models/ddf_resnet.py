@@ -21,10 +21,8 @@ DDF_OPTIONS = ("kernel_size", "heads", "squeeze_ratio", "filters", "normalizatio
 
 
 def _in_place_of(conv: nn.Conv2d, layer: Callable[..., nn.Module]) -> nn.Module:
-    weight = conv.weight
-    return layer(
-        conv.in_channels, stride=conv.stride[0], dilation=conv.dilation[0], device=weight.device, dtype=weight.dtype
-    )
+    factory = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+    return layer(conv.in_channels, stride=conv.stride[0], dilation=conv.dilation[0], **factory)
 
 
 class ReplacedBottleneck(Bottleneck):

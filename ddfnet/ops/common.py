@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 T = TypeVar("T", bound=Tensor | None)
+DECOMPOSITIONS: dict[Any, Callable] = {}  # each operator as a pure expression, for `run_decompositions`
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # absent on macOS and Windows
 # Triton's interpreter runs the kernels on CPU tensors. It reads this variable when the kernels are imported.

@@ -66,7 +66,7 @@ class DataConfig(DataSection):
     val: str = "val"
     """Validation tree, relative to root (or an absolute path)."""
     max_corrupt: Fraction = 0.001
-    """Training stops when more than this share of the images cannot be decoded."""
+    """Training stops when more than this share of the images, and more than 10, cannot be decoded."""
     input: InputConfig = InputConfig()
 
     renamed: ClassVar[dict[str, str]] = {"max_broken": "max_corrupt"}
@@ -128,9 +128,10 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         for key in ("train", "val"):
             part = getattr(config.data, key)
             if not (root / part).exists():
+                state = f"has no folder {part}" if root.exists() else "does not exist"
                 raise DataError(
-                    f"data.root={root} has no folder {part}: data.root holds {config.data.train}/ and "
-                    f"{config.data.val}/, each with one folder per class (data.{key} names another)"
+                    f"data.root={root} {state}: it holds {config.data.train}/ and {config.data.val}/, each with one "
+                    f"folder per class (set data.{key} where the name differs)"
                 )
         self._train = open_source(root / config.data.train)
         self._val = open_source(root / config.data.val, classes=self._train.classes)

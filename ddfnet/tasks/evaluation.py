@@ -81,16 +81,14 @@ def stored_evaluation(
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in given)
         task = weights.meta["task"]
         raise UserError(
-            f"{flags} cannot be used with a checkpoint of the task {task}, whose configuration says it: leave them out"
+            f"{flags} cannot be used with a checkpoint of {task}, whose configuration rules: leave them out"
         )
     config = stored_config(task_class.config_class, path, weights, options)
     task = task_class(config)
     meta = task.meta()
     changed = [key for key in meta if key != "ddfnet" and meta[key] != weights.meta.get(key)]
     if changed:
-        raise CheckpointError(
-            f"{path} was trained on other data ({', '.join(changed)} differ): give such data as --data"
-        )
+        raise CheckpointError(f"{path} was trained on other data ({', '.join(changed)} differ): give that as --data")
     network = task.build_model()
     load_weights(network, weights, source=path, name=config.model.name)
     return Evaluation(

@@ -27,7 +27,7 @@ class File:
     shipped: bool = False  # part of this package: needs no network
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """Weights of one model, and all that is needed to judge and use them."""
 
@@ -36,14 +36,14 @@ class Entry:
     file: File
     format: Literal["safetensors", "official"]  # official: a training checkpoint of timm 0.4.5 (a pickle)
     config: str  # the recipe as a configuration of this package
-    commit: str | None  # of this repository when they were trained; None where it was other code
-    command: str  # what trained them; empty where it was other code
+    commit: str | None = None  # of this repository when they were trained; None where it was other code
+    command: str = ""  # what trained them; empty where it was other code
     data: str  # what they were trained on
     num_classes: int  # of that data
     metrics: dict[str, float] = field(hash=False)  # percent on its validation set, named as by `eval.py`
-    images: int | None  # in that set; None where its publisher does not say
-    measured: str  # with what and when the metrics were measured; empty where they are claimed
-    input: dict[str, Any] = field(hash=False)  # preprocessing at these metrics, where it is not the usual of ImageNet
+    images: int | None = None  # in that set; None where its publisher does not say
+    measured: str = ""  # with what and when the metrics were measured; empty where they are claimed
+    input: dict[str, Any] = field(default_factory=dict, hash=False)  # preprocessing where it is not ImageNet's usual
     license: str  # of the weights, as far as known
     origin: str  # page of those who trained them
     status: Literal["verified", "claimed"]  # `metrics` are measured with `eval.py`, or those of their authors
@@ -79,14 +79,9 @@ def _official(model: str, config: str, top1: float, drive_id: str | None, note: 
         file=File(urls=(f"https://drive.google.com/uc?id={drive_id}",) if drive_id else ()),
         format="official",
         config=config,
-        commit=None,
-        command="",
         data="ImageNet-1k",
         num_classes=1000,
         metrics={"top1": top1},
-        images=None,
-        measured="",
-        input={},
         license="MIT for the code they were published with; the weights carry none of their own",
         origin=OFFICIAL,
         status="claimed",
@@ -165,6 +160,7 @@ def find(name: str) -> Entry:
         raise ZooError(f"{name} has several weights in the zoo: name {' or '.join(entry.name for entry in matches)}")
     names = [entry.name for entry in entries()]
     # A typing error in the model alone is closer to the model than to the longer full name.
-    candidates = [*names, *(entry.model for entry in entries())]
+    models = [entry.model for entry in entries()]
+    candidates = [*names, *(model for model in models if models.count(model) == 1)]
     hint = did_you_mean(name, candidates, most=2, otherwise=f"it has {', '.join(names)}")
     raise ZooError(f"the zoo has no weights {name!r}: {hint}")

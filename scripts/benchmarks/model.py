@@ -151,9 +151,7 @@ def line(row: dict[str, Any]) -> str:
     if "failed" in row:
         return TABLE.row(head, row["failed"])
     decimals = {"images_per_second": 4, "peak_mib": 1, "ratio": 2}
-    train, inference = (
-        [bench.number(row[part].get(key), n) for key, n in decimals.items()] for part in ("train", "inference")
-    )
+    train, inference = ([bench.number(row[p].get(k), n) for k, n in decimals.items()] for p in ("train", "inference"))
     seconds = bench.number(row["train"]["compile_s"], decimals=1) if row["mode"] == "compiled" else "-"
     return TABLE.row([*head, *train, seconds, *inference])
 

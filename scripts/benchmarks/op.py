@@ -188,13 +188,9 @@ def make_cases(arguments: argparse.Namespace) -> list[Case]:
             raise ValueError(f"--shapes {name} does not go with the upsampling operator: give upsample or B,C,H,W")
         batch = None if "," in name else arguments.batch
         cases += [replace(case, batch=batch or case.batch) for case in named]
-    settings = {
-        "kernel_size": arguments.kernel_size,
-        "combine": arguments.combine,
-        "scale": arguments.scale if up else 1,
-        "dtype": bench.DTYPES[arguments.dtype],
-        "memory_format": bench.FORMATS[arguments.memory_format],
-    }
+    settings = {"kernel_size": arguments.kernel_size, "combine": arguments.combine}
+    settings |= {"scale": arguments.scale if up else 1, "dtype": bench.DTYPES[arguments.dtype]}
+    settings |= {"memory_format": bench.FORMATS[arguments.memory_format]}
     return [replace(case, **settings) for case in cases]
 
 

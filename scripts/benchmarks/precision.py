@@ -31,7 +31,7 @@ from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.loader import eval_batches
 from ddfnet.data.preprocessing import eval_transform
 from ddfnet.data.sources.folder import index_folder
-from ddfnet.inference.export import load_onnx, save_onnx, traced
+from ddfnet.inference.export import load_onnx, missing_onnx_packages, save_onnx, traced
 from ddfnet.models.classifier import Classifier, load_classifier
 from ddfnet.utils.cli import at_least, run
 from ddfnet.utils.environment import cpu_name, package_version
@@ -70,12 +70,8 @@ def _quantized(network: nn.Module) -> Predict | str:
 
 
 def _onnx(network: nn.Module, size: int, path: Path) -> Predict | str:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        return f"not measured: pip install {error.name}"
+    if missing := missing_onnx_packages():
+        return f"not measured: pip install {' '.join(missing)}"
     save_onnx(traced(network, size, batch=None), path, {})
     return load_onnx(path)
 
@@ -133,8 +129,7 @@ def machine() -> str:
     """Processor, threads, versions and date."""
     versions = {name: package_version(name) for name in ("torch", "timm", "onnxruntime")}
     packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    processor = f"{os.cpu_count()} cores {cpu_name()}"
-    return f"{processor}, {torch.get_num_threads()} thread(s); {packages}; {date.today()}."
+    return f"{os.cpu_count()} cores {cpu_name()}, {torch.get_num_threads()} thread(s); {packages}; {date.today()}."
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

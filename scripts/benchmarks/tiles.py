@@ -59,9 +59,7 @@ CHOICES: dict[str, dict[str, list]] = {
     **{"spatial_filters_kernel": BRANCH, "spatial_filters_backward_kernel": BRANCH},
 }
 ORDER = list(CHOICES)
-TABLE = bench.Table(
-    {"kernel and shape": 36, "variant": 77, "us": 7, "kernel us": 9, "GB/s": 6, "% of floor": 10, "/ policy": 8}
-)
+TABLE = bench.Table({"kernel": 36, "variant": 77, "us": 7, "kernel us": 9, "GB/s": 6, "% of floor": 10, "/ policy": 8})
 MAX_ERROR = 1e-2  # relative L2
 Launch = tuple[Any, tuple[int], tuple, dict[str, Any]]  # kernel, grid, arguments, constants with warps and stages
 

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         raise UserError(f"{package} is missing: pip install {package}") from None
     except OSError as error:
-        raise UserError(str(error)) from None
+        raise UserError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
     print(output)
     return 0
 
@@ -85,11 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     curves.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     curves.add_argument("--output", type=Path, metavar="PNG", help="default: RUN/curves.png; of several: curves.png")
     operation = commands.add_parser("operation", help="the figure of the README")
-    for command in (filters, detections, depth, operation):
-        default = Path("visualization.png")
-        command.add_argument("--output", type=Path, default=default, metavar="PNG", help="default: %(default)s")
-    for command, task in ((filters, "classification"), (detections, "detection"), (depth, "depth")):
-        help_text = f"of the task {task}"
+    for each in (filters, detections, depth, operation):
+        each.add_argument(
+            "--output", type=Path, default="visualization.png", metavar="PNG", help="default: %(default)s"
+        )
+    filters.add_argument("--checkpoint", required=True, metavar="PATH", help="of a classifier, or zoo:NAME")
+    for command, help_text in ((detections, "of a detector"), (depth, "of a depth network")):
         command.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help=help_text)
     return parser
 

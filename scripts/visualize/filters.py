@@ -20,7 +20,7 @@ _GRID = 3
 
 
 def draw_filters(
-    image: Path, checkpoint: Path, model: str | None, layer: str | None, points: list[tuple[int, int]] | None
+    image: Path, checkpoint: str, model: str | None, layer: str | None, points: list[tuple[int, int]] | None
 ) -> Figure:
     """The image with marked points, the filter at each, and maps of each tap.
 

@@ -253,7 +253,7 @@ def test_a_schedule_above_its_peak_is_refused():
             "train": {"epochs": 1, "batch_size": 8, "device_batch_size": 8},
         }
     )
-    with pytest.raises(ConfigError, match=r"schedule\.min_lr=10 is above the peak learning rate 0\.1"):
+    with pytest.raises(ConfigError, match=r"schedule\.min_lr=10 is above the peak rate 0\.1"):
         plan_run(config, world_size=1, train_images=100)
 
 

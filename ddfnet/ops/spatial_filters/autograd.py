@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ddfnet.ops.common import define_op, output_size, runs_on_triton
+from ddfnet.ops.common import DECOMPOSITIONS, define_op, output_size, runs_on_triton
 
 Shape = tuple[int, ...]
 
@@ -128,6 +128,7 @@ def _backward(
 
 _spatial_filters = define_op("ddfnet::spatial_filters", _forward)
 _spatial_filters_backward = define_op("ddfnet::spatial_filters_backward", _backward)
+DECOMPOSITIONS[torch.ops.ddfnet.spatial_filters.default] = plain_spatial_filters
 
 
 @_spatial_filters.register_fake
@@ -176,9 +177,7 @@ def _first_order(ctx: Any, grad_filter: Tensor, grad_pooled: Tensor, _: Tensor |
 
 
 def _second_order(ctx: Any, *_: Tensor | None) -> tuple:
-    raise RuntimeError(
-        "the fused spatial filters have no second-order gradients: build the layer with DDF(..., fused_filters=False)"
-    )
+    raise RuntimeError("the fused spatial filters have no second-order gradients: build DDF(..., fused_filters=False)")
 
 
 _spatial_filters.register_autograd(_first_order, setup_context=_save_for_backward)

@@ -66,10 +66,8 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
     back, tilt = rng.uniform(3.0, 6.0), rng.uniform(-0.25, 0.25)
     wall, floor = _unit(np.array([tilt, 0.0, -1.0])), np.array([0.0, -1.0, 0.0])
     paint(_plane(ray, wall, np.array([0.0, 0.0, back])), np.broadcast_to(wall, ray.shape), wall_color, False)
-    paint(
-        _plane(ray, floor, np.array([0.0, rng.uniform(0.7, 1.3), 0.0])),
-        np.broadcast_to(floor, ray.shape), rng.uniform(0.2, 0.9, 3), True,
-    )  # fmt: skip
+    ground = _plane(ray, floor, np.array([0.0, rng.uniform(0.7, 1.3), 0.0]))
+    paint(ground, np.broadcast_to(floor, ray.shape), rng.uniform(0.2, 0.9, 3), True)
     for _ in range(rng.integers(5, 12)):
         same = rng.random() < _SAME_COLOR
         color = wall_color if same else rng.uniform(0.05, 1.0, 3)

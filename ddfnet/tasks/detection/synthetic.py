@@ -64,9 +64,8 @@ def draw_shapes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[d
         color = rng.permutation([rng.uniform(200, 255), rng.uniform(0, 60), rng.uniform(0, 255)])
         image[mask] = color + rng.normal(0, 8, (len(y), 3))
         width, height = int(np.ptp(x)) + 1, int(np.ptp(y)) + 1
-        objects.append(
-            {"category_id": label + 1, "bbox": [int(x.min()), int(y.min()), width, height], "area": int(mask.sum())}
-        )
+        bbox = [int(x.min()), int(y.min()), width, height]
+        objects.append({"category_id": label + 1, "bbox": bbox, "area": int(mask.sum())})
     return image.clip(0, 255).astype(np.uint8), objects
 
 

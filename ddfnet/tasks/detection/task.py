@@ -54,9 +54,7 @@ class DetectionTask(Task[DetectionConfig, CocoIndex]):
         """The training images that show something; DataError for other categories than those of validation."""
         index = self._index("train")
         if index.categories != self._val.categories:
-            raise DataError(
-                f"{index.file} and {self._val.file} have different categories: give two files with the same ones"
-            )
+            raise DataError(f"{index.file} and {self._val.file} have different categories: give two with the same ones")
         return index.with_boxes()
 
     def build_model(self) -> nn.Module:
@@ -65,9 +63,8 @@ class DetectionTask(Task[DetectionConfig, CocoIndex]):
         # A run that resumes has its weights in last.pt: those it started from need not be there any more.
         start = not (self.config.run.dir and (Path(self.config.run.dir) / "last.pt").exists())
         try:
-            backbone = create_backbone(
-                model.backbone, pretrained=model.backbone_pretrained and start, **model.backbone_kwargs
-            )
+            pretrained = model.backbone_pretrained and start
+            backbone = create_backbone(model.backbone, pretrained=pretrained, **model.backbone_kwargs)
         except OSError as error:  # of the download
             raise UserError(
                 f"model.backbone_pretrained: cannot load the weights of {model.backbone} ({error}): download them on a "

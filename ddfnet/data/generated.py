@@ -64,7 +64,7 @@ def _earlier_result(out: Path, kind: str, parameters: dict[str, Any]) -> dict[st
         manifest = json.loads((out / f"{kind}.json").read_text())
         written, counts = manifest["parameters"], manifest.get("counts", {})  # the first versions did not count
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{out} exists, not made by make_data.py {kind}; name another folder or remove it") from None
+        raise DataError(f"{out} exists and was not made by make_data.py {kind}; name another or remove it") from None
     if written != parameters:
         raise DataError(f"{out} was made with {written}, not {parameters}; name another folder or remove it")
     if any(_count_files(out / folder) != count for folder, count in counts.items()):

@@ -81,7 +81,7 @@ def stored_evaluation(
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in given)
         task = weights.meta["task"]
         raise UserError(
-            f"{flags} cannot be used with a checkpoint of {task}, whose configuration rules: leave them out"
+            f"{flags} cannot be used with a checkpoint of {task}, whose configuration says it: leave them out"
         )
     config = stored_config(task_class.config_class, path, weights, options)
     task = task_class(config)

@@ -248,7 +248,7 @@ def test_mistakes_come_before_any_work(checkpoint, image_tree, tmp_path):
     fails(UserError, "--data nowhere is not used", sets=own, data="nowhere")
     depth = tmp_path / "depth.pt"
     save_checkpoint(depth, {"meta": {"task": "depth"}, "model": {"w": torch.zeros(1)}, "ema": None})
-    fails(UserError, "--sets, --tta cannot be used with a checkpoint of the task depth", depth, sets="val", tta=True)
+    fails(UserError, "--sets, --tta cannot be used with a checkpoint of depth", depth, sets="val", tta=True)
     assert not (tmp_path / "out").exists()
 
 

@@ -85,7 +85,7 @@ def test_eval_needs_only_the_validation_part(trained, shapes, tmp_path):
 
 def test_eval_refuses_what_makes_no_sense(trained, shapes, tmp_path):
     best = trained / "best.pt"
-    with pytest.raises(UserError, match="--model, --input-size cannot be used with a checkpoint of the task detection"):
+    with pytest.raises(UserError, match="--model, --input-size cannot be used with a checkpoint of detection"):
         evaluate_checkpoint(best, model="resnet50", input_size=64)
     with pytest.raises(CheckpointError, match=r"does not hold the configuration.*best\.pt"):
         evaluate_checkpoint(trained / "best.safetensors")

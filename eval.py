@@ -11,17 +11,17 @@
 Model, classes and preprocessing come from the checkpoint; official checkpoints (state_dict, state_dict_ema) and bare
 state_dicts need --model. Prints top-1, top-5, expected calibration error, loss and the number of images, and writes a
 folder: report.json, report.md (one page to read), per_class.csv, and with matplotlib calibration.png, confusion.png and
-mistakes.png. Checkpoints of detection and depth are evaluated as their own configuration says (--data is its
-data.root), with their own metrics and report.json alone.
+mistakes.png. Checkpoints of other tasks are evaluated as their own configuration says (--data is its data.root), with
+their own metrics and report.json alone.
 
 --sets evaluates several sets in one go, a report folder for each, and writes sets.json and sets.md:
   val     DATA/val, 1000 class folders
-  real    DATA/val with the labels DATA/real.json (Beyer et al. 2020), right if any of a image's labels is given
+  real    DATA/val with the labels DATA/real.json (Beyer et al. 2020), correct if any of an image's is predicted
   v2      DATA/imagenetv2-matched-frequency-format-val, class folders 0 to 999
   a, r    DATA/imagenet-a, DATA/imagenet-r: only their 200 classes compete, as their authors have it
   sketch  DATA/sketch or DATA/imagenet-sketch
-NAME=FOLDER names the place of a set, or a set of your own: class folders that are some of the checkpoint's classes, of
-which only these compete.
+NAME=FOLDER names the folder of a set, or a set of your own: class folders that are some of the checkpoint's classes,
+of which only these compete.
 
 Exit codes: 0 done, 1 failed, 2 a mistake in the input.
 """
@@ -37,13 +37,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--sets", metavar="NAMES", help="several sets by name, comma-separated: see above; --data holds them")
     add("--tta", action="store_true", help="average over each image and its mirror image; wrong for digits, letters")
     add("--model", metavar="NAME", help="model name, for a file that does not say it")
-    add("--weights", choices=("auto", "raw", "ema"), default="auto", help="auto: the moving average if there is one")
+    add("--weights", choices=("auto", "raw", "ema"), default="auto", help="auto: the EMA weights if there are any")
     add("--batch-size", type=int, metavar="N", help="images per process (default 128; other tasks: as in training)")
-    add("--workers", default="auto", metavar="N", help="loader processes per rank (default: by the cores)")
+    add("--workers", default="auto", metavar="N", help="DataLoader workers per rank (default: by the cores)")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: that of training")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default %(default)s")
     add("--input-size", type=int, metavar="PIXELS", help="instead of the checkpoint's")
-    add("--crop-pct", type=float, metavar="SHARE", help="instead of the checkpoint's: size / crop_pct is the resize")
+    add("--crop-pct", type=float, metavar="FRACTION", help="instead of the checkpoint's: size / crop_pct is the resize")
     add("--interpolation", metavar="NAME", help="instead of the checkpoint's: bilinear, bicubic, ...")
     add("--output", metavar="FOLDER", help="of the report (default: eval_NAME beside the checkpoint, or in runs/)")
     return parser.parse_args()

@@ -7,9 +7,9 @@
                      train.py --config configs/ddf_resnet50.yaml data.root=/data/imagenet train.device_batch_size=64
   CPU, 2 processes torchrun --nproc-per-node 2 train.py --config configs/demo.yaml
 
-Any key of the configuration can be given after the options as key.sub=value. A run goes on by itself from the last.pt
+Any key of the configuration can be given after the options as key.sub=value. A run resumes by itself from the last.pt
 of its run folder. SIGTERM or Ctrl-C (and SIGUSR1, but not to torchrun, which does not pass it on) finish the step and
-save; start again to go on. Exit codes: 0 finished, 1 failed, 2 a mistake in the input, 75 interrupted; torchrun itself
+save; start again to resume. Exit codes: 0 finished, 1 failed, 2 a mistake in the input, 75 interrupted; torchrun itself
 exits with 1 for each of the last three.
 """
 
@@ -17,26 +17,17 @@ import argparse
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s --config FILE [--print-config | --dry-run] [key.sub=value ...]",
+    raw, usage = (
+        argparse.RawDescriptionHelpFormatter,
+        "%(prog)s --config FILE [--print-config | --dry-run] [KEY=VALUE ...]",
     )
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="YAML file, see configs/ and docs/reference/config.md"
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key.sub=value",
-        help='e.g. optim.lr=0.1 "train.ema={decay: 0.99}" run.dir=runs/a',
-    )
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved configuration and the origin of each value"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="build everything, run two steps on small batches, write nothing"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, usage=usage)
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="YAML file, see configs/ and docs/reference/config.md")
+    examples = 'e.g. optim.lr=0.1 "train.ema={decay: 0.99}" run.dir=runs/a'
+    add("overrides", nargs="*", metavar="key.sub=value", help=examples)
+    add("--print-config", action="store_true", help="print the resolved configuration and the origin of each value")
+    add("--dry-run", action="store_true", help="build everything, run two steps on small batches, write nothing")
     return parser.parse_intermixed_args()
 
 

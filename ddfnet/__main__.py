@@ -1,4 +1,20 @@
-"""The model zoo on the command line.
+"""The command line of the package: `python -m ddfnet zoo ...`, also spelled `python -m ddfnet.zoo ...`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddfnet.inference.cards import way_to_get
+from ddfnet.inference.convert import check_weights, convert
+from ddfnet.utils.cli import run
+from ddfnet.utils.errors import UserError
+from ddfnet.utils.text import wrap
+from ddfnet.zoo import Entry, ZooError, cache_folder, check, entries, fetch, file_path, find
+from ddfnet.zoo.download import sha256_of
+
+PROGRAM = "ddfnet.zoo"
+HELP = """The model zoo on the command line.
 
   python -m ddfnet.zoo list
   python -m ddfnet.zoo info ddf_mul_resnet50
@@ -10,25 +26,10 @@ Downloads lie in $DDFNET_CACHE, or else in the folder `ddfnet` beside those of t
 Exit codes: 0 done, 1 a file failed its verification, 2 a mistake in the input.
 """
 
-import argparse
-import sys
-import textwrap
-from collections.abc import Sequence
-from pathlib import Path
-
-from ddfnet.inference.cards import way_to_get
-from ddfnet.inference.convert import check_weights, convert
-from ddfnet.utils.cli import run
-from ddfnet.utils.errors import UserError
-from ddfnet.zoo import Entry, ZooError, cache_folder, check, entries, fetch, file_path, find
-
-PROGRAM = "ddfnet.zoo"
-
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {PROGRAM}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"python -m {PROGRAM}", description=HELP, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     cached = argparse.ArgumentParser(add_help=False)
     cached.add_argument("--cache", metavar="DIR", help="folder of the files")
@@ -47,40 +48,41 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: argparse.Namespace) -> int:
+    """Runs a command; returns the exit code."""
     if arguments.command == "list":
-        return _list(arguments.cache)
-    if arguments.command == "info":
-        return _info(find(arguments.name), arguments.cache)
-    if arguments.command == "download":
+        _list(arguments.cache)
+    elif arguments.command == "info":
+        _info(find(arguments.name), arguments.cache)
+    elif arguments.command == "download":
         entry = find(arguments.name)
         path = fetch(entry, cache=arguments.cache)
         print(f"{path}\nsha256 {check(entry, path)} ({_trust(entry)})")
-        return 0
-    if arguments.command == "verify":
+    elif arguments.command == "verify":
         return _verify([find(name) for name in arguments.names], arguments.cache)
-    done = convert(arguments.source, arguments.target, model=arguments.model)
-    print(f"{done.target}: {done.parameters:,} parameters, {done.tensors} tensors, {done.kind} weights")
-    print(f"size {done.size:,}\nsha256 {done.sha256}")
+    else:
+        target, loaded = arguments.target, convert(arguments.source, arguments.target, model=arguments.model)
+        tensors = len(loaded.network.state_dict())
+        print(f"{target}: {loaded.parameters:,} parameters, {tensors} tensors, {loaded.weights} weights")
+        print(f"size {target.stat().st_size:,}\nsha256 {sha256_of(target)}")  # as an entry of the zoo wants them
     return 0
 
 
-def _list(cache: str | None) -> int:
+def _list(cache: str | None) -> None:
     print(f"{'name':<34}{'top-1':>6}  {'status':<9} {'download':<9} here")
     for entry in entries():
-        top1 = f"{entry.metrics['top1']}" if "top1" in entry.metrics else "-"
         here = "yes" if file_path(entry, cache).exists() else "no"
+        top1 = entry.metrics.get("top1", "-")
         print(f"{entry.name:<34}{top1:>6}  {entry.status:<9} {way_to_get(entry):<9} {here}")
     print("\nverified: measured by us; claimed: the authors' figure, not measured here")
     print(f"shipped: part of this package; the others: in {cache_folder(cache)}")
-    return 0
 
 
 def _trust(entry: Entry) -> str:
     return "as published" if entry.file.sha256 else "none was published: recorded when first seen"
 
 
-def _info(entry: Entry, cache: str | None) -> int:
-    how, path = entry.preprocessing, file_path(entry, cache)
+def _info(entry: Entry, cache: str | None) -> None:
+    how, path, file = entry.preprocessing, file_path(entry, cache), entry.file
     figures = ", ".join(f"{name} {value:g} %" for name, value in entry.metrics.items())
     whose = "measured by us" if entry.status == "verified" else "claimed by the authors, not measured here"
     rows = {
@@ -90,55 +92,48 @@ def _info(entry: Entry, cache: str | None) -> int:
         "results": f"{figures} ({whose})",
         "measured": " on ".join(filter(None, (f"{entry.images} images" if entry.images else "", entry.measured))),
         "images": f"{how.size} px, crop {how.crop_pct:g}, {how.interpolation}",
-        "recipe": f"{entry.config} at {entry.commit}" if entry.commit else f"of its authors; ours: {entry.config}",
+        "recipe": f"{entry.config} at {entry.commit}" if entry.commit else f"of its authors; here: {entry.config}",
         "command": entry.command,
         "format": entry.format,
-        "size": f"{entry.file.size:,} bytes" if entry.file.size is not None else "not published",
-        "sha256": entry.file.sha256 or "not published",
-        "download": "\n".join(entry.file.urls) or ("none needed" if entry.file.shipped else "by hand"),
+        "size": f"{file.size:,} bytes" if file.size is not None else "not published",
+        "sha256": file.sha256 or "not published",
+        "download": "\n".join(file.urls) or ("none needed" if file.shipped else "by hand"),
         "here": f"{path}" if path.exists() else f"no (would be {path})",
         "origin": entry.origin,
         "license": entry.license,
         "note": entry.note,
     }
-    for key, value in ((key, value) for key, value in rows.items() if value):
-        for line in value.splitlines():
-            # Paths, links and hashes stay whole, however long: they are there to be copied.
-            print(textwrap.fill(line, 79, initial_indent=f"{key:<10}", subsequent_indent=" " * 10,
-                                break_long_words=False, break_on_hyphens=False))  # fmt: skip
-            key = ""
-    return 0
+    for key, value in rows.items():
+        for i, line in enumerate(value.splitlines()):
+            print(wrap(line, first=f"{'' if i else key:<10}", indent=" " * 10))
 
 
 def _verify(named: list[Entry], cache: str | None) -> int:
-    absent = [entry.name for entry in named if not entry.file.shipped and not file_path(entry, cache).exists()]
+    here = [entry for entry in entries() if entry.file.shipped or file_path(entry, cache).exists()]
+    absent = [entry.name for entry in named if entry not in here]
     if absent:
         raise ZooError(f"{', '.join(absent)} not in {cache_folder(cache)}: python -m {PROGRAM} download {absent[0]}")
-    there = named or [entry for entry in entries() if entry.file.shipped or file_path(entry, cache).exists()]
     failed = 0
-    for entry in there:
+    for entry in named or here:
         path = file_path(entry, cache)
         try:
             digest = check(entry, path)
-            parameters = check_weights(path, model=entry.model)
+            print(f"ok      {entry.name}: {check_weights(path, model=entry.model):,} parameters")
+            lines = [f"sha256 {digest}", _trust(entry)]
         except UserError as error:
             failed += 1
             print(f"FAILED  {entry.name}")
-            reason = str(error)
-        else:
-            print(f"ok      {entry.name}: {parameters:,} parameters")
-            reason = f"sha256 {digest}\n{_trust(entry)}"
-        for line in reason.splitlines():
-            print(textwrap.fill(line, 79, initial_indent=" " * 8, subsequent_indent=" " * 8,
-                                break_long_words=False, break_on_hyphens=False))  # fmt: skip
-    print(f"{len(there)} file(s), {failed} failed")
+            lines = str(error).splitlines()
+        print("\n".join(wrap(line, first=" " * 8, indent=" " * 8) for line in lines))
+    print(f"{len(named or here)} file(s), {failed} failed")
     return 1 if failed else 0
 
 
 def command_line(arguments: Sequence[str]) -> None:
     """`zoo ...`, the only command so far; exits with its code."""
-    if arguments[:1] != ["zoo"]:
-        sys.exit(f"usage: python -m ddfnet zoo ...   (got {' '.join(arguments) or 'nothing'})")
+    parser = argparse.ArgumentParser(prog="python -m ddfnet", description="Its own --help: python -m ddfnet zoo --help")
+    parser.add_argument("command", choices=["zoo"])
+    parser.parse_args(arguments[:1])
     sys.argv[0] = PROGRAM  # `run` puts the program's name before its errors
     parsed = parse_arguments(arguments[1:])
     run(lambda: main(parsed))

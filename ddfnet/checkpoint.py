@@ -17,6 +17,7 @@ from ddfnet.utils.errors import CheckpointError
 from ddfnet.utils.files import write_atomically
 
 FORMAT = "ddfnet.checkpoint.v1"
+DEFAULT_TASK = "classification"  # of files that do not say theirs
 
 
 def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
@@ -42,17 +43,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint not found: {path}")
     try:
         with path.open("rb") as file:
-            page = file.read(1) == b"<"
+            start = file.read(1)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-    if page:
+    if start == b"<":
         raise CheckpointError(f"{path} is no checkpoint but a web page (of a login or a quota?): download it again")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "Weights only load failed" in str(error):
-            raise CheckpointError(_unsafe(path, str(error))) from None
+            raise CheckpointError(_unsafe(path, start, str(error))) from None
         raise CheckpointError(_damaged(path)) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile):
         raise CheckpointError(_damaged(path)) from None
@@ -62,17 +63,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path) -> str:
-    size = path.stat().st_size
-    return (
-        f"{path} ({size:,} bytes) is truncated or not a PyTorch checkpoint: "
-        "copy or download it again, or use another one"
-    )
+    fault = f"{path} ({path.stat().st_size:,} bytes) is truncated or not a PyTorch checkpoint"
+    return f"{fault}: copy or download it again, or use another one"
 
 
-def _unsafe(path: Path, reason: str) -> str:
+def _unsafe(path: Path, start: bytes, reason: str) -> str:
     # torch names the offending object as `GLOBAL os.system` or `Unsupported class ...`.
     culprit = next((line.strip() for line in reason.splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
-    if not culprit and _looks_cut(path):
+    # A text file has unsupported operands, too; zip files and pickles of protocol 2 or later begin otherwise.
+    if (not culprit or ("operand" in culprit and start != b"\x80")) and not zipfile.is_zipfile(path):
         return _damaged(path)
     return (
         f"{path} holds Python objects besides tensors and plain values, and loading them could run code: refused. "
@@ -80,34 +79,25 @@ def _unsafe(path: Path, reason: str) -> str:
     )
 
 
-def _looks_cut(path: Path) -> bool:
-    return not zipfile.is_zipfile(path)
-
-
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a model as found in a file, and what the file says of them.
+    """The weights of a model as read from a file, with what the file says of them."""
 
-    Attributes:
-        state_dict: parameters and buffers under the keys of the raw model.
-        meta: model name, classes and preprocessing (`ClassificationTask.meta`); None where the file has none.
-        kind: which weights these are: `ema`, `model` or `state_dict`.
-    """
-
-    state_dict: dict[str, Tensor]
-    meta: dict[str, Any] | None
-    kind: str
+    state_dict: dict[str, Tensor]  # parameters and buffers under the keys of the raw model
+    meta: dict[str, Any] | None  # of the task (`Task.meta`); None where the file has none
+    kind: str  # `ema`, `model` or `state_dict`
+    config: dict[str, Any] | None = None  # of the run, in its `best.pt` and `last.pt`
 
 
 def read_weights(path: str | Path, *, prefer: str = "auto") -> Weights:
-    """Reads weights from a checkpoint of ours, an official one, a bare state_dict, or a .safetensors file.
+    """Reads weights from a checkpoint of this package, an official one, a bare state_dict, or a .safetensors file.
 
     Args:
         path: the file.
-        prefer: `auto` takes the moving average where there is one, `ema` demands it, `raw` never takes it.
+        prefer: `auto` takes the EMA weights where there are any, `ema` demands them, `raw` never takes them.
 
     Raises:
-        CheckpointError: see `read_checkpoint`; no weights inside, or no moving average although `prefer` is `ema`.
+        CheckpointError: see `read_checkpoint`; no weights inside, or no EMA weights although `prefer` is `ema`.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -115,18 +105,19 @@ def read_weights(path: str | Path, *, prefer: str = "auto") -> Weights:
     payload = read_checkpoint(path)
     raw_key, ema_key = ("model", "ema") if payload.get("format") == FORMAT else ("state_dict", "state_dict_ema")
     if prefer == "ema" and payload.get(ema_key) is None:
-        raise CheckpointError(f"{path} has no moving average of the weights: use --weights raw")
+        raise CheckpointError(f"{path} has no EMA weights: use --weights raw")
     key = ema_key if prefer != "raw" and payload.get(ema_key) is not None else raw_key
     state_dict = payload.get(key, payload)  # without such a key, the file itself is a state_dict
     tensors = isinstance(state_dict, dict) and all(isinstance(value, Tensor) for value in state_dict.values())
     if not tensors or not state_dict:
         raise CheckpointError(
             f"{path} holds no weights: expected `model` (ddfnet), `state_dict` (official) or a state_dict of tensors, "
-            f"found the keys {sorted(map(str, payload))[:8]}"
+            f"got the keys {sorted(map(str, payload))[:8]}"
         )
     state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     kind = "ema" if key == ema_key else "model" if key in payload else "state_dict"
-    return Weights(state_dict, payload.get("meta") if payload.get("format") == FORMAT else None, kind)
+    about = payload if payload.get("format") == FORMAT else {}
+    return Weights(state_dict, about.get("meta"), kind, about.get("config"))
 
 
 def _read_safetensors(path: Path, prefer: str) -> Weights:
@@ -146,21 +137,15 @@ def _read_safetensors(path: Path, prefer: str) -> Weights:
 
 
 def save_safetensors(path: Path, state_dict: dict[str, Tensor], meta: dict[str, Any], *, kind: str) -> None:
-    """Writes weights and their meta as one .safetensors file, which `read_weights` reads back.
-
-    kind: `ema` for a moving average, `model` for the weights as trained.
-    """
+    """Writes weights, of the kind `ema` or `model`, and their meta as a .safetensors file for `read_weights`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     data = safetensors.torch.save(tensors, {"ddfnet": json.dumps(meta), "kind": kind, "format": "pt"})
     write_atomically(path, lambda file: file.write(data))
 
 
 def load_weights(model: nn.Module, weights: Weights, *, source: str | Path, name: str) -> None:
-    """Loads weights strictly: every key and every shape must match.
-
-    Raises:
-        CheckpointError: they are those of another model; says how they differ.
-    """
+    """Loads weights strictly: every key and every shape must match. CheckpointError says how those of another model
+    differ."""
     expected = model.state_dict()
     missing = sorted(expected.keys() - weights.state_dict.keys())
     extra = sorted(weights.state_dict.keys() - expected.keys())

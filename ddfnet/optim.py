@@ -71,9 +71,7 @@ class ScheduleConfig(Section):
     @model_validator(mode="after")
     def _keys_agree(self) -> "ScheduleConfig":
         if self.name != "cosine" and (self.min_lr or self.cooldown_epochs):
-            raise ValueError(
-                f"schedule.name={self.name} ignores min_lr and cooldown_epochs: set both to 0 or use cosine"
-            )
+            raise ValueError(f"schedule.name={self.name} ignores min_lr, cooldown_epochs: set both to 0 or use cosine")
         if (self.name == "step") != bool(self.milestones):
             raise ValueError(
                 f"schedule.name={self.name} with schedule.milestones={self.milestones}: "
@@ -93,10 +91,14 @@ class ScheduleConfig(Section):
 class ScheduleSteps(Protocol):
     """The schedule counted in steps: a `ddfnet.tasks.plan.RunPlan`."""
 
-    lr: float
-    steps_per_epoch: int
-    schedule_steps: int
-    warmup_steps: int
+    @property
+    def lr(self) -> float: ...
+    @property
+    def steps_per_epoch(self) -> int: ...
+    @property
+    def schedule_steps(self) -> int: ...
+    @property
+    def warmup_steps(self) -> int: ...
 
 
 def peak_learning_rate(optim: OptimConfig, schedule: ScheduleConfig, batch_size: int) -> float:
@@ -105,12 +107,12 @@ def peak_learning_rate(optim: OptimConfig, schedule: ScheduleConfig, batch_size:
     Raises:
         ConfigError: the schedule starts or ends above it.
     """
-    lr = optim.lr if optim.lr is not None else optim.base_lr * batch_size / optim.base_batch
+    lr = optim.lr
+    if lr is None:  # then base_lr is given
+        lr = (optim.base_lr or 0) * batch_size / optim.base_batch
     for key in ("min_lr", "warmup_lr"):
         if getattr(schedule, key) > lr:
-            raise ConfigError(
-                f"schedule.{key}={getattr(schedule, key):g} is above the peak learning rate {lr:g}: lower it"
-            )
+            raise ConfigError(f"schedule.{key}={getattr(schedule, key):g} is above the peak rate {lr:g}: lower it")
     return lr
 
 
@@ -121,9 +123,8 @@ def build_optimizer(model: nn.Module, settings: OptimConfig, lr: float) -> torch
         ConfigError: an optimizer timm does not know, or an argument it does not take.
     """
     if settings.name.lower() not in list_optimizers():
-        hint = did_you_mean(
-            settings.name.lower(), list_optimizers(), otherwise="timm.optim.list_optimizers() names them"
-        )
+        known = map(str, list_optimizers())
+        hint = did_you_mean(settings.name.lower(), known, otherwise="timm.optim.list_optimizers() names them")
         raise ConfigError(f"optim.name={settings.name} is no optimizer of timm: {hint}")
     try:
         return create_optimizer_v2(
@@ -163,11 +164,12 @@ def clip_gradients(model: nn.Module, clip: float | None, mode: str) -> Tensor:
     parameters = [p for p in model.parameters() if p.grad is not None]
     if clip is not None and mode == "norm":
         return nn.utils.clip_grad_norm_(parameters, clip)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip is not None and mode == "value":
         nn.utils.clip_grad_value_(parameters, clip)
     elif clip is not None:
-        classifier = {id(p) for p in model.get_classifier().parameters()}
+        head = model.get_classifier() if hasattr(model, "get_classifier") else nn.Identity()
+        classifier = {id(p) for p in head.parameters()}
         adaptive_clip_grad([p for p in parameters if id(p) not in classifier], clip)
     return norm
 

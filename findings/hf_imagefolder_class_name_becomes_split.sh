@@ -10,8 +10,9 @@
 #   gone too, since only one folder is left. "test_tube" becomes the test split, "eval_kit" too, and
 #   "dev" the validation split. The words match at separators only: "bullettrain" is harmless.
 # Why it matters: "bullet train" is class 466 of ImageNet-1k, so the usual renaming of the WordNet
-#   folders to readable names is enough. A script that reads ds["train"] runs on: it trains on one
-#   class, or, with "test_tube" added, reports a test accuracy measured on a single class.
+#   folders to readable names is enough. Self-supervised training on ds["train"] then runs on with one
+#   class of a thousand, and a classifier stops at a missing label column, far from the cause. With a
+#   "test_tube" beside it the labels are there: training and test are one class each.
 # Way out, checked below: name the files, data_files={"train": "<root>/**"}.
 #
 # Versions: datasets 5.2.0, Pillow 13.0.0, pyarrow 26.0.1, numpy 2.4.6, Python 3.11. Date: 2026-11.

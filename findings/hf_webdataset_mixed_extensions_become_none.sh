@@ -8,8 +8,8 @@
 # Real: only the first five samples are looked at. Fields that appear later are thrown away, fields
 #   that are missing later become None, and the label stays. No error and no warning, in streaming
 #   mode and without. Put the same odd sample among the first five and loading fails.
-# Why it matters: collections scraped from several sources, and ImageNet itself (which has a PNG under
-#   a .JPEG name and is often repacked by true type), have rare other extensions. The usual
+# Why it matters: collections scraped from several sources have rare other extensions, and so has
+#   ImageNet once files are named by what they are (one of its .JPEG files is a PNG). The usual
 #   "skip broken samples" collate then silently drops exactly those pictures, in validation sets too;
 #   the accuracy is reported over fewer pictures than the shard holds.
 #

@@ -10,8 +10,8 @@
 #   everywhere. Mode "nearest" with whole factors is not affected (its default rounding happens to
 #   give the same pixels), so a test on nearest neighbors shows nothing.
 # Why it matters: opset 9 and 10 files of older classifiers, feature pyramids and segmentation heads are
-#   still around, and the quantizers of today ask for opset 11 or 13 and point to this converter. The
-#   accuracy lost in the conversion is then blamed on quantization. Setting the attribute by hand after
+#   still around, and the quantizers of today ask for opset 11 or 13, which is what this converter is
+#   for. The accuracy lost in the conversion is then blamed on quantization. Setting the attribute by hand after
 #   the conversion restores the numbers, which the script checks.
 #
 # Versions: onnx 1.23.2, onnxruntime 1.32.0, numpy 2.4.6, Python 3.11. Date: 2026-11.

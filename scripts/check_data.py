@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Verify an image data set before training on it.
+"""Verify an image dataset before training on it.
 
     python scripts/check_data.py /data/imagenet --imagenet --workers 16
 
@@ -18,31 +18,26 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
 from ddfnet.data.check import check_tree, format_report
-from ddfnet.utils.errors import UserError
+from ddfnet.utils.cli import run
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", metavar="ROOT", help="folder with train/ and val/, or one folder of classes")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="decoding processes (default: all cores, %(default)s)"
-    )
-    parser.add_argument("--imagenet", action="store_true", help="compare with ImageNet-1k's classes and counts")
+    add = parser.add_argument
+    add("root", metavar="ROOT", help="folder with train/ and val/, or one folder of classes")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="decoding processes (default: all cores, %(default)s)")
+    add("--imagenet", action="store_true", help="compare with ImageNet-1k's classes and counts")
     arguments = parser.parse_args(argv)
     progress = _print_progress if sys.stderr.isatty() else None
-    try:
-        report = check_tree(arguments.root, workers=arguments.workers, imagenet=arguments.imagenet, progress=progress)
-    except UserError as error:
-        print(f"check_data: {error}", file=sys.stderr)
-        return 2
+    report = check_tree(arguments.root, workers=arguments.workers, imagenet=arguments.imagenet, progress=progress)
     print(format_report(report))
     return 1 if report.problems else 0
 
 
 def _print_progress(done: int, total: int) -> None:
-    print(f"\r{done:,} of {total:,} files", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    print(f"\r{done:,} of {total:,} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,8 +1,9 @@
-"""Small real runs: a image tree drawn here, a tiny configuration, and the two commands as subprocesses."""
+"""Small real runs: an image tree drawn here, a tiny configuration, and the two commands as subprocesses."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # torch.compile's cache on disk knows an operator by its name: after a change here it would serve the code of yesterday.
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from ddfnet.utils.cli import run
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("cross", "disc", "grid", "ring", "stripes")
@@ -88,6 +91,13 @@ def launch(
         command(script, *arguments, processes=processes),
         cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
+
+
+def exit_code(main: Callable[[list[str]], int], arguments: list) -> int:
+    """Exit code of a command's `main`, run as its script runs it, in this process."""
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: main([str(argument) for argument in arguments]))
+    return stop.value.code
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -75,6 +75,12 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, zipped):
     assert not marker.exists()
 
 
+def test_a_text_file_is_not_called_dangerous(tmp_path):
+    (tmp_path / "README.md").write_text("# ddfnet\n\nA sentence.\n")
+    with pytest.raises(CheckpointError, match="truncated or not a PyTorch checkpoint"):
+        read_checkpoint(tmp_path / "README.md")
+
+
 @pytest.mark.parametrize("keep", [0, 10, 1000, -1000])
 def test_truncated_files_are_called_so(tmp_path, keep):
     path = tmp_path / "cut.pt"
@@ -145,7 +151,7 @@ def test_official_checkpoint_formats(tmp_path):
     torch.save(source.state_dict(), path)
     load_weights(target, read_weights(path), source=path, name=NAME)
     assert torch.equal(target.fc.weight, source.fc.weight)
-    with pytest.raises(CheckpointError, match="no moving average"):
+    with pytest.raises(CheckpointError, match="no EMA weights"):
         read_weights(path, prefer="ema")
 
 
@@ -179,12 +185,12 @@ def test_initial_weights_of_another_model_name_the_model(tmp_path):
 
 def test_initial_weights_of_other_images_or_classes_say_so(tmp_path):
     source = model()
-    said = {"classes": ["a", "b"], "preprocessing": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    save_safetensors(tmp_path / "w.safetensors", source.state_dict(), said, kind="model")
+    meta = {"classes": ["a", "b"], "preprocessing": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    save_safetensors(tmp_path / "w.safetensors", source.state_dict(), meta, kind="model")
 
     def lines(**changes):
         target = ddfnet.create_model(NAME, num_classes=source.num_classes)
-        return load_initial_weights(target, tmp_path / "w.safetensors", meta={**said, **changes}).splitlines()[1:]
+        return load_initial_weights(target, tmp_path / "w.safetensors", meta={**meta, **changes}).splitlines()[1:]
 
     assert lines() == []
     (line,) = lines(preprocessing={"mean": [0.4] * 3, "std": [0.5] * 3})

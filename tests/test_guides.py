@@ -38,7 +38,9 @@ import torch
 from tests.conftest import ROOT, draw, environment
 
 GUIDES = ROOT / "docs" / "guides"
-PAGES = sorted(path.name for path in GUIDES.glob("*.md"))
+# Tested beside what they describe: test_export.py, test_interop.py, tests/tasks.
+ELSEWHERE = {"export.md", "interop.md", "tasks.md"}
+PAGES = sorted({path.name for path in GUIDES.glob("*.md")} - ELSEWHERE)
 BLOCK = re.compile(
     r"^(?:<!-- test: (?P<how>.+?) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
@@ -139,7 +141,7 @@ def run(text, folder):
 
 
 def resolve(line):
-    """Checks a command that cannot be run here: options, configuration keys and values, files of ours.
+    """Checks a command that cannot be run here: options, configuration keys and values, files of this repository.
 
     Raises:
         AssertionError, SystemExit, UserError: it would be refused.
@@ -157,8 +159,8 @@ def resolve(line):
     elif words[0] != "python":
         assert words[0] in OTHERS, f"{line}: no rule for {words[0]}"
     elif words[1:3] == ["-m", "ddfnet.zoo"]:
+        from ddfnet.__main__ import parse_arguments
         from ddfnet.zoo import find
-        from ddfnet.zoo.__main__ import parse_arguments
 
         parsed = parse_arguments(words[3:])
         if parsed.command in ("info", "download"):
@@ -167,7 +169,7 @@ def resolve(line):
         _resolve_ours(words[1:])
     else:
         options = [word for word in words[2:] if word.startswith("--")]
-        source = (ROOT / words[1]).read_text()
+        source = "".join(path.read_text() for path in (ROOT / words[1]).parent.glob("*.py"))  # common.py has some
         assert all(f'"{option}"' in source for option in options), f"{line}: an option that {words[1]} does not have"
 
 
@@ -223,7 +225,7 @@ def check_layout(text, folder):
 
 DEMO = "python train.py --config configs/demo.yaml"
 WITHOUT = """import runpy, sys
-sys.modules[{0!r}], sys.argv = None, [{1!r}, {2!r}]
+sys.modules[{0!r}], sys.argv = None, [{1!r}, *{2!r}]
 runpy.run_path({1!r}, run_name="__main__")
 """
 PROVOKED = {
@@ -233,9 +235,9 @@ PROVOKED = {
     "no_data": f"{DEMO} data.root=data/none run.dir=runs/new",
     "flat": f"{DEMO} data.root=data/flat run.dir=runs/new",
     "classes_differ": f"{DEMO} data.root=data/missing run.dir=runs/new",
-    "broken_image": f"{DEMO} data.root=data/broken train.batch_size=40 train.device_batch_size=20 train.epochs=1 "
-    "run.dir=runs/broken",
-    "many_broken": f"{DEMO} data.root=data/many train.epochs=3 run.dir=runs/many",
+    "corrupt_image": f"{DEMO} data.root=data/corrupt train.batch_size=40 train.device_batch_size=20 train.epochs=1 "
+    "run.dir=runs/corrupt",
+    "many_corrupt": f"{DEMO} data.root=data/many train.epochs=3 run.dir=runs/many",
     "other_configuration": f"{DEMO} train.epochs=3 run.dir=runs/again",
     "other_epochs": f"{DEMO} train.epochs=3 run.dir=runs/demo",
     "other_model": f"{DEMO} model.init_checkpoint=runs/demo/best.pt model.name=resnet14_32px run.dir=runs/new",
@@ -245,8 +247,8 @@ PROVOKED = {
     "not_finite": f"{DEMO} optim.lr=1e30 optim.name=sgd schedule.warmup_epochs=0 run.log_every=1 run.dir=runs/nan",
     "no_gpu": f"{DEMO} run.device=cuda run.dir=runs/new",
     "port": f"RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=PORT {DEMO} run.dir=runs/new",
-    "no_matplotlib": WITHOUT.format("matplotlib", "scripts/visualize/curves.py", "runs/demo"),
-    "no_sklearn": WITHOUT.format("sklearn", "scripts/make_digits.py", "data/other"),
+    "no_matplotlib": WITHOUT.format("matplotlib", "scripts/visualize", ["curves", "runs/demo"]),
+    "no_sklearn": WITHOUT.format("sklearn", "scripts/make_data.py", ["digits", "data/other"]),
     "changed_file": "DDFNET_CACHE=data/page python -m ddfnet.zoo download ddf_mul_resnet50.official_in1k",
 }
 
@@ -269,16 +271,16 @@ def checkout(tmp_path):
     image_folders(digits / "train", classes, 4, rng)
     image_folders(digits / "val", classes, 2, rng)
     made = {"parameters": {"size": 32, "val_fraction": 0.2, "seed": 0}, "counts": {"train": 40, "val": 20}}
-    (digits / "digits.json").write_text(json.dumps(made))  # make_digits.py then finds its work done
+    (digits / "digits.json").write_text(json.dumps(made))  # then make_data.py keeps them
     return tmp_path
 
 
 def awkward_data(folder):
     """The data that the messages of a page are about."""
     data, digits = folder / "data", folder / "data" / "digits"
-    for name in ("broken", "many", "missing"):
+    for name in ("corrupt", "many", "missing"):
         shutil.copytree(digits, data / name)
-    (data / "broken" / "train" / "3" / "0.png").write_text("no image")
+    (data / "corrupt" / "train" / "3" / "0.png").write_text("no image")
     for path in sorted((data / "many" / "train").glob("[0-5]/[01].png")):
         path.write_text("no image")
     shutil.rmtree(data / "missing" / "val" / "9")

@@ -20,7 +20,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder where `python scripts/make_digits.py data/digits` was called."""
+    """A folder where `python scripts/make_data.py digits data/digits` was called."""
     pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("interop")
     render_digits(folder / "data" / "digits")
@@ -42,7 +42,7 @@ def block(folder, monkeypatch):
 
 def test_the_guide_has_the_blocks_tested_here():
     assert len(BLOCKS) == 4
-    assert "python scripts/make_digits.py data/digits\n" in GUIDE
+    assert "python scripts/make_data.py digits data/digits\n" in GUIDE
 
 
 def test_a_plain_loop_with_timms_preprocessing_gives_the_accuracy_of_the_zoo(block, capsys):
@@ -140,10 +140,18 @@ def test_mean_iou_of_a_known_prediction():
     assert example.mean_iou(model, logits, labels) == pytest.approx((1 / 2 + 2 / 3 + 1 + 1) / 4)
 
 
-@pytest.mark.parametrize("options", [["--steps", 0], ["--lr", 0], ["--output", "image.jpg"]])
+@pytest.mark.parametrize("options", [["--lr", 0], ["--output", "image.jpg"]])
 def test_mistakes_are_named(options):
     with pytest.raises(UserError, match=options[0]):
         call(*options)
+
+
+@pytest.mark.parametrize("options", [["--steps", 0], ["--seed", -1]])
+def test_numbers_out_of_range_are_named(options, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call(*options)
+    assert stopped.value.code == 2
+    assert f"{options[0]}: must be at least" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -27,15 +27,15 @@ def check(schema: type[S], values: dict[str, Any], origins: dict[KeyPath, str] |
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        faults = _explain(error.errors(), origins or {}, schema)
+        faults = faults_of(error, schema, origins or {})
         head = "the configuration has a fault" if len(faults) == 1 else f"the configuration has {len(faults)} faults"
         raise ConfigError("\n  ".join([f"{head}:", *faults])) from None
 
 
-def _explain(faults: list[Any], origins: dict[KeyPath, str], schema: type[Section]) -> list[str]:
+def faults_of(error: ValidationError, schema: type[Section], origins: dict[KeyPath, str]) -> list[str]:
     """Pydantic's faults as sentences: key, value, origin, what is wrong, and the fix."""
     by_key: dict[str, str] = {}
-    for fault in faults:
+    for fault in error.errors():
         path = _key_path(fault, schema)
         key = ".".join(path)
         where = next((f" ({origins[path[:n]]})" for n in range(len(path), 0, -1) if path[:n] in origins), "")
@@ -115,7 +115,7 @@ def _renamed(path: KeyPath, schema: type[Section]) -> str | None:
     """The present name of a key of an earlier version, None if it never was one."""
     for name in path[:-1]:
         inner = section_type(schema.model_fields[name].annotation) if name in schema.model_fields else None
-        if inner is None:
+        if inner is None or not issubclass(inner, Section):
             return None
         schema = inner
     new_name = schema.renamed.get(path[-1])

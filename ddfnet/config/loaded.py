@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_origin
 
 import yaml
 
 from ddfnet.config.reader import KeyPath
-from ddfnet.config.sections import Section
+from ddfnet.config.sections import Section, key_paths
 
 DEFAULT = "default"
 C = TypeVar("C", bound=Section)
@@ -22,7 +22,8 @@ class LoadedConfig(Generic[C]):
 
     def to_yaml(self, *, with_origins: bool = True) -> str:
         """The resolved configuration as YAML that `--config` reads back, each line with its origin as a comment."""
-        return dump_config(self.config.model_dump(mode="json"), self.origins if with_origins else None)
+        free = {path for path, field in key_paths(type(self.config)) if get_origin(field.annotation) is dict}
+        return _dump(self.config.model_dump(mode="json"), self.origins if with_origins else None, free)
 
     def ineffective_keys(self) -> list[str]:
         """One line for each key that somebody wrote, with an effect in mind, and that has none beside the others.
@@ -44,7 +45,7 @@ def _without_effect(section: Section, prefix: str = "") -> Iterator[tuple[str, s
             yield from _without_effect(inner, f"{prefix}{name}.")
 
 
-def dump_config(values: dict[str, Any], origins: dict[KeyPath, str] | None) -> str:
+def _dump(values: dict[str, Any], origins: dict[KeyPath, str] | None, free: set[KeyPath]) -> str:
     """YAML of a nested dict, in its own order; with origins, each value carries its origin as a comment."""
     lines: list[str] = []
 
@@ -53,12 +54,12 @@ def dump_config(values: dict[str, Any], origins: dict[KeyPath, str] | None) -> s
             path = (*prefix, key)
             indent = "  " * len(prefix)
             # An empty dict is a value; a dict below a free-form key (model.kwargs) is written as one, too.
-            if isinstance(value, dict) and value and not _is_free_form(path):
+            if isinstance(value, dict) and value and path not in free:
                 lines.append(f"{indent}{key}:")
                 walk(value, path)
                 continue
             text = flow(value)
-            comment = f"  # {_origin(path, origins)}" if origins is not None else ""
+            comment = f"  # {_origin(path, origins, free)}" if origins is not None else ""
             lines.append(f"{indent}{key}: {text}{comment}")
 
     walk(values, ())
@@ -73,13 +74,9 @@ def flow(value: Any) -> str:
     return text.removesuffix("...").strip()
 
 
-def _origin(path: KeyPath, origins: dict[KeyPath, str]) -> str:
+def _origin(path: KeyPath, origins: dict[KeyPath, str], free: set[KeyPath]) -> str:
     # A value inside a flow mapping or an override of a whole section has the origin of the nearest key above it.
     for length in range(len(path), 0, -1):
-        if path[:length] in origins and (length == len(path) or _is_free_form(path[:length])):
+        if path[:length] in origins and (length == len(path) or path[:length] in free):
             return origins[path[:length]]
     return DEFAULT
-
-
-def _is_free_form(path: KeyPath) -> bool:
-    return path[-1] in ("kwargs", "backbone_kwargs")

@@ -41,6 +41,16 @@ def key_paths(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[tuple[Ke
             yield from key_paths(section, (*prefix, name))
 
 
+def with_present_names(schema: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """A nested dict that an earlier version wrote, its renamed keys as they are called now."""
+    present = {}
+    for old, value in values.items():
+        key = getattr(schema, "renamed", {}).get(old, old)
+        inner = section_type(schema.model_fields[key].annotation) if key in schema.model_fields else None
+        present[key] = with_present_names(inner, value) if inner is not None and isinstance(value, dict) else value
+    return present
+
+
 def section_type(annotation: Any) -> type[BaseModel] | None:
     """The section class behind an annotation (`EmaConfig | None` -> `EmaConfig`), None for plain values."""
     for candidate in (annotation, *getattr(annotation, "__args__", ())):

@@ -1,1 +1,1 @@
-"""Classification data: images in, batches on the device out."""
+"""Data: sources of images, and the stream from them to batches on the device."""

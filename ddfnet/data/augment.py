@@ -1,4 +1,4 @@
-"""Augmentation: its section of the configuration, and what of it happens to each image in the workers, by timm."""
+"""Augmentation: its section of the configuration, and the part of it that runs in the workers, by timm."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -14,11 +14,11 @@ from ddfnet.data.preprocessing import Interpolation, Preprocessing
 
 _FLOAT = r"\d+(\.\d+)?"
 # timm skips sections that it does not understand ("rand-m", "rand-tfoo"); a typing error in a recipe must not pass.
-_AUGMENT_FORMATS = {
-    "rand": rf"rand(-(m\d+|n\d+|p{_FLOAT}|mstd{_FLOAT}|mmax\d+|inc[01]|t(weights|3aw|3a)))*",
-    "augmix": rf"augmix(-(m\d+|w\d+|d\d+|a{_FLOAT}|b[01]|mstd{_FLOAT}))*",
-    "policy": rf"(original|originalr|v0|v0r|3a)(-mstd{_FLOAT})?",
-}
+_AUGMENT_FORMATS = (
+    rf"rand(-(m\d+|n\d+|p{_FLOAT}|mstd{_FLOAT}|mmax\d+|inc[01]|t(weights|3aw|3a)))*",
+    rf"augmix(-(m\d+|w\d+|d\d+|a{_FLOAT}|b[01]|mstd{_FLOAT}))*",
+    rf"(original|originalr|v0|v0r|3a)(-mstd{_FLOAT})?",
+)
 
 
 class ErasingConfig(Section):
@@ -73,8 +73,18 @@ class AugmentConfig(Section):
             )
         if self.mixup_off_epoch is not None and self.mixup == 0 and self.cutmix == 0:
             raise ValueError("augment.mixup_off_epoch is set but augment.mixup and augment.cutmix are 0: unset one")
-        if self.rand_augment is not None:
-            _check_policy(self.rand_augment)
+        if self.rand_augment is not None and not any(re.fullmatch(f, self.rand_augment) for f in _AUGMENT_FORMATS):
+            raise ValueError(
+                f"augment.rand_augment={self.rand_augment!r} is not a policy of timm. Expected one of: rand[-m<int>]"
+                "[-n<int>][-p<float>][-mstd<float>][-mmax<int>][-inc<0|1>][-t<weights|3a|3aw>] (for example "
+                "rand-m7-mstd0.5-inc1); augmix[-m<int>][-w<int>][-d<int>][-a<float>][-b<0|1>][-mstd<float>]; "
+                "original, originalr, v0, v0r or 3a [-mstd<float>]"
+            )
+        if self.rand_augment is not None and self.interpolation in ("box", "hamming", "lanczos"):
+            raise ValueError(  # Pillow rotates with none of them
+                f"augment.interpolation={self.interpolation} cannot be used with augment.rand_augment: its operations "
+                "take nearest, bilinear or bicubic: choose one of these, or random"
+            )
         for key in ("scale", "ratio"):
             low, high = getattr(self, key)
             if not 0 < low <= high:
@@ -104,16 +114,14 @@ class AugmentConfig(Section):
 
 
 def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> Callable:
-    """Training augmentation of one image, up to a uint8 tensor.
+    """Training augmentation of one image: callable, PIL RGB image -> uint8 (3, size, size).
+
+    It draws from the global generators of `random`, numpy and torch.
 
     Args:
-        preprocessing: gives the output size (here that of the training crops), and the mean color that fills what an
-            operation leaves empty.
+        preprocessing: gives the size of the crops, and the mean color that fills what an operation leaves empty.
         augment: the recipe. With `crop: pad` the short side is resized to `size`, then a crop of `size` is taken from
             the image padded by `size // 8` black pixels.
-
-    Returns:
-        Callable, PIL RGB image -> uint8 (3, size, size). Draws from the global generators of `random`, numpy and torch.
     """
     size = preprocessing.size
     geometry, color, to_tensor = create_transform(
@@ -125,7 +133,8 @@ def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> Cal
         ratio=augment.ratio,
         hflip=augment.hflip,
         vflip=augment.vflip,
-        color_jitter=None if augment.trivial_augment else augment.color_jitter or None,
+        # None turns it off, which timm's annotation does not say.
+        color_jitter=None if augment.trivial_augment else augment.color_jitter or None,  # type: ignore[arg-type]
         auto_augment=augment.rand_augment,
         interpolation=augment.interpolation,
         mean=preprocessing.mean,
@@ -141,13 +150,3 @@ def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> Cal
         fill = [min(255, round(255 * value)) for value in preprocessing.mean]  # as timm fills
         policy = [TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=fill)]
     return Compose([*steps, *policy, *to_tensor.transforms])
-
-
-def _check_policy(policy: str) -> None:
-    if not any(re.fullmatch(pattern, policy) for pattern in _AUGMENT_FORMATS.values()):
-        raise ValueError(
-            f"augment.rand_augment={policy!r} is not a policy of timm. Expected one of: rand[-m<int>][-n<int>][-p<float>]"
-            "[-mstd<float>][-mmax<int>][-inc<0|1>][-t<weights|3a|3aw>] (for example rand-m7-mstd0.5-inc1); "
-            "augmix[-m<int>][-w<int>][-d<int>][-a<float>][-b<0|1>][-mstd<float>]; "
-            "original, originalr, v0, v0r or 3a [-mstd<float>]"
-        )

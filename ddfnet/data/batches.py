@@ -1,4 +1,4 @@
-"""What happens to a whole batch on the device: normalization, random erasing, mixup and CutMix."""
+"""Transforms of a whole batch on the device: normalization, random erasing, mixup and CutMix."""
 
 from typing import Any
 
@@ -13,14 +13,8 @@ from ddfnet.data.rng import BATCH, entry_key, keyed_generators
 Batch = dict[str, Any]
 
 
-class Normalize:
-    """uint8 images to normalized float32 ones: `(value / 255 - mean) / std` per channel.
-
-    Args:
-        preprocessing: gives mean and std.
-        device: where the images are.
-        channels_last: memory format of the result.
-    """
+class EvalBatchTransform:
+    """Normalizes the images of a batch on `device`: `(value / 255 - mean) / std` per channel."""
 
     def __init__(
         self, preprocessing: Preprocessing, *, device: torch.device | str, channels_last: bool = False
@@ -30,40 +24,25 @@ class Normalize:
         self.std = 255 * torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) uint8 -> float32 of the same shape."""
-        return image.to(torch.float32, memory_format=self.memory_format).sub_(self.mean).div_(self.std)
-
-
-class EvalBatchTransform:
-    """Normalize an evaluation batch; see `Normalize`. `batch["image"]` changes, the rest is passed on."""
-
-    def __init__(
-        self, preprocessing: Preprocessing, *, device: torch.device | str, channels_last: bool = False
-    ) -> None:
-        self.normalize = Normalize(preprocessing, device=device, channels_last=channels_last)
-
     def __call__(self, batch: Batch) -> Batch:
-        """Replace "image", (B, 3, H, W) uint8 on the device, by float32."""
-        return {**batch, "image": self.normalize(batch["image"])}
+        """Replaces "image", (B, 3, H, W) uint8 on the device, by float32; the rest is passed on."""
+        image = batch["image"].to(torch.float32, memory_format=self.memory_format)
+        return {**batch, "image": image.sub_(self.mean).div_(self.std)}
 
 
-class TrainBatchTransform:
-    """Normalize, then erase, then mix a training batch on its device.
+class TrainBatchTransform(EvalBatchTransform):
+    """Normalizes, then erases, then mixes a training batch on its device.
 
     Draws are keyed by (seed, epoch, index and repeat of the batch's first image): they do not depend on the number of
-    processes or on restarts, and the global generators of the main process are left as found.
+    processes or on restarts, and the global generators of the main process are left as they were.
 
     Args:
-        preprocessing: gives mean and std.
         augment: random erasing (arXiv 1708.04896), mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899), all timm's.
             From `mixup_off_epoch` on (counted from 0) images are no longer mixed; targets stay (smoothed) one-hot
             rows, so the loss keeps its form.
-        device: where the batches are.
         seed: keys the draws.
         num_classes: width of mixed targets.
         label_smoothing: of the mixed targets. **Acts here only if mixup or CutMix is on**; else the loss must smooth.
-        channels_last: memory format of the images.
     """
 
     def __init__(
@@ -77,8 +56,8 @@ class TrainBatchTransform:
         label_smoothing: float = 0.0,
         channels_last: bool = False,
     ) -> None:
+        super().__init__(preprocessing, device=device, channels_last=channels_last)
         self.device, self.seed, self.mixup_off_epoch = torch.device(device), seed, augment.mixup_off_epoch
-        self.normalize = Normalize(preprocessing, device=device, channels_last=channels_last)
         self.erasing = self.mixup = None
         if augment.erasing.p > 0:
             self.erasing = RandomErasing(
@@ -95,16 +74,10 @@ class TrainBatchTransform:
             )
 
     def __call__(self, batch: Batch) -> Batch:
-        """Transform one batch.
-
-        Args:
-            batch: "image" (B, 3, H, W) uint8 and "target" (B,) int64 on the device; "index" and "repeat" (B,) int64 on
-                the CPU and "epoch" int.
-
-        Returns:
-            The batch with "image" float32 and "target" int64 (B,), or float32 (B, num_classes) if mixing is on.
-        """
-        image, target = self.normalize(batch["image"]), batch["target"]
+        """A batch of `TrainDataset.read`, on the device but for "index" and "repeat", with "image" float32, and with
+        "target" int64 (B,), or float32 (B, num_classes) if mixing is on."""
+        batch = super().__call__(batch)
+        image, target = batch["image"], batch["target"]
         if self.erasing is not None or self.mixup is not None:
             epoch = batch["epoch"]
             # The repeats of one image may lead micro-batches of the same step: without "repeat" those would mix alike.

@@ -1,88 +1,45 @@
-"""Reading one image: decode, augment, and what happens when a file is broken."""
+"""Reading labeled images: decode, augment, collate, and what happens when a file is corrupt."""
 
-import warnings
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch.utils.data import Dataset, get_worker_info
+from PIL import Image
+from torch.utils.data import default_collate, get_worker_info
 
+from ddfnet.data.batches import Batch
+from ddfnet.data.decode import decode_error, open_rgb
 from ddfnet.data.rng import REPLACEMENT, SAMPLE, entry_key, key_seeds, keyed_generators, seed_generators
 from ddfnet.data.sampler import Request
-from ddfnet.data.sources.folder import FolderIndex
+from ddfnet.data.sources import ImageSource
 from ddfnet.utils.errors import DataError
 
-Transform = Callable[[Image.Image], torch.Tensor]
+Transform = Callable[[Image.Image], torch.Tensor]  # RGB -> uint8 (3, H, W)
 
+_log = logging.getLogger("ddfnet")
 _REPLACEMENT_ATTEMPTS = 4
+_CORRUPT_FLOOR = 10  # so many corrupt files are tolerated, whatever their share: a small set would stop at its first
 
 
-def open_rgb(path: str) -> Image.Image:
-    """Decode an image file to RGB, as timm does: `convert("RGB")`, EXIF orientation ignored.
-
-    One exception to timm: 16-bit gray keeps its upper 8 bits; Pillow alone clips it, which leaves a white image.
-    The file is closed on return. Truncated files are errors (Pillow's default).
-
-    Raises:
-        Exception: whatever Pillow or the file system raises for a file that cannot be decoded.
-    """
-    # Pillow warns of odd metadata (EXIF, palette transparency), which changes no pixel; its decompression-bomb warning
-    # is of another category and stays.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-        with open(path, "rb") as file:
-            image = Image.open(file)
-            image.load()
-        if is_16_bit_gray(image):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def is_16_bit_gray(image: Image.Image) -> bool:
-    """True for 16-bit gray images. Some formats and versions of Pillow open them as 32-bit "I"."""
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-
-
-def decode_error(error: Exception) -> str:
-    """One-line reason, without the path, for a file that could not be decoded."""
-    if isinstance(error, UnidentifiedImageError):
-        reason = "not an image, or its header is damaged"
-    else:
-        reason = str(getattr(error, "strerror", None) or error)
-    return " ".join(f"{type(error).__name__}: {reason}".split())
-
-
-class TrainDataset(Dataset):
+class TrainDataset:
     """Augmented training images.
 
     `dataset[(epoch, i, repeat)]` returns `(image, label, i, problem)`: image uint8 (3, H, W), `problem` an empty string
-    or, if image i is broken, the reason. A broken image is replaced by another one of the set, drawn by (seed, epoch,
+    or, if image i is corrupt, the reason. A corrupt image is replaced by another one of the set, drawn by (seed, epoch,
     i, attempt) and so the same one in each repeat, together with its label.
 
-    The augmentation depends on (seed, epoch, i, repeat) alone: the global generators are keyed before each image. In
-    the main process they are left as found (about 0.15 ms per image); in a worker nobody else uses them.
+    Where several replacements in a row are corrupt as well, reading raises a DataError.
 
-    Args:
-        index: the images.
-        transform: PIL RGB image -> uint8 (3, H, W) tensor.
-        seed: keys augmentation and replacement.
-
-    Raises:
-        DataError: on reading, if several replacements in a row are broken as well.
+    Augmentation depends on (seed, epoch, i, repeat) alone: the global generators are keyed before each image. In the
+    main process they are left as they were (about 0.15 ms per image); in a worker nobody else uses them.
     """
 
-    def __init__(self, index: FolderIndex, transform: Transform, *, seed: int) -> None:
-        self.index = index
-        self.transform = transform
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.index)
+    def __init__(self, source: ImageSource, transform: Transform, *, seed: int) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
 
     def __getitem__(self, request: Request) -> tuple[torch.Tensor, int, int, str]:
         epoch, i, repeat = request
-        image, label, problem = self._read(epoch, i)
+        image, label, problem = self._decode(epoch, i)
         key = entry_key(SAMPLE, self.seed, epoch, i, repeat)
         if get_worker_info() is not None:
             seed_generators(*key)
@@ -90,46 +47,95 @@ class TrainDataset(Dataset):
         with keyed_generators(*key):
             return self.transform(image), label, i, problem
 
-    def _read(self, epoch: int, i: int) -> tuple[Image.Image, int, str]:
+    def read(self, requests: list[Request]) -> Batch:
+        """One micro-batch on the CPU: "image" uint8 (B, 3, H, W), "target", "index" and "repeat" int64 (B,), "epoch"
+        int, "corrupt" [(index, reason)] of the images that were replaced."""
+        images, labels, indices, problems = zip(*(self[request] for request in requests), strict=True)
+        return {
+            **_collate(images, labels, indices),
+            "repeat": torch.tensor([repeat for _, _, repeat in requests], dtype=torch.int64),
+            "epoch": requests[0][0],
+            "corrupt": [(i, problem) for i, problem in zip(indices, problems, strict=True) if problem],
+        }
+
+    def _decode(self, epoch: int, i: int) -> tuple[Image.Image, int, str]:
         """Image i or its replacement, its label, and why image i itself could not be read."""
         problem = ""
         for attempt in range(_REPLACEMENT_ATTEMPTS + 1):
             j = i if attempt == 0 else self._replacement(epoch, i, attempt)
             try:
-                return open_rgb(self.index.path(j)), self.index.label(j), problem
+                return open_rgb(self.source.read(j)), self.source.label(j), problem
             except Exception as error:
                 problem = problem or decode_error(error)
         raise DataError(
-            f"training image {self.index.path(i)} is broken ({problem}) and so are the {_REPLACEMENT_ATTEMPTS} images "
-            f"tried in its place; find all of them with: python scripts/check_data.py {self.index.root}"
+            f"training image {self.source.name(i)} is corrupt ({problem}) and so are the {_REPLACEMENT_ATTEMPTS} "
+            f"images tried in its place; find all of them with: python scripts/check_data.py {self.source.root}"
         )
 
     def _replacement(self, epoch: int, i: int, attempt: int) -> int:
         draw = key_seeds(REPLACEMENT, self.seed, epoch, i, attempt)[0]
-        return (i + 1 + draw % max(1, len(self.index) - 1)) % len(self.index)
+        return (i + 1 + draw % max(1, len(self.source) - 1)) % len(self.source)
 
 
-class EvalDataset(Dataset):
+class EvalDataset:
     """Evaluation images: `dataset[i]` returns `(image, label, i)`, image uint8 (3, H, W).
 
-    Raises:
-        DataError: on reading a broken image, with its path and the reason. An evaluation never replaces an image.
+    A corrupt image is a DataError with its name and the reason: an evaluation never replaces an image.
     """
 
-    def __init__(self, index: FolderIndex, transform: Transform) -> None:
-        self.index = index
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.index)
+    def __init__(self, source: ImageSource, transform: Transform) -> None:
+        self.source, self.transform = source, transform
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int, int]:
-        path = self.index.path(i)
         try:
-            image = open_rgb(path)
+            image = open_rgb(self.source.read(i))
         except Exception as error:
             raise DataError(
-                f"evaluation image {path} is broken ({decode_error(error)}); restore the file: leaving it out would "
-                "change the result"
+                f"evaluation image {self.source.name(i)} is corrupt ({decode_error(error)}); restore the file: leaving "
+                "it out would change the result"
             ) from error
-        return self.transform(image), self.index.label(i), i
+        return self.transform(image), self.source.label(i), i
+
+    def read(self, indices: list[int]) -> Batch:
+        """One batch on the CPU: "image" uint8 (B, 3, H, W), "target" and "index" int64 (B,)."""
+        return _collate(*zip(*(self[i] for i in indices), strict=True))
+
+
+class CorruptImages:
+    """Counts the corrupt training images of a run in this process, and stops it at more than `limit` of those read."""
+
+    def __init__(self, source: ImageSource, limit: float) -> None:
+        self.source, self.limit = source, limit
+        self.read = self.replaced = 0
+        self.files: set[int] = set()
+
+    def count(self, batch: Batch) -> Batch:
+        """Takes "corrupt" out of a batch of `TrainDataset.read` and logs each of its files once; DataError where more
+        than `limit` of the images read so far, and more than 10 different ones, are corrupt."""
+        corrupt = batch.pop("corrupt")
+        self.read += len(batch["index"])
+        self.replaced += len(corrupt)
+        for i, reason in corrupt:
+            if i not in self.files:
+                self.files.add(i)
+                name = self.source.name(i)
+                _log.warning("corrupt training image %s (%s); another image takes its place", name, reason)
+        if corrupt and len(self.files) > _CORRUPT_FLOOR and self.replaced > self.limit * self.read:
+            i, reason = corrupt[-1]
+            raise DataError(
+                f"{len(self.files)} different training images are corrupt, {self.replaced / self.read:.2%} of those "
+                f"read (limit {self.limit:.2%}), for example {self.source.name(i)} ({reason}). "
+                f"List them with: python scripts/check_data.py {self.source.root}"
+            )
+        return batch
+
+
+def _collate(images: Sequence[torch.Tensor], labels: Sequence[int], indices: Sequence[int]) -> Batch:
+    # Images come from Pillow as H x W x C in memory. Stacked that way there is no transposition, and the batch is
+    # channels_last from the start. In a worker, default_collate stacks straight into shared memory.
+    stacked = default_collate([image.permute(1, 2, 0) for image in images])
+    return {
+        "image": stacked.permute(0, 3, 1, 2),
+        "target": torch.tensor(labels, dtype=torch.int64),
+        "index": torch.tensor(indices, dtype=torch.int64),
+    }

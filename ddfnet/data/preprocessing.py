@@ -1,18 +1,20 @@
-"""What a network expects of its input, and the evaluation's transform to it. Normalization happens on the device."""
+"""Preprocessing that a network expects, and the evaluation's transform to it. The device normalizes."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 
-from ddfnet.config import Positive, Section, Triple, check
+from ddfnet.config import Positive, Section, Triple
+from ddfnet.config.check import faults_of
+from ddfnet.utils.errors import ConfigError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
 
 class Preprocessing(Section):
-    """What a network expects of its input; a checkpoint stores it."""
+    """Input that a network expects; a checkpoint stores it."""
 
     size: Positive = 224
     """Side of the square input, pixels; the checkpoint remembers it."""
@@ -32,33 +34,31 @@ class Preprocessing(Section):
         return self
 
     def replaced(self, **changes: Any) -> "Preprocessing":
-        """A copy with other values, checked.
-
-        Raises:
-            ConfigError (a ValueError): a value is out of range.
-        """
-        return check(Preprocessing, {**{name: getattr(self, name) for name in Preprocessing.model_fields}, **changes})
+        """A copy with other values, checked: ConfigError, a ValueError, where one is out of range."""
+        return _checked({**self.model_dump(include=set(Preprocessing.model_fields)), **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary (numbers, strings, lists) for a checkpoint or JSON; `size` is `input_size` there."""
-        values = {name: getattr(self, name) for name in Preprocessing.model_fields if name != "size"}
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        return {"input_size": self.size, **plain}
+        values = self.model_dump(mode="json", include=set(Preprocessing.model_fields))
+        return {"input_size": values.pop("size"), **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """Inverse of `to_dict`.
-
-        Raises:
-            ValueError: a key is missing or unknown, or a value is out of range.
-        """
+        """Inverse of `to_dict`; ValueError where a key is missing or unknown, or a value is out of range."""
         expected = {"input_size", *Preprocessing.model_fields} - {"size"}
         if set(values) != expected:
             raise ValueError(
                 f"preprocessing must have exactly the keys {sorted(expected)}; "
                 f"missing: {sorted(expected - set(values))}, unknown: {sorted(set(values) - expected)}"
             )
-        return check(Preprocessing, {"size" if name == "input_size" else name: value for name, value in values.items()})
+        return _checked({"size" if name == "input_size" else name: value for name, value in values.items()})
+
+
+def _checked(values: dict[str, Any]) -> Preprocessing:
+    try:
+        return Preprocessing.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(faults_of(error, Preprocessing, {}))) from None
 
 
 class InputConfig(Preprocessing):
@@ -69,11 +69,8 @@ class InputConfig(Preprocessing):
 
 
 def eval_transform(preprocessing: Preprocessing) -> Callable:
-    """timm's evaluation transform: short side to `floor(size / crop_pct)`, then the center.
-
-    Returns:
-        Callable, PIL RGB image -> uint8 (3, size, size).
-    """
+    """timm's evaluation transform, PIL RGB image -> uint8 (3, size, size): short side to `floor(size / crop_pct)`, then
+    the center."""
     return create_transform(
         input_size=preprocessing.size,
         is_training=False,

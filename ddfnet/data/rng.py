@@ -1,4 +1,4 @@
-"""Random draws keyed by what they belong to, through the global generators that timm and torchvision use.
+"""Random draws keyed by what they belong to.
 
 timm's transforms draw from Python's `random` and from numpy's global generator, torchvision's from torch's default
 generator. All three are seeded from one key, so a draw depends on its key alone.
@@ -30,7 +30,7 @@ def entry_key(kind: int, seed: int, epoch: int, index: int, repeat: int) -> tupl
 
 
 def seed_generators(*key: int) -> None:
-    """Seed `random`, numpy's global generator and torch's default (CPU) generator from `key`.
+    """Seeds `random`, numpy's global generator and torch's default (CPU) generator from `key`.
 
     `torch.manual_seed` would also visit every accelerator and costs a hundred times more than the generator's own
     method, which matters once per image.
@@ -43,30 +43,24 @@ def seed_generators(*key: int) -> None:
 
 @contextmanager
 def keyed_generators(*key: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed the global generators from `key` inside the block and leave them as they were found.
+    """Seeds the global generators from `key` inside the block and restores them after it.
 
-    Args:
-        key: integers that name the draw.
-        device: with a CUDA device its default generator is keyed too. Generator states live on the host: nothing here
-            waits for the device.
+    Of a CUDA device, too. Generator states live on the host: nothing here waits for the device.
     """
-    cuda = torch.cuda.default_generators[_cuda_index(device)] if device is not None and device.type == "cuda" else None
+    generators = [torch.default_generator]
+    if device is not None and device.type == "cuda":
+        # `default_generators` is filled when CUDA starts; asking for the current device starts it.
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    torch_state = torch.default_generator.get_state()
-    cuda_state = None if cuda is None else cuda.get_state()
+    torch_states = [generator.get_state() for generator in generators]
     try:
         seed_generators(*key)
-        if cuda is not None:
-            cuda.manual_seed(key_seeds(*key)[2])
+        for generator in generators[1:]:
+            generator.manual_seed(key_seeds(*key)[2])
         yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        torch.default_generator.set_state(torch_state)
-        if cuda is not None:
-            cuda.set_state(cuda_state)
-
-
-def _cuda_index(device: torch.device) -> int:
-    # `default_generators` is filled when CUDA starts; asking for the current device starts it.
-    return torch.cuda.current_device() if device.index is None else device.index
+        for generator, state in zip(generators, torch_states, strict=True):
+            generator.set_state(state)

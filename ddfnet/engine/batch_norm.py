@@ -29,7 +29,7 @@ class GlooSyncBatchNorm2d(nn.BatchNorm2d):
         mean = all_reduce(work.sum(axes)) / count
         centered = work - mean.view(1, -1, 1, 1)
         variance = all_reduce(centered.square().sum(axes)) / count
-        if self.track_running_stats:
+        if self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None:
             self.num_batches_tracked += 1
             momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
             unbiased = variance.detach() * count / (count - 1).clamp(min=1)
@@ -52,9 +52,8 @@ def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:
-                synced = GlooSyncBatchNorm2d(
-                    child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
-                )
+                options = child.eps, child.momentum, child.affine, child.track_running_stats
+                synced = GlooSyncBatchNorm2d(child.num_features, *options)
                 synced.load_state_dict(child.state_dict())
                 setattr(module, name, synced)
             elif isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, GlooSyncBatchNorm2d):
@@ -88,7 +87,7 @@ def averaged_statistics(model: nn.Module, distributed: Distributed) -> Iterator[
         yield
         return
     own = local_statistics(model).to(distributed.device)
-    load_statistics(model, distributed.sum_(own.clone()) / distributed.world_size)
+    load_statistics(model, distributed.reduce_(own.clone(), "sum") / distributed.world_size)
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -27,17 +27,11 @@ class Distributed:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def sum_(self, tensor: Tensor) -> Tensor:
-        """Sums a tensor over all processes, in place."""
-        return self._reduce_(tensor, dist.ReduceOp.SUM)
-
-    def min_(self, tensor: Tensor) -> Tensor:
-        """Smallest value of each element over all processes, in place."""
-        return self._reduce_(tensor, dist.ReduceOp.MIN)
-
-    def max_(self, tensor: Tensor) -> Tensor:
-        """Largest value of each element over all processes, in place."""
-        return self._reduce_(tensor, dist.ReduceOp.MAX)
+    def reduce_(self, tensor: Tensor, op: Literal["sum", "min", "max"]) -> Tensor:
+        """The sum, smallest or largest value of each element over all processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, getattr(dist.ReduceOp, op.upper()))
+        return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Stacks the tensors of all processes: (...) -> (world_size, ...), on every process."""
@@ -55,11 +49,6 @@ class Distributed:
         dist.all_gather_object(values, value)
         return values
 
-    def _reduce_(self, tensor: Tensor, op: dist.ReduceOp) -> Tensor:
-        if self.world_size > 1:
-            dist.all_reduce(tensor, op)
-        return tensor
-
 
 @contextmanager
 def distributed_session(device: str = "auto") -> Iterator[Distributed]:
@@ -71,26 +60,26 @@ def distributed_session(device: str = "auto") -> Iterator[Distributed]:
     Raises:
         UserError: cuda was asked for and is not there, or there are more processes than GPUs on this machine.
     """
-    rank, world_size, local_rank, local_world_size = _place()
-    place = _pick_device(device, local_rank, local_world_size)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
+    rank, world_size, local_rank, local_world_size = _position()
+    chosen = _pick_device(device, local_rank, local_world_size)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     if world_size > 1:
         dist.init_process_group(
-            "nccl" if place.type == "cuda" else "gloo",
+            "nccl" if chosen.type == "cuda" else "gloo",
             rank=rank,
             world_size=world_size,
             timeout=timedelta(minutes=30),
-            device_id=place if place.type == "cuda" else None,
+            device_id=chosen if chosen.type == "cuda" else None,
         )
-    yield Distributed(rank, world_size, place)
+    yield Distributed(rank, world_size, chosen)
     # Not in a `finally`: leaving waits for the other processes, and one that has failed must end, so that the launcher
     # sees it and ends the others.
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _place() -> tuple[int, int, int, int]:
+def _position() -> tuple[int, int, int, int]:
     """(rank, world size, local rank, local world size) from the environment."""
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:

@@ -1,7 +1,6 @@
 """Evaluation over all processes, each image once."""
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,6 +10,13 @@ from ddfnet.engine.distributed import Distributed
 from ddfnet.tasks.base import Evaluator
 from ddfnet.utils.errors import raised_on_one_process
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context of `fp32` (off), `bf16` or `fp16` on a device."""
+    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+
 
 @torch.inference_mode()
 def evaluate(
@@ -19,21 +25,19 @@ def evaluate(
     evaluator: Evaluator,
     *,
     distributed: Distributed,
-    autocast: AbstractContextManager,
+    precision: str,
     expected: int | None = None,
 ) -> dict[str, float]:
-    """Runs a model over this process's share of the batches and returns the metrics of the whole set.
+    """The metrics of a whole set, of which `batches` are those of this process: nothing padded, nothing dropped.
 
-    Args:
-        model: set to eval mode here, and back to its former mode at the end.
-        batches: this process's share; nothing padded, nothing dropped.
-        evaluator: of the task.
-        autocast: the precision of the forward pass.
-        expected: size of the whole set; a different count raises RuntimeError.
+    The model is set to eval mode, and back to its former mode at the end.
+
+    Raises:
+        RuntimeError: the set has not the `expected` number of images.
     """
     was_training = model.training
     model.eval()
-    with autocast, raised_on_one_process():
+    with autocast(distributed.device, precision), raised_on_one_process():
         for batch in batches:
             evaluator.update(model, batch)
     model.train(was_training)

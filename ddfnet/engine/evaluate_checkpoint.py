@@ -1,186 +1,141 @@
-"""Evaluation of a checkpoint on its own: what `eval.py` does."""
+"""Evaluation of a checkpoint on its own, whatever its task: what `eval.py` does."""
 
-import os
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ddfnet.checkpoint import Weights, read_checkpoint, read_weights
-from ddfnet.config.reader import parse_value
-from ddfnet.data.preprocessing import Preprocessing
-from ddfnet.data.sources.folder import FolderIndex, index_folder
-from ddfnet.engine.evaluate_classifier import evaluate_classifier
-from ddfnet.engine.evaluate_task import evaluate_task
-from ddfnet.evaluation.class_names import in_order_of_number, known_classes
-from ddfnet.evaluation.image_sets import ImageSet, find_sets, load_set
-from ddfnet.inference.classifier import build_classifier
-from ddfnet.utils.errors import DataError, UserError
+import torch
+
+from ddfnet.checkpoint import DEFAULT_TASK, read_weights
+from ddfnet.engine.distributed import Distributed, distributed_session
+from ddfnet.engine.evaluate import evaluate
+from ddfnet.evaluation.figures import NO_FIGURES, figures_available
+from ddfnet.evaluation.report import PredictionReport, Report, SetsReport, Settings, sets_header
+from ddfnet.tasks import task_class, task_names
+from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
+from ddfnet.utils.errors import CheckpointError, UserError
+from ddfnet.utils.text import printable, wrap
 from ddfnet.zoo.download import locate
+
+_NO_BREAK = "\0"  # for a space in the name of a set, where no line may end; no file name holds it
 
 
 def evaluate_checkpoint(
     checkpoint: str | Path,
     *,
-    data: str | Path | None = None,
-    sets: str | None = None,
-    tta: bool = False,
-    model: str | None = None,
     weights: str = "auto",
-    batch_size: int | None = None,
-    workers: int | str = "auto",
-    precision: str = "auto",
     device: str = "auto",
-    input_size: int | None = None,
-    crop_pct: float | None = None,
-    interpolation: str | None = None,
     output: str | Path | None = None,
-) -> dict[str, Any]:
+    **options: Any,
+) -> Report | SetsReport:
     """Evaluates a checkpoint over all processes, prints the result and writes the report folder.
 
-    Checkpoints of detection and depth go to `evaluate_task`: their data and model come from the stored configuration.
-
     Args:
-        checkpoint: a checkpoint of ours, an official one, a state_dict, a .safetensors file, or `zoo:NAME`.
-        data: folder of class folders, or one with `val/` in it; of other tasks, `data.root`; with `sets`, the folder
-            that holds those without a place of their own. None: the validation set of the training run.
-        sets: several sets, `val,real,v2,a,r,sketch` or NAME=FOLDER (`ddfnet.evaluation.image_sets`); classification.
-        tta: average the softmax over each image and its mirror image; classification. Wrong where a mirrored image
-            is another thing: digits, letters.
-        model: model name of a classifier, needed where the file does not say it.
-        weights: `auto` (the moving average if there is one), `raw` or `ema`.
-        batch_size: images per process; None: 128 in classification, in other tasks that of training.
-        workers: loader processes per rank, or `auto`.
-        precision: `fp32`, `bf16` or `fp16` autocast; `auto`: that of training, so that the figures are those that
-            training printed (fp32 where the file does not say).
+        checkpoint: a checkpoint of this package, an official one, a state_dict, a .safetensors file, or `zoo:NAME`.
+        weights: `auto` (the EMA weights if there are any), `raw` or `ema`.
         device: `auto`, `cuda` or `cpu`.
-        input_size, crop_pct, interpolation: instead of the checkpoint's preprocessing; classification alone has them.
         output: folder of the report; None: `eval_<name>` beside the checkpoint, of `zoo:NAME` in `runs/`.
-
-    Returns:
-        The report; with `sets`, that of all of them (`sets.json`).
+        **options: see `EvaluationOptions`.
 
     Raises:
-        UserError: the checkpoint, model or data cannot be used; nothing is written then.
+        UserError: the checkpoint, an option or the data cannot be used; nothing is written then.
     """
-    workers = parse_workers(workers)
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1, got {batch_size}")
-    checkpoint, entry = locate(checkpoint)
-    found = read_weights(checkpoint, prefer=weights)
-    kind = "_sets" * (sets is not None) + "_tta" * tta  # one must not mix with the other's files
+    how = EvaluationOptions(**options)
+    path, entry = locate(checkpoint)
+    read = read_weights(path, prefer=weights)
     if output:
         folder = Path(output)
-    elif entry is not None:
-        folder = Path("runs") / f"eval_{entry.name}{kind}"  # not among the files of the zoo
-    else:
-        folder = checkpoint.parent / f"eval_{checkpoint.name.split('.')[0]}{kind}"
-    if found.meta is not None and found.meta.get("task") != "classification":
-        options = {
-            "model": model, "input-size": input_size, "crop-pct": crop_pct, "interpolation": interpolation,
-            "sets": sets, "tta": tta or None,
-        }  # fmt: skip
-        _refuse(options, f"a checkpoint of the task {found.meta.get('task')}: its configuration says it")
-        _check_writable(folder)
-        return evaluate_task(
-            checkpoint, found,
-            data=data, batch_size=batch_size, workers=workers, precision=precision, device=device, folder=folder,
-        )  # fmt: skip
-    places = find_sets(sets, data) if sets is not None else None
-    loaded = build_classifier(found, source=checkpoint, model=model, entry=entry)
-    preprocessing = _override(loaded.preprocessing, size=input_size, crop_pct=crop_pct, interpolation=interpolation)
-    outputs = loaded.network.num_classes
-    if places is None:
-        index = _index(found, checkpoint, data, outputs)
-        image_sets = [ImageSet("", index, index.classes)]
-    else:
-        classes = _class_names(loaded.classes, outputs, checkpoint)
-        image_sets = [load_set(name, place, classes, outputs=outputs) for name, place in places.items()]
+    else:  # that of one set must not mix with the files of several; an entry's is not among the files of the zoo
+        kind = "_sets" * (how.sets is not None) + "_tta" * how.tta
+        name = f"eval_{entry.name if entry else path.name.split('.')[0]}{kind}"
+        folder = (Path("runs") if entry else path.parent) / name
+    task = read.meta.get("task") if isinstance(read.meta, dict) else DEFAULT_TASK
+    if task not in task_names():
+        raise CheckpointError(f"{path} is of the task {task}: this package has {', '.join(task_names())}")
+    evaluation = task_class(task).evaluation(path, read, entry, how)
     _check_writable(folder)  # before the work, not after it
-    return evaluate_classifier(
-        loaded,
-        image_sets,
-        checkpoint=checkpoint,
-        preprocessing=preprocessing,
-        precision=(loaded.precision or "fp32") if precision == "auto" else precision,
-        mirror=tta,
-        batch_size=batch_size or 128,
-        workers=workers,
-        device=device,
-        folder=folder,
+    with distributed_session(device) as distributed:
+        memory_format = torch.channels_last if evaluation.channels_last else torch.contiguous_format
+        evaluation.network.to(distributed.device, memory_format=memory_format)
+        settings = Settings(
+            checkpoint=str(path),
+            task=task,
+            weights=read.kind,
+            model=evaluation.model,
+            parameters=sum(parameter.numel() for parameter in evaluation.network.parameters()),
+            facts=evaluation.facts,
+            precision=evaluation.precision,
+            batch_size=evaluation.batch_size,
+            device=distributed.device.type,
+            processes=distributed.world_size,
+        )
+        if not evaluation.sets[0].name:
+            report = _evaluate_set(evaluation, evaluation.sets[0], settings, distributed)
+            _print(distributed, report.console())
+        else:
+            _print(distributed, sets_header(settings))
+            reports: dict[str, PredictionReport] = {}
+            for images in evaluation.sets:
+                reports[images.name] = _evaluate_set(evaluation, images, settings, distributed)
+                _print(distributed, reports[images.name].row())
+                reports[images.name] = _write(distributed, reports[images.name], folder / images.name)
+            report = SetsReport(settings=settings, reports=reports)
+        report = _write(distributed, report, folder)
+        _print(distributed, "\n" + files_lines(folder, report.files))
+        if len(report.files) > 1 and not figures_available():
+            _print(distributed, NO_FIGURES)
+    return report
+
+
+def files_lines(folder: Path, files: Sequence[str]) -> str:
+    """Where the report is, and its files; sub-folders with the same files stand in one line."""
+    if len(files) == 1:
+        return f"report: {folder / files[0]}"
+    inside: dict[str, list[str]] = {}
+    for file in files:
+        parent, _, name = file.rpartition("/")
+        inside.setdefault(parent.replace(" ", _NO_BREAK), []).append(name)
+    parents: dict[str, list[str]] = {}
+    for parent, names in inside.items():
+        parents.setdefault(", ".join(names), []).append(f"{parent}/" if parent else "")
+    lines = [f"{', '.join(folders)}: {names}" if folders[0] else names for names, folders in parents.items()]
+    text = "\n".join([f"report: {folder}", *(wrap(line, first="  ", indent="  ") for line in lines)])
+    return text.replace(_NO_BREAK, " ")
+
+
+def _evaluate_set(evaluation: Evaluation, images: EvaluationSet, settings: Settings, distributed: Distributed) -> Any:
+    evaluator = images.evaluator(distributed.device)
+    started = time.perf_counter()
+    metrics = evaluate(
+        evaluation.network,
+        images.batches(rank=distributed.rank, world_size=distributed.world_size, device=distributed.device),
+        evaluator,
+        distributed=distributed,
+        precision=evaluation.precision,
+        expected=images.size,
     )
+    speed = round(metrics["n"] / (time.perf_counter() - started), 1)
+    return images.report(evaluator, settings=settings, data=images.data, metrics=metrics, images_per_second=speed)
 
 
-def parse_workers(workers: int | str) -> int | str:
-    """`auto` or a number of processes, as given on the command line."""
-    value = parse_value(workers) if isinstance(workers, str) else workers
-    if value != "auto" and not (isinstance(value, int) and value >= 0):
-        raise UserError(f"--workers must be a number of processes or auto, got {workers!r}")
-    return value
-
-
-def _refuse(options: dict[str, Any], where: str) -> None:
-    given = [f"--{name}" for name, value in options.items() if value is not None]
-    if given:
-        raise UserError(f"{', '.join(given)} cannot be used with {where}. Leave them out")
-
-
-def _override(preprocessing: Preprocessing, **changes: Any) -> Preprocessing:
+def _write(distributed: Distributed, report: Any, folder: Path) -> Any:
+    """The report with its files, which the main process writes."""
     try:
-        return preprocessing.replaced(**{key: value for key, value in changes.items() if value is not None})
-    except ValueError as error:
-        raise UserError(str(error)) from None
+        return report.write(folder) if distributed.is_main else report
+    except OSError as error:
+        raise UserError(f"cannot write the report into {folder}: {error.strerror}; give --output FOLDER") from None
 
 
-def _index(found: Weights, checkpoint: Path, data: str | Path | None, num_classes: int) -> FolderIndex:
-    """The images; their class folders must be the classes of the checkpoint."""
-    classes = found.meta["classes"] if found.meta is not None else None
-    if data is None:
-        data = _training_validation_set(checkpoint)
-    data = Path(data)
-    if (data / "val").is_dir() and "val" not in (classes or ()):
-        data = data / "val"
-    index = index_folder(data, classes=classes)
-    if classes is None and len(index.classes) != num_classes:
-        raise DataError(
-            f"{data} has {len(index.classes)} class folders, {checkpoint} was trained on {num_classes} classes: "
-            "give the folder with those classes as --data"
-        )
-    if classes is None and in_order_of_number(index.classes) != index.classes:
-        fix = "rename the folders so that the order of their names is that of the outputs (00, 01, ..., 10)"
-        if known_classes(None, num_classes) is not None:
-            fix = f"give --sets v2={data} in place of --data, which takes folder i for output i"
-        raise DataError(
-            f"the class folders of {data} are numbers, which sorted by name put 10 before 2, and {checkpoint} does not "
-            f"name its classes: {fix}"
-        )
-    return index
-
-
-def _class_names(classes: list[str] | None, outputs: int, checkpoint: Path) -> list[str]:
-    """Class names for `--sets`, which are matched with class folders; ImageNet's where a file of 1000 says none."""
-    known = known_classes(classes, outputs)
-    if known is None:
-        raise UserError(
-            f"{checkpoint} does not name its {outputs} classes, which --sets needs: give --data FOLDER alone"
-        )
-    return known
-
-
-def _training_validation_set(checkpoint: Path) -> Path:
-    config = None if checkpoint.suffix == ".safetensors" else read_checkpoint(checkpoint).get("config")
-    if not isinstance(config, dict):
-        raise DataError(f"{checkpoint} does not say where its data is: give --data FOLDER")
-    path = Path(config["data"]["root"]) / config["data"]["val"]
-    if not path.is_dir():
-        raise DataError(f"the validation set of the training run is not at {path.resolve()}: give --data FOLDER")
-    return path
+def _print(distributed: Distributed, text: str) -> None:
+    if distributed.is_main:
+        print(printable(text), flush=True)
 
 
 def _check_writable(folder: Path) -> None:
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"cannot write a report into {folder}: give --output FOLDER")
     try:
-        tempfile.TemporaryFile(dir=existing).close()  # some places refuse whatever the rights say
+        tempfile.TemporaryFile(dir=existing).close()  # some disks refuse whatever the rights say
     except OSError as error:
         raise UserError(f"cannot write a report into {folder} ({error.strerror}): give --output FOLDER") from None

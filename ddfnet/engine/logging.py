@@ -1,4 +1,4 @@
-"""What a run says while it runs: console, metrics.jsonl, TensorBoard."""
+"""The log of a run: console, metrics.jsonl, TensorBoard."""
 
 import json
 import logging
@@ -55,7 +55,7 @@ class RunLog:
         self.console = Console(highlight=False, soft_wrap=True)
         self._tensorboard, self._total_steps = tensorboard, total_steps
         self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._task = TaskID(0)
         self._writer: SummaryWriter | None = None
         if active:
             terminal = self.console.is_terminal
@@ -67,7 +67,7 @@ class RunLog:
     def start(self, step: int, *, evaluation_due: bool = False) -> None:
         """Opens the files and the progress bar; records of what the run is going to repeat are dropped.
 
-        step: where the run goes on; evaluation_due: it begins with the evaluation at this step.
+        step: where the run resumes; evaluation_due: it begins with the evaluation at this step.
         """
         if not self.active:
             return

@@ -11,10 +11,11 @@ from typing import Any
 try:
     import fcntl
 except ImportError:  # Windows: runs are not kept out of each other's folder
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 from ddfnet.config import LoadedConfig
 from ddfnet.config.reader import read_yaml
+from ddfnet.config.sections import with_present_names
 from ddfnet.tasks import check_config
 from ddfnet.tasks.plan import RunPlan
 from ddfnet.utils.environment import environment
@@ -26,23 +27,23 @@ FREE_KEYS = {"run", "data.root", "data.workers", "eval.batch_size"}
 
 
 def check_same_run(folder: Path, loaded: LoadedConfig) -> None:
-    """Checks that a run may start or go on in a folder; writes nothing.
+    """Checks that a run may start or resume in a folder; writes nothing.
 
     Raises:
         ConfigError: it was started with a configuration that computes something else, or holds a `best.pt` without the
-            `last.pt` to go on from.
+            `last.pt` to resume from.
     """
     if not (folder / "last.pt").exists():
         if (folder / "best.pt").exists():
             raise ConfigError(
-                f"{folder} holds best.pt but no last.pt to go on from, and a new run would write over it: "
+                f"{folder} holds best.pt but no last.pt to resume from, and a new run would write over it: "
                 f"take run.dir=NEW_FOLDER, with model.init_checkpoint={folder / 'best.pt'} if you like"
             )
         return
     saved = folder / "config.yaml"
     if loaded.config.run.allow_changes or not saved.exists():
         return
-    old, _ = read_yaml(saved)
+    old = with_present_names(type(loaded.config), read_yaml(saved)[0])
     with suppress(ConfigError):  # written by a version with other keys: compared as it is
         old = check_config(old).model_dump(mode="json")  # keys that were added since have their defaults
     before, now = _flat(old), _flat(loaded.config.model_dump(mode="json"))
@@ -75,9 +76,8 @@ def run_folder_lock(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ConfigError(
-                    f"another process is training in {folder}: wait for it, stop it, or take another run.dir"
-                ) from None
+                fix = "wait for it, stop it, or take another run.dir"
+                raise ConfigError(f"another process is training in {folder}: {fix}") from None
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         yield
@@ -85,9 +85,9 @@ def run_folder_lock(folder: Path) -> Iterator[None]:
 
 def write_run_folder(folder: Path, loaded: LoadedConfig, plan: RunPlan, model_facts: dict[str, Any]) -> None:
     """Writes `config.yaml` and `run.json` (one entry per start) into the run folder."""
-    header = "".join(f"# derived: {key} = {value}\n" for key, value in plan.as_dict().items())
+    header = "".join(f"# derived: {key} = {value}\n" for key, value in vars(plan).items())
     write_text(folder / "config.yaml", header + loaded.to_yaml())
-    facts = {**environment(), "command": sys.argv, "derived": plan.as_dict(), **model_facts}
+    facts = {**environment(), "command": sys.argv, "derived": vars(plan), **model_facts}
     history = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {"starts": []}
     history["starts"].append({"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), **facts})
     write_json(folder / "run.json", history)

@@ -43,7 +43,7 @@ class StopSignal:
         # The slowest clock decides for all when to ask again.
         seconds = (time.monotonic() - self._asked_at) / max(1, step - self._asked_step)
         answer = torch.tensor([float(self.received is not None), seconds], device=self._distributed.device)
-        stop, seconds = self._distributed.max_(answer).tolist()
+        stop, seconds = self._distributed.reduce_(answer, "max").tolist()
         self._asked_at, self._asked_step = time.monotonic(), step
         self._next = step + max(1, min(100, int(_AGREE_SECONDS / max(seconds, 1e-3))))
         return bool(stop)

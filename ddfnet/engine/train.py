@@ -119,15 +119,15 @@ def load_initial_weights(model: nn.Module, path: str | Path, *, meta: dict[str, 
     return "\n".join(lines + _differences(weights.meta or {}, meta or {}, new_classifier=bool(left)))
 
 
-def _differences(theirs: dict[str, Any], ours: dict[str, Any], *, new_classifier: bool) -> list[str]:
-    """What may be meant when one starts from other weights, but should not go unnoticed."""
+def _differences(weights: dict[str, Any], run: dict[str, Any], *, new_classifier: bool) -> list[str]:
+    """Notes on weights of other images or classes: it may be meant, but should not go unnoticed."""
     lines = []
-    then, now = theirs.get("preprocessing"), ours.get("preprocessing")
+    then, now = weights.get("preprocessing"), run.get("preprocessing")
     if then and now:
         changed = [f"{key} {then.get(key)}, here {now[key]}" for key in ("mean", "std") if then.get(key) != now[key]]
         if changed:
             lines.append(f"note: these weights were trained with data.input {'; '.join(changed)}")
-    then, now = theirs.get("classes"), ours.get("classes")
+    then, now = weights.get("classes"), run.get("classes")
     if then and now and then != now and not new_classifier:
         lines.append("note: these weights were trained on other classes; their classifier is kept as a start")
     return lines

@@ -14,9 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddfnet.engine.batch_norm import averaged_statistics, synchronize_batch_norm
 from ddfnet.engine.distributed import Distributed
-from ddfnet.engine.evaluate import evaluate
+from ddfnet.engine.evaluate import autocast, evaluate
 from ddfnet.engine.logging import Meter, RunLog
-from ddfnet.engine.precision import autocast
 from ddfnet.engine.signals import StopSignal
 from ddfnet.engine.training_state import TrainingState
 from ddfnet.optim import clip_gradients, learning_rate
@@ -27,7 +26,7 @@ from ddfnet.utils.files import write_json
 
 # torch 2.15 renamed the argument and warns of the old name.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-_LOCAL_BUFFERS = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
+_LOCAL_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 _NO_STEP = torch.iinfo(torch.int64).max
 
 
@@ -62,9 +61,10 @@ class Trainer:
         self.first_nonfinite_step = torch.tensor(_NO_STEP, device=self.device)
         self.last_finite_loss: float | None = None
         self._saved_step: int | None = None
-        local = self.state.resume(folder / "last.pt") if folder is not None else None
+        last = None if folder is None else folder / "last.pt"
+        local = self.state.resume(last) if last is not None else None
         if local is not None:
-            log.message(f"resuming from {folder / 'last.pt'}: step {self.state.step} of {plan.total_steps}")
+            log.message(f"resuming from {last}: step {self.state.step} of {plan.total_steps}")
 
         self.replica: nn.Module = self.model
         if distributed.world_size > 1:
@@ -163,7 +163,7 @@ class Trainer:
 
     def check_finite(self) -> None:
         """Raises NonFiniteLossError if any loss since the last check was not finite (waits for the device)."""
-        step = int(self.distributed.min_(self.first_nonfinite_step.clone()))
+        step = int(self.distributed.reduce_(self.first_nonfinite_step.clone(), "min"))
         if step == _NO_STEP:
             return
         lr, epoch = learning_rate(step, self.config.schedule, self.plan), step / self.plan.steps_per_epoch
@@ -195,7 +195,7 @@ class Trainer:
     def _log_interval(self) -> None:
         self.check_finite()
         state = self.state
-        loss = self.distributed.sum_(state.loss_sum / state.loss_count) / self.distributed.world_size
+        loss = self.distributed.reduce_(state.loss_sum / state.loss_count, "sum") / self.distributed.world_size
         images_per_second, data_wait = self.meter.read()
         images_per_second *= self.distributed.world_size
         self.last_finite_loss = loss.item()
@@ -229,7 +229,7 @@ class Trainer:
                 batches if limit is None else (batch for _, batch in zip(range(limit), batches, strict=False)),
                 self.task.evaluator(self.device),
                 distributed=self.distributed,
-                autocast=autocast(self.device, self.config.train.precision),
+                precision=self.config.train.precision,
                 expected=self.task.val_images if limit is None else None,
             )
         self.log.evaluation(self.state.step, self.epoch, name, metrics)

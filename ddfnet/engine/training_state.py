@@ -106,9 +106,7 @@ class TrainingState:
             self.model.load_state_dict(payload["model"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(payload["ema"] or payload["model"])
-            configured = [
-                {key: group[key] for key in _SETTINGS & group.keys()} for group in self.optimizer.param_groups
-            ]
+            configured = [{key: g[key] for key in _SETTINGS & g.keys()} for g in self.optimizer.param_groups]
             self.optimizer.load_state_dict(payload["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             first = str(error).splitlines()[0]
@@ -139,9 +137,7 @@ class TrainingState:
 
     def _read(self, path: Path) -> dict[str, Any]:
         """A training checkpoint of this task and these data."""
-        fix = (
-            f"start a new run with run.dir=NEW_FOLDER, with model.init_checkpoint={path.parent / 'best.pt'} if you like"
-        )
+        fix = f"start a new run with run.dir=NEW_FOLDER, or from it: model.init_checkpoint={path.parent / 'best.pt'}"
         try:
             payload = read_checkpoint(path)
         except CheckpointError as error:
@@ -149,10 +145,8 @@ class TrainingState:
         if payload.get("format") != FORMAT or "optimizer" not in payload:
             raise CheckpointError(f"{path} is no checkpoint that training can resume from: {fix}")
         if not self.config.run.allow_changes:
-            own, saved = (
-                {**self.task.meta(), "images": self._images()},
-                {**payload["meta"], "images": payload["images"]},
-            )
+            own = {**self.task.meta(), "images": self._images()}
+            saved = {**payload["meta"], "images": payload["images"]}
             changed = [key for key in own if key != "ddfnet" and own[key] != saved.get(key)]
             if changed:
                 raise CheckpointError(

@@ -1,28 +1,38 @@
-"""The figures of a report. This module alone needs matplotlib; it draws with Agg and leaves pyplot alone."""
+"""The figures of a report. They need matplotlib, an optional dependency, and leave the global state of pyplot alone."""
 
+import io
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 
-from ddfnet.evaluation.statistics import BINS, Calibration, ClassRow, Confusion
+from ddfnet.data.decode import decode_error, open_rgb
+from ddfnet.data.preprocessing import Preprocessing, eval_transform
+from ddfnet.evaluation.image_sets import ImageSet
+from ddfnet.evaluation.predictions import Predictions
+from ddfnet.evaluation.statistics import BINS, Calibration, ClassRow, Confusion, class_rows, confusions, worst_mistakes
+from ddfnet.evaluation.statistics import calibration as calibration_of
+from ddfnet.utils.errors import DataError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NO_FIGURES = "no figures: matplotlib is missing (pip install matplotlib)"
+_MOST_MISTAKES = 20
 _MOST_NAMED = 40  # classes whose names fit on an axis
 _MOST_NUMBERED = 15  # classes whose cells have room for a number
 _MOST_CELLS = 250  # cells a side that stay visible
 _LONGEST = 30  # characters of a class name; the longest short name of ImageNet
 
-_BLUE, _ORANGE, _GREY = "#1F6FB5", "#D9690D", "#5B6770"
+_BLUE, _ORANGE, _GRAY = "#1F6FB5", "#D9690D", "#5B6770"
 _PLAIN = {"parse_math": False}  # a dollar in a class name is a dollar
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A image, uint8 (H, W, 3), what it is, and what it was taken for with which confidence in [0, 1]."""
+    """An image, uint8 (H, W, 3), its class, and the predicted one with its confidence in [0, 1]."""
 
     image: np.ndarray
     target: str
@@ -30,54 +40,103 @@ class Mistake:
     confidence: float
 
 
-def draw_confusion(rows: Sequence[ClassRow], pairs: Sequence[Confusion], names: Sequence[str]) -> Figure:
-    """Row-normalized confusion matrix; with many classes a cell stands for several and shows the highest share of them.
+def figures_available() -> bool:
+    """Whether matplotlib can be imported."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
-    Args:
-        rows: see `class_rows`.
-        pairs: see `confusions`.
-        names: readable names in label order.
-    """
+
+def draw_figures(
+    images: ImageSet, predictions: Predictions, names: Sequence[str], preprocessing: dict[str, Any]
+) -> dict[str, bytes]:
+    """The PNG files of a report by name, with readable names of the classes in label order, of images prepared by a
+    `Preprocessing.to_dict`; those that cannot be drawn are missing, and a line on stderr says why."""
+    total = int((~predictions.correct).sum())
+    draws = {
+        "calibration.png": lambda: draw_calibration(calibration_of(predictions)),
+        "confusion.png": lambda: draw_confusion(class_rows(predictions), confusions(predictions), names),
+        "mistakes.png": lambda: draw_mistakes(_mistakes(images, predictions, names, preprocessing), total),
+    }
+    if not total:
+        del draws["mistakes.png"]
+    files = {}
+    for name, draw in draws.items() if figures_available() else ():
+        file = io.BytesIO()
+        try:
+            draw().savefig(file, format="png")
+        except Exception as error:  # hours of evaluation must not end without a report for the sake of a figure
+            of_set = f" of set {images.name}" if images.name else ""
+            print(f"no {name}{of_set}: {decode_error(error)}", file=sys.stderr, flush=True)
+        else:
+            files[name] = file.getvalue()
+    return files
+
+
+def _mistakes(
+    images: ImageSet, predictions: Predictions, names: Sequence[str], preprocessing: dict[str, Any]
+) -> list[Mistake]:
+    """The worst mistakes as the network saw them; DataError where an image cannot be read any more."""
+    transform, mistakes = eval_transform(Preprocessing.from_dict(preprocessing)), []
+    for i in worst_mistakes(predictions, _MOST_MISTAKES):
+        try:
+            image = open_rgb(images.index.read(i))
+        except Exception as error:
+            raise DataError(f"image {images.index.name(i)} cannot be read ({decode_error(error)})") from None
+        pixels = transform(image).permute(1, 2, 0).numpy()
+        labels = names[predictions.target[i]], names[predictions.predicted[i]]
+        mistakes.append(Mistake(pixels, *labels, float(predictions.confidence[i])))
+    return mistakes
+
+
+def draw_confusion(rows: Sequence[ClassRow], pairs: Sequence[Confusion], names: Sequence[str]) -> "Figure":
+    """Row-normalized confusion matrix; with many classes a cell stands for several and shows the highest of them.
+    `names` are readable ones in label order."""
+    from matplotlib.colors import PowerNorm
+
     size = len(names)
     step = -(-size // _MOST_CELLS)
-    shares = np.zeros((-(-size // step),) * 2)
+    fractions = np.zeros((-(-size // step),) * 2)
     counts = {row.label: row.n for row in rows}
     cells = [(row.label, row.label, row.top1) for row in rows] + [(p.target, p.predicted, p.count) for p in pairs]
     for target, predicted, count in cells:
-        place = target // step, predicted // step
-        shares[place] = max(shares[place], count / counts[target])
+        cell = target // step, predicted // step
+        fractions[cell] = max(fractions[cell], count / counts[target])
 
     side = min(10.5, max(5.0, 0.28 * size + 2.2))
     figure = _figure(side + 0.9, side)
     axes = figure.subplots()
     # The power makes room for what is rare: in ImageNet a single image is 2 % of its class.
-    extent = (-0.5, len(shares) * step - 0.5, len(shares) * step - 0.5, -0.5)
-    drawn = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.35, 0, 1), interpolation="nearest", extent=extent)
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.75, ticks=[0, 0.02, 0.1, 0.25, 0.5, 1])
+    end = len(fractions) * step - 0.5
+    norm, extent = PowerNorm(0.35, 0, 1), (-0.5, end, end, -0.5)
+    colors = axes.imshow(fractions, cmap="Blues", norm=norm, interpolation="nearest", extent=extent)
+    bar = figure.colorbar(colors, ax=axes, shrink=0.75, ticks=[0, 0.02, 0.1, 0.25, 0.5, 1])
     bar.ax.set_yticklabels(["0", "2 %", "10 %", "25 %", "50 %", "100 %"])
-    title = "row: true class; column: predicted class\ncolor: share of the row"
+    title = "row: true class; column: predicted class\ncolor: fraction of the row"
     if size <= _MOST_NUMBERED:
         title += "; number: images"
+        for target, predicted, count in cells:
+            if count:
+                color = "white" if count / counts[target] > 0.2 else "black"
+                axes.text(predicted, target, str(count), ha="center", va="center", fontsize=9, color=color)
     if step > 1:
-        title += f"; {size:,} classes, a cell shows the highest share among {step} x {step} of them"
+        title += f"; {size:,} classes, a cell shows the highest fraction among {step} x {step} of them"
     figure.suptitle(title, fontsize=10)
-    axes.set_xlabel("predicted" if size <= _MOST_NAMED else "predicted, by position in the list of classes")
-    axes.set_ylabel("true" if size <= _MOST_NAMED else "true, by position in the list of classes")
     if size <= _MOST_NAMED:
         labels = [_short(name) for name in names]
         upright = max(map(len, labels)) > 3
         axes.set_xticks(range(size), labels, rotation=90 if upright else 0, fontsize=9, **_PLAIN)
         axes.set_yticks(range(size), labels, fontsize=9, **_PLAIN)
-    if size <= _MOST_NUMBERED:
-        for target, predicted, count in cells:
-            if count:
-                share = count / counts[target]
-                axes.text(predicted, target, count, ha="center", va="center", fontsize=9,
-                          color="white" if share > 0.2 else "black")  # fmt: skip
+        axes.set(xlabel="predicted", ylabel="true")
+    else:
+        position = "by position in the list of classes"
+        axes.set(xlabel=f"predicted, {position}", ylabel=f"true, {position}")
     return figure
 
 
-def draw_calibration(calibration: Calibration) -> Figure:
+def draw_calibration(calibration: Calibration) -> "Figure":
     """Accuracy against confidence by bin, above the number of images in each bin."""
     figure = _figure(6.4, 6.8)
     reliability, population = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
@@ -88,43 +147,44 @@ def draw_calibration(calibration: Calibration) -> Figure:
 
     reliability.bar(middles[filled], accuracy, width, color=_BLUE, label="accuracy of the bin")
     reliability.plot(confidence, confidence, "_", color=_ORANGE, ms=15, mew=2.5, label="confidence, mean of the bin")
-    reliability.plot([0, 1], [0, 1], "--", color=_GREY, lw=1, label="perfect calibration")
+    reliability.plot([0, 1], [0, 1], "--", color=_GRAY, lw=1, label="perfect calibration")
     reliability.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
     figure.suptitle(f"expected calibration error {calibration.ece:.2f} % ({BINS} bins)", fontsize=11)
     # Above the axes: inside, it would cover bars.
     reliability.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=8.5, frameon=False)
 
-    bars = population.bar(middles, calibration.counts, width, color=_GREY)
-    labels = [_count(count) for count in calibration.counts]
-    population.bar_label(bars, labels, fontsize=7.5, padding=1)
+    bars = population.bar(middles, calibration.counts, width, color=_GRAY)
+    population.bar_label(bars, map(_count, calibration.counts), fontsize=7.5, padding=1)
     population.set(xlabel="confidence", ylabel="images", ylim=(0, 1.18 * max(calibration.counts)))
     for axes in (reliability, population):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def draw_mistakes(mistakes: Sequence[Mistake], total: int) -> Figure:
-    """A grid of wrongly recognized images as the network saw them; `total` of them there are in all."""
+def draw_mistakes(mistakes: Sequence[Mistake], total: int) -> "Figure":
+    """A grid of wrongly classified images as the network saw them, of `total` in all."""
     columns = min(5, max(3, len(mistakes)))
     lines = -(-len(mistakes) // columns)
     figure = _figure(2.3 * columns, 2.75 * lines + 0.5)
     title = f"{len(mistakes)} of {total:,} mistakes, the highest confidence first"
-    figure.suptitle(f"{title}\nabove: what it is; below: what it was taken for", fontsize=10)
-    figure.get_layout_engine().set(hspace=0.07)
-    panels: list[Axes] = list(np.ravel(figure.subplots(lines, columns)))
+    figure.suptitle(f"{title}\nabove: true class; below: predicted class", fontsize=10)
+    figure.set_layout_engine("constrained", hspace=0.07)
+    panels = list(np.ravel(figure.subplots(lines, columns)))
     for axes in panels[len(mistakes) :]:
         axes.set_axis_off()
     for axes, mistake in zip(panels, mistakes, strict=False):
         axes.imshow(mistake.image, interpolation="nearest")
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         axes.set_title(_short(mistake.target), fontsize=9, pad=4, **_PLAIN)
-        said = f"{_short(mistake.predicted)}\n{100 * mistake.confidence:.1f} %"
-        axes.set_xlabel(said, fontsize=9, color=_ORANGE, **_PLAIN)
+        label = f"{_short(mistake.predicted)}\n{100 * mistake.confidence:.1f} %"
+        axes.set_xlabel(label, fontsize=9, color=_ORANGE, **_PLAIN)
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

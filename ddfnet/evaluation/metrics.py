@@ -9,15 +9,10 @@ from torch import Tensor, nn
 
 
 def score(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """What every figure is made of, in training and in `eval.py`.
+    """The best labels and the loss of each image, of which all figures are made, in training and in `eval.py`.
 
-    Args:
-        logits: (B, classes), float32.
-        target: labels (B,).
-
-    Returns:
-        The labels of the five highest logits, best first (B, 5), or of all classes where they are fewer, and the
-        cross-entropies (B,).
+    Logits (B, classes), float32, and labels (B,) -> the labels of the five highest logits, best first (B, 5), or of all
+    classes where they are fewer, and the cross-entropies (B,).
     """
     return logits.topk(min(5, logits.shape[1])).indices, F.cross_entropy(logits, target, reduction="none")
 
@@ -34,8 +29,7 @@ class ClassificationEvaluator:
     @torch.no_grad()
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
         """Adds one batch: `image` (B, 3, H, W) and integer `target` (B,)."""
-        logits = model(batch["image"]).float()
-        self.update_logits(logits, batch["target"])
+        self.update_logits(model(batch["image"]).float(), batch["target"])
 
     def update_logits(self, logits: Tensor, target: Tensor) -> None:
         """Adds logits (B, classes) and their targets (B,)."""

@@ -13,21 +13,13 @@ from ddfnet.evaluation.metrics import score
 
 @dataclass(frozen=True)
 class Predictions:
-    """One row per image, in the order of the index; all on the CPU.
+    """One row per image, in the order of the index; all on the CPU."""
 
-    Attributes:
-        target: label (N,), int64.
-        top: labels of the five highest logits, best first (N, 5), int64; fewer columns where there are fewer classes.
-        confidence: softmax probability of `top[:, 0]` (N,), float64.
-        loss: cross-entropy (N,), float64.
-        hits: whether `top` is an accepted answer (N, 5), bool.
-    """
-
-    target: Tensor
-    top: Tensor
-    confidence: Tensor
-    loss: Tensor
-    hits: Tensor
+    target: Tensor  # label (N,), int64
+    top: Tensor  # labels of the five highest logits, best first (N, 5), int64; fewer columns for fewer classes
+    confidence: Tensor  # softmax probability of `top[:, 0]` (N,), float64
+    loss: Tensor  # cross-entropy (N,), float64
+    hits: Tensor  # whether `top` is an accepted label (N, 5), bool
 
     def __len__(self) -> int:
         return len(self.target)
@@ -38,12 +30,12 @@ class Predictions:
         return self.top[:, 0]
 
     @property
-    def right(self) -> Tensor:
+    def correct(self) -> Tensor:
         """Whether the most probable label is accepted (N,), bool."""
         return self.hits[:, 0]
 
     @property
-    def right5(self) -> Tensor:
+    def correct5(self) -> Tensor:
         """Whether one of the five most probable labels is accepted (N,), bool."""
         return self.hits.any(1)
 
@@ -56,17 +48,16 @@ class PredictionEvaluator:
     Args:
         columns: score these outputs of the network alone; label i of the images is output `columns[i]`. None: all.
         mirror: average the softmax over the image and its mirror image.
-        accepted: labels that count as right, (N, most) int64 by image index, filled up with -1. None: the target.
+        accepted: labels that count as correct, (N, most) int64 by image index, filled up with -1. None: the target.
     """
 
     def __init__(
         self, *, columns: Sequence[int] | None = None, mirror: bool = False, accepted: Tensor | None = None
     ) -> None:
         self.columns = None if columns is None else torch.tensor(columns)
-        self.mirror = mirror
-        self.accepted = accepted
+        self.mirror, self.accepted = mirror, accepted
         self.batches: list[tuple[Tensor, ...]] = []
-        self.predictions: Predictions | None = None
+        self.predictions: Predictions
 
     @torch.no_grad()
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
@@ -78,7 +69,7 @@ class PredictionEvaluator:
             logits = torch.logaddexp(logits.log_softmax(1), mirrored.log_softmax(1)) - math.log(2)
         top, losses = score(logits, batch["target"])
         confidence = logits.softmax(1).gather(1, top[:, :1])[:, 0]
-        # Copies: on the CPU these two lie in memory shared with a loader worker, which holds files open while it lives.
+        # Copies: on the CPU these two lie in memory shared with a DataLoader worker, which holds files open for them.
         self.batches.append((batch["index"].clone(), batch["target"].clone(), top, confidence, losses))
 
     def state(self) -> tuple[Tensor, ...]:
@@ -86,22 +77,18 @@ class PredictionEvaluator:
         return tuple(torch.cat([part.cpu() for part in column]) for column in zip(*self.batches, strict=True))
 
     def compute(self, states: Sequence[tuple[Tensor, ...]]) -> dict[str, float]:
-        """`top1`, `top5` in percent, mean `loss`, and `n`, the images counted, over the states of all processes.
-
-        Raises:
-            RuntimeError: a image came twice.
-        """
+        """`top1`, `top5` in percent, mean `loss`, and `n`, the images counted, over the states of all processes."""
         columns = zip(*(state for state in states if state), strict=True)
         index, target, top, confidence, loss = (torch.cat(column) for column in columns)
         index, order = index.sort()
         if (index[1:] == index[:-1]).any():
-            raise RuntimeError("a image was evaluated twice: its processes do not divide the set")
+            raise RuntimeError("an image was evaluated twice: its processes do not divide the set")
         target, top = target[order], top[order]
         accepted = target[:, None] if self.accepted is None else self.accepted[index]
         hits = (top[:, :, None] == accepted[:, None, :]).any(2)
-        self.predictions = Predictions(target, top, confidence[order].double(), loss[order].double(), hits)
-        n, top1, top5 = len(index), int(self.predictions.right.sum()), int(self.predictions.right5.sum())
-        return {"top1": 100 * top1 / n, "top5": 100 * top5 / n, "loss": self.predictions.loss.mean().item(), "n": n}
+        rows = self.predictions = Predictions(target, top, confidence[order].double(), loss[order].double(), hits)
+        n, top1, top5 = len(index), int(rows.correct.sum()), int(rows.correct5.sum())
+        return {"top1": 100 * top1 / n, "top5": 100 * top5 / n, "loss": rows.loss.mean().item(), "n": n}
 
     def _logits(self, model: nn.Module, image: Tensor) -> Tensor:
         logits = model(image).float()

@@ -1,5 +1,8 @@
-"""What a report says of a set of evaluated predictions: classes, confusions, calibration."""
+"""Statistics of a set of predictions: classes, confusions, calibration."""
 
+import csv
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,29 +14,20 @@ BINS = 15
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class.
-
-    Attributes:
-        label: its label.
-        n: its predictions.
-        top1, top5: how many of them were right.
-        confidence: mean over its predictions.
-        taken_for: label its images were wrongly given most often; None where all were right.
-        taken_for_count: how often.
-    """
+    """One class: counts over its `n` images."""
 
     label: int
     n: int
     top1: int
     top5: int
-    confidence: float
-    taken_for: int | None
-    taken_for_count: int
+    confidence: float  # mean
+    predicted_as: int | None  # the most frequent wrong prediction; None where all are correct
+    predicted_as_count: int
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """`count` images of class `target` were taken for class `predicted`."""
+    """`count` images of class `target` were predicted as class `predicted`."""
 
     target: int
     predicted: int
@@ -42,79 +36,66 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Confidence against accuracy in bins of equal width.
+    """Confidence against accuracy in bins of equal width; means in [0, 1], NaN in an empty bin."""
 
-    Attributes:
-        counts: images in each bin.
-        accuracy, confidence: means in each bin, in [0, 1]; NaN in an empty bin.
-        ece: expected calibration error in percent: the mean of |accuracy - confidence| over the bins, each weighed by
-            its predictions.
-    """
-
-    counts: list[int]
+    counts: list[int]  # images in each bin
     accuracy: list[float]
     confidence: list[float]
-    ece: float
+    ece: float  # expected calibration error in percent: mean |accuracy - confidence|, bins weighted by their images
 
 
 def confusions(predictions: Predictions) -> list[Confusion]:
     """All pairs of classes that were confused, the most frequent first, then in the order of labels."""
-    wrong = ~predictions.right
+    wrong = ~predictions.correct
     pairs = torch.stack([predictions.target[wrong], predictions.predicted[wrong]], 1)
     pairs, counts = pairs.unique(dim=0, return_counts=True)  # sorted by target, then by prediction
     order = counts.argsort(descending=True, stable=True)
-    rows = zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
-    return [Confusion(target, predicted, count) for (target, predicted), count in rows]
+    return [Confusion(*row) for row in torch.column_stack([pairs, counts])[order].tolist()]
 
 
 def class_rows(predictions: Predictions) -> list[ClassRow]:
-    """One row for each class that has predictions, in the order of labels."""
-    size = int(predictions.target.max()) + 1
-
-    def per_class(weights: torch.Tensor) -> list[float]:
-        return torch.bincount(predictions.target, weights.double(), minlength=size).tolist()
-
-    n = torch.bincount(predictions.target, minlength=size).tolist()
-    top1, top5, confidence = map(per_class, (predictions.right, predictions.right5, predictions.confidence))
+    """One row for each class that has images, in the order of labels."""
+    columns = (torch.ones_like(predictions.confidence), predictions.correct, predictions.correct5)
+    sums = [torch.bincount(predictions.target, column.double()) for column in (*columns, predictions.confidence)]
     worst: dict[int, Confusion] = {}
     for confusion in confusions(predictions):  # the most frequent of each class comes first
         worst.setdefault(confusion.target, confusion)
     rows = []
-    for label in range(size):
-        if n[label]:
-            taken = worst.get(label)
-            rows.append(
-                ClassRow(
-                    label,
-                    n[label],
-                    round(top1[label]),
-                    round(top5[label]),
-                    confidence[label] / n[label],
-                    taken.predicted if taken else None,
-                    taken.count if taken else 0,
-                )
-            )
+    for label, (n, top1, top5, confidence) in enumerate(torch.stack(sums, 1).tolist()):
+        if n:
+            wrong = worst.get(label)
+            predicted = (wrong.predicted, wrong.count) if wrong else (None, 0)
+            rows.append(ClassRow(label, int(n), int(top1), int(top5), confidence / n, *predicted))
     return rows
+
+
+def per_class_csv(rows: Sequence[ClassRow], classes: Sequence[str], names: Sequence[str]) -> str:
+    """One line per row; folder names and readable names in label order."""
+    text = io.StringIO()
+    write = csv.writer(text, lineterminator="\n").writerow
+    head = "class", "name", "n", "top1_count", "top1_percent", "top5_count", "top5_percent", "mean_confidence"
+    write([*head, "predicted_as", "predicted_as_name", "predicted_as_count"])
+    for row in rows:
+        i, other, percents = row.label, row.predicted_as, [f"{100 * hits / row.n:.2f}" for hits in (row.top1, row.top5)]
+        predicted = ("", "", 0) if other is None else (classes[other], names[other], row.predicted_as_count)
+        values = row.top1, percents[0], row.top5, percents[1], f"{row.confidence:.4f}"
+        write([classes[i], names[i], row.n, *values, *predicted])
+    return text.getvalue()
 
 
 def calibration(predictions: Predictions, *, bins: int = BINS) -> Calibration:
     """Bins of confidence, ((i) / bins, (i + 1) / bins], as in Guo et al., arXiv 1706.04599."""
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:]
-    place = torch.bucketize(predictions.confidence, edges).clamp_(max=bins - 1)
-    counts = torch.bincount(place, minlength=bins).double()
-    hits = torch.bincount(place, predictions.right.double(), minlength=bins)
-    confidence = torch.bincount(place, predictions.confidence, minlength=bins)
+    bin_of = torch.bucketize(predictions.confidence, edges).clamp_(max=bins - 1)
+    counts = torch.bincount(bin_of, minlength=bins).double()
+    hits = torch.bincount(bin_of, predictions.correct.double(), minlength=bins)
+    confidence = torch.bincount(bin_of, predictions.confidence, minlength=bins)
     ece = 100 * ((hits - confidence).abs().sum() / len(predictions)).item()
-    return Calibration(
-        counts=[int(count) for count in counts],
-        accuracy=(hits / counts).tolist(),
-        confidence=(confidence / counts).tolist(),
-        ece=ece,
-    )
+    return Calibration(counts.int().tolist(), (hits / counts).tolist(), (confidence / counts).tolist(), ece)
 
 
 def worst_mistakes(predictions: Predictions, most: int) -> list[int]:
-    """Rows of `predictions` of the wrong answers given with the highest confidence, worst first."""
-    wrong = (~predictions.right).nonzero()[:, 0]
+    """Rows of the wrong predictions of the highest confidence, the highest first."""
+    wrong = (~predictions.correct).nonzero()[:, 0]
     order = predictions.confidence[wrong].argsort(descending=True, stable=True)
     return wrong[order][:most].tolist()

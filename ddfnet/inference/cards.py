@@ -9,12 +9,15 @@ import timm
 import yaml
 
 from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.models.classifier import Classifier
+from ddfnet.utils.markdown import table
 from ddfnet.zoo.download import GOOGLE_DRIVE
 from ddfnet.zoo.entries import Entry
 
 LAST_EPOCHS = 5
 TASK = "image-classification"
 _METRICS = {"top1": "top-1", "top5": "top-5"}
+Log = Sequence[Mapping[str, Any]]  # records of a `metrics.jsonl`
 
 
 def way_to_get(entry: Entry) -> str:
@@ -26,96 +29,74 @@ def way_to_get(entry: Entry) -> str:
     return "gdown" if all(url.split("/")[2] in GOOGLE_DRIVE for url in entry.file.urls) else "direct"
 
 
-def zoo_card(entry: Entry, *, parameters: int, log: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The page of an entry in docs/models/.
-
-    Args:
-        entry: what it is about.
-        parameters: of its model with its number of classes.
-        log: records of the `metrics.jsonl` of its run; empty where there is none.
-    """
+def zoo_card(entry: Entry, *, parameters: int, log: Log = ()) -> str:
+    """The page of an entry in docs/reference/models/, from the parameters of its model with its number of classes and
+    the log of its run, if any."""
     size = f"{entry.file.size:,} bytes" if entry.file.size is not None else "size not published"
     sha256 = f"`{entry.file.sha256}`" if entry.file.sha256 else "not published"
+    get = {
+        "shipped": "The file is part of the package: no download, no network.",
+        "direct": "The file is downloaded when it is first asked for, and verified each time.",
+        "gdown": "The file is downloaded when it is first asked for (`pip install gdown`: it is on Google Drive).",
+        "by hand": f"No program can get the file: `python -m ddfnet.zoo info {entry.name}` says what to do.",
+    }[way_to_get(entry)]
+    command = f"python eval.py --checkpoint zoo:{entry.name} --data FOLDER  # class folders, or val/ with them"
     parts = [
         f"# {entry.name}",
         f"{describe(entry.model)} {parameters:,} parameters, {entry.num_classes:,} classes.",
-        "## Use",
-        _usage(entry),
-        _about(entry, log),
-        "## File",
-        f"`{entry.file_name}`, {size}, sha256 {sha256}.",
+        f"## Use\n\n{get}",
+        _python(entry.name, "  # or ddfnet.create_model"),
+        f"```bash\n{command}\n```",
+        *_about(entry, log, entry.license, entry.data),
+        f"## File\n\n`{entry.file_name}`, {size}, sha256 {sha256}.",
         "This page is made by `python scripts/dev/write_model_zoo.py` from `ddfnet/zoo/entries.py`.",
     ]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    return "\n\n".join(map(str.strip, parts)) + "\n"
 
 
 def published_card(
+    loaded: Classifier,
     name: str,
     *,
-    architecture: str,
-    parameters: int,
-    preprocessing: Preprocessing,
-    num_classes: int,
     location: str,
     license: str | None,
     data: str | None,
     entry: Entry | None = None,
-    log: Sequence[Mapping[str, Any]] = (),
+    log: Log = (),
 ) -> str:
     """The README.md of a published folder, with the front matter that the Hugging Face hub reads.
 
     Args:
+        loaded: the published weights.
         name: title.
-        architecture: model name, for `timm.create_model`.
-        parameters: of the model.
-        preprocessing: of the images.
-        num_classes: of the classifier.
-        location: what `timm.create_model` takes, e.g. `hf-hub:ORG/NAME`.
-        license: None where nobody stated one.
-        data: what it was trained on; None where nobody stated it.
-        entry: of the zoo, if the weights are from there.
-        log: see `zoo_card`.
+        location: for `timm.create_model`, e.g. `hf-hub:ORG/NAME`.
+        license, data: of the weights; None where nobody stated it.
+        entry, log: of the zoo, if the weights are from there.
     """
-    front = {
-        "license": license_id(license),
-        "library_name": "timm",
-        "pipeline_tag": TASK,
-        "tags": [TASK, "timm", "ddfnet"],
-    }
+    front: dict[str, Any] = {"license": license_id(license), "library_name": "timm", "pipeline_tag": TASK}
+    front["tags"] = [TASK, "timm", "ddfnet"]
     if front["license"] == "other":
         front["license_name"] = license
+    classes = loaded.num_classes
     if entry is None:
-        about = "\n\n".join(
-            [
-                "## Figures",
-                "None stated. Measure it: "
-                f"`python eval.py --checkpoint model.safetensors --data FOLDER` ({num_classes} class folders).",
-                f"## Data\n\n{data or 'Not stated.'}",
-                preprocessing_table(preprocessing),
-                f"## License\n\n{license or 'Not stated: ask who published these weights before you use them.'}",
-            ]
-        )
-    else:
-        about = _about(entry, log, license=license, data=data)
-    usage = "\n".join(
-        [
-            "```python",
-            "import ddfnet  # registers its models with timm",
-            "import timm",
-            "",
-            f'model = timm.create_model("{location}", pretrained=True).eval()',
-            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
-            "```",
+        command = "python eval.py --checkpoint model.safetensors --data FOLDER"
+        about = [
+            f"## Figures\n\nNone stated. Measure it: `{command}` ({classes} class folders).",
+            f"## Data\n\n{data or 'Not stated.'}",
+            preprocessing_table(loaded.preprocessing),
+            f"## License\n\n{license or 'Not stated: ask who published these weights before you use them.'}",
         ]
-    )
+    else:
+        about = _about(entry, log, license, data)
+    architecture = loaded.cfg["architecture"]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {name}",
-        f"`{architecture}`. {describe(architecture)} {parameters:,} parameters, {num_classes:,} classes.",
-        f"## Use\n\n{usage}",
-        about,
+        f"`{architecture}`. {describe(architecture)} {loaded.parameters:,} parameters, {classes:,} classes.",
+        f"## Use\n\n{_python(location)}",
+        *about,
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(map(str.strip, parts)) + "\n"
 
 
 def license_id(license: str | None) -> str:
@@ -126,85 +107,61 @@ def license_id(license: str | None) -> str:
 
 
 def describe(model: str) -> str:
-    """What a model is: the beginning of its documentation, up to the figures."""
+    """A model in a sentence: the beginning of its documentation, up to the figures."""
     text = " ".join((timm.model_entrypoint(model).__doc__ or "").split())
     return re.split(r": |\. |\.$", text)[0] + "." if text else ""
 
 
 def preprocessing_table(how: Preprocessing) -> str:
     """The section on how images are prepared."""
-    rows = {
-        "input": f"{how.size} x {how.size} pixels, RGB",
-        "resize": f"short side to {math.floor(how.size / how.crop_pct)} pixels, {how.interpolation}",
-        "crop": f"center (crop_pct {how.crop_pct:g})",
-        "mean": ", ".join(f"{value:g}" for value in how.mean),
-        "std": ", ".join(f"{value:g}" for value in how.std),
-    }
-    lines = ["## Preprocessing", "", "| step | value |", "| --- | --- |"]
-    return "\n".join([*lines, *(f"| {key} | {value} |" for key, value in rows.items())])
-
-
-def _usage(entry: Entry) -> str:
-    get = {
-        "shipped": "The file is part of the package: no download, no network.",
-        "direct": "The file is downloaded when it is first asked for, and verified each time.",
-        "gdown": "The file is downloaded when it is first asked for (`pip install gdown`: it is on Google Drive).",
-        "by hand": f"No program can get the file: `python -m ddfnet.zoo info {entry.name}` says what to do.",
-    }[way_to_get(entry)]
-    return "\n".join(
-        [
-            get,
-            "",
-            "```python",
-            "import ddfnet  # registers its models with timm",
-            "import timm",
-            "",
-            f'model = timm.create_model("{entry.name}", pretrained=True).eval()  # or ddfnet.create_model',
-            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
-            "```",
-            "",
-            "```bash",
-            f"python eval.py --checkpoint zoo:{entry.name} --data FOLDER  # class folders, or val/ with them",
-            "```",
-        ]
-    )
-
-
-def _about(
-    entry: Entry, log: Sequence[Mapping[str, Any]], *, license: str | None = None, data: str | None = None
-) -> str:
-    parts = [
-        "## Figures",
-        _figures(entry),
-        "## Data",
-        f"{data or entry.data}.",
-        "## Recipe",
-        _recipe(entry),
-        _history(log),
-        preprocessing_table(entry.preprocessing),
-        "## Limits",
-        _limits(entry),
-        "## License and origin",
-        f"License: {license or entry.license}. Origin: {entry.origin}.",
+    rows = [
+        ("input", f"{how.size} x {how.size} pixels, RGB"),
+        ("resize", f"short side to {math.floor(how.size / how.crop_pct)} pixels, {how.interpolation}"),
+        ("crop", f"center (crop_pct {how.crop_pct:g})"),
+        ("mean", ", ".join(f"{value:g}" for value in how.mean)),
+        ("std", ", ".join(f"{value:g}" for value in how.std)),
     ]
-    return "\n\n".join(filter(None, parts))
-
-
-def _figures(entry: Entry) -> str:
-    lines = ["| metric | value | whose |", "| --- | --- | --- |"]
-    for key, value in entry.metrics.items():
-        count = f" ({correct(value, entry.images)} of {entry.images})" if entry.images else ""
-        whose = "measured" if entry.status == "verified" else "the authors', not measured here"
-        lines.append(f"| {_METRICS.get(key, key)} | {value:g} %{count} | {whose} |")
-    if entry.status == "verified":
-        on = f"{entry.images} held-out images, " if entry.images else ""
-        lines += ["", f"Measured with `eval.py`, images prepared as below: {on}{entry.measured}."]
-    return "\n".join(lines)
+    return f"## Preprocessing\n\n{table(('step', 'value'), rows)}"
 
 
 def correct(percent: float, images: int) -> int:
     """Number of images behind a percentage."""
     return round(percent * images / 100)
+
+
+def _python(name: str, note: str = "") -> str:
+    return f"""```python
+import ddfnet  # registers its models with timm
+import timm
+
+model = timm.create_model("{name}", pretrained=True).eval(){note}
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+```"""
+
+
+def _about(entry: Entry, log: Log, license: str | None, data: str | None) -> list[str]:
+    return [
+        f"## Figures\n\n{_figures(entry)}",
+        f"## Data\n\n{data}.",
+        f"## Recipe\n\n{_recipe(entry)}",
+        *_history(log),
+        preprocessing_table(entry.preprocessing),
+        f"## Limits\n\n{_limits(entry)}",
+        f"## License and origin\n\nLicense: {license}. Origin: {entry.origin}.",
+    ]
+
+
+def _figures(entry: Entry) -> str:
+    measured = entry.status == "verified"
+    whose, rows = "measured" if measured else "the authors', not measured here", []
+    for key, value in entry.metrics.items():
+        count = f" ({correct(value, entry.images)} of {entry.images})" if entry.images else ""
+        rows.append((_METRICS.get(key, key), f"{value:g} %{count}", whose))
+    figures = table(("metric", "value", "whose"), rows)
+    if not measured:
+        return figures
+    on = f"{entry.images} held-out images, " if entry.images else ""
+    return f"{figures}\nMeasured with `eval.py`, images prepared as below: {on}{entry.measured}."
 
 
 def _recipe(entry: Entry) -> str:
@@ -213,26 +170,18 @@ def _recipe(entry: Entry) -> str:
     return f"`{entry.config}` at commit `{entry.commit}`:\n\n```bash\n{entry.command}\n```"
 
 
-def _history(log: Sequence[Mapping[str, Any]]) -> str:
-    """The last epochs of a run as a table; the training loss is that of the last record of each epoch."""
-    ends: dict[int, Mapping[str, Any]] = {}
-    for record in log:
-        if record["kind"] == "train":
-            ends[math.ceil(record["epoch"])] = record
+def _history(log: Log) -> list[str]:
+    """The last epochs of a run as a table, if it has any; the training loss is that of each epoch's last record."""
+    ends, held_out = ({math.ceil(r["epoch"]): r for r in log if r["kind"] == kind} for kind in ("train", "val"))
     if not ends:
-        return ""
-    held_out = {math.ceil(record["epoch"]): record for record in log if record["kind"] == "val"}
-    lines = [
-        f"The last epochs of {max(ends)} (training loss: the last record of the epoch):",
-        "",
-        "| epoch | training loss | learning rate | held-out loss | held-out top-1 |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+        return []
+    rows = []
     for epoch in sorted(ends)[-LAST_EPOCHS:]:
         row, val = ends[epoch], held_out.get(epoch)
-        scores = f"{val['loss']:.4f} | {val['top1']:.2f} %" if val else "- | -"
-        lines.append(f"| {epoch} | {row['loss']:.4f} | {row['lr']:.2g} | {scores} |")
-    return "\n".join(lines)
+        scores = (f"{val['loss']:.4f}", f"{val['top1']:.2f} %") if val else ("-", "-")
+        rows.append((str(epoch), f"{row['loss']:.4f}", f"{row['lr']:.2g}", *scores))
+    columns = ("epoch", "training loss", "learning rate", "held-out loss", "held-out top-1")
+    return [f"The last epochs of {max(ends)} (training loss: the last record of the epoch):", table(columns, rows)]
 
 
 def _limits(entry: Entry) -> str:
@@ -251,7 +200,7 @@ def _limits(entry: Entry) -> str:
 
 def _wilson(correct: int, images: int) -> tuple[float, float]:
     z = 1.96
-    share, spread = correct / images, z * z / images
-    center = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / images + spread / (4 * images)) / (1 + spread)
+    accuracy, spread = correct / images, z * z / images
+    center = (accuracy + spread / 2) / (1 + spread)
+    half = z * math.sqrt(accuracy * (1 - accuracy) / images + spread / (4 * images)) / (1 + spread)
     return max(0.0, center - half), min(1.0, center + half)

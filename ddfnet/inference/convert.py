@@ -1,41 +1,21 @@
 """Official training checkpoints (pickles) to safetensors, which cannot carry code."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-import ddfnet
 from ddfnet.checkpoint import Weights, read_weights, save_safetensors
-from ddfnet.inference.classifier import build_classifier
+from ddfnet.models.classifier import Classifier, build_classifier
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.zoo.download import sha256_of
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """What was written: size and sha256 are what a zoo entry of the new file needs.
-
-    Attributes:
-        target: the new file.
-        kind: `ema` or `model`: which weights of the source.
-        tensors: number of parameters and buffers in the file.
-        parameters: number of trainable values.
-        size, sha256: of the new file.
-    """
-
-    target: Path
-    kind: str
-    tensors: int
-    parameters: int
-    size: int
-    sha256: str
-
-
-def convert(source: str | Path, target: str | Path, *, model: str) -> Conversion:
+def convert(source: str | Path, target: str | Path, *, model: str) -> Classifier:
     """Writes an official .pth.tar or .pth as a .safetensors file that names its model and preprocessing.
 
-    The moving average of the weights is taken where there is one. The new file is read again and compared bit for bit.
+    The EMA weights are taken where there are any. The new file is read again and compared bit for bit.
+    Returns the classifier in it.
 
     Args:
         source: a training checkpoint of the official code (timm 0.4.5) or a bare state_dict.
@@ -51,56 +31,38 @@ def convert(source: str | Path, target: str | Path, *, model: str) -> Conversion
         raise UserError(f"the target must end in .safetensors, got {target}")
     if target.exists():
         raise UserError(f"{target} exists: delete it or name another target")
-    found = read_weights(source)
-    if source.suffix == ".safetensors" or found.meta is not None:
-        raise UserError(f"{source} is no official checkpoint but one of ours: best.safetensors lies beside a best.pt")
-    loaded = build_classifier(found, source=source, model=model)
-    network = loaded.network
-    _check_values(found, network.state_dict(), source)
-    meta = {
-        "task": "classification",
-        "model": {"name": loaded.name, "num_classes": network.num_classes, "kwargs": {}},
-        "classes": None,  # the file does not say them: `eval.py` then takes the class folders in sorted order
-        "preprocessing": loaded.preprocessing.to_dict(),
-        "precision": "fp32",
-        "ddfnet": ddfnet.__version__,
-        "converted_from": {"file": source.name, "sha256": sha256_of(source), "weights": found.kind},
-    }
-    kind = "ema" if found.kind == "ema" else "model"
+    weights = read_weights(source)
+    if source.suffix == ".safetensors" or weights.meta is not None:
+        raise UserError(f"{source} is one of this package: take the best.safetensors beside its best.pt")
+    # It has no class names: `eval.py` then takes the class folders in sorted order.
+    loaded = _checked(weights, source, model)
+    origin = {"file": source.name, "sha256": sha256_of(source), "weights": weights.kind}
+    kind = "ema" if weights.kind == "ema" else "model"
     try:
-        save_safetensors(target, found.state_dict, meta, kind=kind)
+        save_safetensors(target, weights.state_dict, {**loaded.meta(), "converted_from": origin}, kind=kind)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}") from None
-    _check_written(target, found)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Conversion(target, kind, len(found.state_dict), parameters, target.stat().st_size, sha256_of(target))
+    written = read_weights(target).state_dict
+    same = written.keys() == weights.state_dict.keys()
+    if not same or not all(torch.equal(written[key], tensor) for key, tensor in weights.state_dict.items()):
+        raise CheckpointError(f"{target} does not read back as it was written (a failing disk?): delete it")
+    return replace(loaded, weights=kind)
 
 
 def check_weights(path: str | Path, *, model: str) -> int:
-    """Loads a file strictly into a model, with the checks of `convert`; returns the number of parameters.
-
-    Raises:
-        UserError: see `convert`.
-    """
-    found = read_weights(path)
-    network = build_classifier(found, source=Path(path), model=model).network
-    _check_values(found, network.state_dict(), path)
-    return sum(parameter.numel() for parameter in network.parameters())
+    """Loads a file strictly into a model, with the checks of `convert`; returns the number of parameters."""
+    return _checked(read_weights(path), Path(path), model).parameters
 
 
-def _check_values(found: Weights, expected: dict[str, torch.Tensor], source: str | Path) -> None:
-    """Types and values; keys and shapes were compared when the weights were loaded."""
+def _checked(weights: Weights, source: Path, model: str) -> Classifier:
+    """The classifier of weights whose keys, shapes, values and types are those of the model."""
+    loaded = build_classifier(weights, source=source, model=model)
+    expected = loaded.network.state_dict()
     types = [
         f"{key} is {tensor.dtype} instead of {expected[key].dtype}"
-        for key, tensor in found.state_dict.items()
+        for key, tensor in weights.state_dict.items()
         if tensor.dtype != expected[key].dtype
     ]
     if types:
         raise CheckpointError(f"{source}: {len(types)} tensors have another type ({types[0]}): save it in that type")
-
-
-def _check_written(target: Path, found: Weights) -> None:
-    written = read_weights(target).state_dict
-    same = written.keys() == found.state_dict.keys()
-    if not same or not all(torch.equal(written[key], tensor) for key, tensor in found.state_dict.items()):
-        raise CheckpointError(f"{target} does not read back as it was written (a failing disk?): delete it")
+    return loaded

@@ -1,5 +1,7 @@
 """Bottleneck attention module (Park et al., BMVC 2018)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -40,14 +42,14 @@ class BAM(nn.Module):
         super().__init__()
         check_reduction(reduction, channels)
         check_at_least("dilation", dilation)
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = channels // reduction
 
-        def conv_norm_relu(inputs: int, **conv: int) -> list[nn.Module]:
+        def conv_norm_relu(inputs: int, **conv: Any) -> list[nn.Module]:
             # the biases do nothing before a batch normalization; they are in the authors' code and its counts
             return [nn.Conv2d(inputs, hidden, **conv, **factory), nn.BatchNorm2d(hidden, **factory), nn.ReLU(True)]
 
-        dilated = {"kernel_size": 3, "padding": dilation, "dilation": dilation}
+        dilated: dict[str, Any] = {"kernel_size": 3, "padding": dilation, "dilation": dilation}
         self.channel_branch = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), *conv_norm_relu(channels, kernel_size=1), nn.Conv2d(hidden, channels, 1, **factory)
         )

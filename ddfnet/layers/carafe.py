@@ -1,5 +1,7 @@
 """CARAFE: upsampling with filters predicted for each output pixel (Wang et al., ICCV 2019)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +52,7 @@ class CARAFE(nn.Module):
         check_at_least("compressed_channels", compressed_channels)
         check_divides("groups", groups, channels)
         self.channels, self.scale, self.kernel_size, self.groups = channels, scale, kernel_size, groups
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.channel_compressor = nn.Conv2d(channels, compressed_channels, 1, **factory)
         self.content_encoder = nn.Conv2d(
             compressed_channels,
@@ -61,8 +63,8 @@ class CARAFE(nn.Module):
         )
         nn.init.xavier_uniform_(self.channel_compressor.weight)
         nn.init.normal_(self.content_encoder.weight, std=0.001)
-        nn.init.zeros_(self.channel_compressor.bias)
-        nn.init.zeros_(self.content_encoder.bias)
+        for conv in (self.channel_compressor, self.content_encoder):
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.content_encoder(self.channel_compressor(x))

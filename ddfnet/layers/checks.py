@@ -55,9 +55,7 @@ def check_divides(name: str, value: int, channels: int) -> None:
 def check_reduction(reduction: int, channels: int) -> None:
     """Raises ValueError unless channels // reduction hidden channels are at least one, and no more than channels."""
     if not 1 <= reduction <= channels:
-        raise ValueError(
-            f"reduction={reduction} leaves no hidden channel of {channels}: give a number from 1 to {channels}"
-        )
+        raise ValueError(f"reduction={reduction} leaves no hidden channel of {channels}: give from 1 to {channels}")
 
 
 def check_input(x: Tensor, channels: int) -> None:

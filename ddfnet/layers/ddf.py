@@ -1,6 +1,6 @@
 """The DDF layer: filters predicted from the input, then applied to it."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class DDF(nn.Module):
         stride, dilation: as for `nn.Conv2d`; the padding is dilation * (k // 2).
         heads: number of spatial filters; channel c uses filter c // (C / heads).
         squeeze_ratio: sigma; the channel branch has int(C * sigma) hidden channels. None: 0.2.
-        combine: `mul` or `add`, how the two filters meet.
+        combine: `mul` or `add`, how the two filters are combined.
         filters: `both`, or only the `spatial` or the `channel` ones (table 3); the absent branch is None, and
             `combine` has nothing to act on.
         normalization: of the predicted filters: `filter` (`FilterNorm`), or the baselines of table 3, `batch`
@@ -74,9 +74,10 @@ class DDF(nn.Module):
         check_kernel_size(kernel_size)
         self.channels, self.kernel_size, self.heads = channels, kernel_size, heads
         self.stride, self.dilation, self.combine, self.fused_filters = stride, dilation, combine, fused_filters
-        factory = {"device": device, "dtype": dtype}
-        norm = {"normalization": normalization, "nonlinearity": nonlinearity, **factory}
-        self.spatial_branch = self.channel_branch = None
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        norm: dict[str, Any] = {"normalization": normalization, "nonlinearity": nonlinearity, **factory}
+        self.spatial_branch: Any = None
+        self.channel_branch: Any = None
         if filters != "channel":
             self.spatial_branch = nn.Sequential(
                 nn.Conv2d(channels, heads * kernel_size**2, 1, stride=stride, **factory),
@@ -88,8 +89,9 @@ class DDF(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.channels)
-        k = self.kernel_size
-        cast = autocast(x)
+        k, cast = self.kernel_size, autocast(x)
+        channel_filter: Tensor | None
+        spatial_filter: Tensor | None
         if self.fused_filters and fusible(cast, k, self.heads) and not self._is_customized():
             x = cast  # what the kernel saves for backward is what the operator saves
             channel_filter, spatial_filter = self._fused_branches(x)
@@ -98,14 +100,14 @@ class DDF(nn.Module):
             spatial_filter = self.spatial_branch(x) if self.spatial_branch is not None else None
         if channel_filter is not None:
             channel_filter = channel_filter.view(-1, self.channels, k, k)
-        options = {"stride": self.stride, "dilation": self.dilation, "combine": self.combine, "kernel_size": k}
-        return ddf(x, channel_filter, spatial_filter, **options)
+        stride, dilation, combine = self.stride, self.dilation, self.combine
+        return ddf(x, channel_filter, spatial_filter, stride=stride, dilation=dilation, combine=combine, kernel_size=k)
 
     def _fused_branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both filters, the spatial ones and the pooled x from a single pass over x."""
         conv, norm = self.spatial_branch
-        options = {"kernel_size": self.kernel_size, "heads": self.heads, "stride": self.stride, "alpha": norm.std}
-        spatial_filter, pooled = spatial_filters(x, conv.weight, conv.bias, **options)
+        options = {"kernel_size": self.kernel_size, "heads": self.heads, "stride": self.stride}
+        spatial_filter, pooled = spatial_filters(x, conv.weight, conv.bias, **options, alpha=norm.std)
         channel_filter = pooled[..., None, None].to(x.dtype)
         for layer in list(self.channel_branch)[1:]:
             channel_filter = layer(channel_filter)
@@ -115,7 +117,7 @@ class DDF(nn.Module):
         """Whether the layers that the fused kernel replaces are others (ablations, quantized, adapted) or hooked."""
         if self.channel_branch is None or self.spatial_branch is None:
             return True
-        pool, conv, norm = self.channel_branch[0], *self.spatial_branch
+        pool, (conv, norm) = self.channel_branch[0], self.spatial_branch
         replaced = type(conv) is not nn.Conv2d or type(norm) is not FilterNorm or type(pool) is not nn.AdaptiveAvgPool2d
         return replaced or any(
             layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
@@ -138,10 +140,9 @@ def channel_branch(
     squeeze_ratio: float,
     normalization: Literal["filter", "batch", "sigmoid"],
     nonlinearity: str,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    **factory: Any,
 ) -> nn.Sequential:
-    """The layers that predict the channel filters: (B, C, H, W) -> (B, C*k*k, 1, 1).
+    """The layers that predict the channel filters: (B, C, H, W) -> (B, C*k*k, 1, 1). `factory`: device and dtype.
 
     Raises:
         ValueError: a squeeze ratio that leaves no hidden channel.
@@ -149,11 +150,9 @@ def channel_branch(
     """
     if isinstance(squeeze_ratio, bool) or not isinstance(squeeze_ratio, int | float):
         raise TypeError(f"squeeze_ratio must be a number, got {squeeze_ratio!r}")
-    hidden, factory = int(channels * squeeze_ratio), {"device": device, "dtype": dtype}
+    hidden = int(channels * squeeze_ratio)
     if hidden < 1:
-        raise ValueError(
-            f"squeeze_ratio={squeeze_ratio} leaves no hidden channel of {channels}: give at least {1 / channels:.3g}"
-        )
+        raise ValueError(f"squeeze_ratio={squeeze_ratio} leaves no hidden channel: give at least {1 / channels:.3g}")
     return nn.Sequential(
         nn.AdaptiveAvgPool2d(1),
         nn.Conv2d(channels, hidden, 1, **factory),

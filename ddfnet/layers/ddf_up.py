@@ -1,6 +1,6 @@
 """The DDF-Up layer: upsampling with filters predicted from the input, or from a guidance feature."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ class DDFUp(nn.Module):
         kernel_size: k, odd.
         heads: number of spatial filters; channel c uses filter c // (C / heads).
         squeeze_ratio: the channel branches have int(C * squeeze_ratio) hidden channels.
-        combine: `mul` or `add`, how the two filters meet.
+        combine: `mul` or `add`, how the two filters are combined.
         guidance_channels: those of the guidance (joint mode), or None (plain mode).
         depthwise_kernel_size: of plain mode's depthwise convolutions, odd; without effect in joint mode.
         normalization, nonlinearity: see `DDF`.
@@ -84,8 +84,8 @@ class DDFUp(nn.Module):
         check_at_least("dilation", dilation)
         self.channels, self.scale, self.kernel_size, self.heads = channels, scale, kernel_size, heads
         self.combine, self.guidance_channels, self.dilation = combine, guidance_channels, dilation
-        factory = {"device": device, "dtype": dtype}
-        options = {"normalization": normalization, "nonlinearity": nonlinearity, **factory}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"normalization": normalization, "nonlinearity": nonlinearity, **factory}
 
         def spatial_branch() -> nn.Sequential:
             predict = nn.Sequential(
@@ -112,8 +112,8 @@ class DDFUp(nn.Module):
         # x is pooled once; the pooling layer of each branch has nothing left to do
         channel_filter = torch.stack([branch(pooled) for branch in self.channel_branch], 1)
         size = (x.shape[0], self.scale**2, self.channels, self.kernel_size, self.kernel_size)
-        options = {"scale": self.scale, "dilation": self.dilation, "combine": self.combine}
-        return ddf_up(x, channel_filter.reshape(size), spatial_filter, **options)
+        scale, dilation, combine = self.scale, self.dilation, self.combine
+        return ddf_up(x, channel_filter.reshape(size), spatial_filter, scale=scale, dilation=dilation, combine=combine)
 
     def _sources(self, x: Tensor, guidance: Tensor | None) -> list[Tensor]:
         """The input of each spatial branch, at the size of x."""

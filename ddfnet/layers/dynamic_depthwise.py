@@ -1,5 +1,7 @@
 """Convolutions with one filter set per sample: CondConv (Yang et al., 2019) and WeightNet (Ma et al., 2020)."""
 
+from typing import Any
+
 import torch
 from timm.layers import CondConv2d
 from torch import Tensor, nn
@@ -43,7 +45,7 @@ class DepthwiseCondConv(nn.Module):
         check_kernel_size(kernel_size)
         check_at_least("experts", experts)
         self.channels, self.kernel_size, self.stride, self.dilation = channels, kernel_size, stride, dilation
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.routing = nn.Linear(channels, experts, **factory)
         self.experts = nn.Parameter(torch.empty(experts, channels, kernel_size, kernel_size, **factory))
         # as nn.Conv2d starts a depthwise filter: 1 / sqrt(fan_in), and the fan-in is k * k
@@ -94,7 +96,7 @@ class DepthwiseWeightNet(nn.Module):
         check_kernel_size(kernel_size)
         check_at_least("reduction", reduction)
         self.channels, self.kernel_size, self.stride, self.dilation = channels, kernel_size, stride, dilation
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = max(16, channels // reduction)
         self.filter_branch = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
@@ -145,7 +147,7 @@ class CondConv(nn.Module):
         super().__init__()
         check_kernel_size(kernel_size)
         check_at_least("experts", experts)
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.routing = nn.Linear(in_channels, experts, **factory)
         self.conv = CondConv2d(
             in_channels,

@@ -1,6 +1,6 @@
 """Filter normalization (Zhou et al., CVPR 2021, eq. 3), and the baselines of the paper (table 3)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,10 @@ class FilterNorm(nn.Module):
         check_choice("kind", kind, ("spatial", "channel"))
         check_kernel_size(kernel_size)
         self.channels, self.kernel_size, self.kind = channels, kernel_size, kind
-        alpha = nn.init.calculate_gain(nonlinearity) / kernel_size
+        alpha = nn.init.calculate_gain(nonlinearity) / kernel_size  # type: ignore[arg-type]
+        self.std: nn.Parameter | float = alpha
         if kind == "channel":
             self.std = nn.Parameter(torch.randn(channels * kernel_size**2, device=device, dtype=dtype) * alpha)
-        else:
-            self.std = alpha
 
     def forward(self, filters: Tensor) -> Tensor:
         """(B, channels*k*k, H, W) -> the same shape; spatial filters keep their dtype, the few channel filters do not.
@@ -69,8 +68,7 @@ def normalization_layer(
     kind: Literal["spatial", "channel"],
     *,
     nonlinearity: str = "linear",
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    **factory: Any,
 ) -> nn.Module:
     """The layer behind the logits of a filter: (B, channels*k*k, H, W) -> the same shape.
 
@@ -78,13 +76,14 @@ def normalization_layer(
         normalization: `filter`: `FilterNorm`; `batch`: batch normalization of each tap, with PyTorch's start (unit
             weights); `sigmoid`. The last two are baselines of the paper's table 3, which gives no details of them.
         channels, kernel_size, kind, nonlinearity: see `FilterNorm`; the baselines do not need the last two.
+        factory: device and dtype.
 
     Raises:
         ValueError: another normalization.
     """
     check_choice("normalization", normalization, ("filter", "batch", "sigmoid"))
     if normalization == "filter":
-        return FilterNorm(channels, kernel_size, kind, nonlinearity=nonlinearity, device=device, dtype=dtype)
+        return FilterNorm(channels, kernel_size, kind, nonlinearity=nonlinearity, **factory)
     if normalization == "batch":
-        return nn.BatchNorm2d(channels * kernel_size**2, device=device, dtype=dtype)
+        return nn.BatchNorm2d(channels * kernel_size**2, **factory)
     return nn.Sigmoid()

@@ -1,5 +1,7 @@
 """Involution: filters predicted at each pixel, shared by groups of channels (Li et al., CVPR 2021)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +49,7 @@ class Involution(nn.Module):
         check_reduction(reduction, channels)
         self.channels, self.kernel_size, self.heads = channels, kernel_size, channels // group_channels
         self.stride, self.dilation = stride, dilation
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = channels // reduction
         self.filter_branch = nn.Sequential(
             # ceil_mode: an odd size needs a filter for its last, partly covered window as well

@@ -1,4 +1,4 @@
-"""Creating models by name: ours, and every classification model of timm."""
+"""Creating models by name: those of this package, and every classification model of timm."""
 
 import re
 from typing import Any

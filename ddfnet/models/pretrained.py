@@ -1,9 +1,11 @@
-"""The zoo's weights as timm knows weights: one tag each, found and loaded by `timm.create_model(pretrained=True)`."""
+"""Models and the zoo's weights as timm knows them: entry points, and a tag per set of weights."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, register_model, resolve_pretrained_cfg
 from torch import nn
 
 from ddfnet.checkpoint import read_weights
@@ -13,25 +15,36 @@ from ddfnet.zoo.entries import ZOO, entries, find
 LOCAL_FILE = "model.safetensors"
 
 
-def tagged_cfgs(model: str, cfg: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """timm's records of all weights of a model, the first being its default, and of the model without any.
+def register(module: str, name: str, doc: str, create: Callable[[str, bool, dict[str, Any]], nn.Module]) -> None:
+    """Defines and registers a model as timm's modules do: `@register_model def NAME(pretrained=False, **kwargs)`.
 
     Args:
-        model: its name.
-        cfg: what these records have in common (`timm.models.PretrainedCfg`).
+        module: the one to define it in, which has `default_cfgs`.
+        doc: what it is, for `timm.model_entrypoint(name).__doc__`.
+        create: called with the name, `pretrained` and the other arguments.
     """
+
+    def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return create(name, pretrained, kwargs)
+
+    entry_point.__name__ = entry_point.__qualname__ = name
+    entry_point.__module__, entry_point.__doc__ = module, doc
+    setattr(sys.modules[module], name, register_model(entry_point))  # found by name when pickled
+
+
+def tagged_cfgs(model: str, cfg: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """timm's records of all weights of a model, the first being its default, and of the model without any; `cfg` is
+    what these have in common (`timm.models.PretrainedCfg`)."""
     tagged = {}
     for entry in (entry for entry in entries() if entry.model == model):
-        how = entry.preprocessing
+        how = dict(entry.input)
+        if "size" in how:
+            how["input_size"] = (3, how["size"], how.pop("size"))
         tagged[entry.name] = {
             **cfg,
+            **how,
             "url": ZOO + entry.name,  # so that timm lists the model among those with weights
             "num_classes": entry.num_classes,
-            "input_size": (3, how.size, how.size),
-            "crop_pct": how.crop_pct,
-            "interpolation": how.interpolation,
-            "mean": how.mean,
-            "std": how.std,
             "license": entry.license,
             "origin_url": entry.origin if entry.origin.startswith("http") else None,
         }
@@ -40,25 +53,26 @@ def tagged_cfgs(model: str, cfg: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def build_model(model_class: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """timm's `build_model_with_cfg`, with the weights of the zoo."""
-    kwargs = with_zoo_weights(variant, pretrained, kwargs)
-    return forget_loaded(build_model_with_cfg(model_class, variant, pretrained, **kwargs))
+    model = build_model_with_cfg(model_class, variant, pretrained, **_with_zoo_weights(variant, pretrained, kwargs))
+    for module in model.modules():  # timm keeps the tensors after it has copied them into the model
+        cfg = getattr(module, "pretrained_cfg", None)
+        if isinstance(cfg, dict):
+            cfg.pop("state_dict", None)
+    return model
 
 
-def with_zoo_weights(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _with_zoo_weights(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a model with the weights of the zoo in them, if those are what timm is about to load.
 
     timm would hand the "URL" to torch.hub, which can neither verify nor resume as the zoo does, nor ask Google Drive,
     nor read official checkpoints. Here it gets the tensors, and adapts them to `num_classes`, `in_chans` and
     `features_only` as usual. The same for the `model.safetensors` of a `local-dir:`, which timm 1.0.24 would unpickle.
-
-    Raises:
-        ZooError: the zoo cannot get the file.
-        CheckpointError: the file cannot be read.
+    UserError where the file cannot be had or read.
     """
     if not pretrained:
         return kwargs
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-    if cfg.source == "local-dir":
+    if cfg.source == "local-dir" and cfg.file:
         path = Path(cfg.file) / LOCAL_FILE
         if not path.is_file():
             return kwargs
@@ -69,12 +83,3 @@ def with_zoo_weights(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> 
     # Without a source timm takes the tensors; with `local-dir` it would look for a file again.
     loaded = {"state_dict": read_weights(path).state_dict, "source": None}
     return {**kwargs, "pretrained_cfg_overlay": {**(kwargs.get("pretrained_cfg_overlay") or {}), **loaded}}
-
-
-def forget_loaded(model: nn.Module) -> nn.Module:
-    """Drops the tensors that timm keeps in `pretrained_cfg` after it has copied them into the model."""
-    for module in model.modules():
-        cfg = getattr(module, "pretrained_cfg", None)
-        if isinstance(cfg, dict):
-            cfg.pop("state_dict", None)
-    return model

@@ -4,11 +4,14 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.library import wrap_triton
+
+T = TypeVar("T", bound=Tensor | None)
+DECOMPOSITIONS: dict[Any, Callable] = {}  # each operator as a pure expression, for `run_decompositions`
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # absent on macOS and Windows
 # Triton's interpreter runs the kernels on CPU tensors. It reads this variable when the kernels are imported.
@@ -20,7 +23,7 @@ def runs_on_triton(x: Tensor) -> bool:
     return _HAS_TRITON and (x.device.type == "cuda" or (_INTERPRETED and x.device.type == "cpu"))
 
 
-def define_op(name: str, implementation: Callable) -> torch.library.CustomOpDef:
+def define_op(name: str, implementation: Callable) -> Any:
     """Register `implementation` as the op `name`, which mutates none of its arguments.
 
     As a `triton_op`, because torch.compile looks inside those: the CPU formulation is fused by Inductor, the Triton
@@ -69,10 +72,10 @@ def output_size(x: Tensor, stride: int) -> tuple[int, int]:
     return (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
 
 
-def autocast(tensor: Tensor | None) -> Tensor | None:
+def autocast(tensor: T) -> T:
     """`tensor` in the dtype of the autocast region it is in; float64 is left alone."""
     if tensor is None or tensor.dtype == torch.float64 or tensor.is_meta:  # autocast knows no meta device
         return tensor
     if not torch.is_autocast_enabled(tensor.device.type):
         return tensor
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))  # type: ignore[return-value]

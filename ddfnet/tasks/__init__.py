@@ -1,4 +1,4 @@
-"""Tasks: what differs between kinds of training. Each is found by its name, and imported when it is asked for."""
+"""Tasks, the kinds of training. Each is found by its name, and imported when it is asked for."""
 
 import importlib
 import importlib.util
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ddfnet.checkpoint import DEFAULT_TASK
 from ddfnet.config import LoadedConfig, check
 from ddfnet.config.inheritance import apply_override, read_with_bases
 from ddfnet.config.loaded import DEFAULT, flow
@@ -14,7 +15,6 @@ from ddfnet.tasks.base import Task
 from ddfnet.tasks.config import Config
 from ddfnet.utils.errors import ConfigError
 
-DEFAULT_TASK = "classification"
 _MODULES = {
     "classification": "ddfnet.tasks.classification",
     "detection": "ddfnet.tasks.detection.task",
@@ -59,11 +59,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
 
 
 def check_config(values: dict[str, Any], origins: dict[KeyPath, str] | None = None) -> Config:
-    """Checks a nested dict against the configuration of its task.
-
-    Raises:
-        ConfigError: see `load_config`.
-    """
+    """Checks a nested dict against the configuration of its task; ConfigError as in `load_config`."""
     task = values.get("task", DEFAULT_TASK)
     if not isinstance(task, str) or task not in task_names():
         where = f" ({origins['task',]})" if origins and ("task",) in origins else ""

@@ -1,15 +1,22 @@
-"""What a task gives to the engine: data, loss, evaluator. It knows nothing of processes, precision or checkpoints."""
+"""Contract of task and engine: data, loss, evaluator. It knows nothing of processes, precision or checkpoints."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ddfnet.data.batches import Batch
-from ddfnet.data.sampler import TrainSampler, epoch_order
+from ddfnet.data.loader import Finish, eval_batches, train_batches
+from ddfnet.data.sampler import Request, TrainSampler, epoch_order
 from ddfnet.tasks.config import Config
+from ddfnet.tasks.evaluation import stored_evaluation
 from ddfnet.tasks.plan import RunPlan
+
+C = TypeVar("C", bound=Config)
+S = TypeVar("S", bound="Named")
 
 
 class Evaluator(Protocol):
@@ -18,67 +25,111 @@ class Evaluator(Protocol):
     def update(self, model: nn.Module, batch: Batch) -> None: ...
 
     def state(self) -> Any:
-        """What this process has seen, on the CPU: sums, counts or records, whatever `compute` needs."""
+        """The part of this process, on the CPU: sums, counts or records, whatever `compute` needs."""
 
     def compute(self, states: Sequence[Any]) -> dict[str, float]:
         """Metrics of the whole set from the states of all processes; `n` is the number of images counted."""
 
 
-class Task(Protocol):
-    """One kind of training: what differs between tasks, and nothing else."""
+class Named(Protocol):
+    """Samples of a task: an `ImageSource`, for one."""
 
-    config_class: type[Config]
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str: ...
+
+
+class Task(ABC, Generic[C, S]):
+    """One kind of training: what differs between tasks, and the batch streams that all share."""
+
+    config_class: type[C]
     """The configuration of this kind of training."""
     best_metric: str
     """Key of the evaluator's result that ranks checkpoints."""
-    lower_is_better: bool
+    lower_is_better: bool = False
     """Whether the best checkpoint is the one of the lowest `best_metric`."""
-    fixed_input_size: bool
+    fixed_input_size: bool = True
     """Whether all training batches have one shape, so that it pays to search for the fastest convolutions."""
-    train_images: int
-    val_images: int
+    repeats: int = 1
+    """Times that an epoch shows each of its samples."""
+    _val: S
 
-    def build_model(self) -> nn.Module: ...
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    @cached_property
+    @abstractmethod
+    def _train(self) -> S: ...
+
+    @property
+    def train_images(self) -> int:
+        return len(self._train)
+
+    @property
+    def val_images(self) -> int:
+        return len(self._val)
+
+    def batch_images(self, batch: Batch) -> int:
+        return len(batch["index"])
 
     def train_batches(self, plan: RunPlan, *, rank: int, start_step: int, device: torch.device) -> Iterator[Batch]:
         """This rank's micro-batches from a step to the end of the run, on the device."""
+        sampler = TrainSampler(
+            length=self.train_images,
+            global_batch=self.config.train.batch_size,
+            rank=rank,
+            world_size=plan.world_size,
+            accumulation=plan.accumulation,
+            seed=self.config.run.seed,
+            start_step=start_step,
+            end_step=plan.total_steps,
+            repeats=self.repeats,
+        )
+        read, finish = self.train_reader(device)
+        return train_batches(read, sampler, finish, device=device, workers=self.config.data.workers)
 
-    def eval_batches(self, *, rank: int, world_size: int, device: torch.device) -> Iterable[Batch]: ...
-
-    def batch_images(self, batch: Batch) -> int: ...
-
-    def loss(self, model: Callable[..., Tensor], batch: Batch) -> dict[str, Tensor]:
-        """`{"loss": scalar, ...}` of one micro-batch."""
-
-    def evaluator(self, device: torch.device) -> Evaluator: ...
-
-    def meta(self) -> dict[str, Any]:
-        """What a checkpoint must say so that its weights can be used without the configuration."""
+    def eval_batches(self, *, rank: int, world_size: int, device: torch.device) -> Iterable[Batch]:
+        """This rank's validation batches, on the device."""
+        read, finish = self.eval_reader(device)
+        return eval_batches(
+            read,
+            self.val_images,
+            finish,
+            batch_size=self.config.eval.batch_size or self.config.train.device_batch_size,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+            workers=self.config.data.workers,
+        )
 
     def sample_names(self, plan: RunPlan, step: int) -> list[str]:
-        """The samples of one optimizer step, for a report on what went wrong in it."""
+        """The samples of one optimizer step over all processes, in the order of the global batch."""
+        epoch, step_of_epoch = divmod(step, plan.steps_per_epoch)
+        batch = self.config.train.batch_size
+        order = epoch_order(self.train_images, self.config.run.seed, epoch, self.repeats)
+        return [self._train.name(i) for i in order[step_of_epoch * batch : (step_of_epoch + 1) * batch, 0].tolist()]
 
+    evaluation = classmethod(stored_evaluation)
+    """A checkpoint of this task, ready to be evaluated."""
 
-def train_sampler(
-    config: Config, plan: RunPlan, length: int, *, rank: int, start_step: int, repeats: int = 1
-) -> TrainSampler:
-    """What this rank reads from a step to the end of the run."""
-    return TrainSampler(
-        length=length,
-        global_batch=config.train.batch_size,
-        rank=rank,
-        world_size=plan.world_size,
-        accumulation=plan.accumulation,
-        seed=config.run.seed,
-        start_step=start_step,
-        end_step=plan.total_steps,
-        repeats=repeats,
-    )
+    @abstractmethod
+    def build_model(self) -> nn.Module: ...
 
+    @abstractmethod
+    def train_reader(self, device: torch.device) -> tuple[Callable[[list[Request]], Batch], Finish]:
+        """`read` and `finish` of `ddfnet.data.loader.train_batches`."""
 
-def step_indices(config: Config, plan: RunPlan, length: int, step: int, *, repeats: int = 1) -> list[int]:
-    """The images of one optimizer step over all processes, in the order of the global batch."""
-    epoch, place = divmod(step, plan.steps_per_epoch)
-    batch = config.train.batch_size
-    order = epoch_order(length, config.run.seed, epoch, repeats)
-    return order[place * batch : (place + 1) * batch, 0].tolist()
+    @abstractmethod
+    def eval_reader(self, device: torch.device) -> tuple[Callable[[list[int]], Any], Finish]:
+        """`read` and `finish` of `ddfnet.data.loader.eval_batches`."""
+
+    @abstractmethod
+    def loss(self, model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
+        """`{"loss": scalar, ...}` of one micro-batch."""
+
+    @abstractmethod
+    def evaluator(self, device: torch.device) -> Evaluator: ...
+
+    @abstractmethod
+    def meta(self) -> dict[str, Any]:
+        """Facts that a checkpoint holds so that its weights can be used without the configuration."""

@@ -1,6 +1,6 @@
 """Image classification over class folders: its configuration and its task."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,21 +13,22 @@ from torch import Tensor, nn
 import ddfnet
 from ddfnet.config import Fraction, Positive, Section
 from ddfnet.data.augment import AugmentConfig, train_transform
-from ddfnet.data.batches import EvalBatchTransform, TrainBatchTransform
-from ddfnet.data.loader import eval_batches, train_batches, worker_count
+from ddfnet.data.batches import Batch, EvalBatchTransform, TrainBatchTransform
+from ddfnet.data.dataset import CorruptImages, EvalDataset, TrainDataset
+from ddfnet.data.loader import Finish
 from ddfnet.data.preprocessing import InputConfig, eval_transform
-from ddfnet.data.sources.folder import index_folder
+from ddfnet.data.sources import ImageSource, open_source
 from ddfnet.evaluation.metrics import ClassificationEvaluator
 from ddfnet.models import create_model
-from ddfnet.tasks.base import Batch, step_indices, train_sampler
+from ddfnet.tasks.base import Task
+from ddfnet.tasks.classification_evaluation import classification_evaluation
 from ddfnet.tasks.config import Config, DataSection, ModelSection
-from ddfnet.tasks.plan import RunPlan
 from ddfnet.utils.errors import ConfigError, DataError
 
 
 class ModelConfig(ModelSection):
     name: str
-    """Any classification model of timm; ours: ddf_mul_resnet50, ddf_add_resnet101, ... (`ddfnet.list_models()`)."""
+    """Any classification model of timm, or ddf_mul_resnet50, ddf_add_resnet101, ... (`ddfnet.list_models()`)."""
     num_classes: Positive | None = None
     """null: the number of class folders."""
     drop_rate: Fraction = 0.0
@@ -37,21 +38,16 @@ class ModelConfig(ModelSection):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the model's constructor, e.g. {squeeze_ratio: 0.3}."""
     init_checkpoint: str | None = None
-    """Start from these weights (a checkpoint of ours, an official one, a .safetensors file, or `zoo:NAME`).
-    A classifier for another number of classes is left at its random start, and said so."""
+    """Start from these weights (a ddfnet checkpoint, an official one, a .safetensors file, or `zoo:NAME`).
+    A classifier for another number of classes keeps its random start, and the log says so."""
 
     @model_validator(mode="after")
     def _kwargs_are_further_ones(self) -> "ModelConfig":
+        loading = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
         own = {
-            "num_classes": "set model.num_classes",
-            "drop_rate": "set model.drop_rate",
-            "drop_path_rate": "set model.drop_path_rate",
-            "pretrained": "give a file as model.init_checkpoint",
+            **{key: f"set model.{key}" for key in ("num_classes", "drop_rate", "drop_path_rate")},
+            **dict.fromkeys(loading, "give a file as model.init_checkpoint"),
             "in_chans": "images have three channels",
-            "checkpoint_path": "give a file as model.init_checkpoint",
-            "pretrained_cfg": "give a file as model.init_checkpoint",
-            "pretrained_cfg_overlay": "give a file as model.init_checkpoint",
-            "cache_dir": "give a file as model.init_checkpoint",
             "features_only": "training needs the classifier",
             "block": "choose another model.name",
             "block_args": "the options of a DDF are given directly, e.g. model.kwargs.heads",
@@ -70,7 +66,7 @@ class DataConfig(DataSection):
     val: str = "val"
     """Validation tree, relative to root (or an absolute path)."""
     max_corrupt: Fraction = 0.001
-    """Training stops when more than this share of the images cannot be decoded."""
+    """Training stops when more than this share of the images, and more than 10, cannot be decoded."""
     input: InputConfig = InputConfig()
 
     renamed: ClassVar[dict[str, str]] = {"max_broken": "max_corrupt"}
@@ -119,30 +115,27 @@ class ClassificationConfig(Config):
             yield "loss.label_smoothing", "loss.bce_threshold makes the targets 0 and 1 again"
 
 
-class ClassificationTask:
-    """Trains a model on `data.root/train` and evaluates it on `data.root/val`.
-
-    Raises (at construction):
-        DataError: a data folder is missing or incomplete, or the two disagree on the classes.
-        ConfigError: fewer classes in the model than in the data.
-    """
+class ClassificationTask(Task[ClassificationConfig, ImageSource]):
+    """Trains a model on `data.root/train` and evaluates it on `data.root/val`."""
 
     config_class = ClassificationConfig
-    best_metric, lower_is_better, fixed_input_size = "top1", False, True
+    best_metric = "top1"
+    evaluation = staticmethod(classification_evaluation)
 
     def __init__(self, config: ClassificationConfig) -> None:
-        self.config = config
+        super().__init__(config)
         root = Path(config.data.root)
         for key in ("train", "val"):
             part = getattr(config.data, key)
-            if not (root / part).is_dir():
+            if not (root / part).exists():
+                state = f"has no folder {part}" if root.exists() else "does not exist"
                 raise DataError(
-                    f"data.root={root} has no folder {part}: data.root holds {config.data.train}/ and "
-                    f"{config.data.val}/, each with one folder per class (data.{key} names another)"
+                    f"data.root={root} {state}: it holds {config.data.train}/ and {config.data.val}/, each with one "
+                    f"folder per class (set data.{key} where the name differs)"
                 )
-        self._train = index_folder(root / config.data.train)
-        self._val = index_folder(root / config.data.val, classes=self._train.classes)
-        self.train_images, self.val_images = len(self._train), len(self._val)
+        self._train = open_source(root / config.data.train)
+        self._val = open_source(root / config.data.val, classes=self._train.classes)
+        self.repeats = config.augment.repeats
         self.classes = list(self._train.classes)
         self.num_classes = config.model.num_classes or len(self.classes)
         if self.num_classes < len(self.classes):
@@ -157,60 +150,33 @@ class ClassificationTask:
 
     def build_model(self) -> nn.Module:
         """The model of the configuration with random weights."""
-        model = self.config.model
+        model, kwargs = self.config.model, dict(self.config.model.kwargs)
+        if model.drop_path_rate:
+            kwargs["drop_path_rate"] = model.drop_path_rate
         try:
-            return create_model(
-                model.name,
-                num_classes=self.num_classes,
-                drop_rate=model.drop_rate,
-                **({"drop_path_rate": model.drop_path_rate} if model.drop_path_rate else {}),
-                **model.kwargs,
-            )
+            return create_model(model.name, num_classes=self.num_classes, drop_rate=model.drop_rate, **kwargs)
         except ValueError as error:
             raise ConfigError(f"model.name, model.kwargs: {error}") from None
 
-    def train_batches(self, plan: RunPlan, *, rank: int, start_step: int, device: torch.device) -> Iterator[Batch]:
+    def train_reader(self, device: torch.device) -> tuple[Callable, Finish]:
         config, augment = self.config, self.config.augment
-        return train_batches(
-            self._train,
-            transform=train_transform(
-                self.preprocessing.replaced(size=config.data.input.train_size or config.data.input.size), augment
-            ),
-            batch_transform=TrainBatchTransform(
-                self.preprocessing,
-                augment,
-                device=device,
-                seed=config.run.seed,
-                num_classes=self.num_classes,
-                label_smoothing=config.loss.label_smoothing,
-                channels_last=config.train.channels_last,
-            ),
-            sampler=train_sampler(
-                config, plan, self.train_images, rank=rank, start_step=start_step, repeats=augment.repeats
-            ),
+        crops = self.preprocessing.replaced(size=config.data.input.train_size or config.data.input.size)
+        dataset = TrainDataset(self._train, train_transform(crops, augment), seed=config.run.seed)
+        corrupt = CorruptImages(self._train, config.data.max_corrupt)
+        transform = TrainBatchTransform(
+            self.preprocessing,
+            augment,
             device=device,
-            num_workers=worker_count(config.data.workers),
             seed=config.run.seed,
-            max_corrupt=config.data.max_corrupt,
+            num_classes=self.num_classes,
+            label_smoothing=config.loss.label_smoothing,
+            channels_last=config.train.channels_last,
         )
+        return dataset.read, lambda batch: transform(corrupt.count(batch))
 
-    def eval_batches(self, *, rank: int, world_size: int, device: torch.device) -> Iterable[Batch]:
-        config = self.config
-        return eval_batches(
-            self._val,
-            transform=eval_transform(self.preprocessing),
-            batch_transform=EvalBatchTransform(
-                self.preprocessing, device=device, channels_last=config.train.channels_last
-            ),
-            batch_size=config.eval.batch_size or config.train.device_batch_size,
-            rank=rank,
-            world_size=world_size,
-            device=device,
-            num_workers=worker_count(config.data.workers),
-        )
-
-    def batch_images(self, batch: Batch) -> int:
-        return len(batch["image"])
+    def eval_reader(self, device: torch.device) -> tuple[Callable, Finish]:
+        transform = EvalBatchTransform(self.preprocessing, device=device, channels_last=self.config.train.channels_last)
+        return EvalDataset(self._val, eval_transform(self.preprocessing)).read, transform
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy (or BCE) of one micro-batch, computed in float32."""
@@ -234,12 +200,6 @@ class ClassificationTask:
             "preprocessing": self.preprocessing.to_dict(),
             "ddfnet": ddfnet.__version__,
         }
-
-    def sample_names(self, plan: RunPlan, step: int) -> list[str]:
-        """Paths of the images of one optimizer step, in the order of the global batch."""
-        config = self.config
-        indices = step_indices(config, plan, self.train_images, step, repeats=config.augment.repeats)
-        return [self._train.path(i) for i in indices]
 
 
 TASK = ClassificationTask

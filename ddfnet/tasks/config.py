@@ -1,11 +1,11 @@
-"""What the configurations of all tasks share; other sections stand beside their components, as in `ddfnet.optim`."""
+"""Sections of the configuration that all tasks share; others stand beside their components, as in `ddfnet.optim`."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ddfnet.config import Positive, Section
+from ddfnet.config import Fraction, Positive, Section
 from ddfnet.optim import OptimConfig, ScheduleConfig
 
 
@@ -29,16 +29,24 @@ class RunConfig(Section):
 
 class ModelSection(Section):
     name: str
-    """What the network is called."""
+    """Name of the network."""
     init_checkpoint: str | None = None
     """Start from these weights."""
+
+    no_start: ClassVar[dict[str, Any]] = {"init_checkpoint": None}
+    """Values of the keys that name weights to start from, where a checkpoint has the weights."""
 
 
 class DataSection(Section):
     root: str
     """Folder with the data."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Loader processes per rank. auto: this rank's share of the cores less one, at least 1, at most 16."""
+    """DataLoader workers per rank. auto: this rank's part of the cores less one, at least 1, at most 16."""
+
+
+class FlipConfig(Section):
+    hflip: Fraction = 0.5
+    """Probability of a horizontal flip."""
 
 
 class EmaConfig(Section):
@@ -63,7 +71,7 @@ class TrainConfig(Section):
     sync_bn: bool = False
     """Batch statistics over all processes. false: per process, running statistics averaged before evaluation."""
     ema: EmaConfig | None = None
-    """Keep a moving average of the weights and evaluate it too; null: off."""
+    """Keep EMA weights and evaluate them too; null: off."""
 
 
 class EvalConfig(Section):

@@ -1,6 +1,6 @@
-"""What follows from the configuration, the number of processes and the size of the training set."""
+"""Figures that follow from the configuration, the number of processes and the size of the training set."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from ddfnet.optim import peak_learning_rate
 from ddfnet.tasks.config import Config
@@ -9,37 +9,20 @@ from ddfnet.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The arithmetic of a run, written down once.
+    """The arithmetic of a run, written down once."""
 
-    Attributes:
-        world_size: processes.
-        accumulation: micro-batches per process and optimizer step.
-        lr: peak learning rate.
-        steps_per_epoch: optimizer steps per epoch (an incomplete last batch is dropped).
-        schedule_steps: steps of train.epochs, over which the schedule runs.
-        warmup_steps: steps of the linear warm-up, the first of schedule_steps.
-        total_steps: schedule_steps and the cooldown.
-    """
-
-    world_size: int
-    accumulation: int
-    lr: float
-    steps_per_epoch: int
-    schedule_steps: int
-    warmup_steps: int
-    total_steps: int
-
-    def as_dict(self) -> dict[str, int | float]:
-        return asdict(self)
+    world_size: int  # processes
+    accumulation: int  # micro-batches per process and optimizer step
+    lr: float  # peak learning rate
+    steps_per_epoch: int  # optimizer steps per epoch (an incomplete last batch is dropped)
+    schedule_steps: int  # steps of train.epochs, over which the schedule runs
+    warmup_steps: int  # steps of the linear warm-up, the first of schedule_steps
+    total_steps: int  # schedule_steps and the cooldown
 
 
 def plan_run(config: Config, *, world_size: int, train_images: int) -> RunPlan:
-    """Plans accumulation, learning rate and step counts.
-
-    Raises:
-        ConfigError: the batch is not a whole number of micro-batches, or larger than the training set, or the schedule
-            passes the peak learning rate.
-    """
+    """Plans accumulation, learning rate and step counts; ConfigError where the batch is not a whole number of
+    micro-batches, or larger than the training set, or the schedule passes the peak learning rate."""
     train = config.train
     micro = world_size * train.device_batch_size
     if train.batch_size % micro:
@@ -68,8 +51,8 @@ def plan_run(config: Config, *, world_size: int, train_images: int) -> RunPlan:
 
 def _batch_fix(batch_size: int, device_batch_size: int, world_size: int) -> str:
     if batch_size % world_size == 0:
-        share = batch_size // world_size
-        best = max(size for size in range(1, min(share, device_batch_size) + 1) if share % size == 0)
+        images = batch_size // world_size
+        best = max(size for size in range(1, min(images, device_batch_size) + 1) if images % size == 0)
         return f"set train.device_batch_size={best}"
     nearest = max(1, round(batch_size / world_size)) * world_size
     return f"set train.batch_size={nearest}, a multiple of the {world_size} processes"

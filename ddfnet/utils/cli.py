@@ -1,11 +1,12 @@
-"""What `train.py` and `eval.py` share: exit codes, and errors a person can read."""
+"""Shared by commands: exit codes, errors a person can read, and types of options."""
 
+import argparse
 import os
 import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ddfnet.utils.errors import NonFiniteLossError, UserError
 
@@ -35,6 +36,17 @@ def run(main: Callable[[], int]) -> None:
     if _reader_left():
         code = EXIT_READER_LEFT
     sys.exit(code)
+
+
+def at_least(least: int, kind: type = int) -> Callable[[str], Any]:
+    """The type of an option for `argparse`: a number, not below `least`."""
+
+    def number(text: str) -> Any:
+        if not kind(text) >= least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        return kind(text)
+
+    return number
 
 
 def _reader_left() -> bool:

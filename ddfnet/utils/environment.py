@@ -1,5 +1,6 @@
-"""What ran where: versions, machine and git commit, for run.json and reports."""
+"""Versions, machine and git commit, for run.json and reports."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -17,12 +18,21 @@ def environment() -> dict[str, Any]:
     return {
         "git": git_commit(),
         "python": platform.python_version(),
-        "packages": {**{name: _version(name) for name in packages}, "torch": str(torch.__version__)},
+        "packages": {**{name: package_version(name) for name in packages}, "torch": str(torch.__version__)},
         "cuda": torch.version.cuda,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cpus": os.cpu_count(),
         "platform": platform.platform(),
     }
+
+
+def cpu_name() -> str:
+    """The model of the processor."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def git_commit() -> str | None:
@@ -37,7 +47,8 @@ def git_commit() -> str | None:
         return None
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Version of an installed package, None where it is missing."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -9,10 +9,10 @@ class UserError(ValueError):
     """A mistake in what the user gave (a key, a path, a file): the message names it and the fix.
 
     `train.py` and `eval.py` print the message alone, without a traceback, and exit with code 2.
-    Every other exception is a defect of ours and keeps its traceback.
+    Every other exception is a defect of ddfnet and keeps its traceback.
 
     Attributes:
-        one_process: raised on one process among several (a image it read, say). Otherwise all raise the same.
+        one_process: raised on one process among several (an image it read, say). Otherwise all raise the same.
     """
 
     one_process = False

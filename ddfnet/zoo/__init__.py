@@ -1,8 +1,7 @@
 """The model zoo: known weights, those that ship with the package, downloads that are verified.
 
-The models load their weights through it, so what needs models is not imported here: `ddfnet.inference.classifier` (a
-classifier from any file or entry) and `ddfnet.inference.convert` (official checkpoints to safetensors). On the command line:
-`python -m ddfnet.zoo --help`.
+The models load their weights through it, so what needs models stands above: `ddfnet.models.classifier` (a classifier
+from any file or entry) and `ddfnet.inference.convert` (official checkpoints to safetensors).
 """
 
 from ddfnet.zoo.download import cache_folder, check, fetch, file_path

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from ddfnet.utils.files import sync_folder, write_atomically
+from ddfnet.utils.files import sync_folder, write_text
 from ddfnet.zoo.entries import ZOO, Entry, ZooError, entries, find
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -44,15 +44,8 @@ def fetch(entry: Entry, *, cache: str | Path | None = None, progress: bool = Tru
 
     Mirrors are tried in order. An interrupted download is kept as `<file>.part` and continued next time where the
     hash is known (without one, nobody would notice pieces of two different files). Processes that ask for the same
-    file at once wait for the first of them.
-
-    Args:
-        entry: what to fetch.
-        cache: folder; None: see `cache_folder`.
-        progress: show a bar, if stderr is a terminal.
-
-    Raises:
-        ZooError: no mirror gave the file, it is not the one that was published, or the folder cannot be written.
+    file at once wait for the first of them. `progress` shows a bar, if stderr is a terminal. ZooError where no
+    mirror gave the file, it is not the one that was published, or the folder cannot be written.
     """
     target = file_path(entry, cache)
     if not target.exists():
@@ -73,11 +66,8 @@ def fetch(entry: Entry, *, cache: str | Path | None = None, progress: bool = Tru
 
 
 def locate(checkpoint: str | Path) -> tuple[Path, Entry | None]:
-    """The file of `zoo:NAME`, downloaded if need be, with its entry; any other path as it is, with None.
-
-    Raises:
-        ZooError: the zoo does not know the name or cannot get the file.
-    """
+    """The file of `zoo:NAME`, downloaded if need be, with its entry; any other path as it is, with None. ZooError where
+    the zoo does not know the name or cannot get the file."""
     if isinstance(checkpoint, Path) or not checkpoint.startswith(ZOO):
         if not Path(checkpoint).exists() and str(checkpoint) in [entry.name for entry in entries()]:
             raise ZooError(f"checkpoint not found: {checkpoint}; the weights of that name are {ZOO}{checkpoint}")
@@ -87,19 +77,14 @@ def locate(checkpoint: str | Path) -> tuple[Path, Entry | None]:
 
 
 def check(entry: Entry, path: Path) -> str:
-    """Verifies a file, and returns its sha256.
+    """Verifies a file, and returns its sha256; ZooError says how one that it should not be differs. It stays there.
 
     The hash of an entry without one is recorded as `<file>.sha256` on first sight (`sha256sum -c` reads it).
-
-    Raises:
-        ZooError: not the file it should be; says how it differs. The file stays where it is.
     """
     try:
-        size, wrong, found = path.stat().st_size, _wrong_beginning(entry, path), sha256_of(path)
+        wrong, digest = _fault(entry, path), sha256_of(path)
     except OSError as error:
         raise ZooError(f"cannot read {path}: {error.strerror}") from None
-    if entry.file.size not in (None, size):
-        wrong = f"has {size:,} bytes instead of {entry.file.size:,}"
     again = "install ddfnet again" if entry.file.shipped else "delete it and download it again"
     if wrong:
         raise ZooError(f"{path} {wrong}: {again}")
@@ -111,14 +96,14 @@ def check(entry: Entry, path: Path) -> str:
             raise ZooError(f"{record} does not hold a sha256: delete it to record that of {path.name} again")
     if expected is None:
         try:
-            write_atomically(record, lambda file: file.write(f"{found}  {path.name}\n".encode()))
+            write_text(record, f"{digest}  {path.name}\n")
         except OSError as error:
             fix = f"who may write there can: sha256sum {path.name} > {record.name}"
             raise ZooError(f"cannot record the hash in {record}: {error.strerror}; {fix}") from None
-    elif found != expected:
+    elif digest != expected:
         fix = again + ("" if entry.file.sha256 else f" (or {record.name}, if you trust it)")
-        raise ZooError(f"{path} is not the file of {entry.name}: sha256 {found}, {source} {expected}. {fix}")
-    return found
+        raise ZooError(f"{path} is not the file of {entry.name}: sha256 {digest}, {source} {expected}. {fix}")
+    return digest
 
 
 def sha256_of(path: Path) -> str:
@@ -130,13 +115,17 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _wrong_beginning(entry: Entry, path: Path) -> str:
-    """Tells a web page (of a login, a quota, a proxy) from weights: without a hash it would be trusted for good."""
+def _fault(entry: Entry, path: Path) -> str:
+    """What is wrong with the size or the beginning of a file, or nothing. A web page (of a login, a quota, a proxy)
+    begins otherwise than weights: without a hash it would be trusted for good."""
     with path.open("rb") as file:
         start = file.read(9)
     # A zip or the older bare pickle of torch; in safetensors, the length of a JSON object and its brace.
     good = start[8:] == b"{" if entry.format == "safetensors" else start.startswith((b"PK\x03\x04", b"\x80"))
-    return "" if good else f"is no {entry.format} file (it begins with {start!r}; a web page?)"
+    if not good:
+        return f"is no {entry.format} file (it begins with {start!r}; a web page?)"
+    size = path.stat().st_size
+    return "" if entry.file.size in (None, size) else f"has {size:,} bytes instead of {entry.file.size:,}"
 
 
 def _by_hand(entry: Entry, target: Path) -> str:
@@ -185,12 +174,9 @@ def _download(entry: Entry, target: Path, progress: bool) -> None:
 
 
 def _verify_part(entry: Entry, part: Path) -> None:
-    size, known = part.stat().st_size, entry.file
-    wrong = _wrong_beginning(entry, part)
-    if not wrong and known.size not in (None, size):
-        wrong = f"has {size:,} bytes instead of {known.size:,}"
-    if not wrong and known.sha256 is not None and (found := sha256_of(part)) != known.sha256:
-        wrong = f"has the sha256 {found}, as published {known.sha256}"
+    wrong, published = _fault(entry, part), entry.file.sha256
+    if not wrong and published is not None and (digest := sha256_of(part)) != published:
+        wrong = f"has the sha256 {digest}, as published {published}"
     if wrong:
         rejected = part.with_suffix(".rejected")
         os.replace(part, rejected)  # kept to be looked at; the next attempt must not continue it

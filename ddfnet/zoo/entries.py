@@ -1,10 +1,12 @@
 """The weights the zoo knows: where they are, what they are, and who measured them."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.utils.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from ddfnet.data.preprocessing import Preprocessing
 
 OFFICIAL = "https://github.com/theFoxofSky/ddfnet"
 ZOO = "zoo:"  # before a name, where a path or URL may stand as well
@@ -17,67 +19,38 @@ class ZooError(UserError):
 
 @dataclass(frozen=True)
 class File:
-    """One file and its mirrors.
+    """One file and its mirrors."""
 
-    Attributes:
-        urls: where it can be downloaded, tried in order; empty where a person has to fetch it, or nobody.
-        size: bytes, None where its publisher gave none.
-        sha256: 64 hexadecimal digits, None where its publisher gave none.
-        shipped: it is part of this package, and needs no network.
-    """
-
-    urls: tuple[str, ...] = ()
-    size: int | None = None
-    sha256: str | None = None
-    shipped: bool = False
+    urls: tuple[str, ...] = ()  # tried in order; empty where a person has to fetch the file, or nobody
+    size: int | None = None  # bytes, None where its publisher gave none
+    sha256: str | None = None  # 64 hexadecimal digits, None where its publisher gave none
+    shipped: bool = False  # part of this package: needs no network
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Weights of one model, and all that is needed to judge and use them.
+    """Weights of one model, and all that is needed to judge and use them."""
 
-    Attributes:
-        model: name for `ddfnet.create_model`.
-        tag: which weights of this model, e.g. `official_in1k`.
-        file: where they are.
-        format: `safetensors`, or `official` for a training checkpoint of timm 0.4.5 (a pickle).
-        config: the recipe as a configuration of ours.
-        commit: of this repository when they were trained; None where it was other code.
-        command: what trained them; empty where it was other code.
-        data: what they were trained on.
-        num_classes: of that data.
-        metrics: percent on the validation set of `data`, under the names that `eval.py` reports.
-        images: number of images of that set; None where its publisher does not say.
-        measured: with what and when the metrics were measured; empty where they are claimed.
-        preprocessing: of the images at these metrics.
-        license: of the weights, as far as known.
-        origin: page of those who trained them.
-        status: `verified`: we measured `metrics` with `eval.py`; `claimed`: their authors say so.
-        note: what else a user has to know.
-
-    Raises:
-        ValueError: `verified` without size and hash: nobody could tell which file was measured.
-    """
-
-    model: str
-    tag: str
+    model: str  # for `ddfnet.create_model`
+    tag: str  # which weights of this model, e.g. `official_in1k`
     file: File
-    format: Literal["safetensors", "official"]
-    config: str
-    commit: str | None
-    command: str
-    data: str
-    num_classes: int
-    metrics: dict[str, float] = field(hash=False)
-    images: int | None
-    measured: str
-    preprocessing: Preprocessing
-    license: str
-    origin: str
-    status: Literal["verified", "claimed"]
-    note: str = ""
+    format: Literal["safetensors", "official"]  # official: a training checkpoint of timm 0.4.5 (a pickle)
+    config: str  # the recipe as a configuration of this package
+    commit: str | None = None  # of this repository when they were trained; None where it was other code
+    command: str = ""  # what trained them; empty where it was other code
+    data: str  # what they were trained on
+    num_classes: int  # of that data
+    metrics: dict[str, float] = field(hash=False)  # percent on its validation set, named as by `eval.py`
+    images: int | None = None  # in that set; None where its publisher does not say
+    measured: str = ""  # with what and when the metrics were measured; empty where they are claimed
+    input: dict[str, Any] = field(default_factory=dict, hash=False)  # preprocessing where it is not ImageNet's usual
+    license: str  # of the weights, as far as known
+    origin: str  # page of those who trained them
+    status: Literal["verified", "claimed"]  # `metrics` are measured with `eval.py`, or those of their authors
+    note: str = ""  # what else a user has to know
 
     def __post_init__(self) -> None:
+        # Nobody could tell which file was measured.
         if self.status == "verified" and None in (self.file.size, self.file.sha256):
             raise ValueError(f"{self.name} is called verified, but its size or sha256 is unknown")
 
@@ -85,6 +58,13 @@ class Entry:
     def name(self) -> str:
         """Model and tag: unique in the zoo."""
         return f"{self.model}.{self.tag}"
+
+    @property
+    def preprocessing(self) -> "Preprocessing":
+        """Of the images at these metrics."""
+        from ddfnet.data.preprocessing import Preprocessing  # needs pydantic, which `import ddfnet` does without
+
+        return Preprocessing(**self.input)
 
     @property
     def file_name(self) -> str:
@@ -99,14 +79,9 @@ def _official(model: str, config: str, top1: float, drive_id: str | None, note: 
         file=File(urls=(f"https://drive.google.com/uc?id={drive_id}",) if drive_id else ()),
         format="official",
         config=config,
-        commit=None,
-        command="",
         data="ImageNet-1k",
         num_classes=1000,
         metrics={"top1": top1},
-        images=None,
-        measured="",
-        preprocessing=Preprocessing(),
         license="MIT for the code they were published with; the weights carry none of their own",
         origin=OFFICIAL,
         status="claimed",
@@ -114,10 +89,10 @@ def _official(model: str, config: str, top1: float, drive_id: str | None, note: 
     )
 
 
-def _ours(model: str, tag: str, sha256: str, size: int, **about: Any) -> Entry:
+def _shipped(tag: str, sha256: str, size: int, **about: Any) -> Entry:
     """Weights trained with this repository that ship with the package."""
     return Entry(
-        model=model,
+        model="ddf_mul_resnet14_32px",
         tag=tag,
         file=File(size=size, sha256=sha256, shipped=True),
         format="safetensors",
@@ -133,8 +108,7 @@ _SCORED_ONCE = "Scored once, after the last epoch: no epoch was picked on the he
 _BAIDU = "On Baidu only, which wants a browser and an account: follow the link in the README of its origin."
 
 _ENTRIES = (
-    _ours(
-        "ddf_mul_resnet14_32px",
+    _shipped(
         "cifar10",
         "f569732c4e577320de8daf68d034ce4b8e4182b1735bed316c6f0e419913c82d",
         1484496,
@@ -146,27 +120,22 @@ _ENTRIES = (
         metrics={"top1": 76.65, "top5": 98.79},
         images=10_000,
         measured="AMD EPYC, torch 2.15.0, timm 1.0.31, fp32, 2026-11-22",
-        preprocessing=Preprocessing(
-            size=32, crop_pct=1.0, interpolation="bicubic", mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262)
-        ),
+        input={"size": 32, "crop_pct": 1.0, "mean": (0.491, 0.482, 0.447), "std": (0.247, 0.243, 0.262)},
         note=_SCORED_ONCE + " Fourteen epochs on one CPU core: far from what such a network can reach.",
     ),
-    _ours(
-        "ddf_mul_resnet14_32px",
+    _shipped(
         "digits",
         "8c1d71f047b2886759863fef5638deb96fa7bc087eb31069902375e8b032b21b",
         1484456,
         config="configs/demo.yaml",
         commit="80545f0fd5625cf658f16240e4b01a6e7c89220b",
         command="python train.py --config configs/demo.yaml eval.every=1000000 run.dir=runs/digits",
-        data="handwritten digits of scikit-learn, drawn at 32 x 32 (python scripts/make_digits.py data/digits)",
+        data="handwritten digits of scikit-learn, rendered at 32 x 32 (python scripts/make_data.py digits data/digits)",
         num_classes=10,
         metrics={"top1": 98.05, "top5": 100.0},
         images=359,
         measured="AMD EPYC, torch 2.15.0, timm 1.0.31, fp32, 2026-11-22",
-        preprocessing=Preprocessing(
-            size=32, crop_pct=1.0, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
-        ),
+        input={"size": 32, "crop_pct": 1.0, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
         note=_SCORED_ONCE,
     ),
     _official("ddf_mul_resnet50", "configs/ddf_resnet50.yaml", 79.1, "14voC4WqvWbdMUrep3bjVw_S-_LUejtLX", _DRIVE),
@@ -182,19 +151,16 @@ def entries() -> tuple[Entry, ...]:
 
 
 def find(name: str) -> Entry:
-    """The entry of a name: `model.tag`, or the model alone while the zoo has one set of weights for it.
-
-    Raises:
-        ZooError (a ValueError): unknown, or a model with several; names the nearest.
-    """
-    known = entries()
-    found = [entry for entry in known if name in (entry.name, entry.model)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ZooError(f"{name} has several weights in the zoo: name {' or '.join(entry.name for entry in found)}")
-    names = [entry.name for entry in known]
+    """The entry of a name: `model.tag`, or the model alone while the zoo has one set of weights for it. ZooError (a
+    ValueError) for an unknown name, with the nearest, or a model with several."""
+    matches = [entry for entry in entries() if name in (entry.name, entry.model)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ZooError(f"{name} has several weights in the zoo: name {' or '.join(entry.name for entry in matches)}")
+    names = [entry.name for entry in entries()]
     # A typing error in the model alone is closer to the model than to the longer full name.
-    candidates = [*names, *(entry.model for entry in known)]
+    models = [entry.model for entry in entries()]
+    candidates = [*names, *(model for model in models if models.count(model) == 1)]
     hint = did_you_mean(name, candidates, most=2, otherwise=f"it has {', '.join(names)}")
     raise ZooError(f"the zoo has no weights {name!r}: {hint}")

@@ -3,7 +3,7 @@
 
     python scripts/benchmarks/model.py                                     # ddf_mul_resnet50, resnet50 and resnet101
     python scripts/benchmarks/model.py --batch 256 --output runs/model     # writes benchmark_model.json, .md and .png
-    python scripts/benchmarks/model.py --models ddf_mul_resnet50 resnet50 --modes eager --torch-profile 3 --output runs/p
+    python scripts/benchmarks/model.py --models ddf_mul_resnet50 resnet50 --modes eager --torch-profile 3 --output out
     python scripts/benchmarks/model.py --device cpu --models ddf_mul_resnet14_32px --modes eager --image-size 32
 
 MODELS are names that timm knows, those of ddfnet included. A training step is forward, cross-entropy, backward and a
@@ -20,7 +20,6 @@ import argparse
 import gc
 import itertools
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,65 +29,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a check
 import timm
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import ddfnet  # noqa: F401  (registers its models)
+from ddfnet.utils.cli import at_least
 from scripts.benchmarks import common as bench
+from scripts.benchmarks import measure
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 CLASSES = 1000
-PARTS = ("train", "inference")
-COLUMNS = {
-    "model": 22,
-    "mode": 8,
-    "train img/s": 11,
-    "MiB": 9,
-    "ratio": 6,
-    "compile s": 9,
-    "infer img/s": 11,
-    "MiB ": 9,
-    "ratio ": 6,
-}
-WIDTHS = list(COLUMNS.values())
+TABLE = bench.Table(
+    {"model": 22, "mode": 8, "train img/s": 11, "MiB": 9, "ratio": 6, "compile s": 9}
+    | {"infer img/s": 11, "MiB ": 9, "ratio ": 6}
+)
 
 
-def time_steps(step: Callable[[], Any], device: torch.device, warmup: int, steps: int) -> dict[str, Any]:
-    """Median and quantiles of a step in milliseconds, the first step's, and the peak memory of the measured ones.
+def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Parameters of a model, and for training and inference in a mode images per second, MiB and times.
 
-    On CUDA the steps follow each other without waiting, as in training, and are told apart by events.
-    """
-    _, first = bench.first_call(step, device)
-    for _ in range(warmup - 1):
-        step()
-    bench.start_memory(device)
-    if device.type == "cuda":
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
-        events[0].record()
-        for event in events[1:]:
-            step()
-            event.record()
-        torch.cuda.synchronize(device)
-        times = [a.elapsed_time(b) for a, b in itertools.pairwise(events)]
-    else:
-        times = []
-        for _ in range(steps):
-            start = time.perf_counter()
-            step()
-            times.append(1e3 * (time.perf_counter() - start))
-    return {**bench.summary(times), "first_ms": first, "peak_bytes": bench.peak_memory(device)}
-
-
-def measure(name: str, mode: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Figures of a model in a mode: parameters, and for training and inference images per second, MiB and times.
-
-    Raises:
-        ValueError: the loss is not finite.
+    ValueError if the loss is not finite.
     """
     torch.manual_seed(0)
     torch.compiler.reset()
-    before = bench.start_memory(device)
-    memory_format, dtype = FORMATS[arguments.memory_format], DTYPES[arguments.dtype]
+    before = measure.start_memory(device)
+    memory_format, dtype = bench.FORMATS[arguments.memory_format], bench.DTYPES[arguments.dtype]
     model = timm.create_model(name, num_classes=CLASSES).to(device, memory_format=memory_format)
     images = torch.randn(arguments.batch, 3, arguments.image_size, arguments.image_size, device=device)
     images = images.contiguous(memory_format=memory_format)
@@ -96,13 +58,11 @@ def measure(name: str, mode: str, arguments: argparse.Namespace, device: torch.d
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     network = torch.compile(model, dynamic=False) if mode == "compiled" else model
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     losses: list[torch.Tensor] = []  # the last one; reading it waits for the device
 
-    def autocast() -> torch.autocast:
-        return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
     def train() -> None:
-        with autocast():
+        with autocast:
             loss = F.cross_entropy(network(images), labels)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -111,199 +71,138 @@ def measure(name: str, mode: str, arguments: argparse.Namespace, device: torch.d
         losses[:] = [loss.detach()]
 
     def infer() -> None:
-        with torch.no_grad(), autocast():
+        with torch.no_grad(), autocast:
             network(images)
+
+    def steps(step: Callable[[], None]) -> dict[str, Any]:
+        _, first = measure.first_call(step, device)
+        for _ in range(arguments.warmup - 1):
+            step()
+        measure.start_memory(device)
+        figures = measure.time_steps(step, device, arguments.steps) | {"first_ms": first}
+        figures["images_per_second"] = 1e3 * arguments.batch / figures["median_ms"]
+        figures["peak_mib"] = measure.peak_memory(device, before)
+        figures["compile_s"] = max(first - figures["median_ms"], 0) / 1e3
+        return figures
 
     figures: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     model.train()
-    figures["train"] = _part(train, before, arguments, device)
+    figures["train"] = steps(train)
     if not losses[0].isfinite():
         raise ValueError(f"the loss is {losses[0].item()}")
     if arguments.torch_profile:
-        figures["kernels"] = profile(train, arguments, device, arguments.output / f"trace_{name}_{mode}.json")
-    _drop_training_state(model, optimizer)
-    model.eval()
-    figures["inference"] = _part(infer, before, arguments, device)
+        path = arguments.output / f"trace_{name}_{mode}.json"
+        figures["kernels"] = profile(train, arguments.torch_profile, device, path)
+    optimizer.state.clear()  # momenta and gradients are no part of the memory of inference
+    model.zero_grad(set_to_none=True)
+    model.requires_grad_(False).eval()
+    figures["inference"] = steps(infer)
     return figures
 
 
-def _part(
-    step: Callable[[], None], before: int | None, arguments: argparse.Namespace, device: torch.device
-) -> dict[str, Any]:
-    figures = time_steps(step, device, arguments.warmup, arguments.steps)
-    peak = figures.pop("peak_bytes")
-    figures["images_per_second"] = 1e3 * arguments.batch / figures["median_ms"]
-    figures["peak_mib"] = bench.excess_mib(before, peak)
-    figures["compile_s"] = max(figures["first_ms"] - figures["median_ms"], 0) / 1e3
-    return figures
-
-
-def _drop_training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Gradients and momenta are no part of the memory of inference."""
-    optimizer.zero_grad(set_to_none=True)
-    optimizer.state.clear()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-
-
-def profile(
-    step: Callable[[], None], arguments: argparse.Namespace, device: torch.device, path: Path
-) -> list[dict[str, Any]]:
+def profile(step: Callable[[], None], steps: int, device: torch.device, path: Path) -> list[dict[str, Any]]:
     """Write a Chrome trace of some steps; the 15 kernels (on a CPU: operators) that take the most time."""
     cuda = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
     with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(arguments.torch_profile):
-            step()
-        bench.synchronize(device)
+        measure.first_call(lambda: [step() for _ in range(steps)], device)
     profiler.export_chrome_trace(str(path))
-    kind = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
-    kernels = [
-        {
-            "name": event.key,
-            "calls": event.count / arguments.torch_profile,
-            "ms": (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3 / arguments.torch_profile,
-        }
-        for event in profiler.key_averages()
-        if event.device_type == kind
-    ]
+    kernels = []
+    for event in profiler.key_averages():
+        if event.device_type == getattr(torch.autograd.DeviceType, device.type.upper()):
+            microseconds = event.self_device_time_total if cuda else event.self_cpu_time_total
+            kernels.append({"name": event.key, "calls": event.count / steps, "ms": microseconds / 1e3 / steps})
     return sorted(kernels, key=lambda kernel: -kernel["ms"])[:15]
 
 
 def run_all(arguments: argparse.Namespace, device: torch.device, report: dict[str, Any]) -> None:
     """Fill `report["rows"]`, one model in one mode at a time, and say how it goes."""
-    for mode in arguments.modes:
-        for name in arguments.models:
-            row: dict[str, Any] = {"model": name, "mode": mode}
-            print(f"{name}, {mode} ...", end=" ", flush=True)
-            try:
-                row |= measure(name, mode, arguments, device)
-                print(f"{bench.number(row['train']['images_per_second'])} images/s in training", flush=True)
-            except Exception as error:
-                row["failed"] = bench.reason(error)
-                print("FAILED", flush=True)
-            for kernel in row.get("kernels", []):
-                print(f"  {bench.number(kernel['ms']):>8} ms  {kernel['calls']:6.1f} x  {kernel['name'][:90]}")
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            report["rows"].append(row)
-            if arguments.output:
-                bench.write_json(arguments.output / "benchmark_model.json", report)
+    for mode, name in itertools.product(arguments.modes, arguments.models):
+        row: dict[str, Any] = {"model": name, "mode": mode}
+        print(f"{name}, {mode} ...", end=" ", flush=True)
+        try:
+            row |= run_model(name, mode, arguments, device)
+            print(f"{bench.number(row['train']['images_per_second'])} images/s in training", flush=True)
+        except Exception as error:
+            row["failed"] = bench.reason(error)
+            print("FAILED", flush=True)
+        for kernel in row.get("kernels", []):
+            print(f"  {bench.number(kernel['ms']):>8} ms  {kernel['calls']:6.1f} x  {kernel['name'][:90]}")
+        gc.collect()
+        torch.cuda.empty_cache()
+        report["rows"].append(row)
+        if arguments.output:
+            bench.write_json(arguments.output / "benchmark_model.json", report)
 
 
 def add_ratios(rows: list[dict[str, Any]], baseline: str) -> None:
     """`ratio` of images per second to the baseline in the same mode, where both were measured."""
-    for row in rows:
-        same = [r for r in rows if r["model"] == baseline and r["mode"] == row["mode"] and "failed" not in r]
-        for part in PARTS:
-            if same and "failed" not in row:
-                row[part]["ratio"] = row[part]["images_per_second"] / same[0][part]["images_per_second"]
+    measured = [row for row in rows if "failed" not in row]
+    baselines = {row["mode"]: row for row in measured if row["model"] == baseline}
+    for row in measured:
+        for part in ("train", "inference") if row["mode"] in baselines else ():
+            rate = baselines[row["mode"]][part]["images_per_second"]
+            row[part]["ratio"] = row[part]["images_per_second"] / rate
 
 
 def line(row: dict[str, Any]) -> str:
     """A row of the table, 120 columns at most."""
     head = [row["model"], row["mode"]]
     if "failed" in row:
-        return bench.table_row([*head, f"FAILED: {row['failed']}"], WIDTHS)
-    cells = []
-    for part in PARTS:
-        figures = row[part]
-        cells += [
-            bench.number(figures["images_per_second"]),
-            bench.number(figures["peak_mib"], decimals=1),
-            bench.number(figures.get("ratio"), decimals=2),
-        ]
-        if part == "train":
-            cells.append(bench.number(figures["compile_s"], decimals=1) if row["mode"] == "compiled" else "-")
-    return bench.table_row([*head, *cells], WIDTHS)
+        return TABLE.row(head, row["failed"])
+    decimals = {"images_per_second": 4, "peak_mib": 1, "ratio": 2}
+    train, inference = ([bench.number(row[p].get(k), n) for k, n in decimals.items()] for p in ("train", "inference"))
+    seconds = bench.number(row["train"]["compile_s"], decimals=1) if row["mode"] == "compiled" else "-"
+    return TABLE.row([*head, *train, seconds, *inference])
 
 
-def save(folder: Path, report: dict[str, Any], lines: list[str]) -> None:
-    """benchmark_model.json, .md and, where matplotlib is installed, .png in the folder."""
-    bench.write_json(folder / "benchmark_model.json", report)
-    bench.write_markdown(folder / "benchmark_model.md", "DDF models", report["environment"], lines)
-    rows = [row for row in report["rows"] if "failed" not in row]
-    models, modes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("model", "mode"))
-    found = {(row["model"], row["mode"]): row for row in rows}
-    panels = {
-        title: {
-            mode: [found[model, mode][part][key] if (model, mode) in found else None for model in models]
-            for mode in modes
-        }
-        for title, part, key in (
-            ("training, images/s", "train", "images_per_second"),
-            ("training, peak MiB", "train", "peak_mib"),
-            ("inference, images/s", "inference", "images_per_second"),
-        )
-    }
-    if rows:
-        bench.bar_chart(folder / "benchmark_model.png", panels, models, log=False)
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The options."""
+def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.device]:
+    """The options, with the defaults of the device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["ddf_mul_resnet50", "resnet50", "resnet101"], metavar="MODEL")
-    parser.add_argument("--modes", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
-    parser.add_argument("--baseline", default="resnet50", metavar="MODEL", help="of the ratios (default: %(default)s)")
-    cuda = torch.cuda.is_available()
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if cuda else "cpu", help="default: CUDA")
-    parser.add_argument("--batch", type=int, help="images per step (default: 128 on CUDA, 4 on a CPU)")
-    parser.add_argument("--image-size", type=int, help="in pixels (default: 224 on CUDA, 64 on a CPU)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of autocast (default: bf16 on CUDA, fp32 on a CPU)")
-    parser.add_argument("--memory-format", choices=FORMATS, default="channels_last", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, help="to measure (default: 50 on CUDA, 5 on a CPU)")
-    parser.add_argument("--warmup", type=int, help="steps before (default: 20 on CUDA, 2 on a CPU)")
-    parser.add_argument("--threads", type=int, help="of a CPU (default: PyTorch's)")
-    parser.add_argument("--torch-profile", type=int, default=0, metavar="N", help="trace N training steps of each")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write benchmark_model.json, .md and .png here")
-    return parser
-
-
-def _check(arguments: argparse.Namespace) -> torch.device:
-    """Fill in the defaults of the device.
-
-    Raises:
-        ValueError: arguments that do not fit.
-    """
+    add = parser.add_argument
+    add("--models", nargs="+", default=["ddf_mul_resnet50", "resnet50", "resnet101"], metavar="MODEL")
+    add("--modes", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
+    add("--baseline", default="resnet50", metavar="MODEL", help="of the ratios (default: %(default)s)")
+    add("--batch", type=at_least(1), help="images per step (default: 128 on CUDA, 4 on a CPU)")
+    add("--image-size", type=at_least(1), help="in pixels (default: 224 on CUDA, 64 on a CPU)")
+    add("--steps", type=at_least(1), help="to measure (default: 50 on CUDA, 5 on a CPU)")
+    add("--warmup", type=at_least(1), help="steps before (default: 20 on CUDA, 2 on a CPU)")
+    add("--torch-profile", type=at_least(0), default=0, metavar="N", help="trace N training steps of each")
+    bench.add_options(parser, "benchmark_model")
+    arguments = parser.parse_args(argv)
     for name, on_cuda, on_cpu in (("batch", 128, 4), ("image_size", 224, 64), ("steps", 50, 5), ("warmup", 20, 2)):
         if getattr(arguments, name) is None:
             setattr(arguments, name, on_cuda if arguments.device == "cuda" else on_cpu)
-        bench.check_least(arguments, name, 1)
-    bench.check_least(arguments, "torch_profile", 0)
     for name in arguments.models:
         if not timm.is_model(name):
-            raise ValueError(f"--models {name}: timm knows no such model")
+            parser.error(f"--models {name}: timm knows no such model")
     if arguments.torch_profile and not arguments.output:
-        raise ValueError("--torch-profile writes traces: give their folder with --output")
-    return bench.prepare(arguments)
+        parser.error("--torch-profile writes traces: give their folder with --output")
+    return arguments, bench.prepare(parser, arguments)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    arguments = make_parser().parse_args(argv)
-    try:
-        device = _check(arguments)
-    except (ValueError, OSError) as error:
-        print(f"benchmark_model: {error}", file=sys.stderr)
-        return 2
-    environment = bench.environment(device)
+    """Runs the command line; returns the exit code."""
+    arguments, device = parse_arguments(argv)
     settings = {key: getattr(arguments, key) for key in ("batch", "image_size", "dtype", "memory_format", "steps")}
-    print(bench.title(environment), *(f"{key} {value}" for key, value in settings.items()), sep=", ")
-    report: dict[str, Any] = {"environment": environment, "settings": settings, "rows": []}
+    report: dict[str, Any] = {"environment": bench.environment(device), "settings": settings, "rows": []}
+    print(bench.title(report["environment"]), *(f"{key} {value}" for key, value in settings.items()), sep=", ")
     try:
-        with bench.fresh_compiler_caches(), bench.memory_limit(device):
+        with measure.fresh_compiler_caches(arguments.keep_caches), measure.memory_limit(device):
             run_all(arguments, device, report)
     except KeyboardInterrupt:
         report["interrupted"] = True
         print("\nInterrupted: the rest was not measured.")
     add_ratios(report["rows"], arguments.baseline)
-    lines = [bench.table_head([name.strip() for name in COLUMNS], WIDTHS), *map(line, report["rows"])]
+    lines = [TABLE.head, *map(line, report["rows"])]
     print("\n".join(["", *lines]))
-    if arguments.output:
-        save(arguments.output, report, lines)
-        print(arguments.output)
+    panels = {
+        "training, images/s": lambda row: row["train"]["images_per_second"],
+        "training, peak MiB": lambda row: row["train"]["peak_mib"],
+        "inference, images/s": lambda row: row["inference"]["images_per_second"],
+    }
+    chart = {"by": ("model", "mode"), "panels": panels, "log": False}
+    bench.save(arguments.output, "benchmark_model", "DDF models", report, lines, **chart)
     return int(all("failed" in row for row in report["rows"]) or "interrupted" in report)
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""What lower precision costs a classifier: accuracy, and how far the logits move from those of float32.
+"""Measure the cost of lower precision for a classifier: accuracy, and the distance of the logits from float32's.
 
-    python scripts/make_digits.py data/digits
+    python scripts/make_data.py digits data/digits
     python scripts/benchmarks/precision.py --checkpoint zoo:ddf_mul_resnet14_32px.digits --data data/digits/val
 
 Compared on the same images: autocast to bfloat16 and float16, weights and input in bfloat16, int8 dynamic
@@ -12,15 +12,13 @@ and DDFs stay in float32. Prints a Markdown table, and writes it with --output. 
 
 import argparse
 import copy
-import platform
+import os
 import shlex
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout without `pip install`
@@ -29,17 +27,21 @@ import torch
 from torch import Tensor, nn
 
 from ddfnet.data.batches import EvalBatchTransform
+from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.loader import eval_batches
 from ddfnet.data.preprocessing import eval_transform
 from ddfnet.data.sources.folder import index_folder
-from ddfnet.inference import export as exporting
-from ddfnet.inference.classifier import Classifier, load_classifier
-from ddfnet.utils.cli import run
+from ddfnet.inference.export import load_onnx, missing_onnx_packages, save_onnx, traced
+from ddfnet.models.classifier import Classifier, load_classifier
+from ddfnet.utils.cli import at_least, run
+from ddfnet.utils.environment import cpu_name, package_version
 from ddfnet.utils.errors import DataError, UserError
-from ddfnet.utils.files import write_atomically
+from ddfnet.utils.files import write_text
+from ddfnet.utils.markdown import table
 
 Predict = Callable[[Tensor], Tensor]
 REFERENCE = "float32"
+COLUMNS = ("precision", "top-1", "other class than float32", "largest difference of a logit", "mean difference")
 
 
 def variants(network: nn.Module, size: int, scratch: Path) -> dict[str, Predict | str]:
@@ -49,152 +51,113 @@ def variants(network: nn.Module, size: int, scratch: Path) -> dict[str, Predict 
     """
     linears = sum(isinstance(module, nn.Linear) for module in network.modules())
     pure = copy.deepcopy(network).to(torch.bfloat16)
-    found: dict[str, Predict | str] = {
+    return {
         REFERENCE: network,
-        "bfloat16 autocast": _autocast(network, torch.bfloat16),
-        "float16 autocast": _autocast(network, torch.float16),
+        "bfloat16 autocast": torch.autocast("cpu", torch.bfloat16)(lambda image: network(image)),
+        "float16 autocast": torch.autocast("cpu", torch.float16)(lambda image: network(image)),
         "bfloat16 weights and input": lambda image: pure(image.to(torch.bfloat16)),
         f"int8, dynamic, {linears} linear layer{'s' * (linears != 1)} only": _quantized(network),
+        "float32, onnxruntime": _onnx(network, size, scratch / "network.onnx"),
     }
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        found["float32, onnxruntime"] = f"not measured: pip install {error.name}"
-    else:
-        path = scratch / "network.onnx"
-        exporting.save_onnx(exporting.traced(network, size, batch=None), path, {})
-        found["float32, onnxruntime"] = exporting.load_onnx(path)
-    return found
-
-
-def _autocast(network: nn.Module, dtype: torch.dtype) -> Predict:
-    def predict(image: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype):
-            return network(image)
-
-    return predict
 
 
 def _quantized(network: nn.Module) -> Predict | str:
     if not torch.backends.quantized.supported_engines:
         return "not measured: this PyTorch has no engine for quantized layers"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated in favor of torchao, which is not a requirement of ours
+        warnings.simplefilter("ignore")  # deprecated in favor of torchao, which this package does not require
         return torch.ao.quantization.quantize_dynamic(copy.deepcopy(network), {nn.Linear}, dtype=torch.qint8)
 
 
-@dataclass
-class Running:
-    """Figures of one variant over the images seen so far; a large set would fill the memory."""
+def _onnx(network: nn.Module, size: int, path: Path) -> Predict | str:
+    if missing := missing_onnx_packages():
+        return f"not measured: pip install {' '.join(missing)}"
+    save_onnx(traced(network, size, batch=None), path, {})
+    return load_onnx(path)
 
-    hits: int = 0
-    moved: int = 0
-    largest: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
-    def add(self, logits: Tensor, reference: Tensor, target: Tensor) -> None:
-        """Logits (B, classes) of this variant and of float32, labels (B,)."""
-        predicted, difference = logits.argmax(1), (logits - reference).abs()
-        self.hits += int((predicted == target).sum())
-        self.moved += int((predicted != reference.argmax(1)).sum())
-        self.largest = torch.maximum(self.largest, difference.max())  # keeps a NaN
-        self.total += difference.sum()
+def _figures(logits: Tensor, reference: Tensor, target: Tensor) -> Tensor:
+    """Of one batch (4,): correct predictions, other predictions than float32's, largest and summed difference.
+
+    Logits (B, classes) of a variant and of float32, and labels (B,).
+    """
+    predicted, difference = logits.argmax(1), (logits - reference).abs()
+    correct, moved = (predicted == target).sum(), (predicted != reference.argmax(1)).sum()
+    return torch.stack([correct.double(), moved.double(), difference.max(), difference.sum()])
 
 
 @torch.inference_mode()
 def compare(classifier: Classifier, data: Path, batch_size: int) -> list[tuple[str, ...]]:
-    """One row per variant: name, top-1, images of another prediction, largest and mean absolute difference.
+    """One row of `COLUMNS` per variant: top-1, images of another prediction, and differences of the logits.
 
-    Raises:
-        DataError: the images cannot be used, or are of other classes.
+    DataError if the images cannot be used, or are of other classes.
     """
-    how, outputs = classifier.preprocessing, classifier.network.num_classes
+    how, outputs = classifier.preprocessing, classifier.num_classes
     index = index_folder(data, classes=classifier.classes)
     if classifier.classes is None and len(index.classes) != outputs:  # which output is which folder, nobody says
         raise DataError(f"--data {data} has {len(index.classes)} class folders, the checkpoint knows {outputs} classes")
     batches = eval_batches(
-        index, transform=eval_transform(how), batch_transform=EvalBatchTransform(how, device="cpu"),
-        batch_size=batch_size, rank=0, world_size=1, device="cpu", num_workers=0,
+        EvalDataset(index, eval_transform(how)).read, len(index), EvalBatchTransform(how, device="cpu"),
+        batch_size=batch_size, rank=0, world_size=1, device="cpu", workers=0,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode(False):
         predictors = variants(classifier.network, how.size, Path(scratch))
-    running = {name: Running() for name, predict in predictors.items() if not isinstance(predict, str)}
-    images, spread = 0, 0.0
+    batch_figures: dict[str, list[Tensor]] = {name: [] for name in predictors}
+    spread = 0.0
     for batch in batches:
         image, target = batch["image"], batch["target"]
         reference = predictors[REFERENCE](image).double()
-        for name, figures in running.items():
-            logits = reference if name == REFERENCE else predictors[name](image).double()
-            figures.add(logits, reference, target)
-        images += len(target)
         spread += reference.std(1).sum().item()
-    rows = []
+        for name, predict in predictors.items():
+            if not isinstance(predict, str):
+                logits = reference if name == REFERENCE else predict(image).double()
+                batch_figures[name].append(_figures(logits, reference, target))
+    rows, images = [], len(index)
     for name, predict in predictors.items():
         if isinstance(predict, str):
             rows.append((name, predict, "", "", ""))
             continue
-        figures = running[name]
-        accuracy = f"{100 * figures.hits / images:.2f} % ({figures.hits} of {images})"
-        mean = figures.total / (images * outputs)
-        distance = ("0", "0") if name == REFERENCE else (f"{figures.largest:.2g}", f"{mean:.2g}")
-        rows.append((name, accuracy, str(figures.moved), *distance))
-    rows.append(("(standard deviation of the logits of a image, float32)", "", "", f"{spread / images:.2g}", ""))
-    return rows
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows of `compare` in Markdown."""
-    head = ("precision", "top-1", "other class than float32", "largest difference of a logit", "mean difference")
-    lines = [head, ("---",) * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        figures = torch.stack(batch_figures[name])
+        correct, moved, _, total = figures.sum(0).tolist()
+        distance = f"{figures[:, 2].max():.2g}", f"{total / (images * outputs):.2g}"
+        accuracy = f"{100 * correct / images:.2f} % ({correct:.0f} of {images})"
+        rows.append((name, accuracy, f"{moved:.0f}", *distance))
+    return [*rows, ("(standard deviation of the logits of an image, float32)", "", "", f"{spread / images:.2g}", "")]
 
 
 def machine() -> str:
     """Processor, threads, versions and date."""
-    packages = []
-    for name in ("torch", "timm", "onnxruntime"):
-        try:
-            packages.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = f"{len(names)} cores {names[0]}" if names else platform.processor() or platform.machine()
-    return f"{processor}, {torch.get_num_threads()} thread(s); {', '.join(packages)}; {date.today()}."
+    versions = {name: package_version(name) for name in ("torch", "timm", "onnxruntime")}
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    return f"{os.cpu_count()} cores {cpu_name()}, {torch.get_num_threads()} thread(s); {packages}; {date.today()}."
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    help_text = "a file of a classifier, or zoo:NAME"
-    parser.add_argument("--checkpoint", required=True, metavar="PATH", help=help_text)
-    parser.add_argument("--data", required=True, type=Path, metavar="FOLDER", help="folder of class folders")
-    parser.add_argument("--model", metavar="NAME", help="model name, for a file that does not say it")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="Markdown file to write")
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="PATH", help="a file of a classifier, or zoo:NAME")
+    add("--data", required=True, type=Path, metavar="FOLDER", help="folder of class folders")
+    add("--model", metavar="NAME", help="model name, for a file that does not say it")
+    add("--batch-size", type=at_least(1), default=64, metavar="N", help="default: %(default)s")
+    add("--output", type=Path, metavar="FILE", help="Markdown file to write")
     return parser.parse_args(argv)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Measures; returns the exit code."""
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1, got {arguments.batch_size}")
     if arguments.output is not None and arguments.output.is_dir():
         raise UserError(f"--output {arguments.output} is a folder: name a file")
     classifier = load_classifier(arguments.checkpoint, model=arguments.model)
-    text = table(compare(classifier, arguments.data, arguments.batch_size))
+    figures = table(COLUMNS, compare(classifier, arguments.data, arguments.batch_size))
     command = ["python", "scripts/benchmarks/precision.py", "--checkpoint", arguments.checkpoint]
     command += ["--data", str(arguments.data), "--batch-size", str(arguments.batch_size)]
     command += ["--model", arguments.model] if arguments.model else []
-    text = f"{text}\n{machine()}\n\n```bash\n{shlex.join(command)}\n```\n"
+    text = f"{figures}\n{machine()}\n\n```bash\n{shlex.join(command)}\n```\n"
     print(text, end="")
     if arguments.output is not None:
-        write_atomically(arguments.output, lambda file: file.write(text.encode()))
+        write_text(arguments.output, text)
     return 0
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
-    run(lambda: main(parsed))
+    run(lambda: main(parse_arguments()))

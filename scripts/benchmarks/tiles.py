@@ -44,7 +44,9 @@ from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 from ddfnet.ops.spatial_filters import triton as spatial_filters_launch
 from ddfnet.ops.spatial_filters.autograd import Settings
+from ddfnet.utils.cli import at_least
 from scripts.benchmarks import common as bench
+from scripts.benchmarks import measure
 
 SHAPES = ((64, 56, 1), (128, 28, 1), (256, 14, 1), (128, 56, 2))  # channels, height and width, stride
 SIZES = {"sizes": ["constant", "argument"]}
@@ -57,8 +59,7 @@ CHOICES: dict[str, dict[str, list]] = {
     **{"spatial_filters_kernel": BRANCH, "spatial_filters_backward_kernel": BRANCH},
 }
 ORDER = list(CHOICES)
-COLUMNS = {"kernel and shape": 36, "variant": 77, "us": 7, "kernel us": 9, "GB/s": 6, "% of floor": 10, "/ policy": 8}
-WIDTHS = list(COLUMNS.values())
+TABLE = bench.Table({"kernel": 36, "variant": 77, "us": 7, "kernel us": 9, "GB/s": 6, "% of floor": 10, "/ policy": 8})
 MAX_ERROR = 1e-2  # relative L2
 Launch = tuple[Any, tuple[int], tuple, dict[str, Any]]  # kernel, grid, arguments, constants with warps and stages
 
@@ -94,8 +95,7 @@ def applied(changes: dict[str, Any], execute: bool) -> Iterator[list[Launch]]:
     tiles = {name: partial(changed, getattr(tiling, name)) for name in names}
     static = 0 if changes.get("sizes") == "argument" else tiling._MAX_STATIC_SHAPES
     policy = {"_CHUNK_PIXELS": changes.get("chunk", tiling._CHUNK_PIXELS), "_MAX_STATIC_SHAPES": static}
-    sizes = {"_BLOCK_PIXELS": changes.get("pixels", branch._BLOCK_PIXELS)}
-    sizes["_BLOCK_CHANNELS"] = changes.get("channels", branch._BLOCK_CHANNELS)
+    sizes = {f"_BLOCK_{key.upper()}": changes[key] for key in ("pixels", "channels") if key in changes}
     with (
         mock.patch.object(triton_launch, "launch", intercept),
         mock.patch.multiple(branch, launch=intercept, **sizes),
@@ -143,7 +143,7 @@ def record(kernel: str, shape: tuple[int, ...], changes: dict[str, Any]) -> Laun
 
 def variants(kernel: str, shape: tuple[int, ...]) -> list[Variant]:
     """The policy's own choice, then what differs in one choice, then in two; the most alike in registers first."""
-    constants, found = record(kernel, shape, {})[3], []
+    constants, candidates = record(kernel, shape, {})[3], []
     own = {"block": (constants.get("BLOCK_Y"), constants.get("BLOCK_X")), "blocks": constants.get("BLOCKS")}
     own |= {"pixels": constants.get("BLOCK_PIXELS"), "channels": constants["BLOCK_CHANNELS"]}
     own |= {"warps": constants["num_warps"], "chunk": tiling._CHUNK_PIXELS}
@@ -158,9 +158,9 @@ def variants(kernel: str, shape: tuple[int, ...]) -> list[Variant]:
         if kernel == ORDER[1] and changes != {"block": (1, 1)}:  # other blocks gather a stride with masks
             fits = fits and all(n % stride == 0 for n in choices["block"])
         if fits and (len(changes) == 1 or (len(changes) == 2 and "sizes" not in changes)):
-            found.append((len(changes), abs(math.log2(many[0] / many[1])), choices, changes))
+            candidates.append((len(changes), abs(math.log2(many[0] / many[1])), choices, changes))
     result, seen = [], []
-    for *_, choices, changes in [(0, 0, own, {}), *sorted(found, key=lambda item: item[:2])]:
+    for *_, choices, changes in [(0, 0, own, {}), *sorted(candidates, key=lambda item: item[:2])]:
         try:
             _, grid, arguments, constants = record(kernel, shape, changes)
             launch = grid, constants, [a for a in arguments if not isinstance(a, torch.Tensor)]
@@ -191,7 +191,7 @@ def compile_variant(variant: Variant) -> str:
     return kernel.warmup(*arguments, grid=grid, **constants).hash
 
 
-def measure(
+def run_variant(
     row: dict, variant: Variant, device: torch.device, timer: Callable[..., dict], policy: tuple | None
 ) -> list:
     """Put the figures into the row; the results, which have to be those of the policy (ValueError)."""
@@ -219,7 +219,7 @@ def sweep(
     device: torch.device,
     copy_rate: float,
     wait: Callable[[int], bool] = lambda index: True,
-    timer: Callable[..., dict] = bench.time_call,
+    timer: Callable[..., dict] = measure.time_call,
 ) -> Iterator[dict[str, Any]]:
     """Rows of the plan in order, until `wait(index)` says that the time is up; a failure is a row with `failed`."""
     policies: dict[tuple, tuple] = {}  # results and microseconds of the policy
@@ -231,7 +231,7 @@ def sweep(
         try:
             if variant.failed or (variant.changes and variant[:2] not in policies):
                 raise ValueError(variant.failed or "the policy's own tile failed: nothing to compare with")
-            results = measure(row, variant, device, timer, policies.get(variant[:2]))
+            results = run_variant(row, variant, device, timer, policies.get(variant[:2]))
             row["floor_percent"] = 1e11 * row["gb_per_s"] / copy_rate
             policies.setdefault(variant[:2], (results, row["us"]))
         except Exception as error:
@@ -244,15 +244,15 @@ def describe(choices: dict[str, Any]) -> str:
     return ", ".join(f"{name} {'x'.join(map(str, v)) if name == 'block' else v}" for name, v in choices.items())
 
 
-def cells(row: dict[str, Any]) -> list[str]:
+def line(row: dict[str, Any]) -> str:
     """A row of the table."""
     name = f"{row['kernel'].removeprefix('ddf_').removesuffix('_kernel')} {row['shape']}"
     star, note = "* " if row.get("fastest") else "", " POLICY" if row["policy"] else ""
-    first = [name, star + describe(row["choices"]) + note]
+    head = [name, star + describe(row["choices"]) + note]
     if "failed" in row:
-        return [*first, f"FAILED: {row['failed']}"]
+        return TABLE.row(head, row["failed"])
     decimals = {"us": 1, "kernel_us": 1, "gb_per_s": 0, "floor_percent": 1, "to_policy": 3}
-    return [*first, *(bench.number(row[key], n) for key, n in decimals.items())]
+    return TABLE.row([*head, *(bench.number(row[key], n) for key, n in decimals.items())])
 
 
 def report(rows: list[dict[str, Any]], folder: Path | None, facts: dict[str, Any]) -> list[str]:
@@ -261,11 +261,10 @@ def report(rows: list[dict[str, Any]], folder: Path | None, facts: dict[str, Any
     for _, group in itertools.groupby(rows, key=lambda row: (row["kernel"], row["shape"])):
         first = next(group)
         first["fastest"] = "failed" not in first
-    lines = [bench.table_head(list(COLUMNS), WIDTHS), *(bench.table_row(cells(row), WIDTHS) for row in rows)]
+    lines = [TABLE.head, *map(line, rows)]
     lines += ["", f"{len(rows)} of {facts['planned']} variants; * is the fastest call of a kernel and shape"]
     if folder:
-        bench.write_json(folder / "benchmark_tiles.json", {**facts, "rows": rows})
-        bench.write_markdown(folder / "benchmark_tiles.md", "Tiles of the Triton kernels", facts["environment"], lines)
+        bench.save(folder, "benchmark_tiles", "Tiles of the Triton kernels", {**facts, "rows": rows}, lines)
     return lines
 
 
@@ -277,25 +276,18 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def main() -> int:
-    """Measure, or list with --dry-run; the exit code."""
+    """Measures, or lists with --dry-run; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", choices=ORDER, help="repeatable; default: all kernels")
-    parser.add_argument("--shapes", action="append", type=_shape, metavar="C,H,STRIDE", help="repeatable")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--limit", type=float, default=55, metavar="SECONDS", help="measure what is possible in this")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="gets benchmark_tiles.json and .md")
-    parser.add_argument("--dry-run", action="store_true", help="list the variants; needs no GPU")
+    add = parser.add_argument
+    add("--only", action="append", choices=ORDER, help="repeatable; default: all kernels")
+    add("--shapes", action="append", type=_shape, metavar="C,H,STRIDE", help="repeatable")
+    add("--batch", type=at_least(1), default=256)
+    add("--limit", type=at_least(1, float), default=55, metavar="SECONDS", help="measure what is possible in this")
+    add("--output", type=bench.writable_folder, metavar="FOLDER", help="gets benchmark_tiles.json and .md")
+    add("--dry-run", action="store_true", help="list the variants; needs no GPU")
     arguments = parser.parse_args()
-    try:
-        bench.check_least(arguments, "batch", 1)
-        bench.check_least(arguments, "limit", 1)
-        if not (arguments.dry_run or torch.cuda.is_available()):
-            raise ValueError("PyTorch finds no CUDA device (--dry-run lists the variants without one)")
-        if arguments.output:
-            arguments.output.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        print(f"benchmark_tiles: {error}", file=sys.stderr)
-        return 2
+    if not (arguments.dry_run or torch.cuda.is_available()):
+        parser.error("PyTorch finds no CUDA device (--dry-run lists the variants without one)")
     shapes = [(arguments.batch, *shape) for shape in dict.fromkeys(arguments.shapes or SHAPES)]
     lists = [variants(kernel, shape) for shape in shapes for kernel in dict.fromkeys(arguments.only or ORDER)]
     if arguments.dry_run:
@@ -307,7 +299,7 @@ def main() -> int:
     plan = [v for turn in itertools.zip_longest(*lists) for v in turn if v]  # one of each kernel and shape in turn
     device, rows = torch.device("cuda"), []
     facts = {"environment": bench.environment(device), "planned": len(plan)}
-    facts["copy_bytes_per_second"] = rate = bench.copy_rate(device, 0.1)
+    facts["copy_bytes_per_second"] = rate = measure.copy_rate(device, 0.1)
     print(f"{bench.title(facts['environment'])}: copies {rate / 1e9:,.0f} GB/s; {len(plan)} variants", flush=True)
     target = triton.runtime.driver.active.get_current_target()
     workers = min(max(len(os.sched_getaffinity(0)) - 1, 1), 16)
@@ -321,7 +313,7 @@ def main() -> int:
         with contextlib.suppress(KeyboardInterrupt):  # what is measured is still written
             for row in sweep(plan, device, rate, wait):
                 rows.append(row)
-                print(bench.table_row(cells(row), WIDTHS), flush=True)
+                print(line(row), flush=True)
     print("\n".join(["", *report(rows, arguments.output, facts)]))
     good = sum(row["policy"] and "failed" not in row for row in rows)
     return int(good < len(lists))

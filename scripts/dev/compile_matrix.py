@@ -4,20 +4,20 @@
     python scripts/dev/compile_matrix.py                              # all variants and architectures: about an hour
     python scripts/dev/compile_matrix.py --archs 90 --jobs 2          # one architecture
     python scripts/dev/compile_matrix.py --quick                      # what the tests compile: under two minutes
-    python scripts/dev/compile_matrix.py --output docs/reference/kernels.md     # and write the table of registers and instructions
+    python scripts/dev/compile_matrix.py --output docs/reference/kernels.md     # and write the table
 
-Each variant is what the operator would launch for a map of 64 channels of 56 x 56 pixels (upsampling: 25 x 25), with
-the sizes as constants ("constant") and as arguments ("argument"). Exit code 0: all within limits; 1: some are not;
-2: bad arguments, or Triton came without its tools.
+The table has registers and instructions. Each variant is what the operator would launch for a map of 64 channels of
+56 x 56 pixels (upsampling: 25 x 25), with the sizes as constants ("constant") and as arguments ("argument"). Exit code
+0: all within limits; 1: some are not; 2: bad arguments, or Triton came without its tools.
 """
 
 import argparse
 import itertools
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout without `pip install`
 
@@ -25,24 +25,14 @@ import torch
 import triton
 
 from ddfnet.ops.ddf import tiling
-from scripts.dev.offline_compile import (
-    SHARED_LIMIT,
-    Compiled,
-    Launch,
-    compile_launch,
-    missing_tools,
-    record_launches,
-    record_spatial_filters,
-)
+from ddfnet.utils import markdown
+from ddfnet.utils.files import write_text
+from scripts.dev import offline_compile as offline
+from scripts.dev.offline_compile import SHARED_LIMIT
 
-Job = tuple["Variant | Branch", str, int]  # what, kernel, architecture
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
-KERNELS = (
-    "ddf_forward_kernel",
-    "ddf_backward_x_kernel",
-    "ddf_backward_filters_kernel",
-    "ddf_backward_spatial_kernel",  # of contiguous tensors
-)
+# The last one is of contiguous tensors.
+KERNELS = tuple(f"ddf_{name}_kernel" for name in ("forward", "backward_x", "backward_filters", "backward_spatial"))
 BRANCH_KERNELS = ("spatial_filters_kernel", "spatial_filters_backward_kernel")
 
 
@@ -57,6 +47,10 @@ class Branch:
 
     def __str__(self) -> str:
         return f"{self.dtype} k{self.kernel_size} stride {self.stride} heads {self.heads}"
+
+    def record(self) -> dict[str, offline.Launch]:
+        """Launches by kernel name."""
+        return offline.record_spatial_filters((2, 128, 28, 28), **{**asdict(self), "dtype": DTYPES[self.dtype]})
 
 
 @dataclass(frozen=True)
@@ -76,6 +70,14 @@ class Variant:
         what = f"ddf_up x{self.scale}" if self.scale > 1 else f"stride {self.stride}"
         weights = self.combine if self.filters == "both" else f"{self.filters} only"
         return f"{self.dtype} k{self.kernel_size} {what} {weights} {self.layout} {self.sizes}"
+
+    def record(self) -> dict[str, offline.Launch]:
+        """Launches by kernel name."""
+        options = asdict(self) | {"dtype": DTYPES[self.dtype], "channels_last": self.layout == "channels_last"}
+        del options["layout"], options["sizes"]
+        side, most = 25 if self.scale > 1 else 56, 1000 * (self.sizes == "constant")
+        with mock.patch.multiple(tiling, _MAX_STATIC_SHAPES=most, _static_shapes=set()):
+            return offline.record_launches((2, 64, side, side), **options)
 
 
 def all_variants() -> list[Variant]:
@@ -103,96 +105,51 @@ def all_branches() -> list[Branch]:
     return branches + [Branch(heads=heads) for heads in (2, 3, 8)]
 
 
-def quick_variants() -> list[Variant]:
-    """A few that between them take every branch of every kernel."""
-    return [
-        Variant(),
-        Variant(dtype="fp16", stride=2, combine="add"),
-        Variant(dtype="fp32", layout="contiguous"),
-        Variant(filters="spatial", kernel_size=7),
-        Variant(filters="channel", sizes="argument"),
-        Variant(scale=2),
-    ]
+# A few that between them take every branch of every kernel.
+QUICK_VARIANTS = [
+    Variant(),
+    Variant(dtype="fp16", stride=2, combine="add"),
+    Variant(dtype="fp32", layout="contiguous"),
+    Variant(filters="spatial", kernel_size=7),
+    Variant(filters="channel", sizes="argument"),
+    Variant(scale=2),
+]
+QUICK_BRANCHES = [Branch(), Branch("fp32", 3, 2)]
 
 
-def is_launched(variant: Variant | Branch, kernel: str) -> bool:
-    """Whether a variant needs this kernel: contiguous tensors have one of their own for the spatial filter."""
-    if isinstance(variant, Branch) or variant.filters == "both":
-        return kernel != "ddf_backward_spatial_kernel" or variant.layout == "contiguous"
-    only_spatial = variant.filters == "spatial"
-    if kernel == "ddf_backward_spatial_kernel":
-        return only_spatial and variant.layout == "contiguous"
-    return kernel != "ddf_backward_filters_kernel" or not only_spatial or variant.layout == "channels_last"
+Job = tuple[Variant | Branch, str, int]  # a kernel of a variant for an architecture
 
 
-def compile_variant(variant: Variant | Branch, kernel: str, arch: int) -> tuple[Compiled, float]:
-    """The compiled kernel, and machine instructions for each element it computes (in a step of its loop, if any)."""
-    launch = _record_branch(variant, kernel) if isinstance(variant, Branch) else _record(variant, kernel)
-    compiled = compile_launch(launch, arch)
+def compile_job(job: Job) -> tuple[offline.Compiled, float]:
+    """The kernel, and machine instructions for each element it computes (in a step of its loop, if any)."""
+    variant, kernel, arch = job
+    launch = variant.record()[kernel]
+    compiled = offline.compile_launch(launch, arch)
     return compiled, compiled.step / launch.elements_per_thread
 
 
-def _record_branch(branch: Branch, kernel: str) -> Launch:
-    settings = {"kernel_size": branch.kernel_size, "stride": branch.stride, "heads": branch.heads}
-    return record_spatial_filters((2, 128, 28, 28), dtype=DTYPES[branch.dtype], **settings)[kernel]
-
-
-def _record(variant: Variant, kernel: str) -> Launch:
-    side = 25 if variant.scale > 1 else 56
-    limit, tiling._MAX_STATIC_SHAPES = tiling._MAX_STATIC_SHAPES, 1000 * (variant.sizes == "constant")
-    tiling._static_shapes.clear()
-    try:
-        return record_launches(
-            (2, 64, side, side),
-            dtype=DTYPES[variant.dtype],
-            kernel_size=variant.kernel_size,
-            stride=variant.stride,
-            scale=variant.scale,
-            combine=variant.combine,
-            filters=variant.filters,
-            channels_last=variant.layout == "channels_last",
-        )[kernel]
-    finally:
-        tiling._MAX_STATIC_SHAPES = limit
-
-
-def _compile(job: Job) -> tuple[Variant | Branch, str, int, Compiled, float, list[str]]:
-    variant, kernel, arch = job
-    compiled, per_element = compile_variant(variant, kernel, arch)
-    return variant, kernel, arch, compiled, per_element, compiled.faults(arch)
-
-
-def run(jobs: list[Job], processes: int) -> Iterator[tuple]:
-    """Compile all jobs; results come in their order."""
-    if processes == 1:
-        yield from map(_compile, jobs)
-        return
-    with ProcessPoolExecutor(processes) as pool:
-        yield from pool.map(_compile, jobs)
-
-
-def table(results: list[tuple], archs: list[int]) -> str:
+def table(results: dict[Job, tuple[offline.Compiled, float]], archs: list[int]) -> str:
     """Registers per architecture, instructions and loads of one of them, as Markdown."""
     shown = 90 if 90 in archs else archs[0]
     head = ["variant", *(f"sm_{arch}" for arch in archs), f"instructions (sm_{shown})", "16-byte loads", "shared"]
-    lines = []
+    text = ""
     for kernel in (*KERNELS, *BRANCH_KERNELS):
-        lines += [f"\n## {kernel}\n", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-        rows: dict[Variant, dict[int, tuple]] = {}
-        for variant, name, arch, compiled, per_element, faults in results:
-            if name == kernel:
-                rows.setdefault(variant, {})[arch] = (compiled, per_element, faults)
-        for variant, cells in rows.items():
+        rows = []
+        for variant in dict.fromkeys(job[0] for job in results if job[1] == kernel):
             registers = []
             for arch in archs:
-                compiled, _, faults = cells[arch]
-                spills = f" ({compiled.spills} spills)" if compiled.spills else ""
-                registers.append(f"**{', '.join(faults)}**" if faults else f"{compiled.registers}{spills}")
-            compiled, per_element, _ = cells[shown]
-            loads = sum(n for name, n in compiled.instructions.items() if name.startswith("LDG"))
-            numbers = [f"{per_element:.1f}", f"{compiled.wide('LDG')} of {loads}", str(compiled.shared)]
-            lines.append("| " + " | ".join([str(variant), *registers, *numbers]) + " |")
-    return "\n".join(lines) + "\n"
+                compiled, _ = results[variant, kernel, arch]
+                faults = ", ".join(compiled.faults(arch))
+                registers.append(f"**{faults}**" if faults else f"{compiled.registers}{_spills(compiled)}")
+            compiled, per_element = results[variant, kernel, shown]
+            loads = f"{compiled.count('LDG', '.128')} of {compiled.count('LDG')}"
+            rows.append((variant, *registers, f"{per_element:.1f}", loads, compiled.shared))
+        text += f"\n## {kernel}\n\n{markdown.table(head, rows)}"
+    return text
+
+
+def _spills(compiled: offline.Compiled) -> str:
+    return f" ({compiled.spills} spills)" if compiled.spills else ""
 
 
 HEADER = """# What the kernels compile to
@@ -207,37 +164,38 @@ the command; fewer spills are a trade of the assembler's own, and shown.
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", type=int, nargs="+", default=sorted(SHARED_LIMIT), choices=sorted(SHARED_LIMIT))
     parser.add_argument("--quick", action="store_true", help="only the variants that the tests compile")
-    parser.add_argument("--kernels", nargs="+", default=KERNELS + BRANCH_KERNELS, choices=KERNELS + BRANCH_KERNELS)
+    parser.add_argument(
+        "--kernels", nargs="+", default=KERNELS + BRANCH_KERNELS, choices=KERNELS + BRANCH_KERNELS, metavar="KERNEL"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--output", type=Path, help="write the table to this Markdown file")
     options = parser.parse_args(arguments)
-    if missing_tools():
-        print(f"compile_matrix: {missing_tools()}", file=sys.stderr)
-        return 2
-    variants = quick_variants() if options.quick else all_variants()
-    branches = [Branch(), Branch("fp32", 3, 2)] if options.quick else all_branches()
-    ours = [kernel for kernel in KERNELS if kernel in options.kernels]
-    of_branch = [kernel for kernel in BRANCH_KERNELS if kernel in options.kernels]
-    jobs = [*itertools.product(variants, ours, options.archs), *itertools.product(branches, of_branch, options.archs)]
-    jobs = [job for job in jobs if is_launched(*job[:2])]
-    results, failed = [], 0
-    for count, result in enumerate(run(jobs, options.jobs), 1):
-        variant, kernel, arch, compiled, per_element, faults = result
-        results.append(result)
-        failed += bool(faults)
-        verdict = "; ".join(faults) or "ok" + (f" ({compiled.spills} spills)" if compiled.spills else "")
-        print(f"{count}/{len(jobs)} sm_{arch} {kernel} {variant}: {compiled.registers} registers, {per_element:.1f} "
-              f"instructions/element, {verdict}", flush=True)  # fmt: skip
+    if offline.missing_tools():
+        parser.error(offline.missing_tools())
+    variants = [*QUICK_VARIANTS, *QUICK_BRANCHES] if options.quick else [*all_variants(), *all_branches()]
+    pairs = [(v, kernel) for v in variants for kernel in v.record() if kernel in options.kernels]
+    jobs: list[Job] = [(*pair, arch) for pair in pairs for arch in options.archs]
+    results, failed = {}, 0
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for job, (compiled, per_element) in zip(jobs, pool.map(compile_job, jobs), strict=True):
+            results[job] = compiled, per_element
+            variant, kernel, arch = job
+            faults = compiled.faults(arch)
+            failed += bool(faults)
+            verdict = "; ".join(faults) or f"ok{_spills(compiled)}"
+            print(f"{len(results)}/{len(jobs)} sm_{arch} {kernel} {variant}: {compiled.registers} "
+                  f"registers, {per_element:.1f} instructions/element, {verdict}", flush=True)  # fmt: skip
     print(f"{len(jobs) - failed} of {len(jobs)} within limits")
     if options.output:
         what = "the variants that the tests compile" if options.quick else "every variant"
         given = " ".join(sys.argv[1:] if arguments is None else arguments)
-        text = HEADER.format(arguments=given, triton=triton.__version__, what=what) + table(results, options.archs)
-        options.output.write_text(text)
-    return 1 if failed else 0
+        head = HEADER.format(arguments=given, triton=triton.__version__, what=what)
+        write_text(options.output, head + table(results, options.archs))
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

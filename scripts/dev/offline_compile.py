@@ -7,15 +7,13 @@ arguments, constants) is compiled with the specialization that Triton's launcher
 import math
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout without `pip install`
+from unittest import mock
 
 import torch
 import triton
@@ -24,7 +22,7 @@ from triton.compiler import ASTSource
 
 from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.ddf.arguments import Arguments, Needed
-from ddfnet.ops.spatial_filters import triton as spatial_filters_launch
+from ddfnet.ops.spatial_filters import triton as branch_launch
 from ddfnet.ops.spatial_filters.autograd import Settings
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -53,50 +51,40 @@ class Launch:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compiled kernel needs.
+    """Resources and code of a compiled kernel."""
 
-    Attributes:
-        registers: of a thread.
-        stack, local: bytes of a thread; 0 unless registers were spilled.
-        shared: bytes of a program.
-        instructions: machine instructions by opcode, e.g. "LDG.E.128".
-        step: number of instructions of the longest loop, or of the whole program if it has none.
-        ptx: the code before the machine's; ttir: what Triton made of the source, with all offsets.
-    """
-
-    registers: int
-    stack: int
-    local: int
-    shared: int
-    threads: int
-    instructions: Counter
-    step: int
-    ptx: str
-    ttir: str
+    registers: int  # of a thread
+    local: int  # bytes of a thread; 0 unless registers were spilled
+    shared: int  # bytes of a program
+    threads: int  # of a program
+    instructions: Counter  # machine instructions by opcode, e.g. "LDG.E.128"
+    step: int  # number of instructions of the longest loop, or of the whole program if it has none
+    ptx: str  # the code before the machine's
+    ttir: str  # what Triton made of the source, with all offsets
 
     @property
     def spills(self) -> int:
         """Instructions that save registers to memory or restore them."""
-        return sum(count for name, count in self.instructions.items() if name.split(".")[0] in ("STL", "LDL"))
+        return self.count("STL") + self.count("LDL")
 
     def faults(self, arch: int) -> list[str]:
-        """What must not be: spills, more resources than a GPU has, and additions whose order depends on timing.
+        """Spills, more resources than a GPU has, and additions whose order depends on timing: none may be.
 
         The assembler gives up a register or two where that lets another warp run at a time: a handful of spill
         instructions among a thousand is its choice, differs with its version, and is no fault.
         """
-        found = {
+        faults = {
             f"{self.spills} spill instructions": self.spills > MAX_SPILL_SHARE * sum(self.instructions.values()),
             f"{self.local} bytes of local memory": self.local,
             f"{self.shared} bytes of shared memory": self.shared > SHARED_LIMIT[arch],
             f"{self.registers} registers x {self.threads} threads": self.registers * self.threads > 65536,
             "atomics": re.search(r"\b(?:atom|red)\.", self.ptx),
         }
-        return [fault for fault, present in found.items() if present]
+        return [fault for fault, present in faults.items() if present]
 
-    def wide(self, opcode: str) -> int:
-        """How many instructions of this kind ("LDG" or "STG") move 16 bytes."""
-        return sum(n for name, n in self.instructions.items() if name.startswith(opcode) and name.endswith(".128"))
+    def count(self, opcode: str, size: str = "") -> int:
+        """Instructions of a kind, e.g. "LDG", and a size: ".128" for those that move 16 bytes."""
+        return sum(n for name, n in self.instructions.items() if name.startswith(opcode) and name.endswith(size))
 
 
 def missing_tools() -> str | None:
@@ -106,20 +94,11 @@ def missing_tools() -> str | None:
 
 
 def record_launches(
-    shape: tuple[int, int, int, int],
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    kernel_size: int = 3,
-    stride: int = 1,
-    dilation: int = 1,
-    scale: int = 1,
-    heads: int = 1,
-    combine: str = "mul",
-    filters: str = "both",
+    shape: tuple[int, int, int, int], *, dtype: torch.dtype = torch.bfloat16, kernel_size: int = 3, stride: int = 1,
+    dilation: int = 1, scale: int = 1, heads: int = 1, combine: str = "mul", filters: str = "both",
     channels_last: bool = True,
-    spatial_channels_last: bool = False,
-) -> dict[str, Launch]:
-    """What forward and backward of the operator would launch for x of this (B, C, H, W), by kernel name."""
+) -> dict[str, Launch]:  # fmt: skip
+    """Launches of the operator's forward and backward for x of this (B, C, H, W), by kernel name."""
     batch, channels, height, width = shape
     x = torch.empty(shape, dtype=dtype, device="meta")
     if channels_last:
@@ -128,8 +107,6 @@ def record_launches(
     channel_filter = torch.empty(batch, scale**2, channels, kernel_size**2, dtype=accumulator, device="meta")
     size = (batch, scale**2 * heads * kernel_size**2, (height - 1) // stride + 1, (width - 1) // stride + 1)
     spatial_filter = torch.empty(size, dtype=dtype, device="meta")
-    if spatial_channels_last:
-        spatial_filter = spatial_filter.contiguous(memory_format=torch.channels_last)
     tensors = (x, None if filters == "spatial" else channel_filter, None if filters == "channel" else spatial_filter)
     arguments = Arguments(*tensors, kernel_size, stride, dilation, combine == "mul", scale)
 
@@ -141,22 +118,17 @@ def record_launches(
 
 
 def record_spatial_filters(
-    shape: tuple[int, int, int, int],
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    kernel_size: int = 3,
-    stride: int = 1,
-    heads: int = 1,
+    shape: tuple[int, int, int, int], *, dtype: torch.dtype, kernel_size: int, stride: int, heads: int
 ) -> dict[str, Launch]:
-    """What the fused spatial branch of a DDF layer would launch, by kernel name."""
+    """Launches of the fused spatial branch of a DDF layer, by kernel name."""
     x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
     weight = torch.empty(heads * kernel_size**2, shape[1], 1, 1, device="meta")
     bias = torch.empty(heads * kernel_size**2, device="meta")
     settings = Settings(kernel_size, heads, stride, 0.47)
 
     def call() -> None:
-        filters, pooled, inverse_std = spatial_filters_launch.forward(x, weight, bias, settings)
-        spatial_filters_launch.backward(filters, pooled, x, weight, filters, inverse_std, settings)
+        filters, pooled, inverse_std = branch_launch.forward(x, weight, bias, settings)
+        branch_launch.backward(filters, pooled, x, weight, filters, inverse_std, settings)
 
     return _recorded(call)
 
@@ -164,51 +136,38 @@ def record_spatial_filters(
 def _recorded(call: Callable[[], None]) -> dict[str, Launch]:
     launches = {}
 
-    def record(
-        kernel: Any, grid: tuple[int], *arguments: Any, num_warps: int, num_stages: int, **constants: Any
-    ) -> None:
+    def record(kernel: Any, grid: tuple[int], *values: Any, num_warps: int, num_stages: int, **constants: Any) -> None:
         names = [name for name in kernel.arg_names if name not in constants]
-        bound = dict(zip(names, arguments, strict=True))
-        launches[kernel.fn.__name__] = Launch(kernel, bound, constants, num_warps, num_stages)
+        arguments = dict(zip(names, values, strict=True))
+        launches[kernel.fn.__name__] = Launch(kernel, arguments, constants, num_warps, num_stages)
 
-    modules = (triton_launch, spatial_filters_launch)
-    original = triton_launch.launch
-    for module in modules:
-        module.launch = record
-    try:
+    with mock.patch.object(triton_launch, "launch", record), mock.patch.object(branch_launch, "launch", record):
         call()
-    finally:
-        for module in modules:
-            module.launch = original
     return launches
 
 
 def compile_launch(launch: Launch, arch: int, **options: Any) -> Compiled:
     """Compile for sm_`arch`. Options are those of Triton's compiler, such as `enable_fp_fusion`."""
-    kernel = launch.kernel
-    names = kernel.arg_names
+    names = launch.kernel.arg_names
     constants = dict(launch.constants)
     signature = dict.fromkeys(names, "constexpr")
-    attributes = {}
+    aligned = []
     for name, value in launch.arguments.items():
         if isinstance(value, torch.Tensor):
             signature[name] = _TYPES[value.dtype]
+            aligned.append(name)  # pointers are, to 16 bytes; without this every access is a narrow one
         elif isinstance(value, float):
             signature[name] = "fp32"
-            continue
         elif value == 1:  # the launcher makes a constant of it
             constants[name] = 1
-            continue
         else:
             signature[name] = "i32" if value < 2**31 else "i64"
-        # pointers are aligned to 16 bytes; without these hints every access is a narrow one
-        if isinstance(value, torch.Tensor) or value % 16 == 0:
-            attributes[(names.index(name),)] = [["tt.divisibility", 16]]
+            aligned += [name] * (value % 16 == 0)
     source = ASTSource(
-        fn=kernel,
+        fn=launch.kernel,
         signature=signature,
         constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs=attributes,
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **options}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
@@ -217,27 +176,24 @@ def compile_launch(launch: Launch, arch: int, **options: Any) -> Compiled:
         file.flush()
         resources = _run("cuobjdump", "--dump-resource-usage", file.name)
         assembly = _run("nvdisasm", "-c", file.name)
-    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", resources).groups())
+    registers, local = map(int, re.search(r"REG:(\d+) STACK:\d+ SHARED:\d+ LOCAL:(\d+)", resources).groups())
     opcodes, step = _instructions(assembly)
-    threads = compiled.metadata.num_warps * 32
-    shared, code = compiled.metadata.shared, compiled.asm
-    return Compiled(registers, stack, local, shared, threads, Counter(opcodes), step, code["ptx"], code["ttir"])
+    shared, threads, code = compiled.metadata.shared, compiled.metadata.num_warps * 32, compiled.asm
+    return Compiled(registers, local, shared, threads, Counter(opcodes), step, code["ptx"], code["ttir"])
 
 
 def _instructions(assembly: str) -> tuple[list[str], int]:
     """Opcodes in order, and the length of the longest loop: from a label to a branch back to it."""
-    opcodes: list[str] = []
-    labels: dict[str, int] = {}
-    longest = 0
+    opcodes, labels, longest = [], {}, 0
     for line in assembly.splitlines():
         if label := re.match(r"\s*\.(L_\w+):", line):
             labels[label[1]] = len(opcodes)
-        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)", line):
-            if found[1] == "NOP":
+        elif code := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)", line):
+            if code[1] == "NOP":
                 continue
-            opcodes.append(found[1])
-            target = re.search(r"`\(\.(L_\w+)\)", found[2])
-            if target and found[1].startswith("BRA") and target[1] in labels:
+            opcodes.append(code[1])
+            target = re.search(r"`\(\.(L_\w+)\)", code[2])
+            if target and code[1].startswith("BRA") and target[1] in labels:
                 longest = max(longest, len(opcodes) - labels[target[1]])
     # after the end a program branches to itself
     return opcodes, longest if longest > 20 else len(opcodes)

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Writes docs/reference/config.md (every key with type, default and meaning) and config.schema.json beside it."""
+"""Writes the tables of docs/reference/config.md (keys, types, defaults, meanings) and config.schema.json beside it."""
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,30 +15,13 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from ddfnet.config import key_paths, section_type
-from ddfnet.tasks import Config, task_class, task_names
+from ddfnet.tasks import DEFAULT_TASK, Config, task_class, task_names
+from ddfnet.utils import markdown
+from ddfnet.utils.files import write_text
 
 SCHEMAS = {name: task_class(name).config_class for name in task_names()}
 
-HEAD = """# Configuration
-
-A run is one YAML file and overrides: `python train.py --config FILE key.sub=value ...`.
-
-- `base: other.yaml` (or a list of files, relative to the file) names parents; they are merged in order, the file wins.
-  Sections merge, lists and values replace.
-- Overrides are read as YAML: `optim.lr=1e-3`, `augment.scale=[0.2, 1]`, `"train.ema={decay: 0.999}"`, `optim.lr=null`.
-- Keys are strict. An unknown key, a wrong type, a value out of range or two keys that contradict stop the run with exit
-  code 2 before anything is built.
-- `--print-config` shows every value and where it comes from. The run folder keeps the same as `config.yaml`, which
-  `--config` reads back.
-- Editors that know the YAML language server complete and check keys with this first line:
-  `# yaml-language-server: $schema=../docs/reference/config.schema.json`
-
-Derived, and written at the head of the run folder's `config.yaml`: accumulation = `train.batch_size` / (processes x
-`train.device_batch_size`), which must be whole; the learning rate; steps per epoch = images // `train.batch_size` (an
-incomplete last batch is dropped); the steps of warm-up, schedule and cooldown.
-
-This page is made by `python scripts/dev/write_config_docs.py`.
-"""
+PAGE, SCHEMA = (ROOT / "docs" / "reference" / name for name in ("config.md", "config.schema.json"))
 
 
 def type_name(schema: dict[str, Any]) -> str:
@@ -55,20 +39,19 @@ def type_name(schema: dict[str, Any]) -> str:
     return ", ".join([schema["type"], *bounds])
 
 
-def markdown() -> str:
-    """The whole page: what all tasks share, then what each has of its own."""
+def page() -> str:
+    """docs/reference/config.md: what all tasks share, then what each has of its own."""
     shared = [name for name in Config.model_fields if name not in ("task", "model", "data")]
-    page = HEAD + _tables(Config, shared, "Every task")
+    text = _tables(Config, shared, "Every task")
     for task, schema in SCHEMAS.items():
-        default = ", the default" if task == "classification" else ""
         own = [name for name in schema.model_fields if name not in shared and name != "task"]
-        page += _tables(schema, own, f"`task: {task}`{default}")
-    return page
+        text += _tables(schema, own, f"`task: {task}`{', the default' if task == DEFAULT_TASK else ''}")
+    return markdown.fill(PAGE.read_text(), {"keys": text})
 
 
 def _tables(schema: type[BaseModel], names: list[str], heading: str) -> str:
     definitions = schema.model_json_schema()["$defs"]
-    sections: dict[str, list[str]] = {}
+    sections: dict[str, list[tuple[str, ...]]] = {}
     owner = {"": schema}
     for path, field in key_paths(schema):
         name, parent = ".".join(path), ".".join(path[:-1])
@@ -80,12 +63,9 @@ def _tables(schema: type[BaseModel], names: list[str], heading: str) -> str:
         kind = type_name(definitions[owner[parent].__name__]["properties"][path[-1]])
         default = "required" if field.is_required() else f"`{_flow(field.get_default(call_default_factory=True))}`"
         meaning = " ".join((field.description or "").split())
-        sections.setdefault(parent, []).append(f"| `{name}` | {kind} | {default} | {meaning} |")
-    tables = [
-        "\n".join([f"\n### {name}\n", "| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""])
-        for name, rows in sections.items()
-    ]
-    return f"\n## {heading}\n" + "".join(tables)
+        sections.setdefault(parent, []).append((f"`{name}`", kind, default, meaning))
+    head = ("key", "type", "default", "meaning")
+    return f"\n## {heading}\n" + "".join(f"\n### {s}\n\n{markdown.table(head, rows)}" for s, rows in sections.items())
 
 
 def _flow(value: Any) -> str:
@@ -102,24 +82,16 @@ def json_schema() -> str:
         }
     for part in schema["$defs"].values():
         part.pop("required", None)  # a file need not be complete: parents and overrides add to it
-    branches: Any = references[SCHEMAS["classification"], "validation"]
-    for task in ("detection", "depth"):  # a file that names no task is one of classification
+    branches: Any = references[SCHEMAS[DEFAULT_TASK], "validation"]  # of a file that names no task
+    for task in [task for task in SCHEMAS if task != DEFAULT_TASK]:
         condition = {"properties": {"task": {"const": task}}, "required": ["task"]}
         branches = {"if": condition, "then": references[SCHEMAS[task], "validation"], "else": branches}
-    return json.dumps(_whole({**schema, **branches}), indent=1) + "\n"
-
-
-def _whole(value: Any) -> Any:
-    """1.0 as 1: versions of pydantic differ in how they write a limit."""
-    if isinstance(value, dict):
-        return {key: _whole(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_whole(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    text = json.dumps({**schema, **branches}, indent=1) + "\n"
+    return re.sub(r"(?m)(^ *|: )(-?\d+)\.0(,?)$", r"\1\2\3", text)  # 1.0 as 1: versions of pydantic differ
 
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    (ROOT / "docs" / "reference" / "config.md").write_text(markdown())
-    (ROOT / "docs" / "reference" / "config.schema.json").write_text(json_schema())
+    write_text(PAGE, page())
+    write_text(SCHEMA, json_schema())
     print("wrote docs/reference/config.md and docs/reference/config.schema.json")

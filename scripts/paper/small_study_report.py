@@ -1,33 +1,28 @@
-"""The report of scripts/paper/small_study.py: what each variant reached, as a page, JSON and a chart."""
+"""The report of scripts/paper/small_study.py: the accuracy of each variant as a page, JSON and a chart."""
 
 import json
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ddfnet.config.reader import read_yaml
 from ddfnet.models.complexity import Complexity, model_complexity
 from ddfnet.tasks import check_config
-from ddfnet.tasks.classification import ClassificationConfig
-from scripts.benchmarks import common as bench
+from ddfnet.tasks.config import Config
+from ddfnet.utils import markdown
+from ddfnet.utils.environment import cpu_name
+from ddfnet.utils.files import read_jsonl, write_json, write_text
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What a variant is.
+    """One network of the study."""
 
-    Attributes:
-        label: for tables and charts.
-        overrides: of the study's YAML.
-        paper: top-1 of its counterpart in the paper, ResNet50 on ImageNet; None: not in the paper.
-    """
-
-    label: str
-    overrides: tuple[str, ...] = ()
-    paper: float | None = None
+    label: str  # in tables and charts
+    overrides: tuple[str, ...] = ()  # of the study's YAML
+    paper: float | None = None  # top-1 of its counterpart in the paper, ResNet50 on ImageNet, if it has one
 
 
 # In the order of the paper's table 3; ddf_add is from the released models.
@@ -43,184 +38,151 @@ VARIANTS = {
     "sigma_0.3": Variant("squeeze ratio 0.3", ("model.kwargs.squeeze_ratio=0.3",), 79.0),
     "sigma_0.4": Variant("squeeze ratio 0.4", ("model.kwargs.squeeze_ratio=0.4",), 79.2),
 }
-# What the paper says of two variants: the first is the better one.
+# Pairs that the paper compares: the first is the better one.
 CLAIMS = (
-    ("ddf", "dense"),
-    ("channel", "dense"),
-    ("dense", "spatial"),
-    ("ddf", "channel"),
-    ("ddf", "spatial"),
-    ("ddf", "batch_norm"),
-    ("ddf", "sigmoid"),
-    ("ddf", "ddf_add"),
+    *(("ddf", "dense"), ("channel", "dense"), ("dense", "spatial"), ("ddf", "channel")),
+    *(("ddf", "spatial"), ("ddf", "batch_norm"), ("ddf", "sigmoid"), ("ddf", "ddf_add")),
 )
-Scores = dict[str, dict[int, float]]
+Scores = dict[str, dict[int, float]]  # top-1 in % by variant and seed
 
 
-def read_score(folder: Path) -> tuple[float, int] | None:
-    """(top-1 in %, held-out images) after the last epoch of a finished run; None if it has not finished."""
-    try:
-        total = json.loads((folder / "run.json").read_text())["starts"][-1]["derived"]["total_steps"]
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-    except FileNotFoundError:
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run as its folder records it: top-1 in % after the last epoch, of so many held-out images."""
+
+    folder: Path
+    config: Config
+    starts: list[dict[str, Any]]
+    top1: float
+    held_out: int
+
+
+def read_run(folder: Path) -> FinishedRun | None:
+    """The record of a run, or None if it has not finished."""
+    if not (folder / "run.json").exists():
         return None
-    for line in reversed(lines):
-        record = json.loads(line)
-        if record["kind"] == "val" and record["step"] == total:
-            return record["top1"], record["n"]
+    starts = json.loads((folder / "run.json").read_text())["starts"]
+    for record in reversed(read_jsonl(folder / "metrics.jsonl")):
+        if record["kind"] == "val" and record["step"] == starts[-1]["derived"]["total_steps"]:
+            config = check_config(read_yaml(folder / "config.yaml")[0])
+            return FinishedRun(folder, config, starts, record["top1"], record["n"])
     return None
 
 
 def write_report(output: Path, runs: dict[tuple[str, int], Path], data: Path, command: str) -> None:
-    """Writes OUTPUT.md, OUTPUT.json and OUTPUT.png from the runs that have finished.
+    """Writes OUTPUT.md, OUTPUT.json and OUTPUT.png from the runs, by variant and seed, that have finished.
 
-    Args:
-        runs: run folder of each variant and seed.
-        data: what the study was given; its name and its number of classes are reported.
-
-    Raises:
-        ValueError: none has finished, or two differ in more than the network and the seed.
+    ValueError if none has, or if two differ in more than the network and the seed.
     """
-    scores: Scores = {}
-    finished = {key: score for key, folder in runs.items() if (score := read_score(folder)) is not None}
-    for (variant, seed), (top1, _) in finished.items():
-        scores.setdefault(variant, {})[seed] = top1
-    if not scores:
+    finished = {key: run for key, folder in runs.items() if (run := read_run(folder)) is not None}
+    if not finished:
         raise ValueError(f"no run of the study has finished under {next(iter(runs.values())).parent}")
-    scores = {variant: scores[variant] for variant in VARIANTS if variant in scores}
-    configs = {key: check_config(read_yaml(runs[key] / "config.yaml")[0]) for key in finished}
-    _check_one_recipe({runs[key]: config for key, config in configs.items()})
+    recipes = [(run.folder, run.config.model_dump(exclude={"model", "run"})) for run in finished.values()]
+    for folder, recipe in recipes:
+        if recipe != recipes[0][1]:
+            both = f"{recipes[0][0]} and {folder}"
+            raise ValueError(f"{both} were trained with different recipes or data: give another --runs")
     classes = sum(path.is_dir() for path in (data / "train").iterdir())
-    costs = {variant: _complexity(configs[variant, next(iter(scores[variant]))], classes) for variant in scores}
-    starts = [json.loads((runs[key] / "run.json").read_text())["starts"][0] for key in finished]
-    facts = _facts(starts, next(iter(configs.values())), data.name, held_out=next(iter(finished.values()))[1])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    facts["missing"] = len(runs) - len(finished)
-    record = {"command": command, **facts, "top1": scores, "missing": sorted(map(str, set(runs) - set(finished)))}
-    bench.write_json(output.with_suffix(".json"), record)
-    bench.write_text(output.with_suffix(".md"), _markdown(output, command, facts, scores, costs))
+    scores: Scores = {}
+    costs: dict[str, Complexity] = {}
+    for (variant, seed), run in sorted(finished.items(), key=lambda item: list(VARIANTS).index(item[0][0])):
+        scores.setdefault(variant, {})[seed] = run.top1
+        size, model = run.config.data.input.size, run.config.model
+        costs[variant] = model_complexity(model.name, (3, size, size), num_classes=classes, **model.kwargs)
+    missing = sorted(map(str, set(runs) - set(finished)))
+    record = {"command": command, **_facts(list(finished.values()), data.name), "top1": scores, "missing": missing}
+    write_json(output.with_suffix(".json"), record)
+    write_text(output.with_suffix(".md"), _page(output.name, record, costs))
     _chart(output.with_suffix(".png"), scores, costs)
-    for path in (output.with_suffix(ending) for ending in (".md", ".json", ".png")):
-        print(path)
+    for ending in (".md", ".json", ".png"):
+        print(output.with_suffix(ending))
 
 
-def _check_one_recipe(configs: dict[Path, ClassificationConfig]) -> None:
-    recipes = {folder: config.model_dump(exclude={"model", "run"}) for folder, config in configs.items()}
-    first, *others = recipes
-    for folder in others:
-        if recipes[folder] != recipes[first]:
-            raise ValueError(f"{first} and {folder} were trained with different recipes or data: give another --runs")
+def _facts(runs: list[FinishedRun], data: str) -> dict[str, Any]:
+    """Facts of all runs; where they differ, all values."""
 
-
-def _complexity(config: ClassificationConfig, classes: int) -> Complexity:
-    size = config.data.input.size
-    return model_complexity(config.model.name, (3, size, size), num_classes=classes, **config.model.kwargs)
-
-
-def _facts(starts: list[dict[str, Any]], config: ClassificationConfig, data: str, held_out: int) -> dict[str, Any]:
-    """What the page says of the runs; what differs between them is listed."""
-
-    def all_of(values: list[str]) -> str:
+    def all_of(values: Iterable[str]) -> str:
         return ", ".join(sorted(set(values)))
 
-    cpu = bench.environment(torch.device("cpu"))["cpu"]
-    packages = [start["packages"] for start in starts]
+    config, starts = runs[0].config, [run.starts[0] for run in runs]
     return {
         "data": data,
         "images_per_epoch": starts[0]["derived"]["steps_per_epoch"] * config.train.batch_size,
-        "held_out": held_out,
+        "held_out": runs[0].held_out,
         "epochs": config.train.epochs,
         "recipe": f"{config.optim.name}, learning rate {starts[0]['derived']['lr']:g}, batch {config.train.batch_size}",
-        "date": all_of([start["time"][:10] for start in starts]),
-        "device": all_of([", ".join(start["gpus"]) or cpu for start in starts]),
-        "git": all_of([(start["git"] or "unknown")[:12] for start in starts]),
-        "versions": {name: all_of([p[name] for p in packages]) for name in ("torch", "timm")},
+        "date": all_of(start["time"][:10] for start in starts),
+        "device": all_of(", ".join(start["gpus"]) or cpu_name() for start in starts),
+        "git": all_of((start["git"] or "unknown")[:12] for start in starts),
+        "versions": {name: all_of(start["packages"][name] for start in starts) for name in ("torch", "timm")},
     }
 
 
-def _markdown(output: Path, command: str, facts: dict[str, Any], scores: Scores, costs: dict[str, Complexity]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+def _page(name: str, record: dict[str, Any], costs: dict[str, Complexity]) -> str:
+    scores, missing = record["top1"], len(record["missing"])
     seeds = sorted({seed for by_seed in scores.values() for seed in by_seed})
-    lines = [
-        "# The paper's table 3 at small scale\n",
-        f"`{command}`\n",
-        f"{facts['data']}: {facts['images_per_epoch']:,} training images per epoch, {facts['epochs']} epochs, "
-        f"{facts['held_out']:,} held-out images; {facts['recipe']}; {facts['device']}; {versions}; "
-        f"commit {facts['git']}; {facts['date']}.\n",
-        "One recipe for every variant (configs/study/base.yaml says how it was chosen); accuracy of the last epoch, "
-        "in %. The paper's column is ResNet50 on ImageNet (`both, added` from the README of its code): the order is "
-        "to be compared, not the numbers. `--data` is any folder with train/ and val/, each with one folder per "
-        "class.\n",
-        *([f"**Not finished**: {facts['missing']} of the runs are missing.\n"] if facts["missing"] else []),
-        f"![Accuracy of each variant and seed]({output.name}.png)\n",
-        f"| variant | parameters | M multiply-adds | top-1 | std | {' | '.join(f'seed {s}' for s in seeds)} | paper |",
-        "| --- " * (6 + len(seeds)) + "|",
-    ]
+    rows = []
     for variant, by_seed in scores.items():
-        cost, values = costs[variant], list(by_seed.values())
-        cells = [
-            VARIANTS[variant].label,
-            f"{cost.parameters:,}",
-            f"{cost.multiply_adds / 1e6:.2f}",
-            f"{statistics.mean(values):.2f}",
-            f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-",
-            *(f"{by_seed[seed]:.2f}" if seed in by_seed else "-" for seed in seeds),
-            f"{VARIANTS[variant].paper:.1f}" if VARIANTS[variant].paper is not None else "-",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    noise = 100 * (0.25 / facts["held_out"]) ** 0.5
-    lines += [
-        "\n## What the paper says of pairs, and what came out here\n",
-        "Differences of top-1 between runs of the same seed. One whose sign changes with the seed is noise; the choice "
-        f"of the {facts['held_out']:,} held-out images alone gives each accuracy a standard error of up to "
-        f"{noise:.1f} points.\n",
-        "| the paper says | by | here, mean | seeds that agree |",
-        "| --- | --- | --- | --- |",
-    ]
-    verdicts: dict[str, list[str]] = {"every": [], "some": [], "no": []}
+        values, cost, paper = list(by_seed.values()), costs[variant], VARIANTS[variant].paper
+        spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
+        figures = (f"{cost.parameters:,}", f"{cost.multiply_adds / 1e6:.2f}", f"{statistics.mean(values):.2f}", spread)
+        each = (f"{by_seed[seed]:.2f}" if seed in by_seed else "-" for seed in seeds)
+        rows.append((VARIANTS[variant].label, *figures, *each, "-" if paper is None else f"{paper:.1f}"))
+    head = ("variant", "parameters", "M multiply-adds", "top-1", "std", *(f"seed {seed}" for seed in seeds), "paper")
+    claims, verdicts = [], {"every": [], "some": [], "no": []}
     for better, worse in CLAIMS:
-        shared = sorted(set(scores.get(better, {})) & set(scores.get(worse, {})))
-        if not shared:
-            continue
-        differences = [scores[better][seed] - scores[worse][seed] for seed in shared]
-        printed = VARIANTS[better].paper - VARIANTS[worse].paper
-        claim = f"{VARIANTS[better].label} > {VARIANTS[worse].label}"
-        agree = sum(difference > 0 for difference in differences)
-        verdicts["every" if agree == len(shared) else "some" if agree else "no"].append(claim)
-        lines.append(f"| {claim} | {printed:+.1f} | {statistics.mean(differences):+.2f} | {agree} of {len(shared)} |")
-    lines.append("")
-    lines += [f"With {how} seed: {'; '.join(claims)}.\n" for how, claims in verdicts.items() if claims]
-    return "\n".join(lines).rstrip() + "\n"
+        common = sorted(set(scores.get(better, {})) & set(scores.get(worse, {})))
+        differences = [scores[better][seed] - scores[worse][seed] for seed in common]
+        if differences:
+            agree = sum(difference > 0 for difference in differences)
+            claim = f"{VARIANTS[better].label} > {VARIANTS[worse].label}"
+            verdicts["every" if agree == len(common) else "some" if agree else "no"].append(claim)
+            printed = f"{VARIANTS[better].paper - VARIANTS[worse].paper:+.1f}"
+            claims.append((claim, printed, f"{statistics.mean(differences):+.2f}", f"{agree} of {len(common)}"))
+    unfinished = f"**Not finished**: {missing} of the runs are missing.\n\n" if missing else ""
+    versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+    return f"""# The paper's table 3 at small scale
+
+`{record["command"]}`
+
+{record["data"]}: {record["images_per_epoch"]:,} training images per epoch, {record["epochs"]} epochs, \
+{record["held_out"]:,} held-out images; {record["recipe"]}; {record["device"]}; {versions}; commit {record["git"]}; \
+{record["date"]}.
+
+One recipe for every variant (configs/study/base.yaml says how it was chosen); accuracy of the last epoch, in %. The \
+paper's column is ResNet50 on ImageNet (`both, added` from the README of its code): the order is to be compared, not \
+the numbers. `--data` is any folder with train/ and val/, each with one folder per class.
+
+{unfinished}![Accuracy of each variant and seed]({name}.png)
+
+{markdown.table(head, rows)}
+## What the paper says of pairs, and what came out here
+
+Differences of top-1 between runs of the same seed. One whose sign changes with the seed is noise; the choice of the \
+{record["held_out"]:,} held-out images alone gives each accuracy a standard error of up to \
+{100 * (0.25 / record["held_out"]) ** 0.5:.1f} points.
+
+{markdown.table(("the paper says", "by", "here, mean", "seeds that agree"), claims)}
+""" + "\n".join(f"With {how} seed: {'; '.join(texts)}.\n" for how, texts in verdicts.items() if texts)
 
 
 def _chart(path: Path, scores: Scores, costs: dict[str, Complexity]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    labels = [VARIANTS[variant].label for variant in scores]
+    marked = {"dense": ("#D9690D", -10, "right"), "ddf": ("#1F6FB5", 10, "left")}  # color, label's offset and side
     for row, (variant, by_seed) in enumerate(scores.items()):
-        values = list(by_seed.values())
-        mean = statistics.mean(values)
-        color = {"dense": "#D9690D", "ddf": "#1F6FB5"}.get(variant, "#5B6770")
+        values, cost = list(by_seed.values()), costs[variant].multiply_adds / 1e6
+        mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0
+        color, offset, side = marked.get(variant, ("#5B6770", 0, ""))
         left.plot(values, [row] * len(values), "o", color=color, ms=5, alpha=0.45)
         left.plot([mean], [row], "|", color=color, ms=18, mew=2.5)
-        cost = costs[variant].multiply_adds / 1e6
-        spread = statistics.stdev(values) if len(values) > 1 else 0
         right.errorbar([cost], [mean], yerr=[spread], fmt="o", color=color, ms=6, capsize=3)
-        if variant in ("dense", "ddf"):
-            side = {"dense": -10, "ddf": 10}[variant]
-            label = {
-                "textcoords": "offset points",
-                "color": color,
-                "va": "center",
-                "ha": "right" if side < 0 else "left",
-            }
-            right.annotate(VARIANTS[variant].label, (cost, mean), (side, 0), **label)
-    left.set_yticks(range(len(labels)), labels)
+        if variant in marked:
+            style = {"textcoords": "offset points", "color": color, "va": "center", "ha": side}
+            right.annotate(VARIANTS[variant].label, (cost, mean), (offset, 0), **style)
+    left.set_yticks(range(len(scores)), [VARIANTS[variant].label for variant in scores])
     left.invert_yaxis()
     left.set(xlabel="top-1, % (dots: seeds; bar: mean)")
     right.set(xlabel="million multiply-adds", ylabel="top-1, % (mean, standard deviation of the seeds)")

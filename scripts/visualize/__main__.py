@@ -1,94 +1,97 @@
 #!/usr/bin/env python
-"""Images of what a network does.
+"""Figures of what a network does, and of how it was trained.
 
     python scripts/visualize filters IMAGE --checkpoint runs/ddf_resnet50/best.pt --layer layer2.1.conv2
     python scripts/visualize filters IMAGE --checkpoint official.pth.tar --model ddf_mul_resnet50 --points 60,80 9,40
     python scripts/visualize detections IMAGE... --checkpoint runs/faster_rcnn_r50_fpn_ddfup/best.pt
     python scripts/visualize depth --checkpoint runs/ddf_up_net_x8/best.pt --data scenes --index 0 3
+    python scripts/visualize curves runs/a runs/b --output ab.png
+    python scripts/visualize operation --output docs/images/ddf.png
 
 filters      the spatial filters that a DDF layer predicts for an image: at points of it, and each tap over all of it
 detections   boxes, classes and scores on images
 depth        guidance, low-resolution input, bicubic, the network's output, truth and errors, side by side
+curves       loss, top-1 and learning rate of runs, from the metrics.jsonl of each
+operation    the decoupled dynamic filter operation: the figure of the README
 
 Each command has its own --help. Exit code 2 for a mistake in the input, or if matplotlib is missing.
 """
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout without `pip install`
 
+from ddfnet.utils.cli import run
 from ddfnet.utils.errors import UserError
+
+# Imported when asked for. The options of a command are the arguments of its function.
+COMMANDS = {
+    "filters": ("scripts.visualize.filters", "draw_filters"),
+    "detections": ("ddfnet.tasks.detection.drawing", "draw_detections"),
+    "depth": ("ddfnet.tasks.depth.drawing", "draw_depth"),
+    "curves": ("scripts.visualize.curves", "draw_curves"),
+    "operation": ("scripts.visualize.operation", "draw_operation"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    """Runs the command line; returns the exit code."""
+    options = vars(_parser().parse_args(argv))
+    module, function = COMMANDS[options.pop("command")]
+    output = options.pop("output")
+    if output is None:  # of curves
+        output = Path(options["runs"][0] if len(options["runs"]) == 1 else "", "curves.png")
     try:
-        figure = arguments.draw(arguments)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(arguments.output)
+        figure = getattr(importlib.import_module(module), function)(**options)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Without the version of matplotlib, the same figure is the same file.
+        figure.savefig(output, metadata={"Software": None} if output.suffix == ".png" else None)
     except ImportError as error:
-        print(f"visualize: {error.name} is missing: pip install {error.name}", file=sys.stderr)
-        return 2
-    except (UserError, ValueError, OSError) as error:
-        print(f"visualize: {error}", file=sys.stderr)
-        return 2
-    print(arguments.output)
+        package = (error.name or "ddfnet").split(".")[0]
+        if package == "ddfnet":  # the folder of a task was removed
+            raise
+        raise UserError(f"{package} is missing: pip install {package}") from None
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
+    print(output)
     return 0
-
-
-def _filters(arguments: argparse.Namespace):  # noqa: ANN202  a matplotlib Figure; matplotlib is optional
-    from scripts.visualize.filters import draw_filters
-
-    return draw_filters(
-        arguments.image, arguments.checkpoint, model=arguments.model, layer=arguments.layer, points=arguments.points
-    )
-
-
-def _detections(arguments: argparse.Namespace):  # noqa: ANN202
-    from scripts.visualize.tasks import draw_detections
-
-    return draw_detections(arguments.image, arguments.checkpoint, threshold=arguments.threshold)
-
-
-def _depth(arguments: argparse.Namespace):  # noqa: ANN202
-    from scripts.visualize.tasks import draw_depth
-
-    return draw_depth(arguments.checkpoint, data=arguments.data, indices=arguments.index)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="command")
 
     filters = commands.add_parser("filters", help="spatial filters of a DDF layer over an image")
     filters.add_argument("image", type=Path, metavar="IMAGE")
-    filters.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="of a classification network")
     filters.add_argument("--model", metavar="NAME", help="model name, for a file that does not say it")
     filters.add_argument("--layer", metavar="NAME", help="e.g. layer2.1.conv2 (default: the first DDF of stride 1)")
     help_text = "x,y in pixels of the network's input (default: a grid of 3 x 3)"
     filters.add_argument("--points", nargs="+", type=_point, metavar="X,Y", help=help_text)
-    filters.set_defaults(draw=_filters)
 
     detections = commands.add_parser("detections", help="boxes on images")
-    detections.add_argument("image", nargs="+", type=Path, metavar="IMAGE")
-    detections.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="of a detection run")
-    help_text = "least score drawn (default: %(default)s)"
+    detections.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    help_text = "least score that is shown (default: %(default)s)"
     detections.add_argument("--threshold", type=float, default=0.5, metavar="SCORE", help=help_text)
-    detections.set_defaults(draw=_detections)
 
     depth = commands.add_parser("depth", help="depth maps side by side")
-    depth.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="of a depth run")
     depth.add_argument("--data", type=Path, metavar="PATH", help="data.root, where it is not that of training")
-    depth.add_argument("--index", nargs="+", type=int, metavar="N", help="held-out pairs (default: the first two)")
-    depth.set_defaults(draw=_depth)
+    help_text = "held-out pairs (default: the first two)"
+    depth.add_argument("--index", dest="indices", nargs="+", type=int, metavar="N", help=help_text)
 
-    for command in (filters, detections, depth):
-        command.add_argument(
-            "--output", type=Path, default=Path("visualization.png"), metavar="PNG", help="default: %(default)s"
+    curves = commands.add_parser("curves", help="training curves of runs")
+    curves.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
+    curves.add_argument("--output", type=Path, metavar="PNG", help="default: RUN/curves.png; of several: curves.png")
+    operation = commands.add_parser("operation", help="the figure of the README")
+    for each in (filters, detections, depth, operation):
+        each.add_argument(
+            "--output", type=Path, default="visualization.png", metavar="PNG", help="default: %(default)s"
         )
+    filters.add_argument("--checkpoint", required=True, metavar="PATH", help="of a classifier, or zoo:NAME")
+    for command, help_text in ((detections, "of a detector"), (depth, "of a depth network")):
+        command.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help=help_text)
     return parser
 
 
@@ -101,4 +104,4 @@ def _point(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,62 +1,46 @@
-"""The drawing behind `visualize.py filters`: which filters a DDF layer predicts where."""
+"""Figure of `python scripts/visualize filters`: the filters that a DDF layer predicts."""
 
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ddfnet import DDF
 from ddfnet.data.batches import EvalBatchTransform
-from ddfnet.data.dataset import open_rgb
+from ddfnet.data.decode import open_rgb
 from ddfnet.data.preprocessing import eval_transform
-from ddfnet.inference.classifier import load_classifier
+from ddfnet.models.classifier import load_classifier
+from ddfnet.utils.errors import UserError
 
 _POINT_COLORS = matplotlib.colormaps["tab10"].colors
 _GRID = 3
 
 
 def draw_filters(
-    image: Path,
-    checkpoint: Path,
-    *,
-    model: str | None = None,
-    layer: str | None = None,
-    points: list[tuple[int, int]] | None = None,
+    image: Path, checkpoint: str, model: str | None, layer: str | None, points: list[tuple[int, int]] | None
 ) -> Figure:
     """The image with marked points, the filter at each, and maps of each tap.
 
-    Args:
-        image: any image; it goes through the evaluation's preprocessing.
-        checkpoint, model: as for eval.py.
-        layer: name of a DDF with spatial filters; None: the first one of stride 1.
-        points: (x, y) in pixels of the network's input; None: a grid.
-
-    Raises:
-        ValueError: no such layer, or a point outside the image.
-        UserError: the checkpoint or the image cannot be read.
+    The image goes through the evaluation's preprocessing; points are pixels (x, y) of the network's input. UserError
+    where there is no such layer or point, or the checkpoint cannot be used; OSError for the image.
     """
     loaded = load_classifier(checkpoint, model=model)
-    network, preprocessing = loaded.network, loaded.preprocessing
-    pixels = eval_transform(preprocessing)(open_rgb(str(image)))
+    pixels = eval_transform(loaded.preprocessing)(open_rgb(image.read_bytes()))
     size = pixels.shape[-1]
     if points is None:
-        points = [(size * (2 * i + 1) // (2 * _GRID), size * (2 * j + 1) // (2 * _GRID))
-                  for j in range(_GRID) for i in range(_GRID)]  # fmt: skip
-    outside = [point for point in points if not (0 <= point[0] < size and 0 <= point[1] < size)]
-    if outside:
-        raise ValueError(f"--points {outside[0][0]},{outside[0][1]} is outside the {size} x {size} pixels of the input")
-    name, ddf = _find(network, layer)
-    normalize = EvalBatchTransform(preprocessing, device="cpu", channels_last=True)
-    batch = normalize({"image": pixels[None], "target": torch.zeros(1, dtype=torch.int64)})
-    filters = spatial_filters_of(ddf, network, batch["image"])
+        grid = [size * (2 * i + 1) // (2 * _GRID) for i in range(_GRID)]
+        points = [(x, y) for y in grid for x in grid]
+    for x, y in points:
+        if not (0 <= x < size and 0 <= y < size):
+            raise UserError(f"--points {x},{y} is outside the {size} x {size} pixels of the input")
+    name, ddf = _find(loaded.network, layer)
+    batch = EvalBatchTransform(loaded.preprocessing, device="cpu", channels_last=True)({"image": pixels[None]})
+    filters = spatial_filters_of(ddf, loaded.network, batch["image"])
     k, (height, width) = ddf.kernel_size, filters.shape[-2:]
-    title = f"{name}: filters of {k} x {k} taps at {height} x {width} places"
+    title = f"{name}: filters of {k} x {k} taps at {height} x {width} positions"
     return _draw(pixels, filters[0], points, title)
 
 
@@ -76,11 +60,11 @@ def spatial_filters_of(ddf: DDF, network: nn.Module, images: Tensor) -> Tensor:
 def _find(network: nn.Module, name: str | None) -> tuple[str, DDF]:
     layers = {n: m for n, m in network.named_modules() if isinstance(m, DDF) and m.spatial_branch is not None}
     if not layers:
-        raise ValueError(f"this {type(network).__name__} has no DDF with spatial filters: choose another checkpoint")
+        raise UserError(f"this {type(network).__name__} has no DDF with spatial filters: choose another checkpoint")
     if name is None:
         name = next((n for n, m in layers.items() if m.stride == 1), next(iter(layers)))
     if name not in layers:
-        raise ValueError(f"--layer {name}: there are {', '.join(layers)}")
+        raise UserError(f"--layer {name}: there are {', '.join(layers)}")
     return name, layers[name]
 
 
@@ -92,7 +76,6 @@ def _draw(pixels: Tensor, filters: Tensor, points: list[tuple[int, int]], title:
     size = pixels.shape[-1]
 
     columns = max(3, int(np.ceil(np.sqrt(len(points)))))
-    rows = int(np.ceil(len(points) / columns))
     figure = Figure(figsize=(13, 4.6), dpi=110, layout="constrained")
     left, at_points, over_image = figure.subfigures(1, 3, width_ratios=(1, 1, 1.12))
     figure.suptitle(f"{title}{f', the first of {heads} heads' if heads > 1 else ''}", fontsize=11)
@@ -100,32 +83,23 @@ def _draw(pixels: Tensor, filters: Tensor, points: list[tuple[int, int]], title:
     axes = left.subplots()
     axes.imshow(pixels.permute(1, 2, 0).numpy())
     left.suptitle("network's input", fontsize=10)
-    for number, (x, y) in enumerate(points):
+    axes.set(xticks=[], yticks=[])
+    at_points.suptitle("filter at each point", fontsize=10)
+    grid = np.ravel(at_points.subplots(-(-len(points) // columns), columns))
+    for own in grid[len(points) :]:
+        own.set_axis_off()
+    for number, ((x, y), own) in enumerate(zip(points, grid, strict=False)):
         color = _POINT_COLORS[number % len(_POINT_COLORS)]
         axes.plot(x, y, "o", ms=13, color="white", mec=color, mew=2)
         axes.text(x, y, str(number + 1), ha="center", va="center", fontsize=8, color="black")
-    _bare(axes)
-
-    at_points.suptitle("filter at each point", fontsize=10)
-    for number, axes in enumerate(np.ravel(at_points.subplots(rows, columns))):
-        if number >= len(points):
-            axes.set_axis_off()
-            continue
-        x, y = points[number]
-        axes.imshow(values[:, :, y * height // size, x * width // size], **colors)
-        axes.set_title(str(number + 1), fontsize=8, color=_POINT_COLORS[number % len(_POINT_COLORS)], pad=2)
-        _bare(axes)
+        own.imshow(values[:, :, y * height // size, x * width // size], **colors)
+        own.set_title(str(number + 1), fontsize=8, color=color, pad=2)
+        own.set(xticks=[], yticks=[])
 
     over_image.suptitle("each tap over the image", fontsize=10)
     panels = over_image.subplots(k, k)
-    for u in range(k):
-        for v in range(k):
-            drawn = panels[u, v].imshow(values[u, v], **colors)
-            _bare(panels[u, v])
-    over_image.colorbar(drawn, ax=panels, shrink=0.8)
+    for at in np.ndindex(k, k):
+        shown = panels[at].imshow(values[at], **colors)
+        panels[at].set(xticks=[], yticks=[])
+    over_image.colorbar(shown, ax=panels, shrink=0.8)
     return figure
-
-
-def _bare(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])

@@ -1,37 +1,24 @@
-#!/usr/bin/env python
-"""Draw the decoupled dynamic filter operation: the figure of the README.
-
-    python scripts/visualize/operation.py --output docs/images/ddf.png
+"""Figure of `python scripts/visualize operation`: the decoupled dynamic filter operation, for the README.
 
 Every map and number in it comes from a small `ddfnet.DDF` layer applied to a smooth feature map. The same image each
-time. Exit code 2 if matplotlib is missing.
+time.
 """
 
-import argparse
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # run from a checkout without `pip install`
-
-try:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.axes import Axes
-    from matplotlib.colors import to_rgb
-    from matplotlib.figure import Figure
-    from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea
-    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-except ImportError:
-    print("draw_ddf: matplotlib is missing: pip install matplotlib", file=sys.stderr)
-    sys.exit(2)
-
+import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from ddfnet import DDF
+
+# Both come with matplotlib: the figure does not depend on the machine or on anybody's matplotlibrc.
+matplotlib.rcParams.update({"font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"})
 
 WIDTH, HEIGHT, DPI = 18.0, 9.3, 100  # inches, which are also the units of the drawing, and pixels per inch
 CHANNELS, SIZE = 5, 6
@@ -40,12 +27,11 @@ CHANNEL, ROW, COLUMN = 0, 2, 3  # the highlighted channel c and pixel i
 INK, MUTED, LINE = "#1F2933", "#52606D", "#8794A1"
 SPATIAL, CHANNELWISE, COMBINED = "#D9690D", "#1F6FB5", "#7A3E9D"
 NEGATIVE = "#6B7886"  # one gray under every hue: the hue says whose filter it is, gray which taps are below zero
-FONT = {"font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"}  # both come with matplotlib
 
 SPATIAL_ROW, CHANNEL_ROW, PATCH_ROW = 7.15, 4.15, 1.95  # heights of the three paths from left to right
 COMBINED_ROW = (SPATIAL_ROW + CHANNEL_ROW) / 2
 OUTPUT_ROW = 3.6
-BOXES = (3.25, 5.1, 7.1)  # left edges
+BOXES = ((3.25, 1.5), (5.1, 1.65), (7.1, 1.05))  # left edges and widths
 FILTERS, PICKED, MEETING = 8.55, 11.35, 13.55  # left edges: all filters, the two picked ones, their combination
 MAP = 1.65  # side of a 3x3 map with numbers
 SLICE, SHIFT = 1.5, 0.15  # a feature map's channel, and how far it peeps out behind the one before it
@@ -88,20 +74,20 @@ def compute_example(seed: int = 9) -> Example:
         return Example(x[0].numpy(), spatial.numpy(), channel.numpy(), layer(x)[0].numpy())
 
 
-def draw(example: Example) -> Figure:
+def draw_operation() -> Figure:
     """The whole figure: input and branches, filters, combination, formula."""
-    with matplotlib.rc_context(FONT):
-        figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI)
-        figure.patch.set_alpha(0)
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(0, HEIGHT))
-        axes.axis("off")
-        # A white panel with round corners: readable on a dark page too.
-        style = "round,pad=0,rounding_size=0.25"
-        axes.add_patch(FancyBboxPatch((0.04, 0.04), WIDTH - 0.08, HEIGHT - 0.08, style, fc="white", ec="#D8DEE4"))
-        _draw_branches(axes, example)
-        _draw_filters(axes, example)
-        _draw_combination(axes, example)
-        _draw_formula(axes)
+    example = compute_example()
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI)
+    figure.patch.set_alpha(0)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(0, HEIGHT))
+    axes.axis("off")
+    # A white panel with round corners: readable on a dark page too.
+    style = "round,pad=0,rounding_size=0.25"
+    axes.add_patch(FancyBboxPatch((0.04, 0.04), WIDTH - 0.08, HEIGHT - 0.08, style, fc="white", ec="#D8DEE4"))
+    _draw_branches(axes, example)
+    _draw_filters(axes, example)
+    _draw_combination(axes, example)
+    _draw_formula(axes)
     return figure
 
 
@@ -114,20 +100,18 @@ def _draw_branches(axes: Axes, example: Example) -> None:
     trunk = 2.95
     axes.plot([2.65, trunk], [CHANNEL_ROW, CHANNEL_ROW], color=LINE, lw=2)
     axes.plot([trunk, trunk], [PATCH_ROW, SPATIAL_ROW], color=LINE, lw=2, solid_capstyle="projecting")
-    _arrow(axes, (trunk, SPATIAL_ROW), (BOXES[1], SPATIAL_ROW), SPATIAL)
-    _box(axes, BOXES[1], SPATIAL_ROW, 1.65, "1×1 conv", SPATIAL)
-    _arrow(axes, (BOXES[1] + 1.65, SPATIAL_ROW), (BOXES[2], SPATIAL_ROW), SPATIAL)
-    _box(axes, BOXES[2], SPATIAL_ROW, 1.05, "filter\nnorm", SPATIAL)
-    _arrow(axes, (BOXES[2] + 1.05, SPATIAL_ROW), (FILTERS, SPATIAL_ROW), SPATIAL)
-
-    _arrow(axes, (trunk, CHANNEL_ROW), (BOXES[0], CHANNEL_ROW), CHANNELWISE)
-    _box(axes, BOXES[0], CHANNEL_ROW, 1.5, "global\navg pool", CHANNELWISE)
-    _arrow(axes, (BOXES[0] + 1.5, CHANNEL_ROW), (BOXES[1], CHANNEL_ROW), CHANNELWISE)
-    _box(axes, BOXES[1], CHANNEL_ROW, 1.65, "1×1 conv\nReLU\n1×1 conv", CHANNELWISE)
-    _arrow(axes, (BOXES[1] + 1.65, CHANNEL_ROW), (BOXES[2], CHANNEL_ROW), CHANNELWISE)
-    _box(axes, BOXES[2], CHANNEL_ROW, 1.05, "filter\nnorm", CHANNELWISE)
-    _arrow(axes, (BOXES[2] + 1.05, CHANNEL_ROW), (FILTERS, CHANNEL_ROW), CHANNELWISE)
-
+    convolutions = "1×1 conv\nReLU\n1×1 conv"
+    for row, color, texts in (
+        (SPATIAL_ROW, SPATIAL, (None, "1×1 conv", "filter\nnorm")),
+        (CHANNEL_ROW, CHANNELWISE, ("global\navg pool", convolutions, "filter\nnorm")),
+    ):
+        end = trunk
+        for (left, width), text in zip(BOXES, texts, strict=True):
+            if text:
+                _arrow(axes, (end, row), (left, row), color)
+                _box(axes, left, row, width, text, color)
+                end = left + width
+        _arrow(axes, (end, row), (FILTERS, row), color)
     _text(axes, 3.25, SPATIAL_ROW + 0.75, "spatial branch", color=SPATIAL, size=21, ha="left")
     _text(axes, 3.25, CHANNEL_ROW + 1.1, "channel branch", color=CHANNELWISE, size=21, ha="left")
     _arrow(axes, (trunk, PATCH_ROW), (MEETING, PATCH_ROW), LINE)
@@ -139,10 +123,9 @@ def _draw_filters(axes: Axes, example: Example) -> None:
     side = 2.1
     pitch = side / SIZE
     top = SPATIAL_ROW + side / 2
-    for row in range(SIZE):
-        for column in range(SIZE):
-            corner = (FILTERS + column * pitch, top - (row + 1) * pitch)
-            _heat_map(axes, corner, pitch * 0.86, example.spatial[row, column], SPATIAL)
+    for row, column in np.ndindex(SIZE, SIZE):
+        corner = (FILTERS + column * pitch, top - (row + 1) * pitch)
+        _heat_map(axes, corner, pitch * 0.86, example.spatial[row, column], SPATIAL)
     pixel = (FILTERS + COLUMN * pitch, top - (ROW + 1) * pitch)
     _text(axes, FILTERS + side / 2, top + 0.28, "one filter per pixel", color=SPATIAL)
     _text(axes, FILTERS + side / 2, top - side - 0.22, "shared by channels", color=MUTED)
@@ -155,13 +138,14 @@ def _draw_filters(axes: Axes, example: Example) -> None:
     _text(axes, FILTERS + side / 2, CHANNEL_ROW + 1.02, "one filter per channel", color=CHANNELWISE)
     _text(axes, FILTERS + side / 2, CHANNEL_ROW - 1.0, "shared by pixels", color=MUTED)
 
-    picked = ((pixel, pitch * 0.86, SPATIAL_ROW, SPATIAL), (channel, pitch_line * 0.88, CHANNEL_ROW, CHANNELWISE))
-    for (left, bottom), size, row, color in picked:
+    for (left, bottom), size, row, color, values in (
+        (pixel, pitch * 0.86, SPATIAL_ROW, SPATIAL, example.spatial[ROW, COLUMN]),
+        (channel, pitch_line * 0.88, CHANNEL_ROW, CHANNELWISE, example.channel[CHANNEL]),
+    ):
         axes.add_patch(Rectangle((left, bottom), size, size, fill=False, ec=color, lw=3.5, zorder=5))
         for start, end in ((bottom + size, row + MAP / 2), (bottom, row - MAP / 2)):
             axes.plot([left + size, PICKED], [start, end], color=color, lw=1.4, ls=(0, (3, 2)), zorder=4)
-    _heat_map(axes, (PICKED, SPATIAL_ROW - MAP / 2), MAP, example.spatial[ROW, COLUMN], SPATIAL, numbers=True)
-    _heat_map(axes, (PICKED, CHANNEL_ROW - MAP / 2), MAP, example.channel[CHANNEL], CHANNELWISE, numbers=True)
+        _heat_map(axes, (PICKED, row - MAP / 2), MAP, values, color, numbers=True)
     _text(axes, PICKED + MAP / 2, SPATIAL_ROW + MAP / 2 + 0.28, "$D^{sp}_i$  of pixel $i$", color=SPATIAL)
     _text(axes, PICKED + MAP / 2, CHANNEL_ROW - MAP / 2 - 0.28, "$D^{ch}_c$  of channel $c$", color=CHANNELWISE)
 
@@ -211,22 +195,14 @@ def _draw_feature_map(axes: Axes, left: float, middle: float, values: np.ndarray
     cell = SLICE / SIZE
     x, y = left + COLUMN * cell, bottom + SLICE - (ROW + 1) * cell
     if window:
-        around = Rectangle((x - cell, y - cell), 3 * cell, 3 * cell, fill=False, ec=INK, lw=2, zorder=4)
-        axes.add_patch(around)
+        axes.add_patch(Rectangle((x - cell, y - cell), 3 * cell, 3 * cell, fill=False, ec=INK, lw=2, zorder=4))
     axes.add_patch(Rectangle((x, y), cell, cell, fill=False, ec=SPATIAL, lw=3.5, zorder=5))
 
 
 def _heat_map(
-    axes: Axes,
-    corner: tuple[float, float],
-    side: float,
-    values: np.ndarray,
-    color: str,
-    *,
-    numbers: bool = False,
-    span: float | None = None,
-    zorder: float = 3,
-) -> None:
+    axes: Axes, corner: tuple[float, float], side: float, values: np.ndarray, color: str,
+    *, numbers: bool = False, span: float | None = None, zorder: float = 3,
+) -> None:  # fmt: skip
     """A square map from gray (negative) over white (zero) to `color`; a filter's own largest tap sets the scale."""
     span = span or np.abs(values).max()
     cell = side / len(values)
@@ -234,11 +210,11 @@ def _heat_map(
     for (row, column), value in np.ndenumerate(values):
         strength = 0.8 * abs(value) / span
         shade = np.array(to_rgb(color if value > 0 else NEGATIVE)) * strength + 1 - strength
-        place = (left + column * cell, top - (row + 1) * cell)
-        axes.add_patch(Rectangle(place, cell, cell, fc=shade, ec="white" if numbers else shade, lw=1, zorder=zorder))
+        at = (left + column * cell, top - (row + 1) * cell)
+        axes.add_patch(Rectangle(at, cell, cell, fc=shade, ec="white" if numbers else shade, lw=1, zorder=zorder))
         if numbers:
             ink = "white" if shade @ (0.299, 0.587, 0.114) < 0.55 else INK
-            _text(axes, place[0] + cell / 2, place[1] + cell / 2, _number(value), color=ink, size=15)
+            _text(axes, at[0] + cell / 2, at[1] + cell / 2, _number(value), color=ink, size=15)
     outline = color if numbers else LINE
     axes.add_patch(Rectangle(corner, side, side, fill=False, ec=outline, lw=3 if numbers else 0.8, zorder=zorder))
 
@@ -271,23 +247,3 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], col
     style = "-|>,head_length=0.5,head_width=0.28"
     arrow = FancyArrowPatch(start, end, arrowstyle=style, mutation_scale=20, color=color, lw=2, shrinkA=0, shrinkB=2)
     axes.add_patch(arrow)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "docs/images/ddf.png", help="PNG (default: %(default)s)")
-    output = parser.parse_args(argv).output
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(FONT):
-            draw(compute_example()).savefig(output, format="png", metadata={"Software": None})
-    except OSError as error:
-        print(f"draw_ddf: cannot write {output}: {error.strerror}", file=sys.stderr)
-        return 2
-    print(output)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ddfnet.engine.run_folder import check_same_run
 from ddfnet.tasks import check_config, load_config
 from ddfnet.tasks.plan import plan_run
 from ddfnet.utils.errors import ConfigError
@@ -83,6 +84,7 @@ def test_numbers_as_people_write_them(minimal, text, value):
         ("train.epochs=0", ["train.epochs=0", "at least 1"]),
         ("run.tensorboard=yes", ["run.tensorboard='yes'", "true or false"]),
         ("data.workers=-1", ["data.workers=-1", "at least 0", "auto"]),
+        ("data.max_broken=0.1", ["data.max_broken (command line) is called data.max_corrupt now: rename it"]),
         ("train.precision=fp8", ["train.precision=fp8", "'bf16'"]),
         ("augment.scale=[1, 0.5]", ["augment.scale", "low <= high"]),
         ("augment.scale=[1,2,3]", ["augment.scale=[1, 2, 3]", "2 values"]),
@@ -97,6 +99,10 @@ def test_numbers_as_people_write_them(minimal, text, value):
         ("model.kwargs={num_classes: 3}", ["model.kwargs.num_classes", "model.num_classes"]),
         ("model.kwargs={pretrained: true}", ["model.kwargs.pretrained", "model.init_checkpoint"]),
         ("run.seed=-1", ["run.seed=-1", "at least 0"]),
+        (
+            "augment={rand_augment: rand-m7, interpolation: lanczos}",
+            ["augment.interpolation=lanczos", "augment.rand_augment", "bicubic"],
+        ),
         ("data.input.train_size=0", ["data.input.train_size=0", "at least 1"]),
         ("augment.repeats=0", ["augment.repeats=0", "at least 1"]),
         ("augment.repeats=1.5", ["augment.repeats=1.5", "whole number"]),
@@ -247,5 +253,16 @@ def test_a_schedule_above_its_peak_is_refused():
             "train": {"epochs": 1, "batch_size": 8, "device_batch_size": 8},
         }
     )
-    with pytest.raises(ConfigError, match=r"schedule\.min_lr=10 is above the peak learning rate 0\.1"):
+    with pytest.raises(ConfigError, match=r"schedule\.min_lr=10 is above the peak rate 0\.1"):
         plan_run(config, world_size=1, train_images=100)
+
+
+def test_a_run_of_an_earlier_version_resumes_under_the_present_names(minimal, tmp_path):
+    loaded = load_config(minimal, [f"run.dir={tmp_path}"])
+    (tmp_path / "last.pt").touch()
+    old = loaded.to_yaml().replace("max_corrupt", "max_broken")
+    assert "max_broken" in old
+    (tmp_path / "config.yaml").write_text(old)
+    check_same_run(tmp_path, loaded)
+    with pytest.raises(ConfigError, match=r"data\.max_corrupt: 0\.001 -> 0\.5"):
+        check_same_run(tmp_path, load_config(minimal, [f"run.dir={tmp_path}", "data.max_corrupt=0.5"]))

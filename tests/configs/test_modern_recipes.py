@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from ddfnet.data.sampler import TrainSampler
 from ddfnet.engine.train import train
-from ddfnet.tasks.classification import ClassificationTask, load_config
+from ddfnet.tasks import load_config
+from ddfnet.tasks.classification import ClassificationTask
 from ddfnet.tasks.plan import plan_run
 from tests.conftest import ROOT
 

@@ -14,7 +14,7 @@ def test_paths_labels_and_classes(tree):
     assert index.classes == ["cat", "dog", "eel"]
     assert len(index) == 18
     assert index.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
-    assert [index.path(i) for i in range(18)] == sorted(str(path) for path in tree.rglob("*.png"))
+    assert [index.name(i) for i in range(18)] == sorted(str(path) for path in tree.rglob("*.png"))
     assert index.label(7) == 1
 
 
@@ -25,13 +25,13 @@ def test_agrees_with_torchvision(tree):
     theirs = ImageFolder(str(tree))
     ours = index_folder(tree)
     assert ours.classes == theirs.classes
-    assert {(ours.path(i), ours.label(i)) for i in range(len(ours))} == set(theirs.samples)
+    assert {(ours.name(i), ours.label(i)) for i in range(len(ours))} == set(theirs.samples)
 
 
 @pytest.mark.parametrize("name", ["a.JPEG", "a.jpg", "a.Jpg", "a.png", "a.WEBP", "a.bmp", "a.ppm", "a.tif", "a.TIFF"])
 def test_extensions_in_any_case(tmp_path, name):
     draw(tmp_path / "cat" / name, 1)
-    assert index_folder(tmp_path).path(0).endswith(name)
+    assert index_folder(tmp_path).name(0).endswith(name)
 
 
 def test_ignores_hidden_and_other_files(tree):
@@ -49,7 +49,7 @@ def test_unusual_file_names_survive(tmp_path):
         file.write((tmp_path / "été ñ" / "a b\t猫.png").read_bytes())
     index = index_folder(tmp_path)
     assert len(index) == 2
-    assert all(os.path.exists(index.path(i)) for i in range(2))
+    assert all(os.path.exists(index.name(i)) for i in range(2))
 
 
 def test_follows_links_and_survives_a_loop(tmp_path, tree):
@@ -71,7 +71,7 @@ def test_a_dangling_link_is_listed_so_that_reading_reports_it(tree):
 def test_given_classes_set_the_labels(tree):
     index = index_folder(tree, classes=["eel", "cat", "dog"])
     assert [index.label(i) for i in range(18)] == [0] * 6 + [1] * 6 + [2] * 6
-    assert f"{os.sep}eel{os.sep}" in index.path(0)
+    assert f"{os.sep}eel{os.sep}" in index.name(0)
 
 
 def test_pickles_to_little_more_than_its_bytes(tmp_path):
@@ -79,7 +79,7 @@ def test_pickles_to_little_more_than_its_bytes(tmp_path):
     data = pickle.dumps(index)
     assert len(data) < index.blob.nbytes + index.offsets.nbytes + index.labels.nbytes + 2000
     again = pickle.loads(data)
-    assert [again.path(i) for i in range(len(again))] == [index.path(i) for i in range(len(index))]
+    assert [again.name(i) for i in range(len(again))] == [index.name(i) for i in range(len(index))]
     assert again.classes == index.classes
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 from ddfnet.data.generated import render_digits
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.utils.errors import DataError
+from tests.conftest import exit_code
 
 pytest.importorskip("sklearn")
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_digits.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_data.py"
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,9 @@ def test_all_images_of_all_digits_stratified(digits):
 
 def test_images_are_gray_upscaled_and_apart(digits):
     train, val = index_folder(digits / "train"), index_folder(digits / "val")
-    names = [{Path(index.path(i)).name for i in range(len(index))} for index in (train, val)]
+    names = [{Path(index.name(i)).name for i in range(len(index))} for index in (train, val)]
     assert not names[0] & names[1]
-    with Image.open(train.path(0)) as image:
+    with Image.open(train.name(0)) as image:
         assert (image.mode, image.size) == ("L", (32, 32))
         assert np.asarray(image).std() > 30
 
@@ -72,7 +73,7 @@ def test_other_parameters_and_foreign_or_incomplete_folders_are_refused(digits, 
         render_digits(digits, size=16)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.txt").write_text("x")
-    with pytest.raises(DataError, match="was not made by make_digits"):
+    with pytest.raises(DataError, match=r"was not made by make_data\.py digits"):
         render_digits(tmp_path / "mine")
     assert (tmp_path / "mine" / "photo.txt").exists()
     render_digits(tmp_path / "part", size=8)
@@ -100,7 +101,7 @@ def test_wrong_arguments(tmp_path):
 
 
 def test_script_runs_from_anywhere(digits, tmp_path):
-    done = subprocess.run([sys.executable, SCRIPT, digits], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, SCRIPT, "digits", digits], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "1438 training and 359 validation images" in done.stdout
 
@@ -109,6 +110,6 @@ def test_missing_scikit_learn_is_explained(tmp_path, monkeypatch, capsys):
     for name in ("sklearn", "sklearn.datasets"):
         monkeypatch.setitem(sys.modules, name, None)
     main = runpy.run_path(str(SCRIPT))["main"]
-    assert main([str(tmp_path / "d")]) == 2
+    assert exit_code(main, ["digits", tmp_path / "d"]) == 2
     assert capsys.readouterr().err.strip().endswith("pip install scikit-learn")
     assert not (tmp_path / "d").exists()

@@ -16,7 +16,7 @@ from synthetic_images import make_tree
 
 from ddfnet.data.augment import AugmentConfig, train_transform
 from ddfnet.data.batches import EvalBatchTransform, TrainBatchTransform
-from ddfnet.data.dataset import EvalDataset
+from ddfnet.data.dataset import CorruptImages, EvalDataset, TrainDataset
 from ddfnet.data.loader import eval_batches, train_batches
 from ddfnet.data.preprocessing import eval_transform
 from ddfnet.data.sampler import TrainSampler
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def stream(
-    index, small, *, workers=0, rank=0, world_size=1, accumulation=1, start=0, end=8, seed=0, repeats=1, **options
+    index, small, *, workers=0, rank=0, world_size=1, accumulation=1, start=0, end=8, seed=0, repeats=1, limit=0.001
 ):
     sampler = TrainSampler(
         length=len(index),
@@ -41,29 +41,29 @@ def stream(
         repeats=repeats,
     )
     augment = AugmentConfig(rand_augment="rand-m7-mstd0.5-inc1", erasing={"p": 0.5}, mixup=0.4)
-    batch_transform = TrainBatchTransform(small, augment, device="cpu", seed=seed, num_classes=3, channels_last=True)
+    transform = TrainBatchTransform(small, augment, device="cpu", seed=seed, num_classes=3, channels_last=True)
+    corrupt = CorruptImages(index, limit)
     return train_batches(
-        index,
-        transform=train_transform(small, augment),
-        batch_transform=batch_transform,
-        sampler=sampler,
+        TrainDataset(index, train_transform(small, augment), seed=seed).read,
+        sampler,
+        lambda batch: transform(corrupt.count(batch)),
         device="cpu",
-        num_workers=workers,
-        seed=seed,
-        **options,
+        workers=workers,
     )
 
 
-def evaluation(index, small, *, workers=0, rank=0, world_size=1, batch_size=5):
+def evaluation(
+    index, small, *, transform=None, workers=0, rank=0, world_size=1, batch_size=5, device="cpu", channels_last=True
+):
     return eval_batches(
-        index,
-        transform=eval_transform(small),
-        batch_transform=EvalBatchTransform(small, device="cpu", channels_last=True),
+        EvalDataset(index, transform or eval_transform(small)).read,
+        len(index),
+        EvalBatchTransform(small, device=device, channels_last=channels_last),
         batch_size=batch_size,
         rank=rank,
         world_size=world_size,
-        device="cpu",
-        num_workers=workers,
+        device=device,
+        workers=workers,
     )
 
 
@@ -94,7 +94,7 @@ def wait_for_no_children():
 
 
 def break_file(index, i):
-    with open(index.path(i), "wb") as file:
+    with open(index.name(i), "wb") as file:
         file.write(b"junk")
 
 
@@ -206,7 +206,7 @@ def test_a_failing_main_process_ends_with_its_workers(tree):
     code = f"""
         import sys
         sys.path.insert(0, {str(ROOT)!r})
-        from ddfnet.data.batches import EvalBatchTransform
+        from ddfnet.data.dataset import TrainDataset
         from ddfnet.data.loader import train_batches
         from ddfnet.data.preprocessing import Preprocessing, eval_transform
         from ddfnet.data.sampler import TrainSampler
@@ -214,8 +214,8 @@ def test_a_failing_main_process_ends_with_its_workers(tree):
         index, small = index_folder({str(tree)!r}), Preprocessing(size=24)
         sampler = TrainSampler(length=18, global_batch=8, rank=0, world_size=1, accumulation=1, seed=0, start_step=0,
                                end_step=1000)
-        batches = train_batches(index, transform=eval_transform(small), sampler=sampler, device="cpu", num_workers=2,
-                                seed=0, batch_transform=EvalBatchTransform(small, device="cpu"))
+        dataset = TrainDataset(index, eval_transform(small), seed=0)
+        batches = train_batches(dataset.read, sampler, lambda batch: batch, device="cpu", workers=2)
         next(batches)
         raise RuntimeError("crash")
     """
@@ -225,13 +225,13 @@ def test_a_failing_main_process_ends_with_its_workers(tree):
     assert "DataLoader worker" not in done.stderr
 
 
-# --- broken images ----------------------------------------------------------------------------------------------------
+# --- corrupt images ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_broken_training_images_are_replaced_and_logged_once(index, small, workers, caplog):
+def test_corrupt_training_images_are_replaced_and_logged_once(index, small, workers, caplog):
     break_file(index, 4)
-    os.remove(index.path(11))
+    os.remove(index.name(11))
     with caplog.at_level(logging.WARNING, logger="ddfnet"):
         batches = list(stream(index, small, workers=workers, end=12))
     assert_same(batches, stream(index, small, end=12))
@@ -242,20 +242,20 @@ def test_broken_training_images_are_replaced_and_logged_once(index, small, worke
     assert sum(4 in batch["index"].tolist() for batch in batches) > 1
 
 
-def test_too_many_broken_images_stop_the_run(tmp_path, small):
+def test_too_many_corrupt_images_stop_the_run(tmp_path, small):
     index = index_folder(make_tree(tmp_path, per_class=30))
     for i in range(0, 60, 4):
         break_file(index, i)
     message = message_of(stream(index, small, end=60, workers=1))
     assert 11 <= int(message.split()[0]) <= 10 + 8  # the first batch beyond the floor of 10
-    assert "different training images are broken" in message
+    assert "different training images are corrupt" in message
     assert "(limit 0.10%)" in message
     assert "scripts/check_data.py" in message
     assert re.search(r"for example \S+/(cat|dog)/\d{3}\.png \(UnidentifiedImageError", message)
-    assert len(list(stream(index, small, end=60, max_corrupt=0.5))) == 60
+    assert len(list(stream(index, small, end=60, limit=0.5))) == 60
 
 
-def test_a_few_broken_images_never_stop_a_small_set(tmp_path, small):
+def test_a_few_corrupt_images_never_stop_a_small_set(tmp_path, small):
     index = index_folder(make_tree(tmp_path, per_class=20))
     for i in range(10):
         break_file(index, i)
@@ -266,7 +266,7 @@ def test_a_few_broken_images_never_stop_a_small_set(tmp_path, small):
 def test_data_errors_reach_the_user_as_one_clean_line(index, small, workers):
     break_file(index, 16)
     in_evaluation = message_of(evaluation(index, small, workers=workers))
-    assert "eel/004.png is broken" in in_evaluation
+    assert "eel/004.png is corrupt" in in_evaluation
     for i in range(len(index)):
         break_file(index, i)
     in_training = message_of(stream(index, small, workers=workers))
@@ -278,19 +278,10 @@ def test_data_errors_reach_the_user_as_one_clean_line(index, small, workers):
 
 def test_a_defect_is_not_a_data_error(index, small):
     def defect(image):
-        raise ZeroDivisionError("a defect of ours")
+        raise ZeroDivisionError("a defect")
 
-    batches = eval_batches(
-        index,
-        transform=defect,
-        batch_transform=EvalBatchTransform(small, device="cpu"),
-        batch_size=5,
-        rank=0,
-        world_size=1,
-        device="cpu",
-        num_workers=0,
-    )
-    with pytest.raises(ZeroDivisionError, match="a defect of ours"):
+    batches = evaluation(index, small, transform=defect)
+    with pytest.raises(ZeroDivisionError, match="a defect"):
         list(batches)
 
 
@@ -339,20 +330,7 @@ def test_wrong_numbers(index, small):
 def test_cuda_batches_equal_cpu_batches(index, small):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    for a, b in zip(
-        eval_batches(
-            index,
-            transform=eval_transform(small),
-            batch_transform=EvalBatchTransform(small, device="cuda", channels_last=True),
-            batch_size=5,
-            rank=0,
-            world_size=1,
-            device="cuda",
-            num_workers=2,
-        ),
-        evaluation(index, small),
-        strict=True,
-    ):
+    for a, b in zip(evaluation(index, small, device="cuda", workers=2), evaluation(index, small), strict=True):
         assert a["image"].is_contiguous(memory_format=torch.channels_last)
         assert a["index"].device.type == "cpu"
         torch.testing.assert_close(a["image"].cpu(), b["image"], rtol=1e-6, atol=1e-6)

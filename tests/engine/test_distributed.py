@@ -6,7 +6,7 @@ import stat
 import pytest
 import torch
 
-from ddfnet.engine.distributed import _place, distributed_session
+from ddfnet.engine.distributed import _position, distributed_session
 from ddfnet.utils.errors import UserError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -20,17 +20,17 @@ def clean(monkeypatch):
 
 
 def test_alone():
-    assert _place() == (0, 1, 0, 1)
+    assert _position() == (0, 1, 0, 1)
     with distributed_session("cpu") as alone:
         assert alone.is_main
         assert alone.gather(torch.arange(2)).tolist() == [[0, 1]]
-        assert alone.sum_(torch.tensor([3])).item() == 3
+        assert alone.reduce_(torch.tensor([3]), "sum").item() == 3
 
 
 def test_torchrun(monkeypatch):
     for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
-    assert _place() == (5, 8, 1, 4)
+    assert _position() == (5, 8, 1, 4)
 
 
 def test_srun(monkeypatch, tmp_path):
@@ -45,7 +45,7 @@ def test_srun(monkeypatch, tmp_path):
     }  # fmt: skip
     for name, value in step.items():
         monkeypatch.setenv(name, value)
-    assert _place() == (11, 16, 3, 8)
+    assert _position() == (11, 16, 3, 8)
     assert os.environ["MASTER_ADDR"] == "node3"
     assert os.environ["MASTER_PORT"] == "23456"
 
@@ -53,7 +53,7 @@ def test_srun(monkeypatch, tmp_path):
 def test_an_allocation_without_srun_is_one_process(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "16")
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert _place() == (0, 1, 0, 1)
+    assert _position() == (0, 1, 0, 1)
 
 
 def test_more_processes_than_gpus(monkeypatch):

@@ -21,6 +21,11 @@ from tests.conftest import TINY, launch
 NAME = "ddf_mul_resnet14_32px"
 
 
+def evaluated(*arguments, **options):
+    """The content of report.json, or of sets.json."""
+    return evaluate_checkpoint(*arguments, **options).to_dict()
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, image_tree):
     folder = tmp_path_factory.mktemp("trained")
@@ -56,11 +61,11 @@ def test_metrics_equal_a_plain_loop(trained, image_tree, tmp_path):
                 logits = model(((pixels - mean) / std)[None])[0]
             hits += int(logits.argmax() == label)
             losses.append(-logits.log_softmax(0)[label].item())
-    found = evaluate_checkpoint(trained / "best.pt", output=tmp_path, device="cpu", workers=0, batch_size=7)
+    found = evaluated(trained / "best.pt", output=tmp_path, device="cpu", workers=0, batch_size=7)
     assert found["top1_count"] == hits
     assert found["n"] == 25
     assert found["loss"] == pytest.approx(sum(losses) / 25, abs=1e-4)
-    # ... and what training said of this checkpoint
+    # ... and what training reported of this checkpoint
     records = [r for r in read_jsonl(trained / "metrics.jsonl") if r["kind"] == "val"]
     assert found["top1"] == pytest.approx(max(r["top1"] for r in records))
 
@@ -92,14 +97,12 @@ def test_all_formats_and_spellings_give_the_same(trained, image_tree, tmp_path):
     official = {"args": argparse.Namespace(lr=1), "state_dict": {f"module.{k}": v for k, v in best["model"].items()}}
     torch.save(official, tmp_path / "official.pth.tar")
     common = {"device": "cpu", "workers": 0, "output": tmp_path / "out"}
-    expected = evaluate_checkpoint(trained / "best.pt", **common)
-    assert evaluate_checkpoint(trained / "last.pt", **common)["n"] == 25
+    expected = evaluated(trained / "best.pt", **common)
+    assert evaluated(trained / "last.pt", **common)["n"] == 25
     by_data = [
-        evaluate_checkpoint(trained / "best.safetensors", data=image_tree, **common),
-        evaluate_checkpoint(trained / "best.pt", data=image_tree / "val", **common),
-        evaluate_checkpoint(
-            tmp_path / "official.pth.tar", model=NAME, data=image_tree, input_size=16, crop_pct=1.0, **common
-        ),
+        evaluated(trained / "best.safetensors", data=image_tree, **common),
+        evaluated(trained / "best.pt", data=image_tree / "val", **common),
+        evaluated(tmp_path / "official.pth.tar", model=NAME, data=image_tree, input_size=16, crop_pct=1.0, **common),
     ]
     for found in by_data:
         assert found["top1_count"] == expected["top1_count"]
@@ -117,8 +120,8 @@ def test_perfect_and_useless_predictions_are_counted_as_such():
     evaluator = ClassificationEvaluator(torch.device("cpu"))
     target = torch.tensor([0, 3, 6, 6])
     logits = torch.nn.functional.one_hot(torch.tensor([0, 3, 5, 1]), 7).float() * 9
-    logits[2, 6] = 8  # second best is right
-    logits[3] = torch.tensor([6.0, 9, 5, 4, 3, 2, 1])  # right is the last of all
+    logits[2, 6] = 8  # the second best is correct
+    logits[3] = torch.tensor([6.0, 9, 5, 4, 3, 2, 1])  # the correct one is the last of all
     evaluator.update_logits(logits, target)
     assert evaluator.state()[:3].tolist() == [4, 2, 3]
     assert evaluator.compute([evaluator.state()])["top1"] == 50
@@ -129,10 +132,10 @@ def test_perfect_and_useless_predictions_are_counted_as_such():
 def test_mistakes_are_named_and_nothing_is_written(trained, image_tree, tmp_path):
     def fails(kind, pattern, checkpoint=trained / "best.pt", **arguments):
         with pytest.raises(kind, match=pattern):
-            evaluate_checkpoint(checkpoint, **{"output": tmp_path / "out", "device": "cpu", "workers": 0, **arguments})
+            evaluated(checkpoint, **{"output": tmp_path / "out", "device": "cpu", "workers": 0, **arguments})
 
     fails(CheckpointError, "holds ddf_mul_resnet14_32px, not resnet18", model="resnet18")
-    fails(CheckpointError, "no moving average", weights="ema")
+    fails(CheckpointError, "no EMA weights", weights="ema")
     fails(DataError, "nowhere", data="nowhere")
     fails(UserError, "interpolation", interpolation="magic")
     fails(UserError, "--batch-size", batch_size=0)
@@ -150,7 +153,7 @@ def test_mistakes_are_named_and_nothing_is_written(trained, image_tree, tmp_path
     fails(DataError, "4 class folders.*5 classes", bare, data=fewer, model=NAME)
     (fewer / "ring").mkdir()
     fails(DataError, "hold no images: ring", data=fewer)
-    (fewer / "ring" / "0.png").write_bytes(b"not a image")
+    (fewer / "ring" / "0.png").write_bytes(b"not an image")
     fails(DataError, r"ring/0\.png", data=fewer)
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
@@ -162,8 +165,8 @@ def test_precision_is_that_of_training_unless_told(tmp_path, image_tree):
     overrides = [f"run.dir={tmp_path / 'run'}", "train.epochs=1", "train.precision=bf16"]
     assert train(load_config(tmp_path / "tiny.yaml", overrides)) == 0
     common = {"device": "cpu", "workers": 0, "output": tmp_path / "out", "batch_size": 4}
-    auto = evaluate_checkpoint(tmp_path / "run" / "best.pt", **common)
-    full = evaluate_checkpoint(tmp_path / "run" / "best.safetensors", data=image_tree, precision="fp32", **common)
+    auto = evaluated(tmp_path / "run" / "best.pt", **common)
+    full = evaluated(tmp_path / "run" / "best.safetensors", data=image_tree, precision="fp32", **common)
     (record,) = [r for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "val"]
     assert (auto["precision"], full["precision"]) == ("bf16", "fp32")
     assert auto["loss"] == pytest.approx(record["loss"], abs=1e-9)

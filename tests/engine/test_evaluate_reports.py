@@ -13,9 +13,12 @@ from PIL import Image
 
 import ddfnet
 from ddfnet.checkpoint import save_checkpoint
-from ddfnet.engine import classification_report
-from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
-from ddfnet.evaluation.report_console import files_lines, result_table
+from ddfnet.data.sources.folder import FolderIndex
+from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint, files_lines
+from ddfnet.evaluation import figures
+from ddfnet.evaluation.image_sets import ImageSet
+from ddfnet.evaluation.predictions import Predictions
+from ddfnet.evaluation.report import PredictionReport, Settings
 from ddfnet.utils.errors import DataError, UserError
 from tests.conftest import CLASSES, launch
 
@@ -23,6 +26,11 @@ NAME = "ddf_mul_resnet14_32px"
 FILES = ["report.json", "report.md", "per_class.csv"]
 FIGURES = ["calibration.png", "confusion.png", "mistakes.png"]
 COMMON = {"device": "cpu", "workers": 0, "batch_size": 4}
+
+
+def evaluated(*arguments, **options):
+    """The content of report.json, or of sets.json."""
+    return evaluate_checkpoint(*arguments, **options).to_dict()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +64,7 @@ def table(folder):
 def test_all_files_tell_the_same(checkpoint, image_tree, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     pyplot = "matplotlib.pyplot" in sys.modules
-    report = evaluate_checkpoint(checkpoint, data=image_tree, output=tmp_path, **COMMON)
+    report = evaluated(checkpoint, data=image_tree, output=tmp_path, **COMMON)
     assert ("matplotlib.pyplot" in sys.modules) == pyplot  # its global state is left alone
     assert report["files"] == FILES + FIGURES
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(report["files"])
@@ -68,7 +76,7 @@ def test_all_files_tell_the_same(checkpoint, image_tree, tmp_path, capsys):
     for key, count in (("n", 25), ("top1_count", report["top1_count"]), ("top5_count", report["top5_count"])):
         assert sum(int(row[key]) for row in rows) == count
     assert 0 < report["top1_count"] < 25
-    assert all(row["taken_for"] != row["class"] for row in rows)
+    assert all(row["predicted_as"] != row["class"] for row in rows)
 
     page = (tmp_path / "report.md").read_text()
     assert f"({report['top1_count']} of 25)" in page
@@ -85,9 +93,9 @@ def test_all_files_tell_the_same(checkpoint, image_tree, tmp_path, capsys):
 def test_two_processes_give_the_same_image_by_image(checkpoint, image_tree, tmp_path, no_figures):
     """With the options that could go wrong: several sets, and two passes per image."""
     arguments = ("--checkpoint", checkpoint, "--data", image_tree, "--sets", f"val,v2={tmp_path / 'v2'}", "--tta")
-    for place, kind in enumerate(CLASSES):
+    for position, kind in enumerate(CLASSES):
         (tmp_path / "v2").mkdir(exist_ok=True)
-        (tmp_path / "v2" / str(place)).symlink_to(image_tree / "val" / kind)
+        (tmp_path / "v2" / str(position)).symlink_to(image_tree / "val" / kind)
     result = launch(
         "eval.py", *arguments, "--output", tmp_path / "two", "--workers", 0, "--device", "cpu", "--batch-size", 4,
         processes=2,
@@ -95,7 +103,7 @@ def test_two_processes_give_the_same_image_by_image(checkpoint, image_tree, tmp_
     assert result.returncode == 0, result.stderr
     assert "test-time augmentation" in result.stdout
     two = json.loads((tmp_path / "two" / "sets.json").read_text())
-    alone = evaluate_checkpoint(
+    alone = evaluated(
         checkpoint, data=image_tree, sets=f"val,v2={tmp_path / 'v2'}", tta=True, output=tmp_path / "one", **COMMON
     )
     assert (two["processes"], two["tta"]) == (2, True)
@@ -114,12 +122,12 @@ def test_two_processes_give_the_same_image_by_image(checkpoint, image_tree, tmp_
 
 
 def test_mistakes_show_what_the_network_saw(checkpoint, image_tree, tmp_path, monkeypatch):
-    figures = pytest.importorskip("ddfnet.evaluation.figures", exc_type=ImportError)
+    pytest.importorskip("matplotlib")
     shown = []
     monkeypatch.setattr(
         figures, "draw_mistakes", lambda mistakes, total: shown.extend(mistakes) or figures._figure(1, 1)
     )
-    report = evaluate_checkpoint(checkpoint, data=image_tree, output=tmp_path, **COMMON)
+    report = evaluated(checkpoint, data=image_tree, output=tmp_path, **COMMON)
     assert len(shown) == min(20, 25 - report["top1_count"])
     assert [m.confidence for m in shown] == sorted((m.confidence for m in shown), reverse=True)
     model = ddfnet.create_model(NAME, num_classes=7).eval()
@@ -136,24 +144,24 @@ def test_mistakes_show_what_the_network_saw(checkpoint, image_tree, tmp_path, mo
 
 def test_without_matplotlib_everything_else_is_written(checkpoint, image_tree, tmp_path, capsys, no_figures):
     (tmp_path / "confusion.png").write_bytes(b"of an earlier report")
-    report = evaluate_checkpoint(checkpoint, data=image_tree, output=tmp_path, **COMMON)
+    report = evaluated(checkpoint, data=image_tree, output=tmp_path, **COMMON)
     assert report["files"] == FILES
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
     assert "![" not in (tmp_path / "report.md").read_text()
     out = capsys.readouterr().out
     assert out.count("no figures") == 1
-    assert out.rstrip().endswith(classification_report.NO_FIGURES)
+    assert out.rstrip().endswith(figures.NO_FIGURES)
 
 
 def test_mirrored_images_give_the_same_with_tta_and_not_without(checkpoint, image_tree, tmp_path, no_figures):
-    """The mirror image of a image has the same mean of the two, whatever the network."""
+    """The mirror image of an image has the same mean of the two, whatever the network."""
     mirrored = tmp_path / "mirrored"
     for path in (image_tree / "val").rglob("*.png"):
         target = mirrored / path.relative_to(image_tree / "val")
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(target)
     results = {
-        (data, tta): evaluate_checkpoint(checkpoint, data=data, tta=tta, output=tmp_path / "out", **COMMON)
+        (data, tta): evaluated(checkpoint, data=data, tta=tta, output=tmp_path / "out", **COMMON)
         for data in (image_tree / "val", mirrored)
         for tta in (False, True)
     }
@@ -167,11 +175,11 @@ def sets(image_tree, tmp_path):
     """val, real, v2 and two classes of it, from the same images under names that do not repeat."""
     root = tmp_path / "sets"
     number = 0
-    for place, kind in enumerate(CLASSES):  # CLASSES are sorted: their places are the numbers of v2
+    for position, kind in enumerate(CLASSES):  # CLASSES are sorted: their positions are the numbers of v2
         for path in sorted((image_tree / "val" / kind).iterdir()):
             number += 1
             name = f"ILSVRC2012_val_{number:08d}.png"
-            for folder in (f"val/{kind}", f"imagenetv2-matched-frequency-format-val/{place}", f"two/{kind}"):
+            for folder in (f"val/{kind}", f"imagenetv2-matched-frequency-format-val/{position}", f"two/{kind}"):
                 if folder.startswith("two") and kind not in ("disc", "ring"):
                     continue
                 (root / folder).mkdir(parents=True, exist_ok=True)
@@ -182,9 +190,9 @@ def sets(image_tree, tmp_path):
 
 
 def test_sets_side_by_side(checkpoint, image_tree, sets, tmp_path, capsys, no_figures):
-    plain = evaluate_checkpoint(checkpoint, data=image_tree, output=tmp_path / "plain", **COMMON)
+    plain = evaluated(checkpoint, data=image_tree, output=tmp_path / "plain", **COMMON)
     capsys.readouterr()
-    summary = evaluate_checkpoint(
+    summary = evaluated(
         checkpoint, data=sets, sets=f"val,real,v2,two={sets / 'two'}", output=tmp_path / "out", **COMMON
     )
     out = capsys.readouterr().out
@@ -225,7 +233,7 @@ def test_sets_side_by_side(checkpoint, image_tree, sets, tmp_path, capsys, no_fi
 def test_mistakes_come_before_any_work(checkpoint, image_tree, tmp_path):
     def fails(kind, pattern, path=checkpoint, **arguments):
         with pytest.raises(kind, match=pattern):
-            evaluate_checkpoint(path, output=tmp_path / "out", **{**COMMON, **arguments})
+            evaluated(path, output=tmp_path / "out", **{**COMMON, **arguments})
 
     fails(DataError, "set v2 .* is not at .*huggingface.co", sets="val,v2", data=image_tree)
     fails(UserError, "'v3' is not a set", sets="v3", data=image_tree)
@@ -240,7 +248,7 @@ def test_mistakes_come_before_any_work(checkpoint, image_tree, tmp_path):
     fails(UserError, "--data nowhere is not used", sets=own, data="nowhere")
     depth = tmp_path / "depth.pt"
     save_checkpoint(depth, {"meta": {"task": "depth"}, "model": {"w": torch.zeros(1)}, "ema": None})
-    fails(UserError, "--sets, --tta cannot be used with a checkpoint of the task depth", depth, sets="val", tta=True)
+    fails(UserError, "--sets, --tta cannot be used with a checkpoint of depth", depth, sets="val", tta=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -248,7 +256,7 @@ def test_a_network_that_gives_nan_still_has_a_report(checkpoint, image_tree, tmp
     payload = torch.load(checkpoint, weights_only=True)
     payload["model"]["fc.weight"].fill_(3e38)  # finite, but what comes out is not
     torch.save(payload, tmp_path / "nan.pt")
-    report = evaluate_checkpoint(tmp_path / "nan.pt", data=image_tree, output=tmp_path / "out", **COMMON)
+    report = evaluated(tmp_path / "nan.pt", data=image_tree, output=tmp_path / "out", **COMMON)
     assert report["ece"] != report["ece"]
     assert (tmp_path / "out" / "report.md").exists()
 
@@ -260,8 +268,8 @@ def test_a_network_that_gives_nan_still_has_a_report(checkpoint, image_tree, tmp
 
 
 def test_a_figure_that_fails_costs_no_report(checkpoint, image_tree, tmp_path, monkeypatch, capfd):
-    """A image that has become unreadable since it was evaluated, and a matrix that cannot be drawn."""
-    figures = pytest.importorskip("ddfnet.evaluation.figures", exc_type=ImportError)
+    """An image that has become unreadable since it was evaluated, and a matrix that cannot be drawn."""
+    pytest.importorskip("matplotlib")
 
     def unreadable(path):
         raise OSError(5, "Input/output error")
@@ -269,10 +277,10 @@ def test_a_figure_that_fails_costs_no_report(checkpoint, image_tree, tmp_path, m
     def undrawable(*arguments):
         raise RuntimeError("no glyph\nfor this name")
 
-    monkeypatch.setattr(classification_report, "open_rgb", unreadable)
+    monkeypatch.setattr(figures, "open_rgb", unreadable)
     monkeypatch.setattr(figures, "draw_confusion", undrawable)
     (tmp_path / "confusion.png").write_bytes(b"of an earlier report")
-    report = evaluate_checkpoint(checkpoint, data=image_tree, output=tmp_path, **COMMON)
+    report = evaluated(checkpoint, data=image_tree, output=tmp_path, **COMMON)
     assert report["files"] == [*FILES, "calibration.png"]
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(report["files"])
@@ -285,14 +293,14 @@ def test_a_figure_that_fails_costs_no_report(checkpoint, image_tree, tmp_path, m
 
 def test_the_texts_are_written_before_a_figure_is_drawn(checkpoint, image_tree, tmp_path, monkeypatch):
     """Killed while drawing, hours of evaluation still have their report."""
-    figures = pytest.importorskip("ddfnet.evaluation.figures", exc_type=ImportError)
+    pytest.importorskip("matplotlib")
 
     def killed(calibration):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(figures, "draw_calibration", killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_checkpoint(checkpoint, data=image_tree, output=tmp_path, **COMMON)
+        evaluated(checkpoint, data=image_tree, output=tmp_path, **COMMON)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
     assert json.loads((tmp_path / "report.json").read_text())["files"] == FILES
 
@@ -307,9 +315,7 @@ def test_names_that_are_no_utf8_are_spelled_out(image_tree, tmp_path, monkeypatc
     torch.save(ddfnet.create_model(NAME, num_classes=2).state_dict(), tmp_path / "two.pt")
     with (tmp_path / "stdout").open("w", encoding="utf-8") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
-        report = evaluate_checkpoint(
-            tmp_path / "two.pt", model=NAME, data=data, output=tmp_path / "out", input_size=16, **COMMON
-        )
+        report = evaluated(tmp_path / "two.pt", model=NAME, data=data, output=tmp_path / "out", input_size=16, **COMMON)
     assert report["files"] == FILES
     assert {row["class"] for row in table(tmp_path / "out")} == {r"caf\udce9", "tee"}
     assert r"caf\udce9" in (tmp_path / "out" / "report.md").read_text()
@@ -326,10 +332,10 @@ def test_numbered_folders_without_class_names(image_tree, tmp_path, no_figures, 
     torch.save(ddfnet.create_model(NAME, num_classes=11).state_dict(), tmp_path / "bare.pt")
     arguments = {"model": NAME, "data": data, "output": tmp_path / "out", "input_size": 16, **COMMON}
     if padded:
-        assert evaluate_checkpoint(tmp_path / "bare.pt", **arguments)["n"] == 11
+        assert evaluated(tmp_path / "bare.pt", **arguments)["n"] == 11
         return
     with pytest.raises(DataError, match=r"are numbers.* does not name its classes: rename .* \(00, 01, "):
-        evaluate_checkpoint(tmp_path / "bare.pt", **arguments)
+        evaluated(tmp_path / "bare.pt", **arguments)
     assert not (tmp_path / "out").exists()
 
 
@@ -340,7 +346,7 @@ def test_a_thousand_numbered_folders_are_those_of_v2(image_tree, tmp_path, no_fi
         (data / str(i) / "0.png").symlink_to(image_tree / "val" / "disc" / "0.png")
     torch.save(ddfnet.create_model(NAME, num_classes=1000).state_dict(), tmp_path / "bare.pt")
     with pytest.raises(DataError, match=f"give --sets v2={data} in place of --data"):
-        evaluate_checkpoint(tmp_path / "bare.pt", model=NAME, data=data, output=tmp_path / "out", **COMMON)
+        evaluated(tmp_path / "bare.pt", model=NAME, data=data, output=tmp_path / "out", **COMMON)
 
 
 def test_a_set_of_ones_own_scores_the_same_in_any_order_of_classes(checkpoint, image_tree, tmp_path, no_figures):
@@ -353,7 +359,7 @@ def test_a_set_of_ones_own_scores_the_same_in_any_order_of_classes(checkpoint, i
         model = {**payload["model"], **{key: payload["model"][key][rows] for key in ("fc.weight", "fc.bias")}}
         torch.save({**payload, "meta": {**payload["meta"], "classes": [*order]}, "model": model}, tmp_path / "best.pt")
         own = f"mine={image_tree / 'val'}"
-        summary = evaluate_checkpoint(tmp_path / "best.pt", sets=own, output=tmp_path / "out", **COMMON)
+        summary = evaluated(tmp_path / "best.pt", sets=own, output=tmp_path / "out", **COMMON)
         found.append(summary["sets"]["mine"])
     assert found[0]["top1_count"] == found[1]["top1_count"] > 0
     assert found[0]["loss"] == pytest.approx(found[1]["loss"])
@@ -367,11 +373,15 @@ def test_names_with_spaces_stay_whole_on_the_console():
     assert all(len(line) <= 80 for line in lines)
     assert all(f"{name} of mine/" in "\n".join(lines) for name in ("first set", "second set", "third set"))
     data = "/data/" + "a folder with spaces " * 5 + "end"
-    environment = {"gpus": []}
     how = {"input_size": 16, "crop_pct": 1.0, "interpolation": "bicubic"}
-    report = {
-        "model": NAME, "weights": "ema", "parameters": 1, "preprocessing": how, "environment": environment,
-        "device": "cpu", "precision": "fp32", "processes": 1, "tta": False, "data": data, "top1": 1.0, "top5": 1.0,
-        "ece": 1.0, "top1_count": 1, "top5_count": 1, "n": 100, "loss": 1.0, "images_per_second": 1.0,
-    }  # fmt: skip
-    assert data in result_table(report).splitlines()
+    settings = Settings(
+        checkpoint="best.pt", task="classification", weights="ema", model=NAME, parameters=1, precision="fp32",
+        facts={"preprocessing": how, "tta": False}, batch_size=1, device="cpu", processes=1, environment={"gpus": []},
+    )  # fmt: skip
+    one, no = torch.ones(1), torch.zeros(1, 1, dtype=torch.int64)
+    report = PredictionReport(
+        settings=settings, data=data, metrics={"top1": 1.0, "top5": 1.0, "loss": 1.0, "n": 100}, images_per_second=1.0,
+        images=ImageSet("", FolderIndex(data, ["a"], None, None, None), ["a"]), classes=["a"],
+        predictions=Predictions(no[0], no, one.double(), one.double(), no == 0),
+    )  # fmt: skip
+    assert data in report.console().splitlines()

@@ -1,4 +1,4 @@
-"""The sets of `eval.py --sets`: places, classes and labels."""
+"""The sets of `eval.py --sets`: folders, classes and labels."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ CLASSES = ["dog", "ant", "cat"]  # not sorted: a checkpoint's order is its own
 
 
 def tree(root, folders, count=2):
-    """Predictions named as ImageNet's: in the order of a common number, not of the classes."""
+    """Images named as ImageNet's: in the order of a common number, not of the classes."""
     number = 0
     for i in range(count):
         for folder in folders:
@@ -27,7 +27,7 @@ def tree(root, folders, count=2):
 
 
 def files(images):
-    return [Path(images.index.path(i)).name for i in range(len(images.index))]
+    return [Path(images.index.name(i)).name for i in range(len(images.index))]
 
 
 def test_places(tmp_path):
@@ -67,14 +67,14 @@ def test_missing_sets_are_all_named_with_place_and_source(tmp_path):
     (tmp_path / "val").mkdir()
     with pytest.raises(DataError) as caught:
         find_sets("val,real,r,sketch,mine=nowhere", tmp_path)
-    said = str(caught.value)
-    assert f"set real (ImageNet ReaL) is not at {tmp_path / 'real.json'}: get it from" in said
-    assert "github.com/google-research/reassessed-imagenet" in said
-    assert f"set r (ImageNet-R) is not at {tmp_path / 'imagenet-r'}" in said
-    assert "github.com/hendrycks/imagenet-r" in said
-    assert f"{tmp_path / 'sketch'} or {tmp_path / 'imagenet-sketch'}" in said
-    assert "set mine is not at nowhere: name its place with --sets mine=FOLDER" in said
-    assert "set val" not in said
+    message = str(caught.value)
+    assert f"set real (ImageNet ReaL) is not at {tmp_path / 'real.json'}: get it from" in message
+    assert "github.com/google-research/reassessed-imagenet" in message
+    assert f"set r (ImageNet-R) is not at {tmp_path / 'imagenet-r'}" in message
+    assert "github.com/hendrycks/imagenet-r" in message
+    assert f"{tmp_path / 'sketch'} or {tmp_path / 'imagenet-sketch'}" in message
+    assert "set mine is not at nowhere: name its folder with --sets mine=FOLDER" in message
+    assert "set val" not in message
     with pytest.raises(UserError, match="--sets val needs --data"):
         find_sets("val", None)
 
@@ -83,7 +83,7 @@ def test_a_subset_is_scored_over_its_classes(tmp_path):
     images = load_set("a", tree(tmp_path / "a", ["cat", "dog"]), CLASSES)
     assert (images.classes, images.columns) == (["dog", "cat"], [0, 2])
     assert images.index.labels.tolist() == [0, 0, 1, 1]
-    assert [Path(images.index.path(i)).parent.name for i in range(4)] == ["dog", "dog", "cat", "cat"]
+    assert [Path(images.index.name(i)).parent.name for i in range(4)] == ["dog", "dog", "cat", "cat"]
     assert images.note == "Scored over its 2 classes: the checkpoint's other 1 output(s) do not compete."
     with pytest.raises(DataError, match=r"set r: 1 class folders of .* are not among the 3 classes.*: cow"):
         load_set("r", tree(tmp_path / "r", ["cat", "cow"]), CLASSES)
@@ -94,7 +94,7 @@ def test_a_set_with_all_classes_does_not_depend_on_their_order(tmp_path, classes
     folder = tree(tmp_path / "mine", CLASSES)
     whole = load_set("mine", folder, classes)
     assert (whole.classes, whole.columns, whole.note) == (classes, None, "")
-    assert [Path(whole.index.path(i)).parent.name for i in range(6)] == [classes[i // 2] for i in range(6)]
+    assert [Path(whole.index.name(i)).parent.name for i in range(6)] == [classes[i // 2] for i in range(6)]
     more = load_set("mine", folder, classes, outputs=5)
     assert (more.classes, more.columns) == (classes, [0, 1, 2])
     assert "checkpoint's other 2 output(s), 2 of them without a class name, do not compete" in more.note
@@ -118,7 +118,7 @@ def test_all_classes_must_be_there(tmp_path):
 
 def test_numbers_are_those_of_the_sorted_classes(tmp_path):
     images = load_set("v2", tree(tmp_path, ["0", "1", "2"], count=1), CLASSES)
-    names = {Path(images.index.path(i)).parent.name: images.classes[images.index.label(i)] for i in range(3)}
+    names = {Path(images.index.name(i)).parent.name: images.classes[images.index.label(i)] for i in range(3)}
     assert names == {"0": "ant", "1": "cat", "2": "dog"}
     shutil.rmtree(tmp_path / "1")
     with pytest.raises(DataError, match=r"1 missing \(1\)"):
@@ -128,7 +128,7 @@ def test_numbers_are_those_of_the_sorted_classes(tmp_path):
 def test_numbered_folders_of_many_classes_are_not_taken_in_the_order_of_strings(tmp_path):
     classes = [f"c{i:02d}" for i in range(12)]
     images = load_set("v2", tree(tmp_path, map(str, range(12)), count=1), classes)
-    folders = {images.index.label(i): Path(images.index.path(i)).parent.name for i in range(12)}
+    folders = {images.index.label(i): Path(images.index.name(i)).parent.name for i in range(12)}
     assert folders == {i: str(i) for i in range(12)}
 
 
@@ -136,10 +136,10 @@ def test_classes_that_are_numbers_are_not_sorted_as_text(tmp_path):
     shown = [str(i) for i in range(12)]
     for classes in (shown, sorted(shown)):
         images = load_set("v2", tree(tmp_path / "same", shown, count=1), classes)
-        assert all(Path(images.index.path(i)).parent.name == classes[images.index.label(i)] for i in range(12))
+        assert all(Path(images.index.name(i)).parent.name == classes[images.index.label(i)] for i in range(12))
     classes = [str(i) for i in range(1, 13)]
     images = load_set("v2", tree(tmp_path / "shifted", shown, count=1), sorted(classes))
-    names = {Path(images.index.path(i)).parent.name: images.classes[images.index.label(i)] for i in range(12)}
+    names = {Path(images.index.name(i)).parent.name: images.classes[images.index.label(i)] for i in range(12)}
     assert names == dict(zip(shown, classes, strict=True))
     tree(tmp_path / "real" / "val", shown, count=1)
     (tmp_path / "real" / "real.json").write_text(json.dumps([[i] for i in range(12)]))
@@ -183,14 +183,14 @@ def test_renamed_images_keep_their_labels_or_are_refused(tmp_path):
 def test_labels_of_other_images_are_refused(tmp_path):
     tree(tmp_path / "val", CLASSES)
     (tmp_path / "real.json").write_text(json.dumps([[0], [1], [2], [2], [], [0]]))
-    with pytest.raises(DataError, match="include the class folder of only 1 of 5 predictions: they are of other"):
+    with pytest.raises(DataError, match="include the class folder of only 1 of 5 images: they are of other"):
         load_set("real", tmp_path, CLASSES)
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("[[0], [1]]", "labels of 2 predictions, but .* holds 6"),
+        ("[[0], [1]]", "labels of 2 images, but .* holds 6"),
         ("[[0], [1], [2], [3], [0], [0]]", "labels from 0 to 2"),
         ("{}", "must be a list"),
         ("[[0", "cannot be read as JSON"),

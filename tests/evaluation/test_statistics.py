@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ddfnet.data.batches import EvalBatchTransform
+from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.loader import eval_batches
 from ddfnet.data.preprocessing import Preprocessing, eval_transform
 from ddfnet.data.sources.folder import index_folder
@@ -17,7 +18,7 @@ from ddfnet.evaluation.statistics import Confusion, calibration, class_rows, con
 
 
 class Lookup(torch.nn.Module):
-    """Logits by the value of a image's first pixel, so that a mirrored image has others."""
+    """Logits by the value of an image's first pixel, so that a mirrored image has others."""
 
     def __init__(self, logits):
         super().__init__()
@@ -28,7 +29,7 @@ class Lookup(torch.nn.Module):
 
 
 def batches(target, *, size=4, order=None):
-    """Predictions 0 to N - 1; the right edge of image i shows i + N."""
+    """Images 0 to N - 1; the right edge of image i shows i + N."""
     n = len(target)
     image = torch.zeros(n, 3, 2, 2)
     image[:, :, :, 0] = torch.arange(n).view(n, 1, 1).float()
@@ -62,19 +63,19 @@ def test_metrics_are_those_of_the_training_loop(case):
     assert predictions.top.tolist() == logits[:13].topk(5).indices.tolist()
 
 
-def test_shares_of_processes_are_put_in_order_and_one_may_be_empty(case):
+def test_states_of_processes_are_put_in_order_and_one_may_be_empty(case):
     logits, target = case
     expected, alone = evaluated(logits, target)
     evaluators = [PredictionEvaluator() for _ in range(4)]
     for evaluator, order in zip(evaluators, torch.arange(13).flip(0).split(5), strict=False):
         for batch in batches(target, size=2, order=order):
             evaluator.update(Lookup(logits), batch)
-    shares = [evaluator.state() for evaluator in evaluators]
-    assert shares[3] == ()
-    assert evaluators[0].compute(shares) == expected
+    states = [evaluator.state() for evaluator in evaluators]
+    assert states[3] == ()
+    assert evaluators[0].compute(states) == expected
     assert torch.equal(evaluators[0].predictions.top, alone.top)
     with pytest.raises(RuntimeError, match="twice"):
-        evaluators[0].compute([*shares, shares[1]])
+        evaluators[0].compute([*states, states[1]])
 
 
 def test_mirror_averages_the_two_softmaxes(case):
@@ -99,7 +100,7 @@ def test_only_the_columns_compete(case):
     assert predictions.confidence.tolist() == pytest.approx(part.softmax(1).max(1).values.tolist())
 
 
-def test_every_accepted_label_is_right(case):
+def test_every_accepted_label_is_correct(case):
     logits, target = case
     best = logits[:13].argsort(1, descending=True)
     accepted = torch.full((13, 2), -1)
@@ -107,7 +108,7 @@ def test_every_accepted_label_is_right(case):
     accepted[4:, 1] = best[4:, 3]  # fourth
     accepted[9:, 1] = best[9:, 0]  # first
     metrics, predictions = evaluated(logits, target, accepted=accepted)
-    assert (predictions.right.sum(), predictions.right5.sum()) == (4, 9)
+    assert (predictions.correct.sum(), predictions.correct5.sum()) == (4, 9)
     assert metrics["top1"] == pytest.approx(400 / 13)
     assert metrics["top5"] == pytest.approx(900 / 13)
 
@@ -128,10 +129,11 @@ def test_the_columns_go_to_the_device_once():
 def test_batches_of_loader_workers_leave_no_files_open(image_tree):
     """Each tensor of a worker is an open file while it lives, and 1024 of them are a usual limit."""
     how = Preprocessing(size=16, crop_pct=1.0, interpolation="bicubic")
+    images = index_folder(image_tree / "val")
     batches = eval_batches(
-        index_folder(image_tree / "val"), transform=eval_transform(how),
-        batch_transform=EvalBatchTransform(how, device="cpu", channels_last=True),
-        batch_size=1, rank=0, world_size=1, device=torch.device("cpu"), num_workers=1,
+        EvalDataset(images, eval_transform(how)).read, len(images),
+        EvalBatchTransform(how, device="cpu", channels_last=True),
+        batch_size=1, rank=0, world_size=1, device=torch.device("cpu"), workers=1,
     )  # fmt: skip
     evaluator, files = PredictionEvaluator(), []
     for batch in batches:
@@ -153,16 +155,23 @@ IMAGES = rows([0, 0, 0, 2, 2, 2, 2, 4], [0, 2, 2, 2, 0, 1, 1, 4], [0.9, 0.5, 0.7
 def test_confusions_and_classes_by_hand():
     assert confusions(IMAGES) == [Confusion(0, 2, 2), Confusion(2, 1, 2), Confusion(2, 0, 1)]
     first, second, third = class_rows(IMAGES)
-    assert (first.label, first.n, first.top1, first.top5, first.taken_for, first.taken_for_count) == (0, 3, 1, 1, 2, 2)
+    assert (first.label, first.n, first.top1, first.top5, first.predicted_as, first.predicted_as_count) == (
+        0,
+        3,
+        1,
+        1,
+        2,
+        2,
+    )
     assert first.confidence == pytest.approx(0.7)
-    assert (second.label, second.n, second.top1, second.taken_for, second.taken_for_count) == (2, 4, 1, 1, 2)
-    assert (third.label, third.n, third.top1, third.taken_for, third.taken_for_count) == (4, 1, 1, None, 0)
+    assert (second.label, second.n, second.top1, second.predicted_as, second.predicted_as_count) == (2, 4, 1, 1, 2)
+    assert (third.label, third.n, third.top1, third.predicted_as, third.predicted_as_count) == (4, 1, 1, None, 0)
     assert worst_mistakes(IMAGES, 3) == [4, 2, 6]
     assert worst_mistakes(rows([1], [1], [0.5]), 3) == []
 
 
 def test_calibration_error_by_hand():
-    """Two bins: 3 images of confidence up to 0.5, 1 of them right; 5 above, 2 of them right."""
+    """Two bins: 3 images of confidence up to 0.5, 1 of them correct; 5 above, 2 of them correct."""
     found = calibration(IMAGES, bins=2)
     assert found.counts == [3, 5]
     assert found.accuracy == pytest.approx([1 / 3, 2 / 5])

@@ -232,7 +232,7 @@ def test_the_host_never_waits():
 @needs_cuda
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_peak_memory(memory_format):
-    """Inputs, output and gradients, and at most a tenth more: no copy of a image, no unfolded tensor."""
+    """Inputs, output and gradients, and at most a tenth more: no copy of an image, no unfolded tensor."""
     shapes = ((64, 64, 56, 56), (64, 64, 3, 3), (64, 9, 56, 56), (64, 64, 56, 56))
     inputs = [
         random_tensor(shape, torch.bfloat16, seed=i, memory_format=memory_format if i != 1 else torch.contiguous_format)

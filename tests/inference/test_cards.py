@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import runpy
+import shutil
 import sys
 
 import pytest
@@ -15,7 +16,7 @@ from scripts.dev import write_model_zoo
 from tests.conftest import ROOT
 
 DIGITS = "ddf_mul_resnet14_32px.digits"
-DOCS = ROOT / "docs"
+DOCS = ROOT / "docs" / "reference"
 LOG = [
     {"kind": "train", "step": 1, "epoch": 0.5, "loss": 9.0, "lr": 0.1},
     {"kind": "train", "step": 2, "epoch": 1.0, "loss": 1.25, "lr": 0.05},
@@ -30,14 +31,14 @@ def pages():
 
 
 def test_the_pages_are_current(pages):
-    there = {"MODEL_ZOO.md", *(f"models/{path.name}" for path in (DOCS / "models").iterdir())}
+    there = {"model_zoo.md", *(f"models/{path.name}" for path in (DOCS / "models").iterdir())}
     assert there == set(pages)
     for name, text in pages.items():
-        assert (DOCS / name).read_text() == text, f"run python scripts/dev/write_model_zoo.py: docs/{name}"
+        assert (DOCS / name).read_text() == text, f"run python scripts/dev/write_model_zoo.py: {name}"
 
 
 def test_each_entry_has_a_row_and_a_card(pages):
-    rows = re.findall(r"^\| \[(\S+)\]\((\S+)\)", pages["MODEL_ZOO.md"], re.MULTILINE)
+    rows = re.findall(r"^\| \[(\S+)\]\((\S+)\)", pages["model_zoo.md"], re.MULTILINE)
     assert rows == [(entry.name, f"models/{entry.name}.md") for entry in entries()]
     for entry in entries():
         card = pages[f"models/{entry.name}.md"]
@@ -85,7 +86,7 @@ def test_claims_are_called_claims(pages):
 def test_a_changed_entry_changes_page_and_card(pages, change):
     entry = dataclasses.replace(find(DIGITS), **change)
     changed = write_model_zoo.pages([entry, *(e for e in entries() if e.name != DIGITS)])
-    assert changed["MODEL_ZOO.md"] != pages["MODEL_ZOO.md"]
+    assert changed["model_zoo.md"] != pages["model_zoo.md"]
     assert changed[f"models/{entry.name}.md"] != pages[f"models/{DIGITS}.md"]
 
 
@@ -112,7 +113,7 @@ def test_ways_and_licenses():
 
 
 def test_python_of_the_page_runs(pages):
-    (block,) = re.findall(r"```python\n(.*?)```", pages["MODEL_ZOO.md"], re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", pages["model_zoo.md"], re.DOTALL)
     names = {}
     exec(block, names)
     assert names["model"](torch.zeros(1, 3, 32, 32)).shape == (1, 10)
@@ -141,6 +142,7 @@ def test_help_writes_nothing(monkeypatch, capsys):
 
 def test_cards_of_entries_that_are_gone_are_deleted(tmp_path, monkeypatch):
     monkeypatch.setattr(write_model_zoo, "DOCS", tmp_path)
+    shutil.copy(DOCS / "model_zoo.md", tmp_path)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "old.md").write_text("old")
     write_model_zoo.main()

@@ -9,8 +9,8 @@ import torch
 import ddfnet
 from ddfnet.checkpoint import read_weights, save_checkpoint
 from ddfnet.data.preprocessing import Preprocessing
-from ddfnet.inference.classifier import build_classifier
 from ddfnet.inference.convert import check_weights, convert
+from ddfnet.models.classifier import build_classifier
 from ddfnet.utils.errors import CheckpointError, UserError
 
 NAME = "ddf_mul_resnet14_32px"
@@ -38,16 +38,16 @@ def state(classes=5):
 def test_the_official_format_becomes_one_that_eval_understands(tmp_path):
     weights = state()
     source = save_official(tmp_path / "model_best.pth.tar", weights)
-    done = convert(source, tmp_path / "new" / "w.safetensors", model=NAME)
-    assert (done.kind, done.tensors) == ("model", len(weights))
+    target = tmp_path / "new" / "w.safetensors"
+    done = convert(source, target, model=NAME)
+    assert done.weights == "model"
     assert done.parameters == sum(p.numel() for p in ddfnet.create_model(NAME, num_classes=5).parameters())
-    assert done.size == done.target.stat().st_size
-    assert done.sha256 == hashlib.sha256(done.target.read_bytes()).hexdigest()
 
-    found = read_weights(done.target)
+    found = read_weights(target)
+    assert len(found.state_dict) == len(weights)
     assert found.meta["converted_from"]["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert found.meta["precision"] == "fp32"
-    loaded = build_classifier(found, source=done.target, model=None)
+    loaded = build_classifier(found, source=target, model=None)
     network = loaded.network
     assert (loaded.name, network.num_classes) == (NAME, 5)
     assert loaded.preprocessing == Preprocessing(size=32, crop_pct=1.0)
@@ -58,26 +58,26 @@ def test_the_converted_file_evaluates_as_the_source(tmp_path, image_tree):
     from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 
     source = save_official(tmp_path / "o.pth.tar", state())
-    done = convert(source, tmp_path / "w.safetensors", model=NAME)
+    convert(source, tmp_path / "w.safetensors", model=NAME)
     options = {"data": image_tree, "workers": 0, "device": "cpu"}
-    before = evaluate_checkpoint(source, model=NAME, **options)
-    after = evaluate_checkpoint(done.target, **options)
+    before = evaluate_checkpoint(source, model=NAME, **options).to_dict()
+    after = evaluate_checkpoint(tmp_path / "w.safetensors", **options).to_dict()
     for key in ("top1", "loss", "n", "preprocessing", "precision", "parameters"):
         assert before[key] == after[key]
 
 
-def test_the_moving_average_is_taken_where_there_is_one(tmp_path):
+def test_the_ema_weights_are_taken_where_there_are_any(tmp_path):
     ema = state()
     done = convert(save_official(tmp_path / "o.pth.tar", state(), ema), tmp_path / "w.safetensors", model=NAME)
-    assert done.kind == "ema"
-    assert torch.equal(read_weights(done.target).state_dict["fc.weight"], ema["fc.weight"])
+    assert done.weights == "ema"
+    assert torch.equal(read_weights(tmp_path / "w.safetensors").state_dict["fc.weight"], ema["fc.weight"])
 
 
 def test_a_bare_state_dict(tmp_path):
     torch.save(state(7), tmp_path / "bare.pth")
     done = convert(tmp_path / "bare.pth", tmp_path / "w.safetensors", model=NAME)
-    assert done.kind == "model"
-    assert read_weights(done.target).meta["model"] == {"name": NAME, "num_classes": 7, "kwargs": {}}
+    assert done.weights == "model"
+    assert read_weights(tmp_path / "w.safetensors").meta["model"] == {"name": NAME, "num_classes": 7, "kwargs": {}}
 
 
 def missing(weights):
@@ -132,10 +132,10 @@ def test_paths_and_models_that_cannot_be_used(tmp_path):
     convert(source, target, model=NAME)
     with pytest.raises(UserError, match="exists: delete it"):
         convert(source, target, model=NAME)
-    with pytest.raises(UserError, match="one of ours"):
+    with pytest.raises(UserError, match="one of this package"):
         convert(target, tmp_path / "again.safetensors", model=NAME)
     save_checkpoint(tmp_path / "best.pt", {"model": state(), "meta": {"task": "classification"}})
-    with pytest.raises(UserError, match="one of ours"):
+    with pytest.raises(UserError, match="one of this package"):
         convert(tmp_path / "best.pt", tmp_path / "again.safetensors", model=NAME)
 
 

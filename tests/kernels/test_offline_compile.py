@@ -6,33 +6,22 @@ The whole matrix is `python scripts/dev/compile_matrix.py`.
 import importlib.util
 import os
 import re
-import sys
 
 import pytest
 import torch
-
-from tests.conftest import ROOT
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
-sys.path.insert(0, str(ROOT / "scripts"))
 from scripts.dev import compile_matrix
 from scripts.dev.offline_compile import compile_launch, missing_tools, record_launches
-
-sys.path.pop(0)
 
 if missing_tools():
     pytest.skip(missing_tools(), allow_module_level=True)
 
-CASES = [
-    (kernel, 90, variant)
-    for kernel in compile_matrix.KERNELS
-    for variant in compile_matrix.quick_variants()
-    if compile_matrix.is_launched(variant, kernel)
-]
+CASES = [(kernel, 90, variant) for variant in compile_matrix.QUICK_VARIANTS for kernel in variant.record()]
 CASES += [(kernel, 90, compile_matrix.Branch("fp32", 3, 2)) for kernel in compile_matrix.BRANCH_KERNELS]
 CASES += [(kernel, 80, compile_matrix.Branch()) for kernel in compile_matrix.BRANCH_KERNELS]
 FAST_KERNELS = compile_matrix.KERNELS[:3]  # those of channels_last tensors
@@ -42,7 +31,7 @@ FAST = (2, 64, 56, 56)
 
 @pytest.mark.parametrize(("kernel", "arch", "variant"), CASES, ids=str)
 def test_compiles_within_limits(kernel, arch, variant):
-    compiled, _ = compile_matrix.compile_variant(variant, kernel, arch)
+    compiled, _ = compile_matrix.compile_job((variant, kernel, arch))
     assert not compiled.faults(arch)
 
 
@@ -77,7 +66,7 @@ def test_alignment_is_what_makes_loads_wide(monkeypatch):
         return original(**{**arguments, "attrs": {}})
 
     monkeypatch.setitem(compile_launch.__globals__, "ASTSource", unaligned)
-    assert compile_launch(launch, 90).wide("LDG") == 0
+    assert compile_launch(launch, 90).count("LDG", ".128") == 0
 
 
 @pytest.mark.parametrize("kernel", FAST_KERNELS)

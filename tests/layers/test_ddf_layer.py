@@ -69,7 +69,7 @@ def test_one_kind_of_filter_alone(stride):
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())
 
 
-def test_rival_normalizations():
+def test_baseline_normalizations():
     torch.manual_seed(0)
     x = torch.randn(4, 8, 6, 6, dtype=torch.float64)
     for kind, of_logits in (

@@ -196,7 +196,7 @@ def test_meta_device_and_empty_batch(mode):
         ({"scale": 2.0}, TypeError, "scale: got 2.0 of type float, expected an int"),
         ({"kernel_size": 4}, ValueError, "kernel_size must be odd and at least 3, got 4"),
         ({"heads": 3}, ValueError, "heads must divide the channels: got 3 for 8 channels"),
-        ({"squeeze_ratio": 0.1}, ValueError, "squeeze_ratio=0.1 leaves no hidden channel of 8: give at least 0.125"),
+        ({"squeeze_ratio": 0.1}, ValueError, "squeeze_ratio=0.1 leaves no hidden channel: give at least 0.125"),
         ({"combine": "sub"}, ValueError, "combine must be 'mul' or 'add', got 'sub'"),
         ({"normalization": "layer"}, ValueError, "normalization must be .* got 'layer'"),
         ({"guidance_channels": 0}, ValueError, "guidance_channels: got 0, expected at least 1, or None"),

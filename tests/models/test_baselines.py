@@ -54,13 +54,13 @@ def test_layers_have_the_stride_and_dilation_of_what_they_replace(name, output_s
     def pair(value):  # of nn.Conv2d and of our layers
         return value if isinstance(value, tuple) else (value, value)
 
-    ours = dict(on_meta(name, output_stride=output_stride).named_modules())
+    baseline = dict(on_meta(name, output_stride=output_stride).named_modules())
     base = dict(on_meta("resnet50", output_stride=output_stride).named_modules())
     names = [key for key in base if key.endswith(".conv2")]
     assert len(names) == 16
     for key in names:
-        layer = ours[key].conv if name == "condconv_resnet50" else ours[key]
-        assert type(ours[key]) is not torch.nn.Conv2d or ours[key].groups == ours[key].in_channels
+        layer = baseline[key].conv if name == "condconv_resnet50" else baseline[key]
+        assert type(baseline[key]) is not torch.nn.Conv2d or baseline[key].groups == baseline[key].in_channels
         assert pair(layer.stride) == base[key].stride, key
         assert pair(layer.dilation) == base[key].dilation, key
 

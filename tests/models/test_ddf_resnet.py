@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import ddfnet
 from ddfnet import DDF
-from ddfnet.models import DDFBasicBlock
+from ddfnet.models.ddf_resnet import DDFBasicBlock
 
 
 def count(name, **kwargs):
@@ -52,15 +52,15 @@ def test_official_state_dict_has_as_many_entries(name, entries):
 def test_every_bottleneck_has_the_stride_and_dilation_of_the_convolution_it_replaces():
     with torch.device("meta"):
         for output_stride in (32, 16, 8):
-            ours = timm.create_model("ddf_mul_resnet50", output_stride=output_stride)
+            ddf_net = timm.create_model("ddf_mul_resnet50", output_stride=output_stride)
             base = timm.create_model("resnet50", output_stride=output_stride)
-            ours, base = dict(ours.named_modules()), dict(base.named_modules())
+            ddf_net, base = dict(ddf_net.named_modules()), dict(base.named_modules())
             for stage, blocks in enumerate((3, 4, 6, 3), start=1):
                 for block in range(blocks):
                     name = f"layer{stage}.{block}.conv2"
-                    assert ours[name].stride == base[name].stride[0], name
-                    assert ours[name].dilation == base[name].dilation[0], name
-                    assert ours[name].channels == base[name].in_channels, name
+                    assert ddf_net[name].stride == base[name].stride[0], name
+                    assert ddf_net[name].dilation == base[name].dilation[0], name
+                    assert ddf_net[name].channels == base[name].in_channels, name
 
 
 def test_options_reach_every_layer():

@@ -13,7 +13,7 @@ from tests.conftest import ROOT, launch
 def test_demo_reaches_its_accuracy_on_held_out_digits(tmp_path):
     pytest.importorskip("sklearn")
     digits, run = tmp_path / "digits", tmp_path / "run"
-    subprocess.run([sys.executable, str(ROOT / "scripts/make_digits.py"), str(digits)], check=True)
+    subprocess.run([sys.executable, str(ROOT / "scripts/make_data.py"), "digits", str(digits)], check=True)
     overrides = (f"data.root={digits}", f"run.dir={run}")
     result = launch("train.py", "--config", ROOT / "configs/demo.yaml", *overrides, processes=2, timeout=1800)
     assert result.returncode == 0, result.stderr

@@ -14,10 +14,11 @@ from PIL import Image
 
 import ddfnet
 from ddfnet.checkpoint import save_safetensors
+from ddfnet.data.generated import render_digits
 from ddfnet.data.preprocessing import Preprocessing, eval_transform
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.inference import export as exporting
-from ddfnet.inference.classifier import load_classifier
+from ddfnet.models.classifier import load_classifier
 from ddfnet.ops.ddf import ddf_reference, ddf_up_reference
 from ddfnet.ops.ddf.decompose import plain_ddf
 from ddfnet.utils.errors import UserError
@@ -51,7 +52,7 @@ def need_onnx():
 
 
 def prepared(image, how):
-    """A image as evaluation gives it to the network."""
+    """An image as evaluation gives it to the network."""
     pixels = torch.as_tensor(eval_transform(how)(image)).float() / 255
     return (pixels - torch.tensor(how.mean)[:, None, None]) / torch.tensor(how.std)[:, None, None]
 
@@ -91,7 +92,7 @@ def digits_onnx(tmp_path_factory):
 def digits(tmp_path_factory):
     pytest.importorskip("sklearn")
     root = tmp_path_factory.mktemp("digits") / "digits"
-    ddfnet.data.render_digits(root)
+    render_digits(root)
     return root
 
 
@@ -112,7 +113,7 @@ def test_onnx_has_standard_operators_and_says_how_to_be_used(digits_onnx):
 def test_onnx_predicts_the_digits_that_the_network_predicts(digits_onnx, digits):
     classifier, session = load_classifier(DIGITS), exporting.load_onnx(digits_onnx)
     how, index = classifier.preprocessing, index_folder(digits / "val", classes=classifier.classes)
-    images = torch.stack([prepared(Image.open(index.path(i)).convert("RGB"), how) for i in range(len(index))])
+    images = torch.stack([prepared(Image.open(index.name(i)).convert("RGB"), how) for i in range(len(index))])
     with torch.inference_mode():
         expected, got = classifier.network(images), session(images)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
@@ -188,10 +189,10 @@ def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch, capsys, error
         (["--format", "torch", "--opset", "18"], "--opset belongs to --format onnx"),
         (["--format", "aoti", "--standalone"], "--standalone belongs to --format torch"),
         (["--format", "torch", "--batch-size", "0"], "--batch-size must be at least 1"),
-        (["--format", "torch", "--input-size", "0"], "--input-size: input_size must be a positive integer"),
+        (["--format", "torch", "--input-size", "0"], "--input-size: size=0 must be at least 1"),
         (["--format", "torch", "--output", "model.onnx"], "ends in .pt2"),
         (["--format", "torch", "--model", "resnet50"], "holds ddf_mul_resnet14_32px, not resnet50"),
-        (["--format", "torch", "--output", "/proc/x/model.pt2"], "cannot be written"),
+        (["--format", "torch", "--output", "/proc/x/model.pt2"], "cannot write /proc/x/model.pt2"),
     ],
 )
 def test_mistakes_are_named(options, message, tmp_path, monkeypatch):
@@ -221,7 +222,7 @@ def test_commands_of_the_guide_are_accepted():
     commands = re.findall(r"^ *python scripts/export.py (.*)$", GUIDE + export.__doc__, re.MULTILINE)
     assert len(commands) == 6
     for command in commands:
-        export._check(export.parse_arguments(shlex.split(command)))
+        exporting.ExportOptions(**vars(export.parse_arguments(shlex.split(command))))
 
 
 def run_block(block, folder, monkeypatch):
@@ -254,8 +255,8 @@ def test_the_guide_prepares_any_image_as_evaluation_does(digits_onnx, tmp_path, 
     for width, height in [(500, 333), (123, 457), (333, 500), (40, 33), (33, 41), (32, 35), (20, 37), (641, 480)]:
         image = Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
         image.save(tmp_path / "digit.png")
-        image = run_block(BLOCKS[0], tmp_path, monkeypatch)["image"][0]
-        torch.testing.assert_close(torch.from_numpy(image), prepared(image, how), rtol=0, atol=1e-6)
+        fed = run_block(BLOCKS[0], tmp_path, monkeypatch)["image"][0]
+        torch.testing.assert_close(torch.from_numpy(fed), prepared(image, how), rtol=0, atol=1e-6)
 
 
 def test_block_of_the_guide_for_torch(digits_standalone, monkeypatch):
@@ -292,7 +293,7 @@ def test_ddf_resnet50(kind, tmp_path):
     if kind == "onnx":
         need_onnx()
     checkpoint = random_checkpoint(tmp_path / "weights.safetensors", "ddf_mul_resnet50", 64, num_classes=1000)
-    output = tmp_path / f"model{export.SUFFIXES[kind]}"
+    output = tmp_path / f"model{exporting.SUFFIXES[kind]}"
     assert call("--checkpoint", checkpoint, "--format", kind, "--output", output, "--dynamic-batch") == 0
 
 
@@ -306,4 +307,4 @@ def test_ddf_resnet50(kind, tmp_path):
     ],
 )
 def test_files_of_other_runs_and_formats_have_other_names(arguments, name):
-    assert export._name(export.parse_arguments(arguments)) == name
+    assert exporting.ExportOptions(**vars(export.parse_arguments(arguments))).path.stem == name

@@ -1,12 +1,19 @@
 """The GPU suite and its command on a machine without a GPU: clear refusals, a suite that collects and skips."""
 
+import json
 import os
+import shlex
 import subprocess
 import sys
+import tarfile
+import time
+from unittest import mock
 
 import pytest
 import torch
 
+from scripts.benchmarks import model, op
+from scripts.dev import gpu_check as checks
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
@@ -56,6 +63,68 @@ def test_an_interpreter_without_torch_is_named(tmp_path):
     result = gpu_check(tmp_path / "out", PYTHON=str(tmp_path / "no-python"))
     assert result.returncode == 2
     assert "no-python cannot import torch" in result.stderr
+
+
+def rehearse(parts, out, monkeypatch):
+    """Runs parts as if there were a GPU; exit code and result by part."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(checks, "environment", dict)
+    monkeypatch.setattr(checks, "START", time.monotonic())
+    monkeypatch.setattr(checks, "PARTS", parts)
+    monkeypatch.chdir(ROOT)
+    with mock.patch.dict(os.environ):
+        code = checks.main(out)
+    return code, {row["part"]: row["result"] for row in json.loads((out / "summary.json").read_text())["parts"]}
+
+
+def test_parts_are_cut_and_share_their_caches(tmp_path, monkeypatch):
+    suite, out = tmp_path / "test_suite.py", tmp_path / "out"
+    suite.write_text("def test_good(): pass\ndef test_other(): pass\n")
+    write = "import os, pathlib, sys; folder = pathlib.Path(sys.argv[2]); folder.mkdir(); "
+    write += "(folder / 'benchmark_x.md').write_text(os.environ['TRITON_CACHE_DIR']); "
+    parts = {
+        "tests": (60, f"-m pytest -q -p no:cacheprovider {suite}"),
+        "first": (60, f'-c "{write}"'),
+        "slow": (5, f'-c "{write} import time; time.sleep(60)"'),
+    }
+    code, results = rehearse(parts, out, monkeypatch)
+    assert results == {"tests": "passed", "first": "passed", "slow": "cut"}
+    assert code == 0  # cut is not failed
+    files = ["benchmarks.tar.gz", "gpu_check.log", "summary.json", "summary.md", "tests.xml"]
+    assert sorted(path.name for path in out.iterdir()) == files
+    with tarfile.open(out / "benchmarks.tar.gz") as archive:
+        pages = [archive.extractfile(f"benchmarks/{name}/benchmark_x.md").read() for name in ("first", "slow")]
+    assert pages[0] == pages[1]
+    summary = (out / "summary.md").read_text()
+    assert "2 tests, 0 failures, 0 errors, 0 skipped" in summary
+    assert summary.count(pages[0].decode()) == 2
+    assert "2 passed" in (out / "gpu_check.log").read_text()
+
+
+def test_failures_are_named_and_do_not_stop_the_others(tmp_path, monkeypatch):
+    suite = tmp_path / "test_suite.py"
+    suite.write_text("def test_bad(): assert 1 == 2, 'as expected'\n")
+    parts = {"tests": (60, f"-m pytest -q -p no:cacheprovider {suite}"), "wrong": (60, "-c 1/0"), "good": (60, "-c 1")}
+    code, results = rehearse({**parts, "late": (0, "-c 1")}, tmp_path / "out", monkeypatch)
+    assert code == 1
+    assert results == {"tests": "failed", "wrong": "failed (1)", "good": "passed", "late": "not run"}
+    assert "test_suite::test_bad: AssertionError: as expected" in (tmp_path / "out" / "summary.md").read_text()
+
+
+@pytest.mark.parametrize("name", list(checks.PARTS))
+def test_the_commands_of_the_parts_are_accepted(name, tmp_path, monkeypatch):
+    command = shlex.split(checks.PARTS[name][1])
+    if "op.py" in command[0]:
+        arguments = op.make_parser().parse_args(command[1:])
+        arguments.dtype = "bf16"
+        assert op.make_cases(arguments)
+        assert set((arguments.only or "ddf").split(",")) <= set(op.DDF)
+    elif "model.py" in command[0]:
+        arguments, _ = model.parse_arguments([*command[1:], "--device", "cpu"])
+        assert arguments.keep_caches
+    else:
+        assert command[0] == "-m" or (ROOT / command[0]).exists()
 
 
 def test_the_suite_collects_and_every_test_is_marked():

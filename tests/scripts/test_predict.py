@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import ddfnet
-from ddfnet.inference.classifier import load_classifier
+from ddfnet.models.classifier import load_classifier
 from ddfnet.utils.errors import DataError, UserError
 from scripts import predict
 from tests.conftest import launch
@@ -85,7 +85,7 @@ def test_mistakes_are_named(images, tmp_path, capsys):
     fails(UserError, "--top 11: .* has 10 classes", images, "--top", 11)
 
 
-def test_a_broken_image_ends_with_code_2_and_one_line(images):
+def test_a_corrupt_image_ends_with_code_2_and_one_line(images):
     (images / "c.png").write_bytes((images / "b.png").read_bytes()[:60])
     result = launch("scripts/predict.py", images, "--json")
     assert result.returncode == 2

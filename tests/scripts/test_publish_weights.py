@@ -14,11 +14,12 @@ import ddfnet
 from ddfnet.checkpoint import read_weights, save_checkpoint, save_safetensors
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
-from ddfnet.inference.classifier import load_classifier
+from ddfnet.inference import publish as publishing
+from ddfnet.inference.publish import publish
+from ddfnet.models.classifier import load_classifier
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.zoo import download
-from scripts import publish_weights
-from scripts.publish_weights import main, parse_arguments, publish
+from scripts.publish_weights import main, parse_arguments
 from tests.conftest import CLASSES
 
 NAME = "ddf_mul_resnet14_32px"
@@ -29,7 +30,7 @@ HOW = Preprocessing(size=24, crop_pct=0.75, interpolation="bilinear", mean=(0.4,
 
 
 def run_weights(path, *, ema=False, model=NAME, **options):
-    """What a run leaves: best.pt, or best.safetensors."""
+    """The best.pt or best.safetensors of a run."""
     torch.manual_seed(0)
     network = ddfnet.create_model(model, num_classes=5, **options)
     weights = network.state_dict()
@@ -92,14 +93,14 @@ def test_a_model_of_timms_own_where_timm_can_read_it(tmp_path, monkeypatch):
 
 def test_timms_way_of_loading_is_tried(tmp_path, monkeypatch):
     """With label_offset timm drops rows of the classifier as it loads them, and only then."""
-    config_for = publish_weights.config_for
+    config_for = publishing.config_for
 
     def with_offset(*arguments, **about):
         config = config_for(*arguments, **about)
         config["pretrained_cfg"]["label_offset"] = 1
         return config
 
-    monkeypatch.setattr(publish_weights, "config_for", with_offset)
+    monkeypatch.setattr(publishing, "config_for", with_offset)
     with pytest.raises(RuntimeError):
         publish(DIGITS, tmp_path / "out")
     assert os.listdir(tmp_path) == []
@@ -133,7 +134,7 @@ def test_a_run_with_model_options(tmp_path, file, options):
     assert network.pretrained_cfg["pool_size"] is None  # 24 pixels are not the model's usual 32
 
 
-def test_the_moving_average_unless_told_otherwise(tmp_path):
+def test_the_ema_weights_unless_told_otherwise(tmp_path):
     checkpoint = run_weights(tmp_path / "best.pt", ema=True)
     average = publish(str(checkpoint), tmp_path / "average")
     raw = publish(str(checkpoint), tmp_path / "raw", weights="raw")
@@ -155,8 +156,8 @@ def test_eval_reads_the_published_file(tmp_path, image_tree):
     checkpoint = run_weights(tmp_path / "best.pt", **OPTIONS)
     folder = publish(str(checkpoint), tmp_path / "out")
     options = {"data": image_tree, "workers": 0, "device": "cpu", "output": tmp_path / "report"}
-    before = evaluate_checkpoint(checkpoint, **options)
-    after = evaluate_checkpoint(folder / "model.safetensors", **options)
+    before = evaluate_checkpoint(checkpoint, **options).to_dict()
+    after = evaluate_checkpoint(folder / "model.safetensors", **options).to_dict()
     for key in ("top1", "loss", "n", "preprocessing", "precision"):
         assert before[key] == after[key]
 
@@ -174,7 +175,7 @@ def test_the_card_of_an_entry_has_its_figures(tmp_path):
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "timm", "ddfnet"],
     }
-    for words in (f"# {NAME}.digits\n", "98.05 % (352 of 359) | measured", "make_digits.py", "| crop | center"):
+    for words in (f"# {NAME}.digits\n", "98.05 % (352 of 359) | measured", "make_data.py digits", "| crop | center"):
         assert words in body
 
 
@@ -212,12 +213,12 @@ def test_a_folder_that_is_taken_stays_as_it_is(tmp_path):
 
 def test_a_folder_that_timm_reads_otherwise_does_not_appear(tmp_path, monkeypatch):
     checkpoint = run_weights(tmp_path / "best.pt", stem_stride=2)  # the same tensors as with 1
-    config_for = publish_weights.config_for
+    config_for = publishing.config_for
 
     def without_options(*arguments, **about):
         return {key: value for key, value in config_for(*arguments, **about).items() if key != "model_args"}
 
-    monkeypatch.setattr(publish_weights, "config_for", without_options)
+    monkeypatch.setattr(publishing, "config_for", without_options)
     with pytest.raises(RuntimeError, match="other logits"):
         publish(str(checkpoint), tmp_path / "out")
     assert os.listdir(tmp_path) == ["best.pt"]
@@ -291,5 +292,5 @@ def test_push_fails_with_one_line(tmp_path, monkeypatch):
 
 
 def test_without_push_the_hub_is_not_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(publish_weights, "_uploader", lambda *name, **options: pytest.fail("asked the hub"))
+    monkeypatch.setattr(publishing, "_uploader", lambda *name, **options: pytest.fail("asked the hub"))
     assert main(parse_arguments([DIGITS, "--output", str(tmp_path / "out")])) == 0

@@ -228,7 +228,7 @@ def test_a_hash_that_cannot_be_recorded(tmp_path, monkeypatch):
     entry = entry_of(sha256=None)
     path = file_path(entry, tmp_path)
     path.write_bytes(BODY)
-    monkeypatch.setattr("ddfnet.zoo.download.write_atomically", refuse)
+    monkeypatch.setattr("ddfnet.zoo.download.write_text", refuse)
     with pytest.raises(ZooError, match=f"Permission denied; .* sha256sum {path.name} > {path.name}.sha256"):
         check(entry, path)
 

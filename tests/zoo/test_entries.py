@@ -1,4 +1,4 @@
-"""What the zoo claims of each set of weights, and how a name is found."""
+"""The claims of the zoo about each set of weights, and how a name is found."""
 
 import dataclasses
 import re

@@ -14,13 +14,13 @@ import timm
 import torch
 from PIL import Image
 
-import ddfnet
+from ddfnet.__main__ import main
 from ddfnet.checkpoint import read_weights
+from ddfnet.data.generated import render_digits
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 from ddfnet.tasks import load_config
 from ddfnet.utils.files import read_jsonl
 from ddfnet.zoo import ZooError, entries, fetch, find
-from ddfnet.zoo.__main__ import main
 from ddfnet.zoo.download import SHIPPED
 
 ENTRIES = [entry for entry in entries() if entry.file.shipped]
@@ -52,7 +52,7 @@ def held_out(tmp_path_factory):
             pytest.importorskip("sklearn")
             if "digits" not in made:
                 made["digits"] = tmp_path_factory.mktemp("digits") / "digits"
-                ddfnet.data.render_digits(made["digits"])
+                render_digits(made["digits"])
             return made["digits"] / "val"
         if entry.tag == "cifar10":
             root = os.environ.get("DDFNET_CIFAR10") or pytest.skip("DDFNET_CIFAR10 names no folder with train/, test/")
@@ -75,7 +75,7 @@ def test_a_plain_loop_gives_the_figures(entry, held_out):
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
     classes = read_weights(fetch(entry)).meta["classes"]
     assert classes == sorted(path.name for path in folder.iterdir())
-    top1 = top5 = images = 0
+    top1 = top5 = n = 0
     for label, kind in enumerate(classes):
         paths = sorted((folder / kind).iterdir())
         for start in range(0, len(paths), 128):
@@ -84,19 +84,19 @@ def test_a_plain_loop_gives_the_figures(entry, held_out):
                 best = network(torch.stack(images)).topk(5).indices
             top1 += int((best[:, 0] == label).sum())
             top5 += int((best == label).any(1).sum())
-        images += len(paths)
-    assert images == entry.images
-    assert same_digits(100 * top1 / images, entry.metrics["top1"])
-    assert same_digits(100 * top5 / images, entry.metrics["top5"])
+        n += len(paths)
+    assert n == entry.images
+    assert same_digits(100 * top1 / n, entry.metrics["top1"])
+    assert same_digits(100 * top5 / n, entry.metrics["top5"])
     if entry.tag == "digits":
-        assert (top1, images) == (352, 359)
+        assert (top1, n) == (352, 359)
 
 
 @each
 def test_eval_gives_the_figures(entry, held_out, tmp_path):
     report = evaluate_checkpoint(
         f"zoo:{entry.name}", data=held_out(entry), device="cpu", workers=0, output=tmp_path / "out"
-    )
+    ).to_dict()
     assert report["n"] == entry.images
     for key, value in entry.metrics.items():
         assert same_digits(report[key], value)

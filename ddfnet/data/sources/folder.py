@@ -1,8 +1,8 @@
 """Index of a class-folder tree (`root/<class>/**/<image>`), held in a few arrays."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -20,44 +20,35 @@ class FolderIndex:
 
     Paths lie in one byte blob instead of a list of strings: forked workers touch no reference counts, so 1.28 million
     entries are shared pages (about 60 MB in all) instead of a private copy in every worker.
-
-    Attributes:
-        root: the indexed folder, as given.
-        classes: class names; the position is the label.
-        blob: uint8, the file-system-encoded paths below `root`, one after another.
-        offsets: int64 (N + 1,), path i is `blob[offsets[i]:offsets[i + 1]]`.
-        labels: int32 (N,), class of each image.
     """
 
-    root: str
-    classes: list[str]
-    blob: np.ndarray
-    offsets: np.ndarray
-    labels: np.ndarray
+    root: str  # the indexed folder, as given
+    classes: list[str]  # the position is the label
+    blob: np.ndarray  # uint8, the file-system-encoded paths below `root`, one after another
+    offsets: np.ndarray  # int64 (N + 1,), path i is `blob[offsets[i]:offsets[i + 1]]`
+    labels: np.ndarray  # int32 (N,), class of each image
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def path(self, i: int) -> str:
-        """Full path of image `i`."""
+    def name(self, i: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.blob[self.offsets[i] : self.offsets[i + 1]].tobytes()))
 
     def label(self, i: int) -> int:
-        """Class index of image `i`."""
         return int(self.labels[i])
+
+    def read(self, i: int) -> bytes:
+        with open(self.name(i), "rb") as file:
+            return file.read()
 
 
 def is_image_name(name: str) -> bool:
-    """True if a file of this name counts as an image (by its extension, in any case; hidden files never do)."""
+    """Whether a file of this name counts as an image: by its extension, in any case; hidden files never do."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
 def class_folders(root: str | os.PathLike) -> list[str]:
-    """Names of the class folders of `root`, in plain string order (torchvision's; label i is name i).
-
-    Raises:
-        DataError: `root` is missing, is not a folder, cannot be read, or holds no folder.
-    """
+    """Names of the class folders of `root`, in plain string order (torchvision's); DataError where there are none."""
     root = os.fspath(root)
     if not os.path.exists(root):
         raise DataError(f"data folder {root} does not exist; give the folder that holds one sub-folder per class")
@@ -81,17 +72,12 @@ def class_folders(root: str | os.PathLike) -> list[str]:
 
 
 def list_images(folder: str | os.PathLike) -> list[str]:
-    """Paths, relative to `folder` and sorted, of all images in it and its sub-folders (links are followed).
-
-    Raises:
-        DataError: a folder cannot be read.
-    """
-    found: list[str] = []
-    _walk(os.fspath(folder), "", (), found)
-    return sorted(found)
+    """Paths, relative to `folder` and sorted, of all images in it and its sub-folders (links are followed); DataError
+    where a folder cannot be read."""
+    return sorted(_walk(os.fspath(folder), "", ()))
 
 
-def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...], found: list[str]) -> None:
+def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
     try:
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
@@ -101,48 +87,39 @@ def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...], found: l
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                # Whether a name is a file is not asked (a stat per link): a dangling link is a broken image, reported
+                # Whether a name is a file is not asked (a stat per link): a dangling link is a corrupt image, reported
                 # with its path when it is read.
                 if entry.is_dir():
-                    _walk(entry.path, prefix + entry.name + "/", (*above, here), found)
+                    yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
                 elif is_image_name(entry.name):
-                    found.append(prefix + entry.name)
+                    yield prefix + entry.name
     except OSError as error:
         raise DataError(f"data folder {folder} cannot be read: {error.strerror}") from error
 
 
-def index_folder(root: str | os.PathLike, *, classes: list[str] | None = None) -> FolderIndex:
-    """Index the tree `root/<class>/**/<image>`.
+def index_folder(
+    root: str | os.PathLike, *, classes: list[str] | None = None, allow_empty: bool = False
+) -> FolderIndex:
+    """Index of the tree `root/<class>/**/<image>`.
 
-    Args:
-        root: folder with one sub-folder per class. Hidden files and folders are ignored, symbolic links followed,
-            images may lie in sub-folders of a class folder, extensions are compared without case.
-        classes: expected class names in label order, from the training set or a checkpoint. None: the sorted
-            sub-folder names.
-
-    Raises:
-        DataError: the tree cannot be used: no such folder, no class folders, class folders without images, or classes
-            other than the expected ones. The message names the folders and the fix.
+    Hidden files and folders are ignored, symbolic links followed, extensions compared without case. Without `classes`
+    (see `open_source`), they are the sorted names of the sub-folders. DataError where there is no such folder, no class
+    folder, one without images, or classes other than the expected ones; it names the folders and the fix.
     """
     root = os.fspath(root)
-    found = class_folders(root)
+    folders = class_folders(root)
     if classes is None:
-        classes = found
+        classes = folders
     else:
-        _compare_classes(root, found, list(classes))
-
-    blob = bytearray()
+        _compare_classes(root, set(folders), set(classes))
+    blobs: list[bytes] = []
     lengths: list[np.ndarray] = []
-    counts: list[int] = []
-    empty: list[str] = []
     for name in classes:
-        encoded = [os.fsencode(f"{name}/{image}") for image in list_images(Path(root, name))]
-        if not encoded:
-            empty.append(name)
-        blob += b"".join(encoded)
-        lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-        counts.append(len(encoded))
-    if empty:
+        paths = [os.fsencode(f"{name}/{image}") for image in list_images(os.path.join(root, name))]
+        blobs.append(b"".join(paths))
+        lengths.append(np.fromiter(map(len, paths), np.int64, len(paths)))
+    empty = [name for name, blob in zip(classes, blobs, strict=True) if not blob]
+    if empty and not allow_empty:
         raise DataError(
             f"{len(empty)} of {len(classes)} class folders in {root} hold no images: {some_names(empty)}; "
             f"fill or remove them (images end in {', '.join(sorted(IMAGE_EXTENSIONS))})"
@@ -150,28 +127,23 @@ def index_folder(root: str | os.PathLike, *, classes: list[str] | None = None) -
     return FolderIndex(
         root=root,
         classes=list(classes),
-        blob=np.frombuffer(bytes(blob), np.uint8),
-        offsets=np.concatenate(([0], np.cumsum(np.concatenate(lengths)))).astype(np.int64),
-        labels=np.repeat(np.arange(len(classes), dtype=np.int32), counts),
+        blob=np.frombuffer(b"".join(blobs), np.uint8),
+        offsets=np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum(),
+        labels=np.repeat(np.arange(len(classes), dtype=np.int32), [len(part) for part in lengths]),
     )
 
 
-def some_names(names: list[str], most: int = _MOST_NAMES) -> str:
-    """The first `most` names, comma-separated, with dots if there are more."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+def some_names(names: list[str]) -> str:
+    """The first five names, comma-separated, with dots if there are more."""
+    return ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
 
 
-def _compare_classes(root: str, found: list[str], expected: list[str]) -> None:
-    missing = sorted(set(expected) - set(found))
-    extra = sorted(set(found) - set(expected))
-    if not missing and not extra:
-        return
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} missing ({some_names(missing)})")
-    if extra:
-        parts.append(f"{len(extra)} not expected ({some_names(extra)})")
-    raise DataError(
-        f"the class folders of {root} differ from the {len(expected)} classes of the training set or checkpoint: "
-        f"{' and '.join(parts)}; use the tree that belongs to them, with the same folder names"
-    )
+def _compare_classes(root: str, folders: set[str], expected: set[str]) -> None:
+    missing, extra = sorted(expected - folders), sorted(folders - expected)
+    parts = [f"{len(missing)} missing ({some_names(missing)})"] * bool(missing)
+    parts += [f"{len(extra)} not expected ({some_names(extra)})"] * bool(extra)
+    if parts:
+        raise DataError(
+            f"the class folders of {root} differ from the {len(expected)} classes of the training set or checkpoint: "
+            f"{' and '.join(parts)}; use the tree that belongs to them, with the same folder names"
+        )

@@ -95,10 +95,13 @@ class Arguments(NamedTuple):
     def zero_gradients(self, needed: Needed) -> tuple[Tensor, Tensor, Tensor]:
         """Zeros as the gradients of x and the two filters; an empty tensor for each one not needed."""
         formats = (self.memory_format, torch.contiguous_format, torch.contiguous_format)
-        return tuple(
-            torch.zeros_like(tensor, memory_format=memory_format) if need else self.x.new_empty(0)
+        x, channel, spatial = (
+            torch.zeros_like(tensor, memory_format=memory_format)
+            if need and tensor is not None
+            else self.x.new_empty(0)
             for tensor, memory_format, need in zip(self[:3], formats, needed, strict=True)
         )
+        return x, channel, spatial
 
 
 def check_arguments(

@@ -75,25 +75,25 @@ def _(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return Arguments(*arguments[:-3]).zero_gradients(Needed(*arguments[-3:]))
 
 
-def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, channel_filter, spatial_filter, *ctx.settings = inputs
     ctx.save_for_backward(x, channel_filter, spatial_filter)
 
 
-def _first_order(ctx: torch.autograd.function.FunctionCtx, grad_y: Tensor) -> tuple:
+def _first_order(ctx: Any, grad_y: Tensor) -> tuple:
     needed = ctx.needs_input_grad[:3]
     grads = ddf_backward_op(grad_y, *ctx.saved_tensors, *ctx.settings, *needed)
     grads = (grad if need else None for grad, need in zip(grads, needed, strict=True))
     return *grads, *(None for _ in ctx.settings)
 
 
-def _save_for_double_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
+def _save_for_double_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:4])  # grad_y, x, channel filter, spatial filter
     ctx.settings, ctx.computed = inputs[4:9], inputs[9:]
 
 
-def _second_order(ctx: torch.autograd.function.FunctionCtx, *directions: Tensor | None) -> tuple:
+def _second_order(ctx: Any, *directions: Tensor | None) -> tuple:
     """Gradients of the scalar <v_x, grad_x> + <v_c, grad_c> + <v_s, grad_s> for three directions v.
 
     The three gradients are vector-Jacobian products of ddf with grad_y, so that the scalar is <grad_y, J v>. And J v,

@@ -1,11 +1,6 @@
-"""The operators as pure expressions of PyTorch's own, for exporters that know none of `ddfnet`.
-
-    table = {**torch.export.default_decompositions(), **DECOMPOSITIONS}
-    program = torch.export.export(network.eval(), (x,)).run_decompositions(table)
-
-leaves no node of `ddfnet` in the program. What exports a program calls this after its mutations were taken out, so that
-nothing here may work in place, as `eager` does. It broadcasts the filters of a head where the reference repeats
-them for each channel, which a runtime would have to write out. For inference: the backward ops have no such formula.
+"""The operator as a pure expression of PyTorch's own, for exporters, which know none of `ddfnet` and call this after
+mutations were taken out: nothing here may work in place, as `eager` does. It broadcasts the filters of a head where the
+reference repeats them for each channel, which a runtime would have to write out. For inference, without a backward.
 """
 
 from typing import Any
@@ -14,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddfnet.ops.common import DECOMPOSITIONS
 from ddfnet.ops.ddf import autograd  # noqa: F401  the ops have to exist
 from ddfnet.ops.ddf.arguments import Arguments
-from ddfnet.ops.spatial_filters.autograd import plain_spatial_filters
 
 
 def plain_ddf(*arguments: Any) -> Tensor:
@@ -54,7 +49,4 @@ def _filtered(args: Arguments) -> Tensor:
     return total.flatten(1, 2).to(args.x.dtype)
 
 
-DECOMPOSITIONS = {
-    torch.ops.ddfnet.ddf.default: plain_ddf,
-    torch.ops.ddfnet.spatial_filters.default: plain_spatial_filters,
-}
+DECOMPOSITIONS[torch.ops.ddfnet.ddf.default] = plain_ddf

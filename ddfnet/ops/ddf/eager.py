@@ -6,7 +6,8 @@ at each tap the channel filter is (B, G, C/G, 1, 1) and the spatial filter (B, G
 rest. Upsampling is one such pass for each phase, on its own pixels of y.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,9 +99,7 @@ def _(weighted: Tensor) -> Tensor:
     return torch.empty_like(weighted.sum(2))
 
 
-def _sum_of_products(
-    args: Arguments, size: tuple[int, int], terms: Iterable[tuple[Tensor, Tensor | None, Tensor | None]]
-) -> Tensor:
+def _sum_of_products(args: Arguments, size: Sequence[int], terms: Iterable[tuple[Tensor, Any, Any]]) -> Tensor:
     """(B, C, *size), the sum of window * (channel factor combined with spatial factor); a factor may be absent."""
     total = torch.empty(
         (*args.x.shape[:2], *size), dtype=args.accumulator, device=args.x.device, memory_format=args.memory_format

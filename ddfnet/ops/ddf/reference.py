@@ -82,6 +82,5 @@ def ddf_up_reference(
     for phase in range(scale * scale):
         channel = None if channel_filter is None else channel_filter[:, phase]
         spatial = None if spatial_filter is None else spatial_filter.chunk(scale * scale, dim=1)[phase]
-        options = {"dilation": dilation, "combine": combine, "kernel_size": kernel_size}
-        phases.append(ddf_reference(x, channel, spatial, **options))
+        phases.append(ddf_reference(x, channel, spatial, dilation=dilation, combine=combine, kernel_size=kernel_size))
     return F.pixel_shuffle(torch.stack(phases, dim=2).flatten(1, 2), scale)

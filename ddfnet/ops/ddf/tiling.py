@@ -21,7 +21,7 @@ _static_shapes: set[tuple[int, int, int]] = set()
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program computes: `blocks` blocks of `block_y` x `block_x` pixels, `block_channels` channels.
+    """The work of one program: `blocks` blocks of `block_y` x `block_x` pixels, `block_channels` channels.
 
     Attributes:
         tap_rows: rows of taps unrolled together. All of them, or one: then a loop runs over the rows.

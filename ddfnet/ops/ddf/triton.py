@@ -65,7 +65,7 @@ def _backward_x(grad_y: Tensor, args: Arguments) -> Tensor:
 
 def _backward_spatial(grad_y: Tensor, args: Arguments) -> Tensor:
     height, width = args.filter_size
-    grad_spatial = torch.empty_like(args.spatial_filter, memory_format=torch.contiguous_format)
+    grad_spatial = torch.empty_like(args.spatial_filter, memory_format=torch.contiguous_format)  # type: ignore[arg-type]
     tile = tiling.backward_spatial_tile(args)
     programs = cdiv(height * width, tile.blocks) * (args.kernel_size // tile.tap_rows) * args.phases
     tensors = (grad_y, args.x, _filters(args)[0], grad_spatial)
@@ -74,7 +74,7 @@ def _backward_spatial(grad_y: Tensor, args: Arguments) -> Tensor:
 
 
 def _backward_filters(grad_y: Tensor, args: Arguments, given: Arguments, needed: Needed) -> tuple[Tensor, Tensor]:
-    """Gradients of the filters in the shapes and dtypes of the `given` ones, of which `a` has the dense ones."""
+    """Gradients of the filters in the shapes and dtypes of the `given` ones, of which `args` has the dense ones."""
     batch, channels = args.x.shape[:2]
     tile = tiling.backward_filters_tile(args)
     iterations = tiling.filter_iterations(tile, args)
@@ -99,7 +99,7 @@ def _backward_filters(grad_y: Tensor, args: Arguments, given: Arguments, needed:
         NEED_SPATIAL=needed.spatial,
     )
     grad_channel, grad_spatial = args.x.new_empty(0), args.x.new_empty(0)
-    if needed.channel:
+    if needed.channel and given.channel_filter is not None:
         sums = _sum_partials(channel_partials).transpose(2, 3)  # (B, phases, C, k*k)
         grad_channel = torch.empty_like(given.channel_filter, memory_format=torch.contiguous_format)
         grad_channel.copy_(sums.reshape(given.channel_filter.shape))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ddfnet.ops.common import define_op, output_size, runs_on_triton
+from ddfnet.ops.common import DECOMPOSITIONS, define_op, output_size, runs_on_triton
 
 Shape = tuple[int, ...]
 
@@ -128,6 +128,7 @@ def _backward(
 
 _spatial_filters = define_op("ddfnet::spatial_filters", _forward)
 _spatial_filters_backward = define_op("ddfnet::spatial_filters_backward", _backward)
+DECOMPOSITIONS[torch.ops.ddfnet.spatial_filters.default] = plain_spatial_filters
 
 
 @_spatial_filters.register_fake
@@ -160,7 +161,7 @@ def _(
     )
 
 
-def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, weight, bias, *ctx.settings = inputs
     filters, _, inverse_std = output
     ctx.bias_dtype = None if bias is None else bias.dtype
@@ -168,19 +169,15 @@ def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, 
     ctx.save_for_backward(x, weight, filters, inverse_std)
 
 
-def _first_order(
-    ctx: torch.autograd.function.FunctionCtx, grad_filter: Tensor, grad_pooled: Tensor, _: Tensor | None
-) -> tuple:
+def _first_order(ctx: Any, grad_filter: Tensor, grad_pooled: Tensor, _: Tensor | None) -> tuple:
     grads = _spatial_filters_backward(grad_filter, grad_pooled, *ctx.saved_tensors, *ctx.settings)
     grad_x, grad_weight, grad_bias = grads
     grad_bias = None if ctx.bias_dtype is None else grad_bias.to(ctx.bias_dtype)
     return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
-def _second_order(ctx: torch.autograd.function.FunctionCtx, *_: Tensor | None) -> tuple:
-    raise RuntimeError(
-        "the fused spatial filters have no second-order gradients: build the layer with DDF(..., fused_filters=False)"
-    )
+def _second_order(ctx: Any, *_: Tensor | None) -> tuple:
+    raise RuntimeError("the fused spatial filters have no second-order gradients: build DDF(..., fused_filters=False)")
 
 
 _spatial_filters.register_autograd(_first_order, setup_context=_save_for_backward)
@@ -191,11 +188,9 @@ _spatial_filters_backward.register_autograd(_second_order)
 # convolutions there. Combining the two filters is not counted, and neither are normalization and pooling.
 @register_flop_formula(torch.ops.ddfnet.spatial_filters)
 def _(x: Shape, weight: Shape, *_: Any, out_shape: tuple[Shape, ...]) -> int:
-    batch, _, height, width = out_shape[0]
-    return 2 * batch * height * width * prod(weight)
+    return 2 * prod(out_shape[0]) * weight[1]
 
 
 @register_flop_formula(torch.ops.ddfnet.spatial_filters_backward)
 def _(grad_filter: Shape, grad_pooled: Shape, x: Shape, weight: Shape, *_: Any, out_shape: Any) -> int:
-    batch, _, height, width = grad_filter
-    return 2 * 2 * batch * height * width * prod(weight)  # of x and of the weight, both always computed
+    return 2 * 2 * prod(grad_filter) * weight[1]  # of x and of the weight, both always computed

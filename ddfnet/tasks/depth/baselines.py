@@ -1,4 +1,4 @@
-"""Joint upsampling without training, beside which a network is to be seen (paper, table 7: Bicubic, GF, JBU).
+"""Baselines: joint upsampling without training (paper, table 7: Bicubic, GF, JBU).
 
 Every function takes `low` (B, 1, h, w), meters without missing values, `guidance` (B, 3, h * factor, w * factor), RGB
 in [0, 1], and `factor`, and returns (B, 1, h * factor, w * factor) in the dtype of `low`. All know where the samples
@@ -6,7 +6,6 @@ stand in the image: see `ddfnet.tasks.depth.network.interpolate`.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -42,11 +41,11 @@ def guided_filter(
     covariance = mean(guide * depth) - guide_mean * depth_mean
     pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
     products = mean(torch.stack([guide[:, i] * guide[:, j] for i, j in pairs], 1))
-    entries = (
+    rr, rg, rb, gg, gb, bb = (
         products[:, n] - guide_mean[:, i] * guide_mean[:, j] + (epsilon if i == j else 0.0)
         for n, (i, j) in enumerate(pairs)
     )
-    slope = _solve_symmetric(*entries, covariance)
+    slope = _solve_symmetric(rr, rg, rb, gg, gb, bb, covariance)
     offset = depth_mean - (slope * guide_mean).sum(1, keepdim=True)
     return ((mean(slope) * guide).sum(1, keepdim=True) + mean(offset)).to(low.dtype)
 
@@ -98,12 +97,10 @@ def joint_bilateral(
     return (total / weights).view(batch, 1, h * factor, w * factor)
 
 
-def _interpolation(kind: str) -> Upsampler:
-    return lambda low, guidance, factor: interpolate(low, factor, kind)
-
-
 BASELINES: dict[str, Upsampler] = {
-    **{kind: _interpolation(kind) for kind in ("nearest", "bilinear", "bicubic")},
-    "guided_filter": partial(guided_filter),
-    "joint_bilateral": partial(joint_bilateral),
+    "nearest": lambda low, guidance, factor: interpolate(low, factor, "nearest"),
+    "bilinear": lambda low, guidance, factor: interpolate(low, factor, "bilinear"),
+    "bicubic": lambda low, guidance, factor: interpolate(low, factor, "bicubic"),
+    "guided_filter": guided_filter,
+    "joint_bilateral": joint_bilateral,
 }

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ddfnet.config import Fraction, Positive, Section
-from ddfnet.tasks.config import Config, DataSection, ModelSection
+from ddfnet.config import Positive
+from ddfnet.tasks.config import Config, DataSection, FlipConfig, ModelSection
 
 
 class DepthModel(ModelSection):
@@ -34,7 +34,7 @@ class DepthData(DataSection):
     depth_scale: Annotated[float, Field(gt=0)] = 0.001
     """folder: meters per unit of the depth files. 0 there means no measurement."""
     border: Annotated[int, Field(ge=0)] = 0
-    """Pixels at each side of a image that neither loss nor metric sees. 6 in PAC-Net's protocol for NYU Depth V2."""
+    """Pixels at each side of an image that neither loss nor metric sees. 6 in PAC-Net's protocol for NYU Depth V2."""
     baselines: bool = True
     """The first evaluation of a process also finds the RMSE of nearest, bilinear and bicubic interpolation, guided
     filter and joint bilateral upsampling; all evaluations report it."""
@@ -46,15 +46,10 @@ class DepthData(DataSection):
         return self
 
 
-class DepthAugment(Section):
-    hflip: Fraction = 0.5
-    """Probability of a horizontal flip."""
-
-
 class DepthConfig(Config):
     """One depth run: what `train.py --config FILE` reads when `task` is depth."""
 
     task: Literal["depth"]
     model: DepthModel = DepthModel()
     data: DepthData
-    augment: DepthAugment = DepthAugment()
+    augment: FlipConfig = FlipConfig()

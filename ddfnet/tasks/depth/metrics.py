@@ -1,4 +1,4 @@
-"""Root mean square error of depth, in centimeters as in the paper's table 7, beside methods without training."""
+"""Root mean square error of depth, in centimeters as in the paper's table 7, beside baselines without training."""
 
 import math
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ class DepthEvaluator:
     PAC-Net's protocol, whose published code computes this. `rmse_pixels` is the RMSE over all valid pixels of the set,
     in which images with large errors weigh more. Both in centimeters.
 
-    Sums are float64 and kept for each image: the result does not depend on how processes share the images.
+    Sums are float64 and kept for each image: the result does not depend on which process evaluates which image.
 
     Args:
         factor: of the upsampling.
-        baselines: what was found of the methods without training: image -> record. They do not change between
-            evaluations, so whoever keeps this dictionary pays for them once. None: they are left out.
+        baselines: image -> record of the methods without training. They do not change between evaluations, so whoever
+            keeps this dictionary pays for them once. None: they are left out.
     """
 
     def __init__(self, *, factor: int, baselines: dict[int, Record] | None = None) -> None:
@@ -35,7 +35,7 @@ class DepthEvaluator:
 
     @torch.no_grad()
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
-        """Adds one batch: "low", "guidance", "depth", "valid" and "index" as of `DepthEvalBatches`."""
+        """Adds one batch of `DepthReader.read_eval`, on the device."""
         sums, counts = _squared_errors(model(batch["low"], batch["guidance"]), batch)
         self._sums.append((batch["index"].clone(), sums, counts))  # a loader's own tensor is an open file
         if self.baselines is not None and any(i not in self.baselines for i in batch["index"].tolist()):
@@ -52,11 +52,12 @@ class DepthEvaluator:
 
     def state(self) -> list[tuple[int, Record]]:
         """(image, record) of this process's images."""
-        found = []
-        for index, sums, counts in self._sums:
-            for i, total, count in zip(index.tolist(), sums.tolist(), counts.tolist(), strict=True):
-                found.append((i, {"": (total, count), **(self.baselines[i] if self.baselines is not None else {})}))
-        return found
+        known = self.baselines or {}
+        return [
+            (i, {"": (total, count), **known.get(i, {})})
+            for index, sums, counts in self._sums
+            for i, total, count in zip(index.tolist(), sums.tolist(), counts.tolist(), strict=True)
+        ]
 
     def compute(self, states: Sequence[list[tuple[int, Record]]]) -> dict[str, float]:
         """`rmse`, `rmse_pixels`, `n` (images), and `rmse_<method>` of the others, which count like `rmse`.
@@ -67,9 +68,9 @@ class DepthEvaluator:
         metrics = {}
         for name in records[0] if records else ("",):
             known = [record[name] for record in records if record[name][1]]
-            key = f"rmse_{name}" if name else "rmse"
             # fsum rounds once: the order of the images, and so the number of processes, changes nothing.
-            metrics[key] = _mean([100 * math.sqrt(total / count) for total, count in known])
+            errors = math.fsum(100 * math.sqrt(total / count) for total, count in known)
+            metrics[f"rmse_{name}" if name else "rmse"] = errors / len(known) if known else math.nan
             if not name:
                 pixels = sum(count for _, count in known)
                 mean = math.fsum(total for total, _ in known) / pixels if pixels else math.nan
@@ -82,7 +83,3 @@ def _squared_errors(prediction: Tensor, batch: dict[str, Any]) -> tuple[Tensor, 
     errors = (prediction.double() - batch["depth"].double()).square()
     # `where`, not a product: what is not valid may be anything, NaN too.
     return errors.where(batch["valid"], 0.0).sum((1, 2, 3)), batch["valid"].sum((1, 2, 3))
-
-
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan

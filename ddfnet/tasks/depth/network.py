@@ -13,7 +13,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 
 def sampling_phase(factor: int) -> int:
-    """Place, in each cell of factor x factor pixels, of the pixel that the low resolution keeps: (factor - 1) // 2.
+    """Index, in each cell of factor x factor pixels, of the pixel that the low resolution keeps: (factor - 1) // 2.
 
     Of the two pixels beside the center of the cell the first one, as in the published code of PAC-Net. A pixel i of the
     low resolution therefore stands at i * factor + phase, half a pixel before the center of its cell.
@@ -22,16 +22,11 @@ def sampling_phase(factor: int) -> int:
 
 
 def interpolate(low: Tensor, factor: int, kind: str) -> Tensor:
-    """Upsamples a sampled map, knowing where its samples stand (`sampling_phase`): at those places it keeps the values.
+    """Upsamples a sampled map, knowing where its samples stand (`sampling_phase`): there it keeps the values.
 
-    Args:
-        low: (B, C, h, w), floating point.
-        factor: of both axes.
-        kind: `nearest` (the sample of the pixel's own cell), `bilinear`, or `bicubic` (Keys 1981 with a = -0.5, as in
-            MATLAB and Pillow; torch has a = -0.75). Beyond the border the outermost samples are repeated.
-
-    Returns:
-        (B, C, h * factor, w * factor), in the dtype of `low` under autocast too.
+    (B, C, h, w), floating point -> (B, C, h * factor, w * factor), in the same dtype under autocast too. `kind` is
+    `nearest` (the sample of the pixel's own cell), `bilinear`, or `bicubic` (Keys 1981 with a = -0.5, as in MATLAB and
+    Pillow; torch has a = -0.75). Beyond the border the outermost samples are repeated.
     """
     if kind not in INTERPOLATIONS:
         raise ValueError(f"kind must be one of {', '.join(INTERPOLATIONS)}, got {kind!r}")
@@ -44,12 +39,12 @@ def _interpolate_axis(low: Tensor, factor: int, kind: str, axis: int) -> Tensor:
     if kind == "nearest":
         return low.repeat_interleave(factor, axis)
     size = low.shape[axis]
-    place = torch.arange(size * factor, device=low.device, dtype=low.dtype)
-    place = (place - sampling_phase(factor)) / factor
-    first = place.floor()
+    position = torch.arange(size * factor, device=low.device, dtype=low.dtype)
+    position = (position - sampling_phase(factor)) / factor
+    first = position.floor()
     result = torch.zeros((), device=low.device, dtype=low.dtype)
     for tap in (0, 1) if kind == "bilinear" else (-1, 0, 1, 2):
-        weight = _kernel((place - first - tap).abs(), kind)
+        weight = _kernel((position - first - tap).abs(), kind)
         source = (first + tap).long().clamp(0, size - 1)
         result = result + low.index_select(axis, source) * weight.view(-1, *[1] * (3 - axis))
     return result
@@ -72,7 +67,7 @@ def depth_range(low: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DDFUpNet(nn.Module):
-    """Upsamples a depth map with a image of the full resolution as guidance.
+    """Upsamples a depth map with an image of the full resolution as guidance.
 
     From the paper: PAC-Net's shape (Su et al., CVPR 2019) with joint DDF-Up in place of PAC's transposed convolutions:
     convolutions encode the low-resolution depth, others the image, log2(factor) joint DDF-Up layers double the
@@ -87,7 +82,7 @@ class DDFUpNet(nn.Module):
           the coarser ones by averaging (PAC-Net: bilinear). Official DDF-Up knows the input's resolution only.
         - The result is added to the bilinearly interpolated input, and the last convolution starts at zero: DDF-Up's
           normalized filters do not keep a constant, so that a network without it has to learn the identity first
-          (on drawn scenes it was still behind bicubic interpolation when this one was far ahead).
+          (on synthetic scenes it was still behind bicubic interpolation when this one was far ahead).
           In bf16, moreover, only the detail is rounded.
         - 3x3 filters, as elsewhere in the paper (PAC-Net: 5x5), normalized for the ReLU behind them (the official
           DDF-Up: linear), with which it learns faster.
@@ -120,8 +115,8 @@ class DDFUpNet(nn.Module):
             for _ in range(steps)
         )
         self.head = _convolutions(channels, channels, 1)
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
+        for parameter in self.head[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, low: Tensor, guidance: Tensor) -> Tensor:
         self._check(low, guidance)
@@ -129,7 +124,7 @@ class DDFUpNet(nn.Module):
             low = low.float()
         smallest, span = depth_range(low)
         depth = (low - smallest) / span
-        features = self.depth_encoder(depth.to(self.head[-1].weight.dtype))
+        features = self.depth_encoder(depth.to(next(self.head.parameters()).dtype))
         for step, guide in enumerate(self.guidance_encoder(guidance).chunk(self.steps, 1), start=1):
             coarser = self.factor // 2**step
             guide = F.avg_pool2d(guide, coarser) if coarser > 1 else guide

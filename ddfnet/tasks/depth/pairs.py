@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ddfnet.data.dataset import decode_error, open_rgb
+from ddfnet.data.decode import decode_error, open_rgb
 from ddfnet.data.sources.folder import is_image_name
+from ddfnet.tasks.depth.config import DepthData
 from ddfnet.utils.errors import DataError
 
 NYU_TRAIN = 1000  # pairs; the rest validate
@@ -25,23 +26,25 @@ class DepthPairs(Protocol):
         """rgb uint8 (H, W, 3); depth float32 (H, W), meters, 0 where nothing was measured. DataError if it fails."""
 
 
+def open_pairs(data: DepthData, split: str) -> DepthPairs:
+    """The pairs of `train` or `val`; DataError where they are missing, incomplete, or not of `data.format`."""
+    if data.format == "nyu":
+        return NYUPairs(data.root, split)
+    return FolderPairs(Path(data.root) / split, depth_scale=data.depth_scale)
+
+
 class NYUPairs:
     """A part of the labeled NYU Depth V2 file, `nyu_depth_v2_labeled.mat`: Silberman et al., ECCV 2012.
 
     A MATLAB 7.3 file is HDF5 with the axes reversed: `images` (N, 3, W, H) uint8 and `depths` (N, W, H) float32,
     meters, holes filled in by its authors; N = 1449, W = 640, H = 480.
 
-    Args:
-        path: the file.
-        split: `train`, its first 1000 pairs, or `val`, all others.
-
-    Raises:
-        DataError: h5py is missing, or the file is not of this kind.
+    `train` are its first 1000 pairs, `val` all others. DataError where h5py is missing or the file is of another kind.
     """
 
     def __init__(self, path: str | os.PathLike, split: str) -> None:
         self.path = Path(path)
-        self._file, self._process = None, None
+        self._file, self._process = None, 0  # the open file, and the process that opened it
         if not self.path.is_file():
             raise DataError(
                 f"data.root={self.path} is no file: give the path of nyu_depth_v2_labeled.mat, "
@@ -58,22 +61,19 @@ class NYUPairs:
                 "(N, 3, W, H) and (N, W, H)"
             )
         if images[0] <= NYU_TRAIN:
-            raise DataError(
-                f"{self.path} holds {images[0]} pairs: {NYU_TRAIN} are for training, so there must be more (the "
-                "labeled file has 1449)"
-            )
-        self.first, self.stop = (0, NYU_TRAIN) if split == "train" else (NYU_TRAIN, images[0])
+            raise DataError(f"{self.path} holds {images[0]} pairs: {NYU_TRAIN} train, the labeled file has 1449")
+        self.numbers = range(NYU_TRAIN) if split == "train" else range(NYU_TRAIN, images[0])
 
     def __len__(self) -> int:
-        return self.stop - self.first
+        return len(self.numbers)
 
     def name(self, i: int) -> str:
-        return f"{self.path}[{self.first + i}]"
+        return f"{self.path}[{self.numbers[i]}]"
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         file = self._open()
         try:
-            rgb, depth = file["images"][self.first + i], file["depths"][self.first + i]
+            rgb, depth = file["images"][self.numbers[i]], file["depths"][self.numbers[i]]
         except (OSError, KeyError, RuntimeError) as error:
             raise DataError(f"{self.name(i)} cannot be read ({error}): fetch the file again") from None
         return np.ascontiguousarray(rgb.transpose(2, 1, 0)), _clean(depth.T)
@@ -97,14 +97,9 @@ class NYUPairs:
 
 
 class FolderPairs:
-    """`root/rgb/<name>.*` and `root/depth/<name>.png`, one depth file for each image.
+    """`root/rgb/<name>.*` and `root/depth/<name>.png`, one depth file for each image; DataError where one is missing.
 
-    Args:
-        root: folder of one part (train or val).
-        depth_scale: meters per unit of the depth files: gray PNG of 8 or 16 bits, 0 where nothing was measured.
-
-    Raises:
-        DataError: a folder or a partner is missing.
+    Depth files are gray PNG of 8 or 16 bits, `depth_scale` meters per unit, 0 where nothing was measured.
     """
 
     def __init__(self, root: str | os.PathLike, *, depth_scale: float) -> None:
@@ -128,15 +123,15 @@ class FolderPairs:
         return str(self.root / "rgb" / self.files[i][0])
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        image_path, measured = (str(self.root / kind / self.files[i][n]) for n, kind in enumerate(("rgb", "depth")))
+        path = self.root / "rgb" / self.files[i][0]
+        measured = self.root / "depth" / self.files[i][1]
         try:
-            path = image_path
-            rgb = np.asarray(open_rgb(path))
+            rgb = np.asarray(open_rgb(path.read_bytes()))
             path = measured
             with Image.open(path) as image:
                 values, mode = np.asarray(image), image.mode
         except Exception as error:
-            raise DataError(f"{path} is broken ({decode_error(error)}): restore the file or remove the pair") from None
+            raise DataError(f"{path} is corrupt ({decode_error(error)}): restore the file or remove the pair") from None
         if not (mode in ("L", "I") or mode.startswith("I;16")):
             raise DataError(f"{measured} is of the kind {mode}: depth files are gray PNG of 8 or 16 bits")
         if values.shape != rgb.shape[:2]:

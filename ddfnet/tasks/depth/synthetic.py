@@ -1,72 +1,42 @@
-"""Drawn rooms with exact depth: a small joint-upsampling data set that needs no download."""
+"""Synthetic rooms with exact depth: a small joint-upsampling dataset that needs no download."""
 
-import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ddfnet.utils.errors import DataError
+from ddfnet.data.generated import write_once
 
-MANIFEST = "scenes.json"
-MILLIMETRE = 0.001
+_MILLIMETER = 0.001
 _FOCAL = 1.1  # focal length over the image's side: a view of about 49 degrees
-_SAME_COLOUR = 0.15  # probability that an object has the color of the wall: a depth edge without a color edge
+_SAME_COLOR = 0.15  # probability that an object has the color of the wall: a depth edge without a color edge
 
 
-def make_scenes(
+def render_scenes(
     out: str | os.PathLike, *, train: int = 200, val: int = 40, size: int = 128, seed: int = 0
 ) -> dict[str, int]:
-    """Draw scenes as `out/{train,val}/{rgb,depth}/<number>.png`.
-
-    The tree appears at once when it is complete. A complete earlier one with the same parameters is kept.
+    """Writes scenes as `out/{train,val}/{rgb,depth}/<number>.png`, see `write_once`.
 
     Args:
-        out: folder to make.
         train, val: number of scenes of each part.
         size: side of the square images, pixels. rgb: 8 bits; depth: 16 bits, millimeters, every pixel measured.
         seed: keys the scenes; scene i of a part depends on (seed, part, i) and the size alone.
-
-    Returns:
-        Number of scenes per part, {"train": ..., "val": ...}.
-
-    Raises:
-        ValueError: an argument is out of range.
-        DataError: `out` holds something else.
     """
-    for name, value, least in (("train", train, 1), ("val", val, 1), ("size", size, 16), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    out = Path(out)
-    parameters = {"train": train, "val": val, "size": size, "seed": seed}
-    counts = {"train": train, "val": val}
-    if _is_there(out, parameters):
-        return counts
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        tree = scratch / "tree"  # made with the user's umask, which the temporary folder itself is not
-        for part, (split, count) in enumerate(counts.items()):
+
+    def write(tree: Path) -> None:
+        for part, (split, count) in enumerate((("train", train), ("val", val))):
             for kind in ("rgb", "depth"):
                 (tree / split / kind).mkdir(parents=True)
             for i in range(count):
                 rgb, depth = draw_scene(np.random.default_rng((seed, part, i)), size)
                 Image.fromarray(rgb).save(tree / split / "rgb" / f"{i:04d}.png")
-                units = np.rint(depth / MILLIMETRE).astype(np.uint16)
+                units = np.rint(depth / _MILLIMETER).astype(np.uint16)
                 Image.fromarray(units).save(tree / split / "depth" / f"{i:04d}.png")
-        (tree / MANIFEST).write_text(json.dumps({"parameters": parameters}, indent=2) + "\n")
-        try:
-            os.rename(tree, out)
-        except OSError:
-            # Another process may have finished first; its tree is the same.
-            if not _is_there(out, parameters):
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return counts
+
+    parameters = {"train": train, "val": val, "size": size, "seed": seed}
+    write_once(out, "scenes", write, parameters=parameters, at_least={"train": 1, "val": 1, "size": 16, "seed": 0})
+    return {"train": train, "val": val}
 
 
 def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -96,12 +66,10 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
     back, tilt = rng.uniform(3.0, 6.0), rng.uniform(-0.25, 0.25)
     wall, floor = _unit(np.array([tilt, 0.0, -1.0])), np.array([0.0, -1.0, 0.0])
     paint(_plane(ray, wall, np.array([0.0, 0.0, back])), np.broadcast_to(wall, ray.shape), wall_color, False)
-    paint(
-        _plane(ray, floor, np.array([0.0, rng.uniform(0.7, 1.3), 0.0])),
-        np.broadcast_to(floor, ray.shape), rng.uniform(0.2, 0.9, 3), True,
-    )  # fmt: skip
+    ground = _plane(ray, floor, np.array([0.0, rng.uniform(0.7, 1.3), 0.0]))
+    paint(ground, np.broadcast_to(floor, ray.shape), rng.uniform(0.2, 0.9, 3), True)
     for _ in range(rng.integers(5, 12)):
-        same = rng.random() < _SAME_COLOUR
+        same = rng.random() < _SAME_COLOR
         color = wall_color if same else rng.uniform(0.05, 1.0, 3)
         z = rng.uniform(1.2, 0.9 * back)
         center = np.array([*(rng.uniform(-0.45, 0.45, 2) * z / _FOCAL), z])
@@ -155,22 +123,3 @@ def _texture(rng: np.random.Generator, point: np.ndarray, textured: bool) -> np.
     waves = np.sin(2 * np.pi * frequency * (point @ directions.T))
     pattern = (np.sign(waves[..., 0]), np.sign(waves[..., 0] * waves[..., 1]), waves[..., 0])[kind]
     return 1 - contrast * (0.5 + 0.5 * pattern)
-
-
-def _is_there(out: Path, parameters: dict[str, int]) -> bool:
-    """Whether a complete tree with these parameters exists; DataError if `out` holds anything else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    try:
-        written = json.loads((out / MANIFEST).read_text())["parameters"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(
-            f"{out} exists and was not made by make_depth_scenes; name another folder or remove it"
-        ) from None
-    if written != parameters:
-        raise DataError(f"{out} was made with {written}, not {parameters}; name another folder or remove it")
-    for split in ("train", "val"):
-        for kind in ("rgb", "depth"):
-            if len(list((out / split / kind).glob("*.png"))) != parameters[split]:
-                raise DataError(f"{out}/{split}/{kind} is incomplete: remove {out} and run again")
-    return True

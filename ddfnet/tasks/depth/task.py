@@ -1,99 +1,60 @@
 """Joint depth upsampling (paper, section 6, table 7)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import ddfnet
-from ddfnet.data.loader import worker_count
-from ddfnet.tasks.base import Batch, step_indices, train_sampler
+from ddfnet.data.batches import Batch
+from ddfnet.data.loader import Finish
+from ddfnet.tasks.base import Task
 from ddfnet.tasks.depth.config import DepthConfig
-from ddfnet.tasks.depth.data import (
-    RGB_MEAN,
-    RGB_STD,
-    DepthEvalBatches,
-    DepthEvalReader,
-    DepthTrainReader,
-    depth_train_batches,
-)
+from ddfnet.tasks.depth.data import RGB_MEAN, RGB_STD, DepthReader, with_normal_guidance
 from ddfnet.tasks.depth.metrics import DepthEvaluator, Record
 from ddfnet.tasks.depth.network import DDFUpNet, depth_range, sampling_phase
-from ddfnet.tasks.depth.pairs import DepthPairs, FolderPairs, NYUPairs
-from ddfnet.tasks.plan import RunPlan
+from ddfnet.tasks.depth.pairs import DepthPairs, open_pairs
 from ddfnet.utils.errors import ConfigError
 
 
-class DepthTask:
+class DepthTask(Task[DepthConfig, DepthPairs]):
     """Trains DDF-Up-Net on images with measured depth, and evaluates it on whole images.
 
     Training data are indexed when they are first asked for, so that an evaluation needs the validation set alone.
-
-    Raises:
-        DataError: the data are missing, incomplete, or of another kind than `data.format` (validation data: at
-            construction).
     """
 
     config_class = DepthConfig
-    best_metric, lower_is_better, fixed_input_size = "rmse", True, True
+    best_metric, lower_is_better = "rmse", True
 
     def __init__(self, config: DepthConfig) -> None:
-        self.config = config
-        self.phase = sampling_phase(config.data.factor)
-        self._val = self.pairs("val")
-        self.val_images = len(self._val)
+        super().__init__(config)
+        self._val = open_pairs(config.data, "val")
         self._baselines: dict[int, Record] | None = {} if config.data.baselines else None
 
-    @property
-    def train_images(self) -> int:
-        return len(self._train)
+    @cached_property
+    def _train(self) -> DepthPairs:
+        return open_pairs(self.config.data, "train")
 
     def build_model(self) -> nn.Module:
         model = self.config.model
         try:
             return DDFUpNet(self.config.data.factor, channels=model.channels, kernel_size=model.kernel_size)
         except ValueError as error:
-            raise ConfigError(
-                f"model.channels={model.channels}, model.kernel_size={model.kernel_size}: {error}"
-            ) from None
+            keys = f"model.channels={model.channels}, model.kernel_size={model.kernel_size}"
+            raise ConfigError(f"{keys}: {error}") from None
 
-    def train_batches(self, plan: RunPlan, *, rank: int, start_step: int, device: torch.device) -> Iterator[Batch]:
-        config, data = self.config, self.config.data
-        reader = DepthTrainReader(
-            self._train,
-            factor=data.factor,
-            phase=self.phase,
-            crop=data.crop,
-            border=data.border,
-            hflip=config.augment.hflip,
-            seed=config.run.seed,
-        )
-        sampler = train_sampler(config, plan, self.train_images, rank=rank, start_step=start_step)
-        return depth_train_batches(
-            reader,
-            sampler,
-            device=device,
-            num_workers=worker_count(data.workers),
-            channels_last=config.train.channels_last,
-        )
+    def train_reader(self, device: torch.device) -> tuple[Callable, Finish]:
+        config = self.config
+        reader = DepthReader(self._train, config.data, hflip=config.augment.hflip, seed=config.run.seed)
+        return reader.read, self._finish
 
-    def eval_batches(self, *, rank: int, world_size: int, device: torch.device) -> Iterable[Batch]:
-        config, data = self.config, self.config.data
-        return DepthEvalBatches(
-            DepthEvalReader(self._val, factor=data.factor, phase=self.phase, border=data.border),
-            batch_size=config.eval.batch_size or config.train.device_batch_size,
-            rank=rank,
-            world_size=world_size,
-            device=device,
-            num_workers=worker_count(data.workers),
-            channels_last=config.train.channels_last,
-        )
+    def eval_reader(self, device: torch.device) -> tuple[Callable, Finish]:
+        return DepthReader(self._val, self.config.data).read_eval, self._finish
 
-    def batch_images(self, batch: Batch) -> int:
-        return len(batch["low"])
+    def _finish(self, batch: Batch) -> Batch:
+        return with_normal_guidance(batch, channels_last=self.config.train.channels_last)
 
     def loss(self, model: Callable[..., Tensor], batch: Batch) -> dict[str, Tensor]:
         """Mean squared error over the valid pixels of one micro-batch, in units of each crop's depth range.
@@ -113,30 +74,14 @@ class DepthTask:
     def meta(self) -> dict[str, Any]:
         """Network and conventions: all that is needed to use the weights. `DDFUpNet(**meta["model"]["kwargs"])`."""
         model, data = self.config.model, self.config.data
+        kwargs = {"factor": data.factor, "channels": model.channels, "kernel_size": model.kernel_size}
+        rgb, phase = {"mean": list(RGB_MEAN), "std": list(RGB_STD)}, sampling_phase(data.factor)
         return {
             "task": "depth",
-            "model": {
-                "name": model.name,
-                "kwargs": {"factor": data.factor, "channels": model.channels, "kernel_size": model.kernel_size},
-            },
-            "preprocessing": {"mean": list(RGB_MEAN), "std": list(RGB_STD), "phase": self.phase, "border": data.border},
+            "model": {"name": model.name, "kwargs": kwargs},
+            "preprocessing": {**rgb, "phase": phase, "border": data.border},
             "ddfnet": ddfnet.__version__,
         }
-
-    def sample_names(self, plan: RunPlan, step: int) -> list[str]:
-        """Names of the pairs of one optimizer step, in the order of the global batch."""
-        return [self._train.name(i) for i in step_indices(self.config, plan, self.train_images, step)]
-
-    @cached_property
-    def _train(self) -> DepthPairs:
-        return self.pairs("train")
-
-    def pairs(self, split: str) -> DepthPairs:
-        """The pairs of `train` or `val`."""
-        data = self.config.data
-        if data.format == "nyu":
-            return NYUPairs(data.root, split)
-        return FolderPairs(Path(data.root) / split, depth_scale=data.depth_scale)
 
 
 TASK = DepthTask

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,44 +21,29 @@ _WORDS = {int: "a whole number", str: "text", list: "a list"}
 
 @dataclass(frozen=True, eq=False)
 class CocoIndex:
-    """Images and boxes of one annotation file, in arrays: forked workers share them.
+    """Images and boxes of one annotation file, in arrays: forked workers share them."""
 
-    Attributes:
-        folder: where the images are.
-        file: the annotations.
-        names: N file names below the folder, in order of the ids.
-        ids: int64 (N,), rising.
-        sizes: int64 (N, 2), width and height in pixels.
-        offsets: int64 (N + 1,), the boxes of image i are those from offsets[i] to offsets[i + 1].
-        boxes: float64 (M, 4), x, y, width and height in pixels, as in the file.
-        labels: int64 (M,), place of the category among all, from 1; 0 is the background.
-        areas: float64 (M,), square pixels: of the object's outline in COCO, of the box where the file has none.
-        crowd: bool (M,), boxes around many objects: not trained on, and detections in them are not counted as wrong.
-        categories: {"id", "name"} in order of the ids.
-        left_out: images that `with_boxes` left out.
-    """
-
-    folder: Path
-    file: Path
-    names: list[str]
-    ids: np.ndarray
-    sizes: np.ndarray
-    offsets: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    areas: np.ndarray
-    crowd: np.ndarray
-    categories: list[dict[str, Any]]
-    left_out: int = 0
+    folder: Path  # where the images are
+    file: Path  # the annotations
+    names: list[str]  # N file names below the folder, in order of the ids
+    ids: np.ndarray  # int64 (N,), rising
+    sizes: np.ndarray  # int64 (N, 2), width and height in pixels
+    offsets: np.ndarray  # int64 (N + 1,), the boxes of image i are those from offsets[i] to offsets[i + 1]
+    boxes: np.ndarray  # float64 (M, 4), x, y, width and height in pixels, as in the file
+    labels: np.ndarray  # int64 (M,), position of the category among all, from 1; 0 is the background
+    areas: np.ndarray  # float64 (M,), square pixels: of the outline in COCO, of the box where the file has none
+    crowd: np.ndarray  # bool (M,), around many objects: not trained on, detections in them are not counted as wrong
+    categories: list[dict[str, Any]]  # {"id", "name"} in order of the ids
+    left_out: int = 0  # images that `with_boxes` left out
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def path(self, i: int) -> Path:
-        return self.folder / self.names[i]
+    def name(self, i: int) -> str:
+        return str(self.folder / self.names[i])
 
     def objects(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """What can be learned from image i: boxes float32 (n, 4) as x1, y1, x2, y2 and labels int64 (n,).
+        """Objects to learn from in image i: boxes float32 (n, 4) as x1, y1, x2, y2 and labels int64 (n,).
 
         As in torchvision's reference: crowds are dropped, boxes are cut at the border, empty ones dropped.
         """
@@ -70,39 +55,26 @@ class CocoIndex:
         return corners[keep], self.labels[part][keep]
 
     def with_boxes(self) -> "CocoIndex":
-        """The images that have something to learn.
-
-        Raises:
-            DataError: there is none.
-        """
+        """The images that have something to learn; DataError where there is none."""
         keep = [i for i in range(len(self)) if len(self.objects(i)[0])]
         if not keep:
             raise DataError(f"{self.file}: no image has a box to learn from: give another file")
         rows = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in keep]
         chosen = np.concatenate(rows)
-        return CocoIndex(
-            folder=self.folder,
-            file=self.file,
+        return replace(
+            self,
             names=[self.names[i] for i in keep],
             ids=self.ids[keep],
             sizes=self.sizes[keep],
             offsets=np.cumsum([0, *map(len, rows)]),
-            boxes=self.boxes[chosen],
-            labels=self.labels[chosen],
-            areas=self.areas[chosen],
-            crowd=self.crowd[chosen],
-            categories=self.categories,
             left_out=len(self) - len(keep),
+            **{key: getattr(self, key)[chosen] for key in ("boxes", "labels", "areas", "crowd")},
         )
 
 
 def index_coco(folder: str | Path, annotations: str | Path) -> CocoIndex:
-    """Reads an annotation file in COCO's format.
-
-    Raises:
-        DataError: folder or file is missing, the file is not what it should be (names the key), or a image it names
-            first or last is not in the folder.
-    """
+    """Index of an annotation file in COCO's format; DataError where folder or file is missing, the file is not what it
+    should be (names the key), or its first or last image is not in the folder."""
     folder, file = Path(folder), Path(annotations)
     content = _read(file)
     images = sorted(content["images"], key=lambda image: image["id"])
@@ -120,16 +92,16 @@ def index_coco(folder: str | Path, annotations: str | Path) -> CocoIndex:
         if not (folder / image["file_name"]).is_file():
             raise DataError(f"{file} names the image {image['file_name']}, which is not in {folder}: name its folder")
 
-    place = {int(i): row for row, i in enumerate(ids)}
+    row_of = {int(i): row for row, i in enumerate(ids)}
     label = {category["id"]: row + 1 for row, category in enumerate(categories)}
-    found = content["annotations"]
-    for entry in found:
-        for key, known in (("image_id", place), ("category_id", label)):
+    objects = content["annotations"]
+    for entry in objects:
+        for key, known in (("image_id", row_of), ("category_id", label)):
             if entry[key] not in known:
                 raise DataError(f"{file}: an annotation has {key}={entry[key]!r}, which the file does not list")
-    found = sorted(found, key=lambda entry: place[entry["image_id"]])
-    boxes = _boxes(found, file)
-    owners = np.array([place[entry["image_id"]] for entry in found], dtype=np.int64)
+    objects = sorted(objects, key=lambda entry: row_of[entry["image_id"]])
+    boxes = _boxes(objects, file)
+    owners = np.array([row_of[entry["image_id"]] for entry in objects], dtype=np.int64)
     return CocoIndex(
         folder=folder,
         file=file,
@@ -138,9 +110,9 @@ def index_coco(folder: str | Path, annotations: str | Path) -> CocoIndex:
         sizes=np.array([(image["width"], image["height"]) for image in images], dtype=np.int64),
         offsets=np.searchsorted(owners, np.arange(len(images) + 1)),
         boxes=boxes,
-        labels=np.array([label[entry["category_id"]] for entry in found], dtype=np.int64),
-        areas=np.array([e.get("area", w * h) for e, (w, h) in zip(found, boxes[:, 2:], strict=True)], np.float64),
-        crowd=np.array([bool(entry.get("iscrowd", 0)) for entry in found], dtype=bool),
+        labels=np.array([label[entry["category_id"]] for entry in objects], dtype=np.int64),
+        areas=np.array([e.get("area", w * h) for e, (w, h) in zip(objects, boxes[:, 2:], strict=True)], np.float64),
+        crowd=np.array([bool(entry.get("iscrowd", 0)) for entry in objects], dtype=bool),
         categories=[{"id": category["id"], "name": category["name"]} for category in categories],
     )
 
@@ -165,12 +137,12 @@ def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
     return content
 
 
-def _boxes(found: list[dict[str, Any]], file: Path) -> np.ndarray:
-    for entry in found:
+def _boxes(objects: list[dict[str, Any]], file: Path) -> np.ndarray:
+    for entry in objects:
         box = entry["bbox"]
         if len(box) != 4 or not all(isinstance(side, int | float) and math.isfinite(side) for side in box):
             raise DataError(
                 f"{file}: an annotation of image {entry['image_id']} has bbox={box!r}: "
                 "expected [x, y, width, height] in pixels"
             )
-    return np.array([entry["bbox"] for entry in found], dtype=np.float64).reshape(-1, 4)
+    return np.array([entry["bbox"] for entry in objects], dtype=np.float64).reshape(-1, 4)

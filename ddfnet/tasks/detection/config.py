@@ -1,26 +1,26 @@
 """The configuration of object detection."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ddfnet.config import Fraction, Positive, Section
-from ddfnet.tasks.config import Config, DataSection, ModelSection
+from ddfnet.config import Positive
+from ddfnet.tasks.config import Config, DataSection, FlipConfig, ModelSection
 
 
 class DetectionModel(ModelSection):
     name: Literal["faster_rcnn"] = "faster_rcnn"
     """Faster R-CNN with a feature pyramid (torchvision's)."""
     init_checkpoint: str | None = None
-    """Start the whole detector from these weights (a checkpoint of ours)."""
+    """Start the whole detector from these weights (a ddfnet checkpoint)."""
     num_classes: Positive | None = None
     """Object classes, background not among them. null: the number of categories in the annotations."""
     backbone: str = "resnet50"
-    """A timm model with features at strides 4, 8, 16 and 32; ours: ddf_mul_resnet50, ..."""
+    """A timm model with features at strides 4, 8, 16 and 32, or a DDF network: ddf_mul_resnet50, ..."""
     backbone_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the backbone's constructor."""
     backbone_checkpoint: str | None = None
-    """Start the backbone from these classification weights (a checkpoint of ours, an official one, .safetensors,
+    """Start the backbone from these classification weights (a ddfnet checkpoint, an official one, .safetensors,
     or `zoo:NAME`)."""
     backbone_pretrained: bool = False
     """Start the backbone from the weights that timm knows for its name (downloaded)."""
@@ -35,8 +35,19 @@ class DetectionModel(ModelSection):
     box_samples: Positive = 512
     """Proposals per image that the second stage learns from."""
 
+    no_start: ClassVar[dict[str, Any]] = {
+        "init_checkpoint": None,
+        "backbone_checkpoint": None,
+        "backbone_pretrained": False,
+    }
+
     @model_validator(mode="after")
-    def _kwargs_load_nothing(self) -> "DetectionModel":
+    def _one_start(self) -> "DetectionModel":
+        if self.backbone_checkpoint and self.backbone_pretrained:
+            raise ValueError(
+                f"model.backbone_checkpoint={self.backbone_checkpoint} and model.backbone_pretrained=true contradict: "
+                "set one of them to null or false"
+            )
         for key in ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"):
             if key in self.backbone_kwargs:
                 raise ValueError(
@@ -61,15 +72,10 @@ class DetectionData(DataSection):
     """Longest side allowed, pixels."""
 
 
-class DetectionAugment(Section):
-    hflip: Fraction = 0.5
-    """Probability of a horizontal flip."""
-
-
 class DetectionConfig(Config):
     """One detection run: what `train.py --config FILE` reads when `task` is detection."""
 
     task: Literal["detection"]
     model: DetectionModel = DetectionModel()
     data: DetectionData
-    augment: DetectionAugment = DetectionAugment()
+    augment: FlipConfig = FlipConfig()

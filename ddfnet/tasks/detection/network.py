@@ -54,18 +54,12 @@ def create_detector(
 ) -> Detector:
     """Faster R-CNN on a backbone, with the anchors, samplers and thresholds of `fasterrcnn_resnet50_fpn`.
 
+    ValueError for an unknown upsampling, or a backbone whose stages cannot be told apart.
+
     Args:
         backbone: see `create_backbone`; its weights are those to start from, and it is changed in place.
         num_classes: object classes; the background comes on top, as label 0.
-        upsampling, channels: see `FeaturePyramid`.
-        frozen_stages: parts of the backbone that are not trained, see `freeze`.
-        frozen_norm: all batch norms of the backbone keep statistics and weights, not only those of frozen parts.
-        box_samples: proposals per image that the second stage learns from.
-        min_size: short side that images are resized to, pixels; training draws one, evaluation takes the last.
-        max_size: longest side allowed, pixels.
-
-    Raises:
-        ValueError: an unknown upsampling, or a backbone whose stages cannot be told apart.
+        upsampling, ...: see `DetectionModel` and `DetectionData`.
     """
     freeze(backbone, frozen_stages)
     if frozen_norm:
@@ -86,11 +80,8 @@ def create_detector(
 
 
 def create_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A model of timm's that returns its features at the strides 4, 8, 16 and 32, each (B, C, H, W).
-
-    Raises:
-        ValueError: unknown name or arguments, or a network without such features.
-    """
+    """A model of timm's that returns its features at the strides 4, 8, 16 and 32, each (B, C, H, W); ValueError for an
+    unknown name or arguments, or a network without such features."""
     with torch.device("meta"):
         probe = _features_only(name, **kwargs)
     strides = probe.feature_info.reduction()
@@ -104,11 +95,8 @@ def create_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn
 def freeze(backbone: nn.Module, stages: int) -> None:
     """Takes the first parts of a backbone out of training: its stem and as many stages, batch norms among them.
 
-    Args:
-        stages: 0 freezes nothing, 1 the stem and the first stage (stride 4), ..., 4 everything.
-
-    Raises:
-        ValueError: a backbone that is no sequence of stages.
+    0 stages freeze nothing, 1 the stem and the first stage (stride 4), ..., 4 everything. ValueError for a backbone
+    that is no sequence of stages.
     """
     if not stages:
         return

@@ -20,14 +20,10 @@ class PixelShuffleUp(nn.Sequential):
         super().__init__(nn.Conv2d(channels, 4 * channels, 3, padding=1), nn.PixelShuffle(2))
 
 
-def _deconv(channels: int) -> nn.Module:
-    return nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=1)
-
-
 UPSAMPLERS: dict[str, Callable[[int], nn.Module]] = {
     "nearest": lambda channels: nn.Upsample(scale_factor=2, mode="nearest"),
     "bilinear": lambda channels: nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
-    "deconv": _deconv,
+    "deconv": lambda channels: nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=1),
     "pixelshuffle": PixelShuffleUp,
     "carafe": lambda channels: CARAFE(channels, 2),
     "ddfup": lambda channels: DDFUp(channels, 2),
@@ -38,10 +34,7 @@ def upsampler(name: str, channels: int) -> nn.Module:
     """A module (B, channels, H, W) -> (B, channels, 2 H, 2 W).
 
     Multiply-adds per low-resolution pixel at 256 channels: nearest 0, deconv 589,824, pixelshuffle 2,359,296, carafe
-    99,584, ddfup 27,648 and its channel branch once per image.
-
-    Raises:
-        ValueError: an unknown name.
+    99,584, ddfup 27,648 and its channel branch once per image. ValueError for an unknown name.
     """
     if name not in UPSAMPLERS:
         raise ValueError(f"upsampling: got {name!r}, expected one of {', '.join(UPSAMPLERS)}")
@@ -112,4 +105,5 @@ def _initialize(module: nn.Module) -> None:
     for m in module.modules():
         if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_uniform_(m.weight, a=1)
-            nn.init.zeros_(m.bias)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)

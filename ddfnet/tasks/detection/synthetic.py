@@ -1,67 +1,49 @@
-"""Drawn shapes with boxes in COCO's format: a detection data set that needs no download."""
+"""Synthetic shapes with boxes in COCO's format: a detection dataset that needs no download."""
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ddfnet.data.sources.folder import list_images
-from ddfnet.utils.errors import DataError
+from ddfnet.data.generated import write_once
 
-MANIFEST = "shapes.json"
 CLASSES = ("disc", "square", "triangle")
 
 
 def render_shapes(
     out: str | os.PathLike, *, train: int = 20, val: int = 20, size: int = 128, seed: int = 0
 ) -> dict[str, int]:
-    """Write images of 1 to 4 colored shapes on textured ground as `out/{train,val}/*.png` and
-    `out/annotations/{train,val}.json`.
-
-    The tree appears at once when it is complete. A complete earlier one with the same parameters is kept, so calling
-    this at the start of every run costs next to nothing.
+    """Writes images of 1 to 4 colored shapes on textured ground as `out/{train,val}/*.png` and
+    `out/annotations/{train,val}.json`, see `write_once`.
 
     Args:
-        out: folder to make.
         train, val: number of images.
         size: side of the images, pixels; the shapes are 0.15 to 0.4 of it.
-        seed: keys the drawing.
-
-    Returns:
-        Number of images per split, {"train": ..., "val": ...}.
-
-    Raises:
-        ValueError: an argument is out of range.
-        DataError: `out` holds something else.
+        seed: keys the images.
     """
-    if train < 1 or val < 1:
-        raise ValueError(f"train and val must be at least 1, got {train} and {val}")
-    if size < 32:
-        raise ValueError(f"size must be at least 32 pixels, got {size}")
-    out = Path(out)
+
+    def write(tree: Path) -> None:
+        (tree / "annotations").mkdir(parents=True)
+        for part, (split, count) in enumerate((("train", train), ("val", val))):
+            (tree / split).mkdir()
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
+            for i in range(count):
+                pixels, objects = draw_shapes(np.random.default_rng((seed, part, i)), size)
+                name = f"{i:06d}.png"
+                Image.fromarray(pixels).save(tree / split / name)
+                images.append({"id": i + 1, "file_name": name, "width": size, "height": size})
+                for entry in objects:
+                    annotations.append({"id": len(annotations) + 1, "image_id": i + 1, "iscrowd": 0, **entry})
+            categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+            content = {"images": images, "annotations": annotations, "categories": categories}
+            (tree / "annotations" / f"{split}.json").write_text(json.dumps(content) + "\n")
+
     parameters = {"train": train, "val": val, "size": size, "seed": seed}
-    if _is_earlier_result(out, parameters):
-        return {"train": train, "val": val}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        tree = scratch / "tree"  # made with the user's umask, which the temporary folder itself is not
-        for split, count in (("train", train), ("val", val)):
-            _write_split(tree, split, count, size, seed)
-        (tree / MANIFEST).write_text(json.dumps({"parameters": parameters}, indent=2) + "\n")
-        try:
-            os.rename(tree, out)
-        except OSError:
-            # Another process may have finished first; its tree is the same.
-            if not _is_earlier_result(out, parameters):
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    write_once(out, "shapes", write, parameters=parameters, at_least={"train": 1, "val": 1, "size": 32, "seed": 0})
     return {"train": train, "val": val}
 
 
@@ -82,9 +64,8 @@ def draw_shapes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[d
         color = rng.permutation([rng.uniform(200, 255), rng.uniform(0, 60), rng.uniform(0, 255)])
         image[mask] = color + rng.normal(0, 8, (len(y), 3))
         width, height = int(np.ptp(x)) + 1, int(np.ptp(y)) + 1
-        objects.append(
-            {"category_id": label + 1, "bbox": [int(x.min()), int(y.min()), width, height], "area": int(mask.sum())}
-        )
+        bbox = [int(x.min()), int(y.min()), width, height]
+        objects.append({"category_id": label + 1, "bbox": bbox, "area": int(mask.sum())})
     return image.clip(0, 255).astype(np.uint8), objects
 
 
@@ -104,37 +85,3 @@ def _mask(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
     if kind == "square":
         return np.maximum(abs(x), abs(y)) <= half
     return (y <= half) & (abs(x) <= (y + half) / 2)  # a triangle that stands on its base
-
-
-def _write_split(tree: Path, split: str, count: int, size: int, seed: int) -> None:
-    (tree / split).mkdir(parents=True)
-    (tree / "annotations").mkdir(exist_ok=True)
-    images, annotations = [], []
-    for i in range(count):
-        rng = np.random.default_rng((seed, ("train", "val").index(split), i))
-        image, objects = draw_shapes(rng, size)
-        name = f"{i:06d}.png"
-        Image.fromarray(image).save(tree / split / name)
-        images.append({"id": i + 1, "file_name": name, "width": size, "height": size})
-        for entry in objects:
-            annotations.append({"id": len(annotations) + 1, "image_id": i + 1, "iscrowd": 0, **entry})
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (tree / "annotations" / f"{split}.json").write_text(json.dumps(content) + "\n")
-
-
-def _is_earlier_result(out: Path, parameters: dict[str, int]) -> bool:
-    """Whether `out` is a complete tree with these parameters; False if it is free."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    try:
-        written = json.loads((out / MANIFEST).read_text())["parameters"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{out} exists and was not made by make_shapes; name another folder or remove it") from None
-    if written != parameters:
-        raise DataError(f"{out} was made with {written}, not {parameters}; name another folder or remove it")
-    for split in ("train", "val"):
-        whole = (out / "annotations" / f"{split}.json").is_file() and (out / split).is_dir()
-        if not whole or len(list_images(out / split)) != parameters[split]:
-            raise DataError(f"{out} is incomplete: {split} should hold {parameters[split]} images; remove it first")
-    return True

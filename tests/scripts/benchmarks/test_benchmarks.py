@@ -10,15 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from scripts.benchmarks import common, measure, model, op, op_cases
 from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "scripts"))
-from scripts.benchmarks import common as benchmarking
-from scripts.benchmarks import model as benchmark_model
-from scripts.benchmarks import op as benchmark_op
-from scripts.benchmarks import op_cases as benchmark_op_cases
-
-sys.path.pop(0)
 
 CPU = torch.device("cpu")
 QUICK = ("--device", "cpu", "--skip-compiled", "--budget", "0.01")
@@ -30,7 +23,7 @@ def _restore_settings(monkeypatch):
 
 
 def run(script, *arguments, cwd=ROOT, **environment):
-    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    command = [sys.executable, str(ROOT / "scripts" / "benchmarks" / script), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
@@ -42,9 +35,16 @@ def report_of(folder, name):
     return json.loads((folder / f"{name}.json").read_text())
 
 
-def assert_a_image(path):
+def assert_an_image(path):
     pytest.importorskip("matplotlib")
     assert np.asarray(Image.open(path).convert("L")).std() > 10
+
+
+def assert_refused(script, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 # --- the operator -----------------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def assert_a_image(path):
 def op_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("op")
     options = ("--shapes", "1,8,8,8", "--shapes", "2,8,9,9,2", *QUICK, "--threads", 1, "--output", folder / "report")
-    return run("benchmark_op.py", *options, cwd=folder), folder / "report"
+    return run("op.py", *options, cwd=folder), folder / "report"
 
 
 def test_the_report_is_complete(op_run):
@@ -73,16 +73,16 @@ def test_the_report_is_complete(op_run):
             assert row[f"first_{key}_ms"] > 0
             assert row[f"{key}_mib"] > 0
             assert (row[f"{key}_resident_mib"] is None) == (sys.platform != "linux")
-    ours, unfold = report["rows"][:2]
+    own, unfold = report["rows"][:2]
     assert unfold["error"] < 1e-5
-    expected = unfold["forward_backward"]["median_ms"] / ours["forward_backward"]["median_ms"]
+    expected = unfold["forward_backward"]["median_ms"] / own["forward_backward"]["median_ms"]
     assert unfold["forward_backward_to_ours"] == pytest.approx(expected)
     environment = report["environment"]
     assert environment["torch"] == torch.__version__
     assert environment["threads"] == 1
     assert "--shapes 1,8,8,8" in environment["command"]
     assert report["settings"]["dtype"] == "fp32"
-    assert_a_image(folder / "benchmark_op.png")
+    assert_an_image(folder / "benchmark_op.png")
 
 
 def test_the_floor_is_that_of_the_bytes(op_run):
@@ -118,16 +118,16 @@ def test_formulations_agree(dtype, combine, tmp_path):
     """In each precision and kernel size the compared formulation is the same function: no row fails."""
     options = ("--dtype", dtype, "--combine", combine, "--kernel-size", "5", "--only", "unfold,dense conv")
     options = (*options, "--memory-format", "contiguous", "--shapes", "2,6,7,9", "--output", str(tmp_path))
-    assert benchmark_op.main([*QUICK, *options]) == 0
+    assert op.main([*QUICK, *options]) == 0
     unfold, dense = report_of(tmp_path, "benchmark_op")["rows"]
-    assert unfold["error"] < benchmark_op.MAX_ERROR
+    assert unfold["error"] < op.MAX_ERROR
     assert "failed" not in dense
-    assert "forward_to_ours" not in unfold  # ours was not timed
+    assert "forward_to_ours" not in unfold  # ddf was not timed
 
 
 def test_the_layers_of_resnet50(tmp_path):
     options = ("--batch", "1", "--only", "ddf", "--output", str(tmp_path))
-    assert benchmark_op.main([*QUICK, *options]) == 0
+    assert op.main([*QUICK, *options]) == 0
     report = report_of(tmp_path, "benchmark_op")
     assert [row["count"] for row in report["rows"]] == [3, 1, 3, 1, 5, 1, 2]
     total = sum(row["count"] * row["forward"]["median_ms"] for row in report["rows"])
@@ -135,27 +135,27 @@ def test_the_layers_of_resnet50(tmp_path):
 
 
 def test_failures_are_rows(tmp_path, monkeypatch, capsys):
-    def broken(*_):
+    def failing(*_):
         raise RuntimeError("no | such\nkernel")
 
-    right = benchmark_op_cases.unfold_ddf
-    monkeypatch.setattr(benchmark_op_cases, "unfold_ddf", lambda *a, **k: 1.05 * right(*a, **k))
-    monkeypatch.setitem(benchmark_op.DDF, "dense conv", benchmark_op_cases.Implementation(broken, exact=False))
-    assert benchmark_op.main([*QUICK, "--shapes", "1,8,8,8", "--output", str(tmp_path)]) == 0
+    right = op_cases.unfold_ddf
+    monkeypatch.setattr(op_cases, "unfold_ddf", lambda *a, **k: 1.05 * right(*a, **k))
+    monkeypatch.setitem(op.DDF, "dense conv", op_cases.Implementation(failing, exact=False))
+    assert op.main([*QUICK, "--shapes", "1,8,8,8", "--output", str(tmp_path)]) == 0
     rows = {row["implementation"]: row for row in report_of(tmp_path, "benchmark_op")["rows"]}
-    assert rows["unfold"]["failed"].startswith("ValueError: wrong result: forward differs from ours by 0.05")
+    assert rows["unfold"]["failed"].startswith("ValueError: wrong result: forward differs from ddf by 0.05")
     assert "forward" not in rows["unfold"]
     assert rows["dense conv"]["failed"] == "RuntimeError: no | such"
     assert "FAILED: RuntimeError: no / such" in capsys.readouterr().out
     assert rows["depthwise conv"]["forward"]["median_ms"] > 0
 
 
-def test_a_failure_of_ours_is_the_exit_code(monkeypatch, capsys):
-    def broken(*_, **__):
+def test_a_failure_of_ddf_is_the_exit_code(monkeypatch, capsys):
+    def failing(*_, **__):
         raise RuntimeError("launch failed")
 
-    monkeypatch.setattr(benchmark_op_cases, "ddf", broken)
-    assert benchmark_op.main([*QUICK, "--shapes", "1,8,8,8", "--only", "unfold"]) == 1
+    monkeypatch.setattr(op_cases, "ddf", failing)
+    assert op.main([*QUICK, "--shapes", "1,8,8,8", "--only", "unfold"]) == 1
     out = capsys.readouterr().out
     assert "FAILED: RuntimeError: launch failed" in out
     assert out.count("| 1,8,8,8 ") == 2  # unfold is measured all the same
@@ -163,17 +163,17 @@ def test_a_failure_of_ours_is_the_exit_code(monkeypatch, capsys):
 
 def test_a_shape_too_large_is_a_row(capsys):
     options = ("--shapes", "100000,1024,512,512", "--shapes", "1,8,8,8", "--only", "ddf,unfold")
-    assert benchmark_op.main([*QUICK, *options]) == 1
+    assert op.main([*QUICK, *options]) == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| 1000", "| 1,8"))]
     assert ["FAILED" in line for line in lines] == [True, True, False, False]
 
 
 def test_an_error_of_the_compiler_is_a_row(tmp_path):
     options = ("--device", "cpu", "--shapes", "1,8,8,8", "--only", "ddf,ddf compiled", "--budget", 0.01)
-    result = run("benchmark_op.py", *options, "--output", tmp_path, CXX="/nonexistent/compiler")
+    result = run("op.py", *options, "--output", tmp_path, CXX="/nonexistent/compiler")
     assert result.returncode == 0, result.stderr
-    ours, compiled = report_of(tmp_path, "benchmark_op")["rows"]
-    assert ours["forward"]["median_ms"] > 0
+    own, compiled = report_of(tmp_path, "benchmark_op")["rows"]
+    assert own["forward"]["median_ms"] > 0
     assert "failed" in compiled
 
 
@@ -195,23 +195,21 @@ def test_an_error_of_the_compiler_is_a_row(tmp_path):
     ],
 )
 def test_bad_arguments_of_the_operator(options, message, capsys):
-    assert benchmark_op.main(["--device", "cpu", *options]) == 2
-    assert message in capsys.readouterr().err
+    assert_refused(op, ["--device", "cpu", *options], message, capsys)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("script", [benchmark_op, benchmark_model])
+@pytest.mark.parametrize("script", [op, model])
 def test_no_cuda_device(script, capsys):
-    assert script.main(["--device", "cuda"]) == 2
-    assert "finds no CUDA device" in capsys.readouterr().err
+    assert_refused(script, ["--device", "cuda"], "finds no CUDA device", capsys)
 
 
 @pytest.mark.parametrize("scale", ["2", "3"])
 def test_upsampling(scale, tmp_path):
     options = ("--up", "--scale", scale, "--shapes", "1,8,5,6", "--output", str(tmp_path))
-    assert benchmark_op.main([*QUICK, *options]) == 0
+    assert op.main([*QUICK, *options]) == 0
     rows = report_of(tmp_path, "benchmark_op")["rows"]
-    assert [row["implementation"] for row in rows] == [n for n in benchmark_op.DDF_UP if "compiled" not in n]
+    assert [row["implementation"] for row in rows] == [n for n in op.DDF_UP if "compiled" not in n]
     assert not [row for row in rows if "failed" in row]
     s = int(scale)
     x, channel_filter, spatial_filter, y = 4 * 8 * 30, 4 * s * s * 72, 4 * s * s * 9 * 30, 4 * s * s * 8 * 30
@@ -228,17 +226,17 @@ def model_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     models = ("--models", "resnet10t", "vit_tiny_patch16_224", "ddf_mul_resnet14_32px", "--baseline", "resnet10t")
     options = (*SMALL, *models, "--modes", "eager", "--torch-profile", 1, "--output", folder / "report")
-    return run("benchmark_model.py", *options, cwd=folder), folder / "report"
+    return run("model.py", *options, cwd=folder), folder / "report"
 
 
 def test_models(model_run):
     result, folder = model_run
     assert result.returncode == 0, result.stderr
     report = report_of(folder, "benchmark_model")
-    baseline, wrong_size, ours = report["rows"]
+    baseline, wrong_size, own = report["rows"]
     assert "failed" in wrong_size  # this model takes 224 pixels only
-    assert ours["parameters"] > 1e5
-    for row in (baseline, ours):
+    assert own["parameters"] > 1e5
+    for row in (baseline, own):
         for part in ("train", "inference"):
             figures = row[part]
             assert figures["repeats"] == 2
@@ -247,7 +245,7 @@ def test_models(model_run):
             assert figures["ratio"] == pytest.approx(expected)
             assert figures["peak_mib"] > 1 if sys.platform == "linux" else figures["peak_mib"] is None
     assert report["settings"]["image_size"] == 32
-    assert_a_image(folder / "benchmark_model.png")
+    assert_an_image(folder / "benchmark_model.png")
 
 
 def test_profile_of_models(model_run):
@@ -275,18 +273,17 @@ def test_table_of_models(model_run):
     ("options", "message"),
     [
         (["--models", "resnet5O"], "timm knows no such model"),
-        (["--steps", "0"], "--steps must be at least 1"),
-        (["--image-size", "0"], "--image-size must be at least 1"),
+        (["--steps", "0"], "--steps: must be at least 1"),
+        (["--image-size", "0"], "--image-size: must be at least 1"),
         (["--torch-profile", "2"], "with --output"),
         (["--output", "/proc/none"], "/proc/none"),
     ],
 )
 def test_bad_arguments_of_the_models(options, message, capsys):
-    assert benchmark_model.main(["--device", "cpu", *options]) == 2
-    assert message in capsys.readouterr().err
+    assert_refused(model, ["--device", "cpu", *options], message, capsys)
 
 
-# --- what they share --------------------------------------------------------------------------------------------------
+# --- common parts -----------------------------------------------------------------------------------------------------
 
 
 def test_memory_of_a_call_is_that_of_its_tensors():
@@ -294,7 +291,7 @@ def test_memory_of_a_call_is_that_of_its_tensors():
         torch.ones(64 * 2**18)
         return torch.ones(16 * 2**18)
 
-    tensors, resident = benchmarking.call_memory(call, CPU)
+    tensors, resident = measure.call_memory(call, CPU)
     assert tensors == 64
     if sys.platform == "linux":
         assert 60 < resident < 90
@@ -302,33 +299,24 @@ def test_memory_of_a_call_is_that_of_its_tensors():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_peak_memory_sees_what_is_freed_again():
-    before = benchmarking.start_memory(CPU)
+    before = measure.start_memory(CPU)
     torch.ones(64 * 2**18)  # 64 MiB, freed at once
-    peak = benchmarking.excess_mib(before, benchmarking.peak_memory(CPU))
-    assert 60 < peak < 72
-    before = benchmarking.start_memory(CPU)
-    assert benchmarking.excess_mib(before, benchmarking.peak_memory(CPU)) < 8
+    assert 60 < measure.peak_memory(CPU, before) < 72
+    before = measure.start_memory(CPU)
+    assert measure.peak_memory(CPU, before) < 8
 
 
 def test_numbers_are_short():
     values = (None, 0.0, 0.00123, 0.0999, 1.0, 12.345, 1234.5, 1e7)
     written = ["-", "0", "0.0012", "0.0999", "1.00", "12.3", "1,234", "10,000,000"]
-    assert [benchmarking.number(value) for value in values] == written
-    assert benchmarking.number(0.0999, decimals=1) == "0.1"
-
-
-def test_a_file_is_whole_or_not_there(tmp_path):
-    benchmarking.write_json(tmp_path / "a.json", {"a": 1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        benchmarking.write_json(tmp_path / "a.json", {"a": float("nan")})
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+    assert [common.number(value) for value in values] == written
+    assert common.number(0.0999, decimals=1) == "0.1"
 
 
 def test_caches_are_given_back(monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", "/a")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    with benchmarking.fresh_compiler_caches():
+    with measure.fresh_compiler_caches():
         assert os.environ["TRITON_CACHE_DIR"] != "/a"
         assert "TORCHINDUCTOR_CACHE_DIR" in os.environ
     assert os.environ["TRITON_CACHE_DIR"] == "/a"
@@ -337,7 +325,7 @@ def test_caches_are_given_back(monkeypatch):
 
 def test_pydantic_is_not_needed(tmp_path):
     """The operator and the models are measured where only what they need is installed."""
-    code = f"import sys; sys.modules['pydantic'] = None; sys.path.insert(0, {str(ROOT / 'scripts')!r}); "
-    command = [sys.executable, "-c", code + "import benchmark_op, benchmark_model"]
+    code = f"import sys; sys.modules['pydantic'] = None; sys.path.insert(0, {str(ROOT)!r}); "
+    command = [sys.executable, "-c", code + "from scripts.benchmarks import model, op"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""precision_parity.py: every precision is measured on the same images, against float32."""
+"""precision.py: every precision is measured on the same images, against float32."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ import torch
 import ddfnet
 from ddfnet.checkpoint import save_safetensors
 from ddfnet.data.preprocessing import Preprocessing
-from ddfnet.inference.classifier import load_classifier
+from ddfnet.models.classifier import load_classifier
 from ddfnet.utils.errors import DataError, UserError
 from scripts.benchmarks import precision as parity
 from tests.conftest import CLASSES, ROOT
@@ -54,7 +54,7 @@ def test_each_precision_is_a_row(checkpoint, image_tree, tmp_path, capsys):
         "bfloat16 weights and input",
         "int8, dynamic, 1 linear layer only",
         "float32, onnxruntime",
-        "(standard deviation of the logits of a image, float32)",
+        "(standard deviation of the logits of an image, float32)",
     ]
     figures = {row[0]: row[1:] for row in rows[2:]}
     assert figures["float32"][1:] == ["0", "0", "0"]
@@ -112,9 +112,10 @@ def test_what_cannot_be_measured_says_why(monkeypatch, tmp_path):
     assert parity.variants(network, 16, tmp_path)["float32, onnxruntime"] == "not measured: pip install onnxscript"
 
 
-def test_mistakes_are_named(checkpoint, image_tree, tmp_path):
-    with pytest.raises(UserError, match="--batch-size must be at least 1"):
+def test_mistakes_are_named(checkpoint, image_tree, tmp_path, capsys):
+    with pytest.raises(SystemExit):
         call("--checkpoint", checkpoint, "--data", image_tree, "--batch-size", 0)
+    assert "--batch-size: must be at least 1, got 0" in capsys.readouterr().err
     with pytest.raises(UserError, match="is a folder"):
         call("--checkpoint", checkpoint, "--data", image_tree, "--output", tmp_path)
     with pytest.raises(DataError):

@@ -24,7 +24,7 @@ SWEEP = """
 import sys
 from pathlib import Path
 import torch
-from scripts.benchmarks import tiles as tiles
+from scripts.benchmarks import tiles
 from ddfnet.ops.ddf import tiling
 from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.spatial_filters import triton as spatial_filters_launch
@@ -55,7 +55,7 @@ assert len(list(tiles.sweep(plan, torch.device("cpu"), 1e12, lambda index: index
 tiles.report(rows, Path(sys.argv[1]), {"environment": {"command": "x"}, "planned": len(plan)})
 """
 COMPILE = """
-from scripts.benchmarks import tiles as tiles
+from scripts.benchmarks import tiles
 from triton.backends.compiler import GPUTarget
 tiles.start_worker(GPUTarget("cuda", 90, 32))
 assert len(tiles.compile_variant(tiles.variants("spatial_filters_kernel", (2, 64, 8, 1))[1])) > 20
@@ -63,7 +63,7 @@ assert len(tiles.compile_variant(tiles.variants("spatial_filters_kernel", (2, 64
 
 
 def run(*command, **environment):
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}", **environment}
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"} | environment
     command = [sys.executable, *map(str, command)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -72,15 +72,14 @@ def run(*command, **environment):
 @pytest.fixture
 def main(monkeypatch, capsys):
     """Calls the script's main function in this process: exit code, stdout and stderr."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from scripts.benchmarks import tiles as benchmark_tiles
+    from scripts.benchmarks import tiles
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["benchmark_tiles.py", *arguments])
+        monkeypatch.setattr(sys, "argv", ["tiles.py", *arguments])
         try:
-            code = benchmark_tiles.main()
+            code = tiles.main()
         except SystemExit as stop:  # of argparse
             code = stop.code
         return code, *capsys.readouterr()
@@ -118,8 +117,8 @@ def test_a_dry_run_of_one_kernel_and_shape(main):
         (("--only", "ddf"), "--only"),
         (("--shapes", "64,56"), "--shapes"),
         (("--shapes", "64,0,1"), "--shapes"),
-        (("--dry-run", "--batch", "0"), "--batch must be at least 1"),
-        (("--dry-run", "--limit", "0"), "--limit must be at least 1"),
+        (("--dry-run", "--batch", "0"), "--batch: must be at least 1"),
+        (("--dry-run", "--limit", "0"), "--limit: must be at least 1"),
     ],
 )
 def test_bad_arguments(main, arguments, message):
@@ -129,7 +128,7 @@ def test_bad_arguments(main, arguments, message):
 
 
 def test_without_cuda():
-    result = run(ROOT / "scripts" / "benchmark_tiles.py", CUDA_VISIBLE_DEVICES="")
+    result = run(ROOT / "scripts" / "benchmarks" / "tiles.py", CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 2
     assert "no CUDA device" in result.stderr
     assert "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""docs/reference/paper.md is what its script writes, measured runs get in, and the small-scale study reports what it ran."""
+"""docs/reference/paper.md is current, measured runs get in, and the small-scale study reports the runs it made."""
 
 import json
 import re
@@ -6,9 +6,7 @@ import shutil
 
 import pytest
 
-from scripts.paper import small_study as reproduce_small
-from scripts.paper import small_study_report
-from scripts.paper import write_docs as write_paper_docs
+from scripts.paper import small_study, small_study_report, write_docs
 from tests.conftest import ROOT
 
 STUDY = """
@@ -25,7 +23,7 @@ run: {{device: cpu}}
 
 @pytest.fixture(scope="module")
 def page():
-    return write_paper_docs.markdown()
+    return write_docs.page()
 
 
 def test_the_page_is_current(page):
@@ -33,8 +31,9 @@ def test_the_page_is_current(page):
 
 
 def test_what_nobody_measured_is_called_so(page):
-    recorded = len(list((ROOT / "docs/results").glob("*.json"))) if (ROOT / "docs/results").exists() else 0
     rows = [line for line in page.splitlines() if line.startswith("| ") and "../configs/" in line]
+    configs = re.findall(r"\]\(../../configs/(\S+)\)", "\n".join(rows))
+    recorded = sum(write_docs.result_path(config, write_docs.RESULTS).exists() for config in configs)
     assert len(rows) > 40
     assert sum(line.endswith("| not measured |") for line in rows) == len(rows) - recorded
 
@@ -48,16 +47,14 @@ def report(**changes):
 
 
 def test_a_measured_run_gets_into_its_row(tmp_path):
-    path = write_paper_docs.result_path("ablations/sigmoid.yaml", tmp_path)
+    path = write_docs.result_path("ablations/sigmoid.yaml", tmp_path)
     assert path.name == "ablations-sigmoid.json"
-    assert write_paper_docs.measured("ablations/sigmoid.yaml", tmp_path) == "not measured"
+    assert write_docs.measured("ablations/sigmoid.yaml", tmp_path) == "not measured"
     path.write_text(json.dumps(report()))
-    text = write_paper_docs.measured("ablations/sigmoid.yaml", tmp_path)
-    assert text == "79.12 / 94.50 (GPU A, 2026-01-02, [report](results/ablations-sigmoid.json))"
+    text = write_docs.measured("ablations/sigmoid.yaml", tmp_path)
+    assert text == "79.12 / 94.50 (GPU A, 2026-01-02, [report](../results/ablations-sigmoid.json))"
     path.write_text(json.dumps(report(n=1000, environment={"gpus": []})))
-    assert "of 1,000 images, not ImageNet's 50,000 (CPU," in write_paper_docs.measured(
-        "ablations/sigmoid.yaml", tmp_path
-    )
+    assert "of 1,000 images, not ImageNet's 50,000 (CPU," in write_docs.measured("ablations/sigmoid.yaml", tmp_path)
     for change, message in (
         ({"model": "resnet50"}, "the model resnet50, but configs/ablations/sigmoid"),
         ({"model_kwargs": {}}, "the model arguments {}, but"),
@@ -66,7 +63,7 @@ def test_a_measured_run_gets_into_its_row(tmp_path):
     ):
         path.write_text(json.dumps(report(**change)))
         with pytest.raises(ValueError, match=re.escape(message)):
-            write_paper_docs.measured("ablations/sigmoid.yaml", tmp_path)
+            write_docs.measured("ablations/sigmoid.yaml", tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +75,7 @@ def study(tmp_path_factory, image_tree):
     arguments = ["--data", image_tree, "--config", config, "--images-per-class", 4, "--seeds", 2, "--jobs", 2]
     arguments += ["--variants", "dense", "ddf", "--runs", folder / "runs", "--output", folder / "out" / "study"]
     arguments = [str(argument) for argument in arguments]
-    assert reproduce_small.main(arguments) == 0
+    small_study.main(arguments)
     (runs,) = (folder / "runs").iterdir()
     return folder, arguments, runs
 
@@ -103,35 +100,41 @@ def test_the_study_reports_the_runs_it_made(study):
     assert (folder / "out/study.png").stat().st_size > 10_000
 
 
-def test_the_study_goes_on_where_it_stopped(study, capsys):
+def test_the_study_resumes_where_it_stopped(study, capsys):
     folder, arguments, runs = study
     before = (runs / "tiny_ddf_seed0/last.pt").stat().st_mtime_ns
     (runs / "tiny_dense_seed1/metrics.jsonl").unlink()
-    assert reproduce_small.main([*arguments, "--report-only"]) == 0
+    small_study.main([*arguments, "--report-only"])
     assert json.loads((folder / "out/study.json").read_text())["missing"] == ["('dense', 1)"]
     for path in (runs / "tiny_dense_seed1").iterdir():
         path.unlink()
-    assert reproduce_small.main(arguments) == 0
+    small_study.main(arguments)
     assert json.loads((folder / "out/study.json").read_text())["missing"] == []
     assert (runs / "tiny_ddf_seed0/last.pt").stat().st_mtime_ns == before
+
+
+def refused(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        small_study.main(arguments)
+    assert stopped.value.code == 2
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--variants", "dens"], "--variants dens: there are dense, depthwise"),
+        (["--variants", "dens"], "--variants: invalid choice: 'dens' (choose from"),
         (["--images-per-class", "9"], "has 7 images: lower --images-per-class"),
         (["--data", "nowhere"], "must hold train/ and val/"),
         (["--report-only", "--runs", "nowhere"], "no run of the study has finished under nowhere"),
-        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["--jobs", "0"], "--jobs must be at least 1, got 0"),
-        (["--images-per-class", "-5"], "--images-per-class must not be negative, got -5"),
+        (["--seeds", "0"], "--seeds: must be at least 1, got 0"),
+        (["--jobs", "0"], "--jobs: must be at least 1, got 0"),
+        (["--images-per-class", "-5"], "--images-per-class: must be at least 0, got -5"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
 def test_mistakes_are_named(study, change, message, capsys):
     _, arguments, _ = study
-    assert reproduce_small.main([*arguments, *change]) == 2
+    refused([*arguments, *change])
     assert message in capsys.readouterr().err
 
 
@@ -139,7 +142,7 @@ def test_other_images_have_other_runs(study, tmp_path, image_tree, capsys):
     _, arguments, _ = study
     same_name = tmp_path / image_tree.name
     shutil.copytree(image_tree, same_name)
-    assert reproduce_small.main([*arguments, "--report-only", "--data", str(same_name)]) == 2
+    refused([*arguments, "--report-only", "--data", str(same_name)])
     assert "no run of the study has finished" in capsys.readouterr().err
 
 

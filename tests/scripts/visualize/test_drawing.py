@@ -1,4 +1,4 @@
-"""The two drawing scripts: true lines, real images, clear errors."""
+"""Figures of runs and of the operation: true lines, real images, clear errors."""
 
 import json
 import subprocess
@@ -11,11 +11,8 @@ from PIL import Image
 from tests.conftest import ROOT
 
 pytest.importorskip("matplotlib")
-sys.path.insert(0, str(ROOT / "scripts"))
-from scripts.visualize import curves as plot_curves
-from scripts.visualize import operation as draw_ddf
-
-sys.path.pop(0)
+from scripts.visualize import operation
+from scripts.visualize.curves import draw_curves
 
 
 def write_run(folder, offset=0.0):
@@ -32,19 +29,19 @@ def write_run(folder, offset=0.0):
     return folder
 
 
-def run(script, *arguments, cwd=ROOT):
-    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+def run(*arguments, cwd=ROOT):
+    command = [sys.executable, str(ROOT / "scripts" / "visualize"), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def assert_a_image(path, least_width):
+def assert_an_image(path, least_width):
     pixels = np.asarray(Image.open(path).convert("L"))
     assert pixels.shape[1] >= least_width
     assert pixels.std() > 10
 
 
 def test_curves_are_the_recorded_values(tmp_path):
-    figure = plot_curves.draw({"a": plot_curves.read_run(write_run(tmp_path / "a"))})
+    figure = draw_curves([write_run(tmp_path / "a")])
     loss, top1, rate = figure.axes
     lines = {line.get_label(): line for line in loss.lines}
     assert lines["training"].get_ydata().tolist() == [1.875, 1.75, 1.625, 1.5]
@@ -57,31 +54,31 @@ def test_curves_are_the_recorded_values(tmp_path):
 
 def test_one_run_and_two_runs(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", offset=0.5)
-    assert run("plot_curves.py", a).returncode == 0
-    assert_a_image(a / "curves.png", 1200)
-    assert run("plot_curves.py", a, b, cwd=tmp_path).returncode == 0
-    assert_a_image(tmp_path / "curves.png", 1200)
+    assert run("curves", a).returncode == 0
+    assert_an_image(a / "curves.png", 1200)
+    assert run("curves", a, b, cwd=tmp_path).returncode == 0
+    assert_an_image(tmp_path / "curves.png", 1200)
 
 
 def test_curves_of_nothing(tmp_path):
-    result = run("plot_curves.py", tmp_path / "none")
+    result = run("curves", tmp_path / "none")
     assert result.returncode == 2
     assert "metrics.jsonl does not exist" in result.stderr
     (tmp_path / "metrics.jsonl").touch()
-    result = run("plot_curves.py", tmp_path)
+    result = run("curves", tmp_path)
     assert result.returncode == 2
     assert "no records yet" in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_figure_of_the_operation(tmp_path):
-    result = run("draw_ddf.py", "--output", tmp_path / "ddf.png")
+    result = run("operation", "--output", tmp_path / "ddf.png")
     assert result.returncode == 0, result.stderr
-    assert_a_image(tmp_path / "ddf.png", 1600)
+    assert_an_image(tmp_path / "ddf.png", 1600)
 
 
 def test_numbers_in_the_figure_are_those_of_the_operator():
     """The picked patch times the combined filter is the picked output."""
-    example = draw_ddf.compute_example()
+    example = operation.compute_example()
     value = (example.patch * example.combined).sum()
-    assert value == pytest.approx(example.y[draw_ddf.CHANNEL, draw_ddf.ROW, draw_ddf.COLUMN], abs=1e-5)
+    assert value == pytest.approx(example.y[operation.CHANNEL, operation.ROW, operation.COLUMN], abs=1e-5)

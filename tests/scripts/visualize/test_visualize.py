@@ -1,4 +1,4 @@
-"""visualize.py: what is drawn is what the network computes, and mistakes are named."""
+"""scripts/visualize: what is drawn is what the network computes, and mistakes are named."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from ddfnet.engine.train import train
 from ddfnet.tasks import load_config
 from scripts.visualize import __main__ as visualize
 from scripts.visualize.filters import spatial_filters_of
-from tests.conftest import ROOT
+from tests.conftest import ROOT, exit_code
 
 
 def save(path, name, **kwargs):
@@ -56,7 +56,7 @@ def test_filters_are_those_the_layer_applies():
 def test_filters_are_drawn(checkpoint, image, tmp_path, options, capsys):
     out = tmp_path / "new" / "filters.png"
     command = ["filters", str(image), "--checkpoint", str(checkpoint), "--output", str(out), *options]
-    assert visualize.main(command) == 0
+    assert exit_code(visualize.main, command) == 0
     assert str(out) in capsys.readouterr().out
     assert np.asarray(Image.open(out).convert("L")).std() > 10
 
@@ -72,7 +72,7 @@ def test_filters_are_drawn(checkpoint, image, tmp_path, options, capsys):
 def test_mistakes_are_named(checkpoint, image, tmp_path, options, message, capsys):
     out = tmp_path / "filters.png"
     command = ["filters", str(image), "--checkpoint", str(checkpoint), "--output", str(out), *options]
-    assert visualize.main(command) == 2
+    assert exit_code(visualize.main, command) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
 
@@ -80,16 +80,16 @@ def test_mistakes_are_named(checkpoint, image, tmp_path, options, message, capsy
 def test_a_network_without_filters_has_none_to_draw(image, tmp_path, capsys):
     for name, kwargs in (("resnet14_32px", {}), ("ddf_mul_resnet14_32px", {"filters": "channel"})):
         dense = save(tmp_path / f"{name}.pt", name, **kwargs)
-        assert visualize.main(["filters", str(image), "--checkpoint", str(dense)]) == 2
+        assert exit_code(visualize.main, ["filters", str(image), "--checkpoint", str(dense)]) == 2
         assert "no DDF with spatial filters" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    from ddfnet.tasks.depth.synthetic import make_scenes
+    from ddfnet.tasks.depth.synthetic import render_scenes
 
     root = tmp_path_factory.mktemp("scenes") / "scenes"
-    make_scenes(root, train=4, val=2, size=64)
+    render_scenes(root, train=4, val=2, size=64)
     return root
 
 
@@ -106,9 +106,9 @@ def test_depth_maps_are_drawn(scenes, tmp_path, capsys):
     checkpoint = trained("depth", "scenes.yaml", tmp_path / "run", f"data.root={scenes}", *small)
     out = tmp_path / "depth.png"
     command = ["depth", "--checkpoint", str(checkpoint), "--output", str(out)]
-    assert visualize.main([*command, "--index", "1", "0"]) == 0
+    assert exit_code(visualize.main, [*command, "--index", "1", "0"]) == 0
     assert np.asarray(Image.open(out)).shape[1] == 1700
-    assert visualize.main([*command, "--index", "2"]) == 2
+    assert exit_code(visualize.main, [*command, "--index", "2"]) == 2
     assert "--index 2: the validation set has the pairs 0 to 1" in capsys.readouterr().err
 
 
@@ -122,7 +122,7 @@ def test_detections_are_drawn(tmp_path, image, checkpoint, capsys):
     detector = trained("detection", "shapes.yaml", tmp_path / "run", f"data.root={shapes}", *small)
     out = tmp_path / "detections.png"
     images = [str(path) for path in sorted((shapes / "val").glob("*.png"))]
-    assert visualize.main(["detections", *images, "--checkpoint", str(detector), "--output", str(out)]) == 0
+    assert exit_code(visualize.main, ["detections", *images, "--checkpoint", str(detector), "--output", str(out)]) == 0
     assert out.exists()
-    assert visualize.main(["detections", *images, "--checkpoint", str(checkpoint)]) == 2
+    assert exit_code(visualize.main, ["detections", *images, "--checkpoint", str(checkpoint)]) == 2
     assert "is of the task classification: give a checkpoint of detection" in capsys.readouterr().err

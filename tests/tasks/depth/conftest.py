@@ -1,9 +1,9 @@
-"""Small depth data: drawn scenes, and a file in the layout of the labeled NYU Depth V2."""
+"""Small depth data: synthetic scenes, and a file in the layout of the labeled NYU Depth V2."""
 
 import numpy as np
 import pytest
 
-from ddfnet.tasks.depth.synthetic import make_scenes
+from ddfnet.tasks.depth.synthetic import render_scenes
 
 NYU_WIDTH, NYU_HEIGHT, NYU_PAIRS = 48, 32, 1003
 
@@ -12,7 +12,7 @@ NYU_WIDTH, NYU_HEIGHT, NYU_PAIRS = 48, 32, 1003
 def scene_tree(tmp_path_factory):
     """10 training and 5 validation scenes of 48 x 48; 2 does not divide 5."""
     root = tmp_path_factory.mktemp("depth") / "scenes"
-    make_scenes(root, train=10, val=5, size=48)
+    render_scenes(root, train=10, val=5, size=48)
     return root
 
 

@@ -6,31 +6,42 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.depth.conftest import NYU_HEIGHT, NYU_PAIRS, NYU_WIDTH
 
+from ddfnet.data import loader
 from ddfnet.data.sampler import TrainSampler
+from ddfnet.tasks.depth.config import DepthData
 from ddfnet.tasks.depth.data import (
-    DepthEvalBatches,
-    DepthEvalReader,
-    DepthTrainReader,
+    DepthReader,
     denormalize_guidance,
     depth_sample,
-    depth_train_batches,
     fill_missing,
     normalize_guidance,
     valid_pixels,
+    with_normal_guidance,
 )
 from ddfnet.tasks.depth.pairs import FolderPairs, NYUPairs
-from ddfnet.tasks.depth.synthetic import draw_scene, make_scenes
+from ddfnet.tasks.depth.synthetic import draw_scene, render_scenes
 from ddfnet.utils.errors import DataError
+from scripts import make_data
+from tests.conftest import exit_code
+from tests.tasks.depth.conftest import NYU_HEIGHT, NYU_PAIRS, NYU_WIDTH
 
 CPU = torch.device("cpu")
 
 
-def train_reader(pairs, **options):
-    return DepthTrainReader(
-        pairs, **{"factor": 4, "phase": 1, "crop": 16, "border": 0, "hflip": 0.5, "seed": 3, **options}
-    )
+def train_reader(pairs, *, crop=16, border=0, hflip=0.5, seed=3):
+    return DepthReader(pairs, DepthData(root="", factor=4, crop=crop, border=border), hflip=hflip, seed=seed)
+
+
+def train_batches(pairs, *, workers, **options):
+    reader = train_reader(pairs, **options)
+    return loader.train_batches(reader.read, sampler(10), with_normal_guidance, device=CPU, workers=workers)
+
+
+def eval_batches(pairs, **options):
+    settings = {"batch_size": 2, "rank": 0, "world_size": 1, "device": CPU, "workers": 0, **options}
+    reader = DepthReader(pairs, DepthData(root="", factor=4))
+    return loader.eval_batches(reader.read_eval, len(pairs), with_normal_guidance, **settings)
 
 
 def sampler(length, **options):
@@ -67,10 +78,7 @@ def test_nyu_handles_are_opened_by_the_process_that_reads(nyu_file):
     pairs = NYUPairs(nyu_file, "val")
     assert pairs._file is None
     pairs.read(0)  # a handle of this process, which the workers must not use
-    batches = DepthEvalBatches(
-        DepthEvalReader(pairs, factor=4, phase=1, border=0),
-        batch_size=2, rank=0, world_size=1, device=CPU, num_workers=2,
-    )  # fmt: skip
+    batches = eval_batches(pairs, workers=2)
     assert [batch["index"].tolist() for batch in batches] == [[0, 1], [2]]
 
 
@@ -136,7 +144,7 @@ def test_folders_that_are_incomplete(tmp_path):
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "depth" / "a.png")
     fails(r"a\.png has 5 x 4 pixels and its image 4 x 4")
     (tmp_path / "depth" / "a.png").write_bytes(b"nothing")
-    fails(r"depth/a\.png is broken")
+    fails(r"depth/a\.png is corrupt")
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "rgb" / "a.jpg")
     fails(r"both a\.jpg and a\.png")
 
@@ -204,10 +212,10 @@ def test_normalization_has_an_inverse():
 def test_crops_depend_on_seed_epoch_and_image_alone(scene_tree):
     pairs = FolderPairs(scene_tree / "train", depth_scale=0.001)
     one, again = train_reader(pairs), train_reader(pairs)
-    one.sample((0, 5, 0)), np.random.seed(1)
-    a, b = one.sample((2, 3, 0)), again.sample((2, 3, 0))
+    one.crop((0, 5, 0)), np.random.seed(1)
+    a, b = one.crop((2, 3, 0)), again.crop((2, 3, 0))
     assert all((a[key] == b[key]).all() for key in a)
-    others = [train_reader(pairs, seed=4).sample((2, 3, 0)), one.sample((3, 3, 0))]
+    others = [train_reader(pairs, seed=4).crop((2, 3, 0)), one.crop((3, 3, 0))]
     assert all((a["guidance"] != other["guidance"]).any() for other in others)
 
 
@@ -216,7 +224,7 @@ def test_crop_flip_and_mask_move_together(nyu_file):
     reader = train_reader(NYUPairs(nyu_file, "train"), border=3)
     flips = 0
     for epoch in range(20):
-        sample = reader.sample((epoch, 0, 0))
+        sample = reader.crop((epoch, 0, 0))
         x, y = sample["guidance"][1:].astype(int)
         assert (sample["depth"][0] == 1 + x + 100 * y).all()
         assert (sample["low"][0] == sample["depth"][0, 1::4, 1::4]).all()
@@ -224,15 +232,12 @@ def test_crop_flip_and_mask_move_together(nyu_file):
         assert (sample["valid"][0] == inside).all()
         flips += x[0, 0] > x[0, 1]
     assert 4 <= flips <= 16
-    assert all(train_reader(reader.pairs, hflip=0.0).sample((e, 0, 0))["guidance"][1, 0, 0] < 33 for e in range(9))
+    assert all(train_reader(reader.pairs, hflip=0.0).crop((e, 0, 0))["guidance"][1, 0, 0] < 33 for e in range(9))
 
 
 def test_batches_do_not_depend_on_workers(scene_tree):
     pairs = FolderPairs(scene_tree / "train", depth_scale=0.001)
-    streams = [
-        list(depth_train_batches(train_reader(pairs), sampler(10), device=CPU, num_workers=workers))
-        for workers in (0, 2)
-    ]
+    streams = [list(train_batches(pairs, workers=workers)) for workers in (0, 2)]
     assert len(streams[0]) == len(streams[1]) == 4
     for a, b in zip(*streams, strict=True):
         assert all(torch.equal(a[key], b[key]) for key in ("low", "guidance", "depth", "valid", "index"))
@@ -240,20 +245,15 @@ def test_batches_do_not_depend_on_workers(scene_tree):
     assert streams[0][0]["low"].shape == (2, 1, 4, 4)
 
 
-def test_a_image_below_the_crop_is_named(scene_tree):
+def test_an_image_below_the_crop_is_named(scene_tree):
     pairs = FolderPairs(scene_tree / "train", depth_scale=0.001)
     for workers in (0, 1):
-        batches = depth_train_batches(train_reader(pairs, crop=64), sampler(10), device=CPU, num_workers=workers)
+        batches = train_batches(pairs, crop=64, workers=workers)
         with pytest.raises(DataError, match=r"png has 48 x 48 pixels, less than data\.crop=64: lower data\.crop"):
             next(batches)
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
-
-
-def eval_batches(pairs, **options):
-    settings = {"batch_size": 2, "rank": 0, "world_size": 1, "device": CPU, "num_workers": 0}
-    return DepthEvalBatches(DepthEvalReader(pairs, factor=4, phase=1, border=0), **{**settings, **options})
 
 
 def test_processes_share_the_images(scene_tree):
@@ -267,21 +267,22 @@ def test_processes_share_the_images(scene_tree):
 def test_images_of_equal_size_make_a_batch(tmp_path):
     for name, shape in (("a", (8, 8)), ("b", (8, 9)), ("c", (7, 8)), ("d", (6, 12))):
         write_pair(tmp_path, name, np.ones(shape, np.uint8))
-    batches = list(eval_batches(FolderPairs(tmp_path, depth_scale=1.0), batch_size=4, channels_last=True))
+    batches = list(eval_batches(FolderPairs(tmp_path, depth_scale=1.0), batch_size=4))
     assert [batch["index"].tolist() for batch in batches] == [[0, 2], [1, 3]]  # 8 x 8 and 8 x 12 when padded
     assert batches[0]["valid"].sum((1, 2, 3)).tolist() == [64, 56]
-    assert batches[1]["guidance"].is_contiguous(memory_format=torch.channels_last)
+    last = with_normal_guidance({"guidance": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)}, channels_last=True)
+    assert last["guidance"].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_broken_image_is_named(tmp_path):
+def test_a_corrupt_image_is_named(tmp_path):
     write_pair(tmp_path, "a", np.ones((8, 8), np.uint8))
     (tmp_path / "depth" / "a.png").write_bytes(b"nothing")
     for workers in (0, 1):
-        with pytest.raises(DataError, match=r"depth/a\.png is broken"):
-            list(eval_batches(FolderPairs(tmp_path, depth_scale=1.0), num_workers=workers))
+        with pytest.raises(DataError, match=r"depth/a\.png is corrupt"):
+            list(eval_batches(FolderPairs(tmp_path, depth_scale=1.0), workers=workers))
 
 
-# --- drawn scenes -----------------------------------------------------------------------------------------------------
+# --- synthetic scenes -------------------------------------------------------------------------------------------------
 
 
 def test_scenes_are_exact(scene_tree):
@@ -296,28 +297,26 @@ def test_scenes_are_exact(scene_tree):
 
 
 def test_scenes_are_kept(scene_tree, tmp_path):
-    assert make_scenes(scene_tree, train=10, val=5, size=48) == {"train": 10, "val": 5}
+    assert render_scenes(scene_tree, train=10, val=5, size=48) == {"train": 10, "val": 5}
     with pytest.raises(DataError, match="was made with"):
-        make_scenes(scene_tree, train=11, val=5, size=48)
+        render_scenes(scene_tree, train=11, val=5, size=48)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(DataError, match="was not made by make_depth_scenes"):
-        make_scenes(tmp_path)
+    with pytest.raises(DataError, match=r"was not made by make_data\.py scenes"):
+        render_scenes(tmp_path)
     with pytest.raises(ValueError, match="size must be at least 16, got 8"):
-        make_scenes(tmp_path / "new", size=8)
-    make_scenes(tmp_path / "new", train=1, val=1, size=16)
+        render_scenes(tmp_path / "new", size=8)
+    render_scenes(tmp_path / "new", train=1, val=1, size=16)
     (tmp_path / "new" / "val" / "depth" / "0000.png").unlink()
     with pytest.raises(DataError, match="incomplete"):
-        make_scenes(tmp_path / "new", train=1, val=1, size=16)
+        render_scenes(tmp_path / "new", train=1, val=1, size=16)
 
 
 def test_scenes_from_the_command_line(tmp_path, capsys):
-    from scripts.make_depth_scenes import main
-
     out = tmp_path / "scenes"
-    command = [str(out), "--train", "2", "--val", "1", "--size", "32", "--seed", "5"]
-    assert main(command) == 0
+    command = ["scenes", out, "--train", "2", "--val", "1", "--size", "32", "--seed", "5"]
+    assert exit_code(make_data.main, command) == 0
     assert "2 training and 1 validation scenes" in capsys.readouterr().out
     assert json.loads((out / "scenes.json").read_text())["parameters"]["seed"] == 5
     assert not [path for path in tmp_path.iterdir() if path != out]
-    assert main([str(out), "--size", "64"]) == 2
-    assert "make_depth_scenes: " in capsys.readouterr().err
+    assert exit_code(make_data.main, ["scenes", out, "--size", "64"]) == 2
+    assert "was made with" in capsys.readouterr().err

@@ -91,7 +91,7 @@ def test_header_of_the_demo():
     path = CONFIGS / "scenes.yaml"
     header = dict(re.findall(r"^#   (\w+) +(.+)$", path.read_text(), re.MULTILINE))
     assert header["model"] == f"{parameters(load_config(path).config):,} parameters"
-    assert "make_depth_scenes.py data/scenes" in header["command"]
+    assert "make_data.py scenes data/scenes" in header["command"]
     assert "--config configs/depth/scenes.yaml" in header["command"]
 
 
@@ -241,7 +241,7 @@ def test_mixed_precision(tiny, tmp_path):
 @pytest.mark.slow
 def test_demo_beats_the_methods_without_training(tmp_path):
     scenes, run = tmp_path / "scenes", tmp_path / "run"
-    subprocess.run([sys.executable, str(ROOT / "scripts/make_depth_scenes.py"), str(scenes)], check=True)
+    subprocess.run([sys.executable, str(ROOT / "scripts/make_data.py"), "scenes", str(scenes)], check=True)
     overrides = (f"data.root={scenes}", f"run.dir={run}")
     result = launch("train.py", "--config", CONFIGS / "scenes.yaml", *overrides, processes=2, timeout=1800)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""A small detection run on drawn shapes."""
+"""A small detection run on synthetic shapes."""
 
 import pytest
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ddfnet.data.loader import eval_batches, train_batches
 from ddfnet.data.sampler import TrainSampler
 from ddfnet.tasks.detection.coco import index_coco
-from ddfnet.tasks.detection.data import detection_eval_batches, detection_train_batches, flip_boxes
+from ddfnet.tasks.detection.data import DetectionReader, flip_boxes, scale_images
 from ddfnet.tasks.detection.synthetic import render_shapes
 from ddfnet.utils.errors import DataError
-from scripts import make_shapes
+from scripts import make_data
+from tests.conftest import exit_code
 
 CPU = torch.device("cpu")
 
@@ -60,7 +62,7 @@ def test_boxes_labels_and_what_is_left_out(tree):
     assert usable.objects(0)[0].tolist() == boxes.tolist()
 
 
-def broken(content, where, **change):
+def changed(content, where, **change):
     content[where][0].update(change)
     return content
 
@@ -74,13 +76,13 @@ def broken(content, where, **change):
         (lambda c: {**c, "images": []}, "images is empty"),
         (lambda c: {**c, "images": [{"id": 1}]}, r"images\[0\] has no `file_name`"),
         (lambda c: {**c, "annotations": [{"image_id": 9}]}, r"annotations\[0\] has no `category_id`"),
-        (lambda c: broken(c, "annotations", image_id=1), "image_id=1, which the file does not list"),
-        (lambda c: broken(c, "annotations", category_id=1), "category_id=1, which the file does not list"),
-        (lambda c: broken(c, "annotations", bbox=[1, 2, 3]), r"bbox=\[1, 2, 3\]: expected \[x, y, width, height\]"),
-        (lambda c: broken(c, "annotations", bbox=[1, 2, 3, None]), "bbox="),
-        (lambda c: broken(c, "images", id="9"), r"images\[0\] has id='9': it must be a whole number"),
-        (lambda c: broken(c, "images", id=8), "id 8 stands twice in images"),
-        (lambda c: broken(c, "images", file_name="x.png"), "names the image x.png, which is not in"),
+        (lambda c: changed(c, "annotations", image_id=1), "image_id=1, which the file does not list"),
+        (lambda c: changed(c, "annotations", category_id=1), "category_id=1, which the file does not list"),
+        (lambda c: changed(c, "annotations", bbox=[1, 2, 3]), r"bbox=\[1, 2, 3\]: expected \[x, y, width, height\]"),
+        (lambda c: changed(c, "annotations", bbox=[1, 2, 3, None]), "bbox="),
+        (lambda c: changed(c, "images", id="9"), r"images\[0\] has id='9': it must be a whole number"),
+        (lambda c: changed(c, "images", id=8), "id 8 stands twice in images"),
+        (lambda c: changed(c, "images", file_name="x.png"), "names the image x.png, which is not in"),
     ],
 )
 def test_mistakes_name_file_key_and_fix(tree, change, message):
@@ -101,13 +103,13 @@ def test_missing_files(tree):
 
 
 @pytest.mark.parametrize("fault", ["size", "bytes"])
-def test_a_broken_image_is_named(tree, fault):
+def test_a_corrupt_image_is_named(tree, fault):
     if fault == "size":
         Image.new("RGB", (30, 40)).save(tree / "2.png")
     else:
         (tree / "2.png").write_bytes(b"no image")
-    batches = detection_eval_batches(index(tree), batch_size=2, rank=0, world_size=1, device=CPU, num_workers=1)
-    with pytest.raises(DataError, match=r"2\.png (has 30 x 40 pixels, .* says 40 x 30|is broken)"):
+    batches = eval_stream(index(tree), workers=1)
+    with pytest.raises(DataError, match=r"2\.png (has 30 x 40 pixels, .* says 40 x 30|is corrupt)"):
         list(batches)
 
 
@@ -130,14 +132,22 @@ def train_stream(found, *, rank=0, world_size=1, start=0, hflip=0.5, workers=0, 
         length=len(found), global_batch=4, rank=rank, world_size=world_size, accumulation=1, seed=seed,
         start_step=start, end_step=steps,
     )  # fmt: skip
-    return detection_train_batches(found, sampler=sampler, device=CPU, num_workers=workers, seed=seed, hflip=hflip)
+    reader = DetectionReader(found, seed=seed, hflip=hflip)
+    return train_batches(reader.read, sampler, scale_images, device=CPU, workers=workers)
+
+
+def eval_stream(found, *, rank=0, world_size=1, workers=0):
+    return eval_batches(
+        DetectionReader(found).read_eval, len(found), scale_images,
+        batch_size=2, rank=rank, world_size=world_size, device=CPU, workers=workers,
+    )  # fmt: skip
 
 
 def test_flip_turns_image_and_boxes(shapes):
     found = split(shapes, "train").with_boxes()
     for batch in train_stream(found, hflip=1.0, steps=2):
         for image, target, i in zip(batch["image"], batch["target"], batch["index"], strict=True):
-            pixels = np.asarray(Image.open(found.path(i))).transpose(2, 0, 1)[:, :, ::-1].copy()
+            pixels = np.asarray(Image.open(found.name(i))).transpose(2, 0, 1)[:, :, ::-1].copy()
             torch.testing.assert_close(image, torch.from_numpy(pixels) / 255)
             boxes, labels = found.objects(i)
             assert target["boxes"].tolist() == flip_boxes(boxes, 48).tolist()
@@ -175,21 +185,19 @@ def test_evaluation_reads_each_image_once(shapes, world_size):
     ids = [
         target["image_id"]
         for rank in range(world_size)
-        for batch in detection_eval_batches(
-            found, batch_size=2, rank=rank, world_size=world_size, device=CPU, num_workers=0
-        )
+        for batch in eval_stream(found, rank=rank, world_size=world_size)
         for target in batch["target"]
     ]
     assert sorted(ids) == found.ids.tolist()
 
 
-# --- drawn shapes -----------------------------------------------------------------------------------------------------
+# --- synthetic shapes -------------------------------------------------------------------------------------------------
 
 
 def test_shapes_are_where_their_boxes_say(shapes):
     found = split(shapes, "train")
     for i in range(len(found)):
-        pixels = np.asarray(Image.open(found.path(i))).astype(int)
+        pixels = np.asarray(Image.open(found.name(i))).astype(int)
         colored = np.ptp(pixels, axis=2) > 100  # the ground is gray
         assert len(found.objects(i)[0]) >= 1
         for x1, y1, x2, y2 in found.objects(i)[0].astype(int):
@@ -200,23 +208,23 @@ def test_shapes_are_where_their_boxes_say(shapes):
         assert colored.sum() == 0
 
 
-def test_make_shapes_keeps_what_it_made(tmp_path, capsys):
+def test_make_data_keeps_the_shapes_it_made(tmp_path, capsys):
     def run(*arguments):
-        return make_shapes.main([str(tmp_path / "set"), *arguments]), capsys.readouterr()
+        return exit_code(make_data.main, ["shapes", tmp_path / "set", *arguments]), capsys.readouterr()
 
     assert run("--train", "2", "--val", "1")[0] == 0
     image = tmp_path / "set" / "train" / "000001.png"
     written = image.stat().st_mtime_ns
-    code, said = run("--train", "2", "--val", "1")
+    code, printed = run("--train", "2", "--val", "1")
     assert (code, image.stat().st_mtime_ns) == (0, written)
-    assert "2 training and 1 validation images of disc, square, triangle" in said.out
-    code, said = run("--train", "3", "--val", "1")
+    assert "2 training and 1 validation images of disc, square, triangle" in printed.out
+    code, printed = run("--train", "3", "--val", "1")
     assert code == 2
-    assert "was made with" in said.err
+    assert "was made with" in printed.err
     image.unlink()
-    code, said = run("--train", "2", "--val", "1")
+    code, printed = run("--train", "2", "--val", "1")
     assert code == 2
-    assert "incomplete" in said.err
+    assert "incomplete" in printed.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["set"]
 
 

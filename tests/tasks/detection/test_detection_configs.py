@@ -102,7 +102,7 @@ def test_dry_run(name, shapes, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_demo_learns_twenty_images_by_heart(tmp_path):
+def test_demo_overfits_twenty_images(tmp_path):
     """Training and validation on the same images."""
     root = tmp_path / "shapes"
     render_shapes(root, train=1, val=20)

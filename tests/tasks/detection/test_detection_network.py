@@ -8,7 +8,7 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 import ddfnet
-from ddfnet.engine.precision import autocast
+from ddfnet.engine.evaluate import autocast
 from ddfnet.tasks import create_task, load_config
 from ddfnet.tasks.detection.network import create_backbone, create_detector
 from ddfnet.utils.errors import CheckpointError, ConfigError

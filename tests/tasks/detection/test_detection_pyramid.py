@@ -9,7 +9,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from ddfnet.tasks.detection.pyramid import UPSAMPLERS, FeaturePyramid, upsampler
 
-LOW_RESOLUTION = [(40, 25), (80, 50), (160, 100)]  # levels that are upsampled, of a image of 1280 x 800 pixels
+LOW_RESOLUTION = [(40, 25), (80, 50), (160, 100)]  # levels that are upsampled, of an image of 1280 x 800 pixels
 CHANNEL_BRANCH = 4 * (256 * 51 + 51 * 256 * 9)  # of DDF-Up: once per image, whatever its size
 
 

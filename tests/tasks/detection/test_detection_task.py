@@ -2,12 +2,12 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
-from tests.detection.conftest import TINY
 
-from ddfnet.engine import runs
+from ddfnet.engine import train as training
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 from ddfnet.tasks import create_task, load_config
 from ddfnet.tasks.detection.metrics import METRICS
@@ -16,6 +16,7 @@ from ddfnet.tasks.plan import plan_run
 from ddfnet.utils.errors import CheckpointError, DataError, UserError
 from ddfnet.utils.files import read_jsonl
 from tests.conftest import launch
+from tests.tasks.detection.conftest import TINY
 
 pytest.importorskip("pycocotools")
 
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def run(tiny, folder, *overrides):
-    return runs.train(load_config(tiny, [f"run.dir={folder}", *overrides]))
+    return training.train(load_config(tiny, [f"run.dir={folder}", *overrides]))
 
 
 def records(folder, kind):
@@ -40,7 +41,7 @@ def task_of(tiny, *overrides):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, shapes):
-    """Four steps with moving average, and one evaluation."""
+    """Four steps with EMA weights, and one evaluation."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.yaml").write_text(TINY.format(root=shapes))
     assert run(folder / "tiny.yaml", folder / "run", "train.ema={decay: 0.5}", "eval.every=2") == 0
@@ -61,7 +62,7 @@ def test_checkpoint_says_what_it_holds(trained):
 
 
 def test_eval_repeats_the_figures_of_training(trained, tmp_path, capsys):
-    report = evaluate_checkpoint(trained / "best.pt", output=tmp_path, device="cpu", workers=0, batch_size=3)
+    report = evaluate_checkpoint(trained / "best.pt", output=tmp_path, device="cpu", workers=0, batch_size=3).to_dict()
     said = records(trained, "val_ema")[-1]
     for key in ("map", "map50", "map_medium", "n"):
         assert report[key] == pytest.approx(said[key]), key
@@ -75,14 +76,16 @@ def test_eval_needs_only_the_validation_part(trained, shapes, tmp_path):
     for name in ("val", "annotations/val.json"):
         (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
         (elsewhere / name).symlink_to(shapes / name)
-    report = evaluate_checkpoint(trained / "best.pt", data=elsewhere, weights="raw", device="cpu", output=tmp_path)
+    report = evaluate_checkpoint(
+        trained / "best.pt", data=elsewhere, weights="raw", device="cpu", output=tmp_path
+    ).to_dict()
     assert (report["weights"], report["data"], report["n"]) == ("model", str(elsewhere), 5)
     assert report["map"] == pytest.approx(records(trained, "val")[-1]["map"])
 
 
 def test_eval_refuses_what_makes_no_sense(trained, shapes, tmp_path):
     best = trained / "best.pt"
-    with pytest.raises(UserError, match="--model, --input-size cannot be used with a checkpoint of the task detection"):
+    with pytest.raises(UserError, match="--model, --input-size cannot be used with a checkpoint of detection"):
         evaluate_checkpoint(best, model="resnet50", input_size=64)
     with pytest.raises(CheckpointError, match=r"does not hold the configuration.*best\.pt"):
         evaluate_checkpoint(trained / "best.safetensors")
@@ -110,8 +113,8 @@ def test_resume_is_exact(tiny, trained, tmp_path):
             return step >= 3
 
     signal = StopAfterTheFirstEpoch()
-    with runs.distributed_session("cpu") as distributed:
-        assert runs._train(loaded, distributed, signal, dry_run=False) == 75
+    with training.distributed_session("cpu") as distributed:
+        assert training._train(loaded, distributed, signal, dry_run=False) == 75
     assert state(stopped)["step"] == 3
     assert run(tiny, stopped, *once) == 0
     for kind in ("model", "ema"):
@@ -131,13 +134,13 @@ def test_two_processes_train_and_evaluate_as_one(tiny, tmp_path):
     assert len(losses) == 10
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
     said = records(folder, "val")[-1]
-    report = evaluate_checkpoint(folder / "last.pt", device="cpu", workers=0, batch_size=5)
+    report = evaluate_checkpoint(folder / "last.pt", device="cpu", workers=0, batch_size=5).to_dict()
     assert {key: report[key] for key in (*METRICS, "n")} == {key: said[key] for key in (*METRICS, "n")}
 
 
 def test_new_classes_start_afresh(tiny, trained):
     model = task_of(tiny, "model.num_classes=9").build_model()
-    note = runs.load_initial_weights(model, trained / "best.pt")
+    note = training.load_initial_weights(model, trained / "best.pt")
     assert "new classifier: roi_heads.box_predictor.cls_score.weight" in note
     assert torch.equal(model.state_dict()["rpn.head.cls_logits.weight"],
                        state(trained, "best.pt")["ema"]["rpn.head.cls_logits.weight"])  # fmt: skip
@@ -154,7 +157,7 @@ def test_losses_and_samples(tiny):
     assert task.batch_images(batch) == 2
     names = task.sample_names(derived, 1)
     assert len(names) == 4
-    assert [task._train.path(i).name for i in batch["index"]] == [n.rsplit("/", 1)[-1] for n in names[::2]]
+    assert [Path(task._train.name(i)).name for i in batch["index"]] == [n.rsplit("/", 1)[-1] for n in names[::2]]
 
 
 def test_categories_must_agree(tiny, shapes, tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 import ddfnet
 from ddfnet.checkpoint import save_safetensors
-from ddfnet.inference.classifier import load_classifier
+from ddfnet.models.classifier import load_classifier
 from ddfnet.utils.errors import CheckpointError
 from ddfnet.zoo import ZooError
 

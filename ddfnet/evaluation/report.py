@@ -1,0 +1,290 @@
+"""The report of an evaluation: typed, and as JSON, console text, Markdown and CSV."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from functools import cached_property
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+from ddfnet.evaluation.class_names import readable_names
+from ddfnet.evaluation.figures import draw_figures
+from ddfnet.evaluation.image_sets import ImageSet
+from ddfnet.evaluation.predictions import Predictions
+from ddfnet.evaluation.statistics import BINS, ClassRow, calibration, class_rows, confusions, per_class_csv
+from ddfnet.utils.environment import environment
+from ddfnet.utils.files import write_atomically, write_json, write_text
+from ddfnet.utils.markdown import table
+from ddfnet.utils.text import wrap
+
+TEXTS = ("report.json", "report.md", "per_class.csv")
+FIGURES = {
+    "calibration.png": "Calibration",
+    "confusion.png": "Confusions",
+    "mistakes.png": "The mistakes made with the highest confidence",
+}
+_MOST = 10  # rows of the tables of report.md
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How an evaluation was made; the same for all its sets. `facts`: what the task adds, as plain values."""
+
+    checkpoint: str
+    task: str
+    weights: str
+    model: str
+    parameters: int
+    facts: dict[str, Any]
+    precision: str
+    batch_size: int
+    device: str
+    processes: int
+    command: str = field(default_factory=lambda: shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    date: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    environment: dict[str, Any] = field(default_factory=environment)
+
+    @property
+    def network(self) -> str:
+        return f"{self.model} ({self.weights} weights), {self.parameters:,} parameters"
+
+    @property
+    def machine(self) -> str:
+        device = self.environment["gpus"][0] if self.device == "cuda" else "CPU"
+        return f"{self.precision} on {device}, {self.processes} process(es)"
+
+    @property
+    def lines(self) -> list[str]:
+        """Network, preprocessing and machine of an evaluation image by image."""
+        how = self.facts["preprocessing"]
+        images = f"{how['input_size']} px, crop {how['crop_pct']:g}, {how['interpolation']}; {self.machine}"
+        tta = ["test-time augmentation: mean softmax of image and mirror image"] if self.facts["tta"] else []
+        return [self.network, images, *tta]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys that all tasks have, and those of `facts`."""
+        return {**{key: value for key, value in vars(self).items() if key != "facts"}, **self.facts}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The results on one set of images."""
+
+    settings: Settings
+    data: str  # where the images are
+    metrics: dict[str, float]  # of the task's evaluator; `n` is the number of images
+    images_per_second: float  # over all processes, reading included
+    files: tuple[str, ...] = ()  # in the report folder; none before it is written
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """The results without the settings, which are the same for all sets of an evaluation."""
+        return {"data": self.data, **self.metrics, "images_per_second": self.images_per_second}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of report.json."""
+        return {**self.settings.to_dict(), **self.results, "files": [*self.files]}
+
+    def console(self) -> str:
+        """Settings and metrics in lines."""
+        settings, width = self.settings, max(map(len, self.metrics))
+        head = [settings.network, f"{settings.task} on {self.data}"]
+        head += [f"{settings.machine}, {self.images_per_second} images/s", ""]
+        formats = {key: "9d" if isinstance(value, int) else "9.4f" for key, value in self.metrics.items()}
+        return "\n".join(head + [f"  {key:{width}}  {self.metrics[key]:{how}}" for key, how in formats.items()])
+
+    def write(self, folder: Path) -> "Report":
+        """Writes report.json; returns the report with its `files`."""
+        report = replace(self, files=("report.json",))
+        write_json(folder / "report.json", report.to_dict())
+        return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionReport(Report):
+    """The results on one set, image by image."""
+
+    images: ImageSet
+    predictions: Predictions
+    classes: list[str]  # names of the scored outputs, which may be more than the classes of the data
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Readable names of the classes."""
+        return readable_names(self.classes)
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        return {
+            "set": self.images.name or None,
+            "classes": len(self.images.classes),
+            "note": self.images.note,
+            "data": self.data,
+            **self.metrics,
+            # The cross-entropy wants one correct label.
+            "loss": self.metrics["loss"] if self.images.accepted is None else None,
+            "top1_count": int(self.predictions.correct.sum()),
+            "top5_count": int(self.predictions.correct5.sum()),
+            "ece": calibration(self.predictions).ece,
+            "images_per_second": self.images_per_second,
+        }
+
+    def console(self) -> str:
+        result = self.results
+        rows = [
+            f"  top-1  {result['top1']:6.2f} %  ({result['top1_count']} of {result['n']})",
+            f"  top-5  {result['top5']:6.2f} %  ({result['top5_count']} of {result['n']})",
+            f"  ece    {result['ece']:6.2f} %  (expected calibration error, {BINS} bins)",
+            f"  loss   {_loss(result):>7}",
+            f"  n      {result['n']:6d}",
+            f"  speed  {self.images_per_second:6.1f} images/s",
+        ]
+        return "\n".join([*map(wrap, self.settings.lines), self.data, "", *rows])
+
+    def row(self) -> str:
+        """The set in one line, below `sets_header`."""
+        result = self.results
+        return (
+            f"{result['set']:<12}{result['n']:>9}{result['classes']:>9}{result['top1']:>7.2f} %{result['top5']:>7.2f} %"
+            f"{result['ece']:>7.2f} %{_loss(result):>9}{self.images_per_second:>10.1f}"
+        )
+
+    def write(self, folder: Path) -> "PredictionReport":
+        """Writes the texts, then the figures; those of an earlier report are removed.
+
+        A figure that cannot be drawn is missing in `files`, and a line on stderr says why.
+        """
+        report = replace(self, files=TEXTS)
+        report._write_texts(folder)
+        for name in FIGURES:
+            (folder / name).unlink(missing_ok=True)
+        figures = draw_figures(self.images, self.predictions, self.names, self.settings.facts["preprocessing"])
+        for name, png in figures.items():
+            write_atomically(folder / name, methodcaller("write", png))
+        if figures:
+            report = replace(report, files=(*TEXTS, *figures))
+            report._write_texts(folder)
+        return report
+
+    def _write_texts(self, folder: Path) -> None:
+        rows = class_rows(self.predictions)
+        write_text(folder / "per_class.csv", per_class_csv(rows, self.classes, self.names))
+        write_text(folder / "report.md", report_page(self, rows))
+        write_json(folder / "report.json", self.to_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetsReport:
+    """Several sets side by side, each with a report folder of its own."""
+
+    settings: Settings
+    reports: dict[str, PredictionReport]
+    files: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of sets.json."""
+        results = {name: {**report.results, "files": [*report.files]} for name, report in self.reports.items()}
+        return {**self.settings.to_dict(), "sets": results, "files": [*self.files]}
+
+    def write(self, folder: Path) -> "SetsReport":
+        """Writes sets.json and sets.md beside the folders of the sets."""
+        parts = [f"{name}/{file}" for name, report in self.reports.items() for file in report.files]
+        summary = replace(self, files=("sets.json", "sets.md", *parts))
+        write_text(folder / "sets.md", sets_page(summary))
+        write_json(folder / "sets.json", summary.to_dict())
+        return summary
+
+
+def sets_header(settings: Settings) -> str:
+    """The lines above those of several sets."""
+    header = f"{'set':<12}{'images':>9}{'classes':>9}{'top-1':>9}{'top-5':>9}{'ece':>9}{'loss':>9}{'images/s':>10}"
+    return "\n".join([*map(wrap, settings.lines), "", header])
+
+
+def report_page(report: PredictionReport, rows: Sequence[ClassRow]) -> str:
+    """report.md; rows of `class_rows`."""
+    settings, result, names = report.settings, report.results, report.names
+    where = f"{result['set']} ({report.data})" if result["set"] else report.data
+    n, pairs, counts = f"{result['n']:,}", confusions(report.predictions), {row.label: row.n for row in rows}
+    figures = [
+        ("top-1", f"**{result['top1']:.2f} %** ({result['top1_count']:,} of {n})"),
+        ("top-5", f"{result['top5']:.2f} % ({result['top5_count']:,} of {n})"),
+        ("expected calibration error", f"{result['ece']:.2f} % ({BINS} bins)"),
+        ("loss (cross-entropy)", _loss(result)),
+    ]
+    parts = [f"# {settings.model} on {where}", table(("", "result"), figures), result["note"]]
+    if settings.facts["tta"]:
+        parts.append(
+            "With test-time augmentation (`--tta`): softmax averaged over each image and its mirror image. Not to be "
+            "compared with figures of single predictions."
+        )
+    weakest = [
+        (names[row.label], f"{100 * row.top1 / row.n:.1f} %", f"{row.top1} of {row.n}", f"{row.confidence:.2f}",
+         "" if row.predicted_as is None else f"{names[row.predicted_as]} ({row.predicted_as_count})")
+        for row in sorted(rows, key=lambda row: (row.top1 / row.n, row.label))[:_MOST]
+    ]  # fmt: skip
+    columns = ("class", "top-1", "correct", "mean confidence", "most often predicted as")
+    parts += [f"## The {len(weakest)} weakest of {len(rows)} classes", table(columns, weakest)]
+    confused = [
+        (names[pair.target], names[pair.predicted], str(pair.count), f"{100 * pair.count / counts[pair.target]:.1f} %")
+        for pair in pairs[:_MOST]
+    ]
+    confusion_table = table(("true class", "predicted as", "images", "of its class"), confused)
+    parts += ["## Most frequent confusions", confusion_table if pairs else "None: every prediction is correct."]
+    if len(pairs) > _MOST:
+        shown, total = (sum(pair.count for pair in some) for some in (pairs[:_MOST], pairs))
+        parts.append(f"{shown} of {total} mistakes; {len(pairs)} pairs of classes in all.")
+    parts += [f"## {title}\n\n![{title}]({name})" for name, title in FIGURES.items() if name in report.files]
+    parts += ["## How it was measured", _settings_table(report)]
+    others = ", ".join(f"[{name}]({name})" for name in report.files if name not in ("report.md", *FIGURES))
+    return "\n\n".join(part.strip() for part in [*parts, f"All figures: {others}."] if part) + "\n"
+
+
+def sets_page(summary: SetsReport) -> str:
+    """sets.md: one row per set, with links to the reports."""
+    settings, results = summary.settings, {name: report.results for name, report in summary.reports.items()}
+    rows = [
+        (f"[{name}]({name}/report.md)", f"{result['n']:,}", f"{result['classes']:,}",
+         f"{result['top1']:.2f} % ({result['top1_count']:,})", f"{result['top5']:.2f} % ({result['top5_count']:,})",
+         f"{result['ece']:.2f} %", _loss(result))
+        for name, result in results.items()
+    ]  # fmt: skip
+    columns = ("set", "images", "classes", "top-1", "top-5", f"ECE ({BINS} bins)", "loss")
+    parts = [
+        f"# {settings.model} on {len(results)} sets",
+        table(columns, rows),
+        *(f"{name}: {result['note']}" for name, result in results.items() if result["note"]),
+        f"{'; '.join(settings.lines)}. Checkpoint `{settings.checkpoint}`.",
+        f"`{settings.command}`, {settings.date[:10]}. Machine and versions: [sets.json](sets.json).",
+    ]
+    return "\n\n".join(map(str.strip, parts)) + "\n"
+
+
+def _loss(result: dict[str, Any]) -> str:
+    return "-" if result["loss"] is None else f"{result['loss']:.4f}"
+
+
+def _settings_table(report: PredictionReport) -> str:
+    settings, facts, machine = report.settings, report.settings.facts, report.settings.environment
+    how = facts["preprocessing"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
+    kwargs = ", ".join(f"{key}={value!r}" for key, value in facts["model_kwargs"].items())
+    rows = [
+        ("model", f"{settings.model}{f' ({kwargs})' if kwargs else ''}, {settings.parameters:,} parameters"),
+        ("checkpoint", f"`{settings.checkpoint}`, {settings.weights} weights"),
+        ("data", f"`{report.data}`, {report.metrics['n']:,} images, {len(report.images.classes):,} classes"),
+        ("images", f"{how['input_size']} px, crop {how['crop_pct']:g}, {how['interpolation']}"),
+        ("test-time augmentation", "mirror image" if facts["tta"] else "none"),
+        ("precision", settings.precision),
+        ("device", ", ".join(sorted(set(machine["gpus"]))) if settings.device == "cuda" else "CPU"),
+        ("processes, batch", f"{settings.processes}, {settings.batch_size} images each"),
+        ("speed", f"{report.images_per_second} images per second, reading included"),
+        ("command", f"`{settings.command}`"),
+        ("date", settings.date),
+        ("versions", f"Python {machine['python']}, {versions}"),
+        ("git commit", machine["git"] or "not a checkout"),
+    ]
+    return table(("", "value"), rows)

@@ -1,0 +1,109 @@
+"""Evaluation of a classifier's checkpoint: on one folder of class folders, or on several published sets."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddfnet.checkpoint import Weights
+from ddfnet.data.batches import EvalBatchTransform
+from ddfnet.data.dataset import EvalDataset
+from ddfnet.data.loader import eval_batches
+from ddfnet.data.preprocessing import Preprocessing, eval_transform
+from ddfnet.data.sources import ImageSource, open_source
+from ddfnet.evaluation.class_names import in_order_of_number, known_classes, output_names
+from ddfnet.evaluation.image_sets import ImageSet, find_sets, load_set
+from ddfnet.evaluation.predictions import PredictionEvaluator
+from ddfnet.evaluation.report import PredictionReport
+from ddfnet.models.classifier import Classifier, build_classifier
+from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
+from ddfnet.utils.errors import DataError, UserError
+from ddfnet.zoo.entries import Entry
+
+BATCH_SIZE = 128
+
+
+def classification_evaluation(
+    path: Path, weights: Weights, entry: Entry | None, options: EvaluationOptions
+) -> Evaluation:
+    """`Task.evaluation` of classification: any file that `build_classifier` reads, image by image."""
+    folders = find_sets(options.sets, options.data) if options.sets is not None else None
+    loaded = build_classifier(weights, source=path, model=options.model, entry=entry)
+    changes = {"size": options.input_size, "crop_pct": options.crop_pct, "interpolation": options.interpolation}
+    how = loaded.preprocessing.replaced(**{key: value for key, value in changes.items() if value is not None})
+    outputs = loaded.num_classes
+    if folders is None:
+        data = Path(options.data) if options.data is not None else _training_validation_set(path, weights)
+        index = _index(loaded.classes, path, data, outputs)
+        sets = [ImageSet("", index, index.classes)]
+    else:
+        classes = known_classes(loaded.classes, outputs)
+        if classes is None:
+            raise UserError(f"{path} does not name its {outputs} classes, which --sets needs: give --data FOLDER alone")
+        sets = [load_set(name, folder, classes, outputs=outputs) for name, folder in folders.items()]
+    return Evaluation(
+        loaded.network,
+        model=loaded.name,
+        precision=loaded.precision if options.precision == "auto" else options.precision,
+        batch_size=options.batch_size or BATCH_SIZE,
+        channels_last=True,
+        facts={"model_kwargs": loaded.kwargs, "preprocessing": how.to_dict(), "tta": options.tta},
+        sets=[_set(images, loaded, how, options) for images in sets],
+    )
+
+
+def _set(images: ImageSet, loaded: Classifier, how: Preprocessing, options: EvaluationOptions) -> EvaluationSet:
+    outputs = loaded.num_classes if images.columns is None else len(images.columns)
+
+    def batches(*, rank: int, world_size: int, device: torch.device) -> Any:
+        return eval_batches(
+            EvalDataset(images.index, eval_transform(how)).read,
+            len(images.index),
+            EvalBatchTransform(how, device=device, channels_last=True),
+            batch_size=options.batch_size or BATCH_SIZE,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+            workers=options.workers,
+        )
+
+    def evaluator(device: torch.device) -> PredictionEvaluator:
+        return PredictionEvaluator(columns=images.columns, mirror=options.tta, accepted=images.accepted)
+
+    def report(evaluator: PredictionEvaluator, **about: Any) -> PredictionReport:
+        classes = output_names(images.classes, outputs)
+        return PredictionReport(images=images, predictions=evaluator.predictions, classes=classes, **about)
+
+    return EvaluationSet(images.name, images.index.root, len(images.index), batches, evaluator, report)
+
+
+def _index(classes: list[str] | None, path: Path, data: Path, outputs: int) -> ImageSource:
+    """The images; their class folders must be the classes of the checkpoint."""
+    if (data / "val").is_dir() and "val" not in (classes or ()):
+        data = data / "val"
+    index = open_source(data, classes=classes)
+    if classes is not None:
+        return index
+    if len(index.classes) != outputs:
+        raise DataError(
+            f"{data} has {len(index.classes)} class folders, {path} was trained on {outputs} classes: "
+            "give the folder with those classes as --data"
+        )
+    if in_order_of_number(index.classes) != index.classes:
+        fix = "rename the folders so that the order of their names is that of the outputs (00, 01, ..., 10)"
+        if known_classes(None, outputs) is not None:
+            fix = f"give --sets v2={data} in place of --data, which takes folder i for output i"
+        raise DataError(
+            f"the class folders of {data} are numbers, which sorted by name put 10 before 2, and {path} does not "
+            f"name its classes: {fix}"
+        )
+    return index
+
+
+def _training_validation_set(path: Path, weights: Weights) -> Path:
+    if weights.config is None:
+        raise DataError(f"{path} does not say where its data is: give --data FOLDER")
+    data = Path(weights.config["data"]["root"]) / weights.config["data"]["val"]
+    if not data.exists():
+        raise DataError(f"the validation set of the training run is not at {data.resolve()}: give --data FOLDER")
+    return data

@@ -1,9 +1,8 @@
 """Registration of the DDF operators with `torch.library`: implementations, fake ones, gradients of any order, FLOPs.
 
 Two ops are registered, `ddfnet::ddf` and `ddfnet::ddf_backward`; `ddf` calls them with scale 1, `ddf_up` with more.
-Each picks its implementation in its body: Triton kernels on CUDA, native code on the CPU
-where there is a compiler, plain PyTorch everywhere else and wherever the op is traced. Their signatures are
-flat, because `torch.library` reads the schema from them.
+Each picks its implementation in its body: Triton kernels on CUDA, native code on the CPU, plain PyTorch where there is
+neither and where the op is traced. Their signatures are flat, because `torch.library` reads the schema from them.
 """
 
 from math import prod

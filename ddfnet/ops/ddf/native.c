@@ -1,8 +1,8 @@
 /* The DDF operators on a CPU: y and the gradients of x, channel filter and spatial filter.
  *
  * native.py compiles this file with -DA=float or -DA=double, the type of all arithmetic. Tensors are stored in any of
- * the types of `Type`. The arithmetic runs over the channels of a pixel, which are neighbors in memory for channels_last
- * tensors of type A: those are read and written where they are. All others pass row by row through small rings, which
+ * the types of `Type`. The arithmetic runs over the channels of a pixel, which are neighbors in memory in channels_last
+ * tensors; those of type A are read and written where they are. All others pass row by row through small rings, which
  * stay in the cache: converted, transposed, with zeros around them, and with the channels of each head filled up with
  * zeros to whole vectors. So no other layout, type, size or border has a loop of its own.
  *
@@ -26,15 +26,15 @@ typedef struct { /* as in native.py */
 
 typedef struct {
     Call c;
-    long area, phases, reach;                   /* taps of a filter; scale * scale; kernel / 2 * dilation */
-    long head_channels, head_pitch, pixel;      /* of a head; with its zeros; of all heads with their zeros */
-    long taps, s_pixel;                         /* scalars of a pixel, all phases and heads; 0 without spatial filter */
-    long y_height, y_width, x_slots, g_slots;   /* slots: rows in a ring */
-    long chunk, chunks, items, next;            /* rows of an item; items of an image; of all; the next to be done */
-    int op, product, in_place, ringed;          /* in_place: y and grad_x are written there; ringed: x and grad_y are not
-                                                   read there */
-    A *zeros, *ones, *partials;                 /* partials: the sums of each item for grad_channel */
-    long *left;                                 /* for each image, the items whose sums are not complete */
+    long area, phases, reach;                 /* taps of a filter; scale * scale; kernel / 2 * dilation */
+    long head_channels, head_pitch, pixel;    /* channels of a head; with its zeros; of all heads with their zeros */
+    long taps, s_pixel;                       /* scalars of a pixel, all phases and heads; 0 without spatial filter */
+    long y_height, y_width, x_slots, g_slots; /* slots: rows in a ring */
+    long chunk, chunks, items, next;          /* rows of an item; items of an image; of all; the next to be done */
+    int op, product;
+    int in_place, ringed;       /* whether y and grad_x are written where they are; whether x and grad_y pass rings */
+    A *zeros, *ones, *partials; /* partials: the sums of each item for grad_channel */
+    long *left;                 /* for each image, the items whose sums are not complete */
 } Job;
 
 typedef struct { /* of one thread */
@@ -51,7 +51,7 @@ typedef struct { /* rows of an image in type A: where they are, or copied into a
     long slots, pitch, pad, next; /* pad: elements before and after a row; next: the first that was not asked for */
     const void *from;
     long type, offset, row_step, column_step, columns;
-    long groups, group, group_pitch, step; /* a column is groups * group elements, its groups have a pitch in the ring */
+    long groups, group, group_pitch, step; /* a column: groups * group elements, its groups at a pitch in the ring */
 } Rows;
 
 static const A *fetch(Rows *r, long i) {
@@ -78,8 +78,9 @@ static Rows map_rows(const Job *job, const void *from, long b, long height, long
     if (!job->ringed) return (Rows){.direct = (const A *)from + offset, .pitch = width * c->channels};
     return (Rows){.ring = ring, .slots = slots, .pitch = (width + 2 * pad) * job->pixel, .pad = pad * job->pixel,
                   .next = larger(first, 0), .from = from, .type = c->x_type, .offset = offset,
-                  .row_step = last ? width * c->channels : width, .column_step = last ? c->channels : 1, .columns = width,
-                  .groups = c->heads, .group = job->head_channels, .group_pitch = job->head_pitch, .step = last ? 1 : size};
+                  .row_step = last ? width * c->channels : width, .column_step = last ? c->channels : 1,
+                  .columns = width, .groups = c->heads, .group = job->head_channels, .group_pitch = job->head_pitch,
+                  .step = last ? 1 : size};
 }
 
 static Rows x_rows(const Job *job, const Scratch *s, long b, long begin) {
@@ -102,8 +103,8 @@ static Rows spatial_rows(const Job *job, const Scratch *s, long b, long first, i
         return (Rows){.direct = (const A *)c->spatial + b * steps[0], .pitch = steps[2]};
     return (Rows){.ring = s->spatial, .slots = job->g_slots, .pitch = (c->columns + 2 * job->reach) * job->taps,
                   .pad = job->reach * job->taps, .next = larger(first, 0), .from = c->spatial, .type = c->spatial_type,
-                  .offset = b * steps[0], .row_step = steps[2], .column_step = steps[3], .columns = c->columns, .groups = 1,
-                  .group = job->taps, .group_pitch = job->taps, .step = steps[1]};
+                  .offset = b * steps[0], .row_step = steps[2], .column_step = steps[3], .columns = c->columns,
+                  .groups = 1, .group = job->taps, .group_pitch = job->taps, .step = steps[1]};
 }
 
 /* Where a row of y or grad_x is computed, and how it gets where it belongs. */
@@ -141,7 +142,8 @@ typedef struct { long first, n, column, x_step; const A *const *x; } Region; /* 
 
 /* Cuts a row of n pixels into at most three regions in which all taps exist. Where rows are not padded with zeros, the
  * pixels at either end get a patch that is. `width`: columns of the rows in s->row_x. */
-static int cut(const Job *job, const Scratch *s, long n, long stride, long width, long x_step, long rows, Region *regions) {
+static int cut(const Job *job, const Scratch *s, long n, long stride, long width, long x_step, long rows,
+               Region *regions) {
     const long reach = job->reach, bytes = job->pixel * sizeof(A);
     if (job->ringed) return regions[0] = (Region){0, n, 0, x_step, s->row_x}, 1;
     const long first = smaller(n, (reach + stride - 1) / stride);
@@ -165,8 +167,8 @@ static int cut(const Job *job, const Scratch *s, long n, long stride, long width
     return count;
 }
 
-/* A row of y, or of grad_x, for one phase: the weighted sums over the rows of taps in s->row_x, row_s and row_v. Columns of
- * grad_x with one remainder e by the stride meet every `every`-th tap of a row. */
+/* A row of y, or of grad_x, for one phase: the weighted sums over the rows of taps in s->row_x, row_s and row_v.
+ * Columns of grad_x with one remainder e by the stride meet every `every`-th tap of a row. */
 static void sum_row(const Job *job, const Scratch *s, int backward, long phase, long rows, A *out, int add) {
     const Call *c = &job->c;
     const long stride = c->stride, d = c->dilation, x_step = job->pixel * (backward ? c->scale : 1);
@@ -177,14 +179,15 @@ static void sum_row(const Job *job, const Scratch *s, int backward, long phase, 
         while (backward && t0 < every && (e + job->reach - t0 * d) % stride) t0++;
         const long taps = t0 < every ? (c->kernel - t0 + every - 1) / every : 0;
         const long pixels = backward ? (c->width - e + stride - 1) / stride : c->columns;
+        const long width = backward ? c->columns : c->width, step = backward ? 1 : stride, shift = t0 * d - job->reach;
         Region regions[3];
-        const int count = cut(job, s, pixels, backward ? 1 : stride, backward ? c->columns : c->width, x_step, rows, regions);
+        const int count = cut(job, s, pixels, step, width, x_step, rows, regions);
         for (const Region *r = regions; r < regions + count; r++) {
-            const long column = backward ? r->first + (e + job->reach - t0 * d) / stride : r->first * stride + t0 * d - job->reach;
+            const long column = backward ? r->first + (e - shift) / stride : r->first * stride + shift;
             const long tap = backward ? -(every * d / stride) : d; /* columns from one tap to the next */
             const long out_pixel = job->pixel * (backward ? stride : c->scale);
             Grid grid = {r->n, rows, larger(taps, 0), r->x, s->row_s, s->row_v, (column - r->column) * r->x_step,
-                         tap * r->x_step, (backward ? 1 : stride) * r->x_step, 0,
+                         tap * r->x_step, step * r->x_step, 0,
                          backward ? every + tap * job->s_pixel : 1, job->s_pixel, t0 * job->pixel, every * job->pixel};
             for (long head = 0; head < c->heads; head++) {
                 grid.s_first = (backward ? column : r->first) * job->s_pixel + t0;
@@ -227,7 +230,8 @@ static void grad_x_item(const Job *job, Scratch *s, long b, long begin, long end
                 const long at = i + job->reach - u * c->dilation, row = at / c->stride;
                 const int exists = at >= 0 && row < c->rows;
                 if (at % c->stride) continue;
-                s->row_x[rows] = exists ? fetch(&grad_y, row * c->scale + p / c->scale) + p % c->scale * job->pixel : job->zeros;
+                s->row_x[rows] = job->zeros;
+                if (exists) s->row_x[rows] = fetch(&grad_y, row * c->scale + p / c->scale) + p % c->scale * job->pixel;
                 s->row_s[rows] = (exists ? fetch(&spatial, row) : c->spatial ? job->zeros : job->ones) + u * c->kernel;
                 s->row_v[rows++] = s->filter + (p * job->area + u * c->kernel) * job->pixel;
             }
@@ -240,7 +244,8 @@ static void grad_x_item(const Job *job, Scratch *s, long b, long begin, long end
 static void filters_item(const Job *job, Scratch *s, long b, long begin, long end, A *partial) {
     const Call *c = &job->c;
     const long k = c->kernel, product = job->product, g_pixel = c->scale * job->pixel;
-    Rows x = x_rows(job, s, b, begin), grad_y = grad_y_rows(job, s, b, begin), spatial = spatial_rows(job, s, b, begin, 0);
+    Rows x = x_rows(job, s, b, begin), grad_y = grad_y_rows(job, s, b, begin);
+    Rows spatial = spatial_rows(job, s, b, begin, 0);
     for (long i = begin; i < end; i++) {
         for (long u = 0; u < k; u++) {
             const long row = i * c->stride + u * c->dilation - job->reach;
@@ -311,15 +316,27 @@ static size_t divide(const Job *job, Scratch *s, char *memory) {
     return taken;
 }
 
-typedef struct { Job *job; char *memory; size_t size; } Worker;
+typedef struct { Job *job; long index, count; char *memory; size_t size; } Worker;
 
+/* Each thread starts two more, so that many start as fast as few. What cannot be started is not missed: the items are
+ * done by whoever comes for them. */
 static void *work(void *argument) {
-    const Worker *worker = argument;
+    const Worker *own = argument;
+    Worker others[2];
+    pthread_t handles[2];
     Scratch scratch;
-    memset(worker->memory, 0, worker->size); /* what lies around rows and between heads stays zero */
-    divide(worker->job, &scratch, worker->memory);
-    for (long item; (item = __atomic_fetch_add(&worker->job->next, 1, __ATOMIC_RELAXED)) < worker->job->items;)
-        run_item(worker->job, &scratch, item);
+    long item, started = 0;
+    for (long index = 2 * own->index + 1; index <= 2 * own->index + 2 && index < own->count; index++) {
+        others[started] = (Worker){own->job, index, own->count, own->memory, own->size};
+        if (pthread_create(&handles[started], NULL, work, &others[started])) break;
+        started++;
+    }
+    char *memory = own->memory + own->index * own->size;
+    memset(memory, 0, own->size); /* what lies around rows and between heads stays zero */
+    divide(own->job, &scratch, memory);
+    while ((item = __atomic_fetch_add(&own->job->next, 1, __ATOMIC_RELAXED)) < own->job->items)
+        run_item(own->job, &scratch, item);
+    while (started > 0) pthread_join(handles[--started], NULL);
     return NULL;
 }
 
@@ -349,8 +366,8 @@ int ddf_run(const Call *call) {
     job.chunk = (c->rows + job.chunks - 1) / job.chunks;
     job.chunks = (c->rows + job.chunk - 1) / job.chunk;
     job.items = c->batch * job.chunks;
-    /* starting a thread takes as long as half a million multiplications */
-    const long worthwhile = c->batch * c->rows * row_work * (c->y ? 1 : 3) >> 19;
+    /* a thread that does a million multiplications does them in twice the time that it takes to start */
+    const long worthwhile = c->batch * c->rows * row_work * (c->y ? 1 : 3) >> 20;
     const long threads = larger(1, smaller(c->threads, smaller(job.items, worthwhile)));
 
     Scratch unused;
@@ -364,18 +381,14 @@ int ddf_run(const Call *call) {
     job.ones = malloc(ones * sizeof(A));
     job.partials = calloc(partials + 1, sizeof(A));
     job.left = malloc(c->batch * sizeof(long));
-    const int failed = !zero_memory || !job.ones || !job.partials || !job.left || posix_memalign((void **)&memory, 64, threads * size);
+    const int failed = !zero_memory || !job.ones || !job.partials || !job.left ||
+                       posix_memalign((void **)&memory, 64, threads * size);
     if (!failed) {
-        pthread_t handles[threads];
-        Worker workers[threads];
-        long started = 1;
+        Worker first = {&job, 0, threads, memory, size};
         job.zeros = zero_memory + margin;
         for (long i = 0; i < ones; i++) job.ones[i] = 1;
         for (long b = 0; b < c->batch; b++) job.left[b] = job.chunks;
-        for (long i = 0; i < threads; i++) workers[i] = (Worker){&job, memory + i * size, size};
-        while (started < threads && !pthread_create(&handles[started], NULL, work, &workers[started])) started++;
-        work(&workers[0]); /* whatever threads could not be started, all items get done */
-        while (--started > 0) pthread_join(handles[started], NULL);
+        work(&first);
     }
     free(zero_memory), free(job.ones), free(job.partials), free(job.left), free(memory);
     return failed ? -1 : 0;

@@ -70,14 +70,18 @@ def backward(grad_y: Tensor, args: Arguments, needed: Needed) -> tuple[Tensor, T
     if args.x.numel() == 0 or not any(needed):
         return args.zero_gradients(needed)
     formats = (args.memory_format, torch.contiguous_format, torch.contiguous_format)
-    grads = tuple(
-        torch.empty_like(tensor, memory_format=memory_format) if need else args.x.new_empty(0)
+    grad_x, grad_channel, grad_spatial = (
+        torch.empty_like(tensor, memory_format=memory_format) if need and tensor is not None else None
         for tensor, memory_format, need in zip(args[:3], formats, needed, strict=True)
     )
-    grad_x, grad_channel, grad_spatial = (grad if need else None for grad, need in zip(grads, needed, strict=True))
     grad_y = grad_y.to(args.x.dtype).contiguous(memory_format=args.memory_format)
     _run(args, grad_y=grad_y, grad_x=grad_x, grad_channel=grad_channel, grad_spatial=grad_spatial)
-    return grads
+    empty = args.x.new_empty
+    return (
+        empty(0) if grad_x is None else grad_x,
+        empty(0) if grad_channel is None else grad_channel,
+        empty(0) if grad_spatial is None else grad_spatial,
+    )
 
 
 def _run(args: Arguments, **tensors: Tensor | None) -> None:

@@ -92,8 +92,8 @@ typedef struct {
     long x_first, x_tap, x_pixel, s_first, s_tap, s_pixel, v_first, v_tap;
 } Grid;
 
-/* out[j] (+)= sum over the taps of x * (v * s), or x * (v + s), or x * s, for one or two vectors of channels. K: rows and
- * taps, or 0 if they are known at run time only. `dense`: the scalars of a pixel are neighbors. */
+/* out[j] (+)= sum over the taps of x * (v * s), or x * (v + s), or x * s, for one or two vectors of channels. K: rows
+ * and taps, or 0 if they are known at run time only. `dense`: the scalars of a pixel are neighbors. */
 INLINE void sum_tile(const int K, const int op, const int dense, const int vectors, const Grid *grid, long from,
                      A *restrict out, long out_pixel, int add) {
     const int held = K == 3 && op != SPATIAL; /* the weights stay in registers */
@@ -146,7 +146,8 @@ INLINE void sum_tile(const int K, const int op, const int dense, const int vecto
 
 static void sum_tiles(int op, const Grid *grid, long from, long to, A *out, long pixel, int add) {
     const long k = grid->rows == grid->taps && (grid->rows == 3 || grid->rows == 5 || grid->rows == 7) ? grid->rows : 0;
-    const int dense = k == 3 && !add && grid->s_tap == 1 && grid->s[1] == grid->s[0] + 3 && grid->s[2] == grid->s[0] + 6;
+    const int dense = k == 3 && !add && grid->s_tap == 1 && grid->s[1] == grid->s[0] + 3 &&
+                      grid->s[2] == grid->s[0] + 6;
     switch (dense ? 100 + op : 4 * k + op) {
         SUM_TILES(3) SUM_TILES(5) SUM_TILES(7)
     case 100 + MULTIPLY: SUM_STRIPS(3, MULTIPLY, 1, 0) break; /* (fewer registers for addresses) */
@@ -204,9 +205,9 @@ static void sum_lanes(A *restrict to, A *lanes, long n) {
 }
 
 #define BLOCK 64 /* pixels */
-#define GRADIENT(PIXELS) \
-    gradient_tile(K, want_v, want_s, PIXELS, grid, u, t0, j, g + j * g_pixel, g_pixel, gv + t0 * gv_tap, gv_tap, from, to, \
-                  lanes + (j - begin) * K * LANES)
+#define GRADIENT(PIXELS)                                                                                              \
+    gradient_tile(K, want_v, want_s, PIXELS, grid, u, t0, j, g + j * g_pixel, g_pixel, gv + t0 * gv_tap, gv_tap, from, \
+                  to, lanes + (j - begin) * K * LANES)
 
 INLINE void gradient_row(const int K, const int want_v, const int want_s, const Grid *grid, long u, const A *g,
                          long g_pixel, A *gv, long gv_tap, A *gs, long gs_pixel, long from, long to) {
@@ -222,9 +223,9 @@ INLINE void gradient_row(const int K, const int want_v, const int want_s, const 
         }
 }
 
-#define GRADIENT_ROWS(K)                                                                                                  \
-    if (gv && gs) gradient_row(K, 1, 1, grid, u, g, g_pixel, gv, gv_tap, gs, gs_pixel, from, to);                         \
-    else if (gv) gradient_row(K, 1, 0, grid, u, g, g_pixel, gv, gv_tap, NULL, 0, from, to);                               \
+#define GRADIENT_ROWS(K)                                                                              \
+    if (gv && gs) gradient_row(K, 1, 1, grid, u, g, g_pixel, gv, gv_tap, gs, gs_pixel, from, to);     \
+    else if (gv) gradient_row(K, 1, 0, grid, u, g, g_pixel, gv, gv_tap, NULL, 0, from, to);           \
     else gradient_row(K, 0, 1, grid, u, g, g_pixel, NULL, 0, gs, gs_pixel, from, to);
 
 /* Gradients of the weights and scalars of tap row u, added to gv and gs, which may be NULL. */

@@ -15,6 +15,8 @@ from ddfnet.engine.logging import RunLog
 from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_folder
 from ddfnet.engine.signals import EXIT_INTERRUPTED, StopSignal
 from ddfnet.engine.trainer import Trainer
+from ddfnet.layers import CARAFE, DDF, DDFUp, Involution
+from ddfnet.ops.ddf.native import cpu_path
 from ddfnet.optim import peak_learning_rate
 from ddfnet.tasks import Config, Task, create_task
 from ddfnet.tasks.plan import RunPlan, plan_run
@@ -73,7 +75,7 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
     log = RunLog(folder, active=distributed.is_main, tensorboard=tensorboard, total_steps=total_steps)
     with ExitStack() as stack:
         stack.callback(log.close)
-        for line in (*_summary(config, plan, distributed, parameters, task), *notes):
+        for line in (*_summary(config, plan, distributed, model, task), *notes):
             log.message(line)
         limit = DRY_RUN_EVAL_BATCHES if dry_run else None
         trainer = Trainer(config, plan, task, model, distributed, folder=folder, log=log, max_eval_batches=limit)
@@ -163,16 +165,18 @@ def _dry_run_config(config: Config, distributed: Distributed, train_images: int)
     return config.model_copy(update=changes), notes
 
 
-def _summary(config: Config, plan: RunPlan, distributed: Distributed, parameters: int, task: Task) -> list[str]:
+def _summary(config: Config, plan: RunPlan, distributed: Distributed, model: nn.Module, task: Task) -> list[str]:
     train = config.train
     device = torch.cuda.get_device_name() if distributed.device.type == "cuda" else "CPU"
+    uses_ddf = any(isinstance(module, (CARAFE, DDF, DDFUp, Involution)) for module in model.modules())
     return [
-        f"{config.model.name}: {parameters:,} parameters",
+        f"{config.model.name}: {sum(p.numel() for p in model.parameters()):,} parameters",
         f"{task.train_images:,} training and {task.val_images:,} validation images from {config.data.root}",
         f"{device}, {train.precision}; batch {train.batch_size} = {plan.world_size} process(es) x "
         f"{train.device_batch_size} images x {plan.accumulation} micro-batch(es)",
         f"{plan.total_steps:,} steps of {plan.steps_per_epoch:,} per epoch; {config.optim.name}, "
         f"peak learning rate {plan.lr:g}",
+        *([cpu_path(compiled=train.compile)] if device == "CPU" and uses_ddf else []),
     ]
 
 

@@ -1,8 +1,8 @@
 """Registration of the DDF operators with `torch.library`: implementations, fake ones, gradients of any order, FLOPs.
 
 Two ops are registered, `ddfnet::ddf` and `ddfnet::ddf_backward`; `ddf` calls them with scale 1, `ddf_up` with more.
-Each picks its implementation in its body: Triton kernels on CUDA, plain PyTorch everywhere else. Their signatures are
-flat, because `torch.library` reads the schema from them.
+Each picks its implementation in its body: Triton kernels on CUDA, native code on the CPU, plain PyTorch where there is
+neither and where the op is traced. Their signatures are flat, because `torch.library` reads the schema from them.
 """
 
 from math import prod
@@ -14,18 +14,18 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ddfnet.ops.common import define_op, runs_on_triton
-from ddfnet.ops.ddf import eager
+from ddfnet.ops.ddf import eager, native
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 
 Shape = tuple[int, ...]
 
 
-def _implementation(x: Tensor) -> ModuleType:
-    if runs_on_triton(x):
+def _implementation(arguments: Arguments, *others: Tensor) -> ModuleType:
+    if runs_on_triton(arguments.x):
         from ddfnet.ops.ddf import triton  # imports the kernels, which a run on the CPU does not need
 
         return triton
-    return eager
+    return native if native.is_usable(arguments, *others) else eager
 
 
 def _forward(
@@ -39,7 +39,7 @@ def _forward(
     scale: int,
 ) -> Tensor:
     arguments = Arguments(x, channel_filter, spatial_filter, kernel_size, stride, dilation, multiply, scale)
-    return _implementation(x).forward(arguments)
+    return _implementation(arguments).forward(arguments)
 
 
 def _backward(
@@ -57,7 +57,7 @@ def _backward(
     need_spatial: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     arguments = Arguments(x, channel_filter, spatial_filter, kernel_size, stride, dilation, multiply, scale)
-    return _implementation(x).backward(grad_y, arguments, Needed(need_x, need_channel, need_spatial))
+    return _implementation(arguments, grad_y).backward(grad_y, arguments, Needed(need_x, need_channel, need_spatial))
 
 
 ddf_op = define_op("ddfnet::ddf", _forward)

@@ -8,6 +8,8 @@ from ddf_cases import FORMATS, TOLERANCE, evaluate, expected, make_inputs, prese
 
 from ddfnet.ops.ddf import ddf, ddf_reference
 
+pytestmark = pytest.mark.usefixtures("each_path")
+
 FILTERS = ("both", "channel", "spatial")
 
 

@@ -8,6 +8,8 @@ from ddf_cases import FORMATS, evaluate, make_inputs
 
 from ddfnet.ops.ddf import ddf
 
+pytestmark = pytest.mark.usefixtures("each_path")
+
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("stride", [1, 2])

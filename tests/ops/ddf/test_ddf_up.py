@@ -7,6 +7,8 @@ from ddf_cases import FORMATS, TOLERANCE, evaluate, expected, make_inputs, relat
 
 from ddfnet.ops.ddf import ddf, ddf_up, ddf_up_reference
 
+pytestmark = pytest.mark.usefixtures("each_path")
+
 
 def test_the_definition_is_six_loops():
     torch.manual_seed(0)

@@ -10,6 +10,8 @@ from ddfnet.data.sources.base import TIMM, ImageSource, SourceConfig
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.data.sources.huggingface import open_huggingface
 from ddfnet.data.sources.locate import locate, split_path, uses
+from ddfnet.data.sources.parquet import close_parquet
+from ddfnet.data.sources.ranges import close_files
 from ddfnet.data.sources.store import open_store
 from ddfnet.data.sources.table import open_table
 from ddfnet.data.sources.tar import open_tars
@@ -36,6 +38,8 @@ def open_source(
         config: kind and details, where they are not to be recognized.
     """
     path, config = os.fspath(path), config or SourceConfig()
+    close_files()
+    close_parquet()
     kind, files = locate(path, config)
     for key in sorted({"image_column", "label_column", "class_names", "val_labels"} - uses(kind)):
         if getattr(config, key) is not None:

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddfnet.data.sources.base import ImageSource, SourceConfig, refuse_empty_classes, settle_classes, settle_names
-from ddfnet.data.sources.parquet import parquet_source, read_parquet
+from ddfnet.data.sources.parquet import parquet_source, read_parquet, without_images
 from ddfnet.data.sources.ranges import byte_ranges
 from ddfnet.utils.errors import DataError
 
 SUFFIXES = (".parquet", ".arrow")
+STATE = "state.json"  # names the files of a `Dataset.save_to_disk`
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png")
 _LABEL_COLUMNS = ("label", "labels", "cls", "class", "target")
 
@@ -92,7 +93,7 @@ def import_pyarrow(path: str) -> Any:
 
 def arrow_files(folder: str) -> list[str]:
     """The parquet or Arrow files of a folder that holds one split, in order; DataError where it has both kinds."""
-    state = os.path.join(folder, "state.json")  # of Dataset.save_to_disk
+    state = os.path.join(folder, STATE)
     if os.path.exists(state):
         try:
             listed = [entry["filename"] for entry in json.loads(Path(state).read_text())["_data_files"]]
@@ -183,10 +184,7 @@ def _read_arrow(path: str) -> tuple[Any, Any]:
             image = batch.column(columns.image)
             values = image.field("bytes") if columns.nested else image
             if image.null_count or values.null_count:
-                raise DataError(
-                    f"{path}: {max(image.null_count, values.null_count)} rows hold no image but at most its path; "
-                    "write the dataset with its files embedded, as to_parquet does"
-                )
+                raise DataError(without_images(path, max(image.null_count, values.null_count)))
             fields = [image.type.field(i).name for i in range(image.type.num_fields)]
             names += image.field("path").to_pylist() if "path" in fields else [None] * len(image)
             places.append(_places(path, values, content))

@@ -11,6 +11,7 @@ from ddfnet.data.sources.base import TIMM, SourceConfig, some_names
 from ddfnet.utils.errors import DataError
 
 _MOST_FOLDERS = 20  # more are those of classes, which hold no shards and take long to list
+_ARROW = (*huggingface.SUFFIXES, huggingface.STATE)
 _SHARDS = (*huggingface.SUFFIXES, ".tar")
 _ALSO = {"val": "val|valid|validation", "validation": "val|valid|validation"}
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
@@ -117,7 +118,7 @@ def _folder(path: str, source: str) -> Location:
         return Location("store", [])
     if source == "auto" and any(is_dir for _, is_dir in visible):
         return Location("folder", [])  # archives beside class folders are what those were unpacked from
-    if source in ("auto", "huggingface") and any(name.endswith(huggingface.SUFFIXES) for name in names):
+    if source in ("auto", "huggingface") and any(name.endswith(_ARROW) for name in names):
         return Location("huggingface", huggingface.arrow_files(path))
     tars = sorted(os.path.join(path, name) for name in names if name.endswith(".tar"))
     if source in ("auto", "tar") and tars:

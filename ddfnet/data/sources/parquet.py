@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ddfnet.data.sources.base import Names, canonical_order
+from ddfnet.utils.errors import DataError
 
 _MOST_GROUPS = 2  # row groups kept per process, about 10 MB each for ImageNet
 _MOST_FILES = 64
@@ -81,6 +82,14 @@ def parquet_source(
     )
 
 
+def without_images(path: str, rows: int) -> str:
+    """The message for rows that only refer to their images."""
+    return (
+        f"{path}: {rows} rows hold no image but at most its path; write the dataset with its files embedded: "
+        "dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)"
+    )
+
+
 def read_parquet(path: str) -> tuple[Any, Any]:
     """(schema, function of the columns -> labels, names, int64 (N, 2) row group and row of each image)."""
     import pyarrow as pa
@@ -101,12 +110,32 @@ def read_parquet(path: str) -> tuple[Any, Any]:
         names: list[str | None] = [None] * len(labels)
         if named:
             names = [value and value["path"] for value in content.column(columns.image).to_pylist()]
+        missing = _missing_images(file.metadata, columns)
+        if missing:
+            raise DataError(without_images(path, missing))
         rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
         group = np.repeat(np.arange(len(rows), dtype=np.int64), rows)
         row = np.concatenate([np.empty(0, np.int64), *(np.arange(n) for n in rows)])
         return labels, names, np.stack([group, row], axis=1)
 
     return schema, table
+
+
+def _missing_images(metadata: Any, columns: Any) -> int:
+    """Rows without the bytes of an image, as far as the file's statistics tell."""
+    wanted = f"{columns.image}.bytes" if columns.nested else columns.image
+    missing = 0
+    for group in (metadata.row_group(g) for g in range(metadata.num_row_groups)):
+        for column in (group.column(c) for c in range(group.num_columns)):
+            if column.path_in_schema == wanted and column.statistics is not None and column.statistics.has_null_count:
+                missing += column.statistics.null_count
+    return missing
+
+
+def close_parquet() -> None:
+    """Forgets what is kept open, so that files which were replaced are opened anew."""
+    _groups.clear()
+    _files.clear()
 
 
 def _open(path: str) -> Any:
@@ -118,7 +147,7 @@ def _open(path: str) -> Any:
         while len(_files) >= _MOST_FILES:
             _files.popitem(last=False)
         # Without threads of its own: those would not survive a fork.
-        file = ParquetFile(path, memory_map=True, pre_buffer=False)
+        file = ParquetFile(path, memory_map=False, pre_buffer=False)
     _files[key] = file
     return file
 

@@ -39,6 +39,12 @@ def read_range(path: str, start: int, size: int) -> bytes:
     return data
 
 
+def close_files() -> None:
+    """Closes what `read_range` keeps open, so that files which were replaced are opened anew."""
+    while _open_files:
+        os.close(_open_files.popitem()[1])
+
+
 @dataclass(frozen=True, eq=False)
 class ByteRanges:
     """Images at known positions of files (see `ImageSource`)."""

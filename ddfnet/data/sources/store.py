@@ -17,7 +17,7 @@ META, STATE, INDEX = "store.json", "prepare.json", "index.npz"  # the first make
 FORMAT = 1
 ARRAYS = {
     "labels": np.int32,
-    "file": np.int32,
+    "number": np.int32,  # of the file
     "start": np.int64,  # of the image's bytes
     "size": np.int64,
     "intervals": np.int32,  # restart intervals; their table of uint32 positions lies before the image. 0: not to be cut
@@ -63,7 +63,7 @@ def open_store(path: str, *, classes: list[str] | None = None, allow_empty: bool
             raise ValueError(f"not of {count} images")
         if count and not (arrays["labels"].min() >= 0 and arrays["labels"].max() < len(own)):
             raise ValueError("labels out of range")
-        if count and not (arrays["file"].min() >= 0 and arrays["file"].max() < len(sizes)):
+        if count and not (arrays["number"].min() >= 0 and arrays["number"].max() < len(sizes)):
             raise ValueError("file numbers out of range")
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: {INDEX} or {META} is damaged ({error}); prepare the store again") from None
@@ -87,7 +87,7 @@ def open_store(path: str, *, classes: list[str] | None = None, allow_empty: bool
         labels=labels[order],
         keys=keys if np.array_equal(order, np.arange(count)) else Names([keys[i] for i in order.tolist()]),
         files=files,
-        file=chosen["file"],
+        file=chosen["number"],
         start=chosen["start"],
         size=chosen["size"],
         intervals=chosen["intervals"],

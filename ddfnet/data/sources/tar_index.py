@@ -138,7 +138,7 @@ def _cache_path(files: list[str]) -> Path:
 def _keep(cache: Path, index: TarIndex) -> None:
     tars = Names(index.tar)
     arrays = {
-        "file": index.file, "tar_of": index.tar_of, "start": index.start, "size": index.size,
+        "number": index.file, "tar_of": index.tar_of, "start": index.start, "size": index.size,
         "blob": index.names.blob, "offsets": index.names.offsets, "tar_blob": tars.blob, "tar_offsets": tars.offsets,
     }  # fmt: skip
     with contextlib.suppress(OSError):  # a folder that cannot be written: the headers are read again next time
@@ -148,7 +148,7 @@ def _keep(cache: Path, index: TarIndex) -> None:
 def _from_arrays(arrays: dict[str, np.ndarray]) -> TarIndex:
     tars = Names.of_arrays(arrays["tar_blob"], arrays["tar_offsets"])
     names = Names.of_arrays(arrays["blob"], arrays["offsets"])
-    columns = [arrays[name] for name in ("file", "tar_of", "start", "size")]
+    columns = [arrays[name] for name in ("number", "tar_of", "start", "size")]
     if any(len(column) != len(names) for column in columns):
         raise ValueError("lengths differ")
     file, tar_of, start, size = columns

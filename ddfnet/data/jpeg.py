@@ -63,6 +63,8 @@ def read_header(data: bytes) -> Header:
         bits, height, width, components = struct.unpack_from(">BHHB", data, start + 4)
         factors = [data[start + 11 + 3 * c] for c in range(components)]
         scanned = data[at + 4]
+        if at + 2 + length > len(data):
+            raise ValueError("the header is cut")
     except (IndexError, struct.error):
         raise ValueError("the header is cut") from None
     mcu = (8, 8) if components == 1 else (8 * max(f >> 4 for f in factors), 8 * max(f & 15 for f in factors))

@@ -6,7 +6,7 @@ A further kind of dataset is one file beside this one, a line in `locate.py` tha
 
 import os
 
-from ddfnet.data.sources.base import TIMM, ImageSource, SourceConfig
+from ddfnet.data.sources.base import TIMM, ImageSource, SourceConfig, add_source_options, source_config
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.data.sources.huggingface import open_huggingface
 from ddfnet.data.sources.locate import locate, split_path, uses
@@ -18,7 +18,15 @@ from ddfnet.data.sources.tar import open_tars
 from ddfnet.data.sources.timm_reader import open_timm
 from ddfnet.utils.errors import DataError
 
-__all__ = ["ImageSource", "SourceConfig", "open_source", "open_split", "split_path"]
+__all__ = [
+    "ImageSource",
+    "SourceConfig",
+    "add_source_options",
+    "open_source",
+    "open_split",
+    "source_config",
+    "split_path",
+]
 
 
 def open_source(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ddfnet.data.arrays import load_arrays
 from ddfnet.data.jpeg import Box, cut, read_header
 from ddfnet.data.sources.base import Names, compare_classes, refuse_empty_classes
 from ddfnet.data.sources.ranges import ByteRanges, read_range
@@ -54,18 +55,18 @@ def open_store(path: str, *, classes: list[str] | None = None, allow_empty: bool
     """The store in a folder. See `open_source`; DataError where it is unfinished, incomplete or damaged."""
     meta = read_meta(path)
     try:
-        with np.load(os.path.join(path, INDEX), allow_pickle=False) as content:
-            arrays = {name: content[name].astype(kind, casting="same_kind") for name, kind in ARRAYS.items()}
-            keys = Names.of_arrays(content["blob"], content["offsets"])
+        content = load_arrays(Path(path) / INDEX)
+        arrays = {name: content[name].astype(kind, casting="same_kind") for name, kind in ARRAYS.items()}
+        keys = Names.of_arrays(content["blob"], content["offsets"])
         own, sizes = [str(name) for name in meta["classes"]], [int(size) for size in meta["file_sizes"]]
         count = int(meta["images"])
-        if any(len(array) != count for array in (*arrays.values(), keys)):
+        if len(keys) != count or any(len(array) != count for array in arrays.values()):
             raise ValueError(f"not of {count} images")
         if count and not (arrays["labels"].min() >= 0 and arrays["labels"].max() < len(own)):
             raise ValueError("labels out of range")
         if count and not (arrays["number"].min() >= 0 and arrays["number"].max() < len(sizes)):
             raise ValueError("file numbers out of range")
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: {INDEX} or {META} is damaged ({error}); prepare the store again") from None
     files = [os.path.join(path, data_file(number)) for number in range(len(sizes))]
     for file, size in zip(files, sizes, strict=True):

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ddfnet.data.arrays import load_arrays, save_arrays
 from ddfnet.data.sources.base import Names
 from ddfnet.utils.errors import DataError
-from ddfnet.utils.files import write_atomically
 
 _BLOCK = 512
 _KEEP_FROM = 10_000  # members: fewer are read again faster than anybody notices
@@ -54,9 +54,8 @@ def index_tars(files: list[str]) -> TarIndex:
     """
     cache = _cache_path(files)
     try:
-        with np.load(cache, allow_pickle=False) as arrays:
-            return _from_arrays({name: arrays[name] for name in arrays.files})
-    except (OSError, ValueError, KeyError, EOFError):  # there is none, or it is damaged
+        return _from_arrays(load_arrays(cache))
+    except (OSError, ValueError, KeyError):  # there is none, or it is damaged
         pass
     numbers: dict[str, int] = {}
     rows: list[tuple[int, int, int, int]] = []
@@ -142,7 +141,7 @@ def _keep(cache: Path, index: TarIndex) -> None:
         "blob": index.names.blob, "offsets": index.names.offsets, "tar_blob": tars.blob, "tar_offsets": tars.offsets,
     }  # fmt: skip
     with contextlib.suppress(OSError):  # a folder that cannot be written: the headers are read again next time
-        write_atomically(cache, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+        save_arrays(cache, arrays)
 
 
 def _from_arrays(arrays: dict[str, np.ndarray]) -> TarIndex:

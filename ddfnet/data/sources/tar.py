@@ -16,7 +16,7 @@ _LABEL_EXTENSION = "cls"
 _LONGEST_LABEL = 1000  # bytes
 
 
-@dataclass
+@dataclass(slots=True)
 class _Sample:
     image: int = -1  # member
     label: int = -1  # member

@@ -76,6 +76,17 @@ def test_no_tar_and_compressed_tars(tree, tmp_path):
     fails("is compressed.*decompress it once", path)
 
 
+def test_names_from_the_current_folder(tmp_path, image):
+    inner = tar_bytes([("./b.png", image), ("./a.png", image)], tmp_path / "n")
+    source = open_source(write_tar(tmp_path / "train.tar", [("./cat.tar", inner), ("./dog.tar", inner)]))
+    assert [(source.label(i), source.key(i)) for i in range(4)] == [
+        (0, "a.png"),
+        (0, "b.png"),
+        (1, "a.png"),
+        (1, "b.png"),
+    ]
+
+
 def test_links_are_named(tmp_path, image):
     path = tmp_path / "a.tar"
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):

@@ -37,7 +37,7 @@ def open_tars(
     members = np.array([sample.image for sample in samples], np.int64)
     if not len(members):
         raise DataError(f"{root} holds no images; known extensions are {', '.join(sorted(IMAGE_EXTENSIONS))}")
-    names = [index.names[m] for m in members.tolist()]
+    names = [posixpath.normpath(index.names[m]) for m in members.tolist()]  # `tar -C folder .` writes ./a.jpg
     by_list = False
     if any(sample.label >= 0 for sample in samples):
         texts = [_label_text(index, files, sample) for sample in samples]
@@ -118,7 +118,7 @@ def _label_text(index: TarIndex, files: list[str], sample: _Sample) -> str:
 
 def _labels_by_place(root: str, index: TarIndex, members: np.ndarray, names: list[str]) -> tuple[list[str], list[str]]:
     """(labels, keys) from the folders or tars that images lie in; no labels where all lie loose in one tar."""
-    folders = [posixpath.dirname(posixpath.normpath(name)) for name in names]
+    folders = [posixpath.dirname(name) for name in names]
     loose = [name for name, folder in zip(names, folders, strict=True) if not folder]
     if loose and len(loose) < len(names):
         raise DataError(
@@ -136,5 +136,5 @@ def _labels_by_place(root: str, index: TarIndex, members: np.ndarray, names: lis
     shared = 0
     while shared < min(len(first), len(last)) - 1 and first[shared] == last[shared]:
         shared += 1
-    keys = ["/".join(posixpath.normpath(name).split("/")[shared:]) for name in names]
+    keys = ["/".join(name.split("/")[shared:]) for name in names]
     return [part[shared] for part in parts], keys

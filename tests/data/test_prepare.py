@@ -14,11 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from image_formats import WRITERS, write_tar_of_tars
 from PIL import Image
 from synthetic_images import draw, make_tree
 from test_jpeg import image
 
+from ddfnet.data.augment import AugmentConfig, train_transform
+from ddfnet.data.dataset import TrainDataset
 from ddfnet.data.decode import open_rgb
 from ddfnet.data.prepare import parts
 from ddfnet.data.prepare.encode import Encoding, encode
@@ -379,3 +382,35 @@ def test_the_command_lists_corrupt_images_and_wrong_use(tree, tmp_path, main, ca
         assert main(*arguments) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"interpolation": "bicubic", "rand_augment": "rand-m7-mstd0.5-inc1"},
+                                     {"scale": (0.9, 1.0), "ratio": (0.2, 0.3)}, {"crop": "pad"}])  # fmt: skip
+def test_training_reads_regions_and_gets_the_pixels_of_the_whole(photos, tmp_path, small, options, monkeypatch):
+    """A store against the tree that it unpacks to: the same batches, from fewer bytes."""
+    (photos / "cat" / "3.jpg").write_bytes(b"no image")
+    draw(photos / "dog" / "whole.png", 3, (60, 50))
+    write_store(index_folder(photos), tmp_path / "store", Encoding())
+    kept = open_source(tmp_path / "store")
+    unpack(kept, tmp_path / "tree")
+    transform = train_transform(small, AugmentConfig(**options))
+    stored, files = (TrainDataset(source, transform, seed=4) for source in (kept, index_folder(tmp_path / "tree")))
+    read, original = [], store.Store.read_region
+    monkeypatch.setattr(store.Store, "read_region", lambda self, *where: read.append(1) or original(self, *where))
+    for request in ((epoch, i, repeat) for epoch in range(3) for i in range(15) for repeat in range(2)):
+        ours, theirs = stored[request], files[request]
+        assert torch.equal(ours[0], theirs[0])
+        assert ours[1:] == theirs[1:]
+    # Of 15 images one is a PNG and one corrupt; what takes its place is read as a region, too.
+    assert len(read) == 0 if options.get("crop") == "pad" else len(read) >= 3 * 13 * 2
+
+
+def test_a_region_that_is_damaged_later_is_replaced(photos, tmp_path, small):
+    write_store(index_folder(photos), tmp_path / "store", Encoding())
+    kept = open_source(tmp_path / "store")
+    with open(tmp_path / "store" / "images-00000.bin", "r+b") as file:
+        file.seek(int(kept.start[5]))
+        file.write(bytes(300))
+    dataset = TrainDataset(kept, train_transform(small, AugmentConfig()), seed=0)
+    assert dataset[(0, 5, 0)][3].startswith("ValueError: not a JPEG")
+    assert dataset[(0, 4, 0)][3] == ""

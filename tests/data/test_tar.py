@@ -133,7 +133,7 @@ def test_names_with_dots_and_other_columns(tmp_path, image):
     assert [source.key(i) for i in range(len(source))] == ["cat/a.1.png", "cat/a.2.png", "dog/v1.0/b.PNG"]
     assert source.classes == ["cat", "dog"]
     write_tar(path, [("7.left.png", image), ("7.right.png", b"x"), ("7.class", b"cat")])
-    source = open_source(path, config=SourceConfig(image_column="left.png", label_column="class"))
+    source = open_source(path, config=SourceConfig(image_column="left.PNG", label_column="class"))
     assert (source.classes, source.read(0)) == (["cat"], image)
 
 

@@ -61,7 +61,8 @@ def open_tars(
 def _samples(index: TarIndex, files: list[str], config: SourceConfig) -> list[_Sample]:
     """The samples that have an image, in order."""
     samples: dict[tuple[int, int, str], _Sample] = {}
-    label_extension = config.label_column or _LABEL_EXTENSION
+    image_extension = config.image_column and config.image_column.lower()
+    label_extension = (config.label_column or _LABEL_EXTENSION).lower()
     for m in range(len(index)):
         name = index.names[m]
         folder, base = posixpath.split(name)
@@ -71,10 +72,10 @@ def _samples(index: TarIndex, files: list[str], config: SourceConfig) -> list[_S
         extension = extension.lower()
         if extension == label_extension:
             part = "label"
-        elif extension == config.image_column if config.image_column is not None else is_image_name(base):
+        elif extension == image_extension if image_extension is not None else is_image_name(base):
             part = "image"
             # A name with several dots that is no pair of image and label: all of it is the key.
-            key = base if config.image_column is None and "." in extension else key
+            key = base if image_extension is None and "." in extension else key
         else:
             continue
         sample = samples.setdefault((int(index.file[m]), int(index.tar_of[m]), posixpath.join(folder, key)), _Sample())

@@ -214,5 +214,7 @@ def _finish(store: Path, source: ImageSource, parts: list[np.ndarray], state: di
             "state": state, "source": str(source.root), "report": asdict(report)}  # fmt: skip
     write_json(store / META, meta)
     (store / STATE).unlink(missing_ok=True)
+    for left in store.glob(".*.tmp"):  # by runs that were killed
+        left.unlink(missing_ok=True)
     shutil.rmtree(store / PARTS, ignore_errors=True)
     return report

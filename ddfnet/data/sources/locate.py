@@ -49,7 +49,7 @@ def split_path(root: str | os.PathLike, part: str) -> Path | None:
     shard = re.compile(rf"(?P<name>.*?)(?<![A-Za-z0-9])(?P<part>{names})[-_.]\d.*(?P<suffix>{suffixes})")
     patterns = set()
     for folder in _folders(root):
-        for name in os.listdir(folder):
+        for name in _names(folder):
             match = shard.fullmatch(name)
             if match is not None:
                 stem = glob.escape(str(folder / (match["name"] + match["part"])))
@@ -103,16 +103,27 @@ def _folders(root: Path) -> list[Path]:
         if len(names) != 1 or not (snapshots / names[0]).is_dir():
             raise DataError(f"{snapshots} holds {len(names)} revisions: give the folder of one of them as data.root")
         root = snapshots / names[0]
-    inside = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    inside = [root / name for name in _names(root) if not name.startswith(".") and (root / name).is_dir()]
     return [root, *(inside if len(inside) <= _MOST_FOLDERS else [])]
+
+
+def _names(folder: Path) -> list[str]:
+    """Names in a folder, sorted; none where it cannot be read, which is for who opens it to say."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def _folder(path: str, source: str) -> Location:
     """What a folder is."""
     if source in ("folder", "store"):
         return Location(source, [])
-    with os.scandir(path) as entries:
-        visible = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    try:
+        with os.scandir(path) as entries:
+            visible = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"data folder {path} cannot be read: {error.strerror}") from None
     names = {name for name, _ in visible}
     if source == "auto" and (store.META in names or store.STATE in names):
         return Location("store", [])

@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 from ddfnet.data.check import check_tree, format_report
 from ddfnet.data.sources import add_source_options, source_config
-from ddfnet.utils.cli import run
+from ddfnet.utils.cli import HelpFormatter, run
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("root", metavar="ROOT", help="data with the splits train and val, or one of these")
     add("--workers", type=int, default=os.cpu_count() or 1, help="decoding processes (default: all cores, %(default)s)")

@@ -27,7 +27,7 @@ from ddfnet.data.prepare.unpack import unpack
 from ddfnet.data.prepare.write import StoreReport, verify_store, write_store
 from ddfnet.data.sources import SourceConfig, add_source_options, open_source, source_config, split_path
 from ddfnet.data.sources.store import open_store
-from ddfnet.utils.cli import at_least, run
+from ddfnet.utils.cli import HelpFormatter, at_least, run
 from ddfnet.utils.errors import UserError
 
 SPLITS = ("train", "val")
@@ -36,7 +36,7 @@ MOST_CORRUPT = 100  # named; the rest is counted
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("source", metavar="SOURCE", help="the data; with --verify and --unpack: a store")
     add("store", metavar="STORE", nargs="?", help="folder to make; with --unpack: of the class folders")

@@ -10,7 +10,7 @@ from pydantic import field_validator
 from timm.data import ImageNetInfo
 
 from ddfnet.config import Section
-from ddfnet.utils.errors import DataError, UserError, did_you_mean
+from ddfnet.utils.errors import DataError, did_you_mean
 
 KINDS = ("auto", "folder", "table", "huggingface", "tar", "store")
 TIMM = "timm:"
@@ -48,19 +48,16 @@ class SourceConfig(Section):
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Adds the keys of `SourceConfig` as options of a command."""
-    texts = {name: " ".join((field.description or "").split()) for name, field in SourceConfig.model_fields.items()}
-    for key, text in texts.items():
-        parser.add_argument(
-            f"--{key.replace('_', '-')}" if key != "source" else "--kind", dest=f"data_{key}", help=text
-        )
+    parser.add_argument("--kind", dest="data_source", choices=KINDS, help="what the data is (default: recognized)")
+    for key, field in SourceConfig.model_fields.items():
+        if key != "source":
+            option, text = f"--{key.replace('_', '-')}", " ".join((field.description or "").split())
+            parser.add_argument(option, dest=f"data_{key}", metavar=key.split("_")[-1].upper(), help=text)
 
 
 def source_config(arguments: argparse.Namespace) -> SourceConfig:
-    """The configuration that the options of `add_source_options` give; UserError where one is wrong."""
+    """The configuration that the options of `add_source_options` give."""
     given = {key: getattr(arguments, f"data_{key}") for key in SourceConfig.model_fields}
-    kind = given["source"]
-    if kind is not None and kind not in KINDS:
-        raise UserError(f"--kind {kind} is not known: expected one of {', '.join(KINDS)}")
     return SourceConfig(**{key: value for key, value in given.items() if value is not None})
 
 

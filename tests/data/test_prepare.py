@@ -377,7 +377,7 @@ def test_the_command_lists_corrupt_images_and_wrong_use(tree, tmp_path, main, ca
         ((tree,), "give SOURCE and the folder of the store"),
         ((tree, tmp_path / "x", "--quality", "best"), "--quality must be keep, lossless or 1 to 100, got best"),
         ((tmp_path / "none", tmp_path / "x"), "none does not exist"),
-        ((tree, tmp_path / "x", "--kind", "zip"), "--kind zip is not known"),
+        ((tree, tmp_path / "x", "--kind", "zip"), "invalid choice: 'zip'"),
         ((tree, tmp_path / "x", "--workers", "0"), "must be at least 1"),
     ):
         assert main(*arguments) == 2

@@ -1,0 +1,258 @@
+"""data.py on tiny drawn images: same crops on all sides, true distances, a complete report. Nothing asserts speed."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from ddfnet.data.prepare.encode import Encoding
+from ddfnet.data.prepare.write import write_store
+from ddfnet.data.sources.folder import index_folder
+from ddfnet.utils.errors import UserError
+from scripts.benchmarks import data
+from scripts.benchmarks.data_loaders import Loader, Untimed, Work, own_loader, timm_loader, torchvision_loader
+from scripts.benchmarks.data_measure import Stream, distance, pixel_distance, profile, resized, resized_distance
+from tests.conftest import ROOT
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads the CPU time of other processes")
+LARGE = 3  # index of the one image that a store with short side 400 reduces
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """2 classes of 6 smooth JPEGs, named so that timm orders them in another way (10 after 9)."""
+    root = tmp_path_factory.mktemp("data") / "tree"
+    for number in range(12):
+        path = root / "ab"[number // 6] / f"{number % 6 + 7}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (5, 6, 3)).astype(np.uint8)
+        size = (440, 420) if number == 0 else (90, 70 + number)
+        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path, quality=92)
+    assert index_folder(root).key(LARGE) == "a/7.jpg"  # after 10, 11 and 12
+    return root
+
+
+def work_of(tree, *, train=True, recipe=None, size=32, batch=4):
+    planned = data.plan(12, 12, passes=2, spare=2)
+    requests = list(itertools.chain(*planned.batches))
+    batches = [requests[at : at + batch] for at in range(0, len(requests), batch)]
+    return Work(index_folder(tree), batches, size, train, recipe)
+
+
+def images_of(loader, workers, batches=6):
+    return torch.cat(list(itertools.islice(loader.open(workers, Untimed(workers)), batches)))
+
+
+# --- what is compared -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "images", "batch"), [(99, 300, 9), (12, 12, 12), (5, 12, 5), (1000, 300, 10)])
+def test_a_pass_shows_each_image_as_often(count, images, batch):
+    planned = data.plan(count, images, passes=2, spare=3)
+    assert {len(requests) for requests in planned.batches} == {batch}
+    assert len(planned.batches) * batch == 3 * planned.images + 3 * batch
+    one_pass = list(itertools.chain(*planned.batches))[: planned.images]
+    assert len(set(one_pass)) == planned.images  # no draw twice
+    shown = Counter(i for _, i, _ in one_pass)
+    assert len(shown) == min(count, images) == planned.epoch * batch
+    assert len(set(shown.values())) == 1
+
+
+@pytest.mark.parametrize("recipe", [None, data.RECIPE])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_timm_and_ddfnet_give_the_same_pixels(tree, recipe, workers):
+    """Same images, same draws, same order, whatever the number of workers: so the comparison is one of equal work."""
+    work = work_of(tree, recipe=recipe)
+    ours = images_of(own_loader("ours", work), workers)
+    assert ours.shape == (24, 3, 32, 32)
+    assert ours.dtype == torch.uint8
+    assert torch.equal(images_of(timm_loader("timm", work), workers), ours)
+    assert ours.flatten(1).unique(dim=0).shape[0] == 24  # the second epoch is drawn anew
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_evaluation_gives_the_same_pixels(tree, workers):
+    work = work_of(tree, train=False)
+    ours = images_of(own_loader("ours", work), workers)
+    assert torch.equal(images_of(timm_loader("timm", work), workers), ours)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_torchvision_makes_the_same_crops(tree, train):
+    """Another resize of the same boxes: a few levels, where another crop would be tens."""
+    work = work_of(tree, train=train)
+    away = distance(torchvision_loader("torchvision", work), timm_loader("timm", work), 3)
+    assert away["images"] == 12
+    assert away["mean"] < 0.5
+    assert away["max"] < 30
+
+
+def test_seeding_a_peer_is_not_its_time(tree):
+    untimed = Untimed(0)
+    next(timm_loader("timm", work_of(tree)).open(0, untimed))
+    assert untimed.ns() > 0
+
+
+# --- distances --------------------------------------------------------------------------------------------------------
+
+
+def test_pixel_distance():
+    image = torch.full((3, 4, 4), 100, dtype=torch.uint8)
+    assert pixel_distance([(image, image)]) == {"images": 1, "max": 0, "mean": 0, "psnr": None}
+    away = pixel_distance([(image + 2, image), (image - 2, image), (image, image)])
+    assert away["images"] == 3
+    assert away["max"] == 2
+    assert away["mean"] == pytest.approx(4 / 3)
+    assert away["psnr"] == pytest.approx(20 * math.log10(255 / 2))
+    assert pixel_distance([])["mean"] is None
+
+
+def test_images_of_another_size_count_apart(tree, tmp_path):
+    write_store(index_folder(tree), tmp_path / "store", Encoding(quality=95, short_side=400))
+    work = work_of(tree)
+    assert resized(work, tmp_path / "store") == [LARGE]
+    ours, timm = own_loader("ours", work, tmp_path / "store"), timm_loader("timm", work)
+    assert distance(ours, timm, 3, [LARGE])["images"] == 11
+    assert 0 < distance(ours, timm, 3, [LARGE])["mean"] < 3
+    away = resized_distance(work, tmp_path / "store", [LARGE])
+    assert away["images"] == 1
+    assert 0 < away["mean"] < 3
+
+
+# --- times ------------------------------------------------------------------------------------------------------------
+
+
+class _Busy(Dataset):
+    """Each item takes 10 ms of CPU."""
+
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, i):
+        end = time.process_time() + 0.010
+        while time.process_time() < end:
+            pass
+        return torch.zeros(3, 2, 2, dtype=torch.uint8), 0
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=needs_linux)])
+def test_the_time_of_all_processes_counts(workers):
+    """Clocks of CPU time, not of the day: what was computed is there, however busy the machine."""
+    batches = [[(0, i, 0) for i in range(2)]]
+
+    def open_busy(count, untimed):
+        return (images for images, _ in DataLoader(_Busy(), 2, num_workers=count))
+
+    stream = Stream(Loader("busy", Work(None, batches, 2, True), open_busy), workers)
+    assert len(stream.workers) == workers
+    taken = sum(stream.turn() for _ in range(6))
+    assert taken >= 6 * 2 * 0.010e9
+    assert (stream.worker_mib() is None) == (workers == 0)
+    stream.untimed.counters[0] = 5_000_000
+    assert stream.settle() < 0  # what is not to be counted is taken off
+    stream.close()
+
+
+def test_the_profile_has_the_steps(tree, tmp_path):
+    work = work_of(tree, recipe=data.RECIPE)
+    steps = {step["step"]: step["ms"] for step in profile(work, None, 2)}
+    assert {"read the file", "decode", "RandomResizedCropAndInterpolation", "RandAugment", "collate"} <= set(steps)
+    assert all(ms > 0 for ms in steps.values())
+    write_store(index_folder(tree), tmp_path / "store", Encoding())
+    steps = {step["step"]: step["ms"] for step in profile(work, tmp_path / "store", 2)}
+    assert {"read and cut the region", "decode", "crop and resize"} <= set(steps)
+    assert all(ms > 0 for ms in steps.values())
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+PEER = ("ms", "ms_range", "first_batch_ms", "worker_mib")
+
+
+@pytest.fixture(scope="module", params=[0, pytest.param(1, marks=needs_linux)])
+def report(request, tree, tmp_path_factory):
+    file = tmp_path_factory.mktemp("report") / "data.json"
+    options = ["--passes", "2", "--images", "12", "--workers", str(request.param), "--json", str(file)]
+    script = str(ROOT / "scripts" / "benchmarks" / "data.py")
+    done = subprocess.run([sys.executable, script, str(tree), *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return request.param, json.loads(file.read_text()), done.stdout
+
+
+def test_the_report_is_complete(report):
+    workers, content, _ = report
+    assert [row["name"] for row in content["rows"]] == ["plain", "store_keep", "store_400", "eval", "cifar"]
+    for row in content["rows"]:
+        parts = [row] if row["name"] == "eval" else [row, row["crop_only"]]
+        for part in parts:
+            for peer in ("timm", "ours", *["torchvision"] * ("torchvision_ms" in part)):
+                assert {f"{peer}_{key}" for key in PEER} <= set(part)
+                low, high = part[f"{peer}_ms_range"]
+                assert 0 < low <= part[f"{peer}_ms"] <= high
+                assert (part[f"{peer}_worker_mib"] is None) == (workers == 0)
+            low, high = part["ratio_range"]
+            assert low <= part["ratio"] <= high
+            assert part["distance"]["images"] > 0
+        assert row["target"] == data.TARGETS[row["name"]]
+        assert row["met"] == (row["ratio"] >= row["target"])
+        assert sum(step["ms"] for step in row["profile"]) > 0
+    rows = {row["name"]: row for row in content["rows"]}
+    assert [name for name, row in rows.items() if "resized_distance" in row] == ["store_400"]
+    assert all(rows[name]["distance"]["max"] == 0 for name in ("plain", "eval", "cifar"))
+    assert all("torchvision_ms" in rows[name].get("crop_only", rows[name]) for name in ("plain", "eval", "cifar"))
+    assert {"cpu", "torch", "timm", "pillow", "libjpeg_turbo", "command"} <= set(content["environment"])
+    assert content["settings"] == {"workers": workers, "passes": 2, "images": 12, "recipe": data.RECIPE}
+
+
+def test_the_ratio_is_that_of_the_times(report):
+    for row in report[1]["rows"]:  # two passes: their median is their mean
+        low, high = row["ratio_range"]
+        assert row["ratio"] == pytest.approx((low + high) / 2)
+        assert row["timm_ms_range"][0] / row["ours_ms_range"][1] <= low
+        assert high <= row["timm_ms_range"][1] / row["ours_ms_range"][0]
+
+
+def test_the_table(report):
+    lines = [line for line in report[2].splitlines() if line.startswith("|")]
+    assert sum("rand-m7" in line for line in lines) == sum("crop, flip" in line for line in lines) == 4
+    assert sum(": met" in line or ": missed" in line for line in lines) == 5
+    assert len([line for line in report[2].splitlines() if "in a worker of ddfnet" in line]) == 5
+
+
+def test_a_peer_that_cannot_read_the_images_is_left_out(tree, tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise RuntimeError("Unsupported\nJPEG")
+
+    monkeypatch.setattr(data.torchvision_loader.__globals__["torchvision"].io, "decode_image", refuse)
+    options = ["--passes", "1", "--images", "8", "--workers", "0", "--json", str(tmp_path / "data.json")]
+    assert data.main([str(tree), "--cifar", str(tree), *options]) == 0
+    rows = json.loads((tmp_path / "data.json").read_text())["rows"]
+    failed = [row.get("crop_only", row).get("torchvision_failed") for row in rows]
+    assert failed == ["RuntimeError: Unsupported", None, None, "RuntimeError: Unsupported", "RuntimeError: Unsupported"]
+    assert "RuntimeError: Unsupported" in capsys.readouterr().out
+
+
+def test_bad_arguments(tree, tmp_path):
+    with pytest.raises(UserError, match="name a file"):
+        data.main([str(tree), "--json", str(tmp_path)])
+    with pytest.raises(UserError, match="does not exist"):
+        data.main([str(tmp_path / "none"), "--passes", "1"])
+    with pytest.raises(SystemExit):
+        data.main([str(tree), "--passes", "0"])

@@ -220,7 +220,7 @@ def test_without_a_compiler_pytorch_computes_the_same(anew, monkeypatch, tmp_pat
     y = ddf(*inputs)
     assert native.cpu_path() == (
         "DDF operators on the CPU: in PyTorch, several times slower than native code "
-        "(no C compiler: none of $CC, cc, gcc, clang is on the PATH)"
+        "(no C compiler: none of cc, gcc, clang is on the PATH, and CC names none)"
     )
     torch.testing.assert_close(y, ddf(*[tensor.double() for tensor in inputs]).float())
 
@@ -235,6 +235,11 @@ def test_a_compiler_that_fails(anew, monkeypatch, tmp_path, caplog):
     assert native.cpu_path().endswith(f"({compiler} fails: native.c:1: error: no such thing)")
     assert len([record for record in caplog.records if "no such thing" in record.message]) == 1
     assert list((tmp_path / "cache" / "native").iterdir()) == []
+
+
+def test_a_compiler_that_does_not_exist_is_not_replaced_by_another(anew, monkeypatch):
+    monkeypatch.setenv("CC", "nvcc-of-the-moon -O2")
+    assert native.cpu_path().endswith("(CC=nvcc-of-the-moon -O2 names no program on the PATH)")
 
 
 def test_switched_off(anew, monkeypatch):
@@ -280,6 +285,24 @@ def test_a_damaged_library_is_compiled_again(source, tmp_path, monkeypatch):
     damaged.write_bytes(library.read_bytes()[:1000])
     assert native_build.load_library([source], "ANSWER=7").answer() == 7
     assert damaged.read_bytes() == library.read_bytes()
+
+
+def test_options_in_the_name_of_the_compiler(source, monkeypatch):
+    monkeypatch.setenv("CC", "cc -DANSWER=6")
+    assert native_build.load_library([source]).answer() == 6
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of Unix")
+@pytest.mark.parametrize("open_to_all", ["library", "folder"])
+def test_a_library_that_others_could_have_put_there_is_not_loaded(source, monkeypatch, open_to_all):
+    native_build.load_library([source], "ANSWER=7")
+    (library,) = native_build.cache_folder().iterdir()
+    (library if open_to_all == "library" else library.parent).chmod(0o777)
+    compiled = []
+    compile_it = native_build._compile
+    monkeypatch.setattr(native_build, "_compile", lambda *a: (compiled.append(a[2]), compile_it(*a)))
+    assert native_build.load_library([source], "ANSWER=7").answer() == 7
+    assert compiled == [("ANSWER=7",)]
 
 
 def test_a_cache_that_cannot_be_written(source, tmp_path, monkeypatch):

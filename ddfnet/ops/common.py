@@ -1,6 +1,7 @@
 """Shared by all operators: registration with `torch.library`, launches of Triton kernels, dtypes, memory formats."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 from collections.abc import Callable
@@ -32,6 +33,33 @@ def define_op(name: str, implementation: Callable) -> Any:
     """
     define = torch.library.custom_op if _INTERPRETED else torch.library.triton_op
     return define(name, implementation, mutates_args=())
+
+
+def define_native_op(
+    name: str, implementation: Callable, fake: Callable, has_native: Callable[[torch.dtype], bool]
+) -> Any:
+    """`define_op` for an op that has native code on the CPU, with its fake implementation.
+
+    Native code beats what Inductor makes of the PyTorch formulation, in each call and by far in compilation. So where
+    there is any, torch.compile gets an opaque call, of `name` + `_opaque`. Exporters, whose programs have to run
+    without this package, look inside the op as ever.
+
+    Args:
+        has_native: whether there is native code that takes sums in a dtype.
+    """
+    opaque = torch.library.custom_op(f"{name}_opaque", implementation, mutates_args=())
+    opaque.register_fake(fake)
+
+    @functools.wraps(implementation)
+    def choose(first: Tensor, *others: Any) -> Any:
+        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        if compiled and first.device.type == "cpu" and has_native(accumulator_dtype(first)):
+            return opaque(first, *others)
+        return implementation(first, *others)
+
+    op = define_op(name, choose)
+    op.register_fake(fake)
+    return op
 
 
 def launch(kernel: Any, grid: tuple[int], *arguments: Any, num_warps: int, num_stages: int, **constants: Any) -> None:

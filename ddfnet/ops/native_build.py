@@ -22,7 +22,7 @@ from pathlib import Path
 
 _logger = logging.getLogger("ddfnet")
 # No -ffast-math: NaN and Inf go through, and sums are taken in the order in which they are written.
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-w")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-w")
 _TUNING = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler knows
 _SECONDS = 300
 
@@ -124,7 +124,7 @@ def _compile(compiler: Sequence[str], source: Path, defines: Sequence[str], libr
     first_error = ""
     for tuning in _TUNING:
         options = (*_FLAGS, *tuning, *(f"-D{define}" for define in defines))
-        command = [*compiler, *options, str(source), "-o", str(library)]
+        command = [*compiler, *options, str(source), "-lm", "-o", str(library)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL)
         except (OSError, subprocess.TimeoutExpired) as error:

@@ -248,9 +248,14 @@ def test_switched_off(anew, monkeypatch):
     assert not native.is_usable(Arguments(*make_inputs(), 3, 1, 1, True, 1))
 
 
-def test_the_sentence_for_native_code_and_for_the_compiler(built):
-    assert native.cpu_path() == "DDF operators on the CPU: native code"
-    assert native.cpu_path(compiled=True) == "DDF operators on the CPU: in PyTorch, fused by torch.compile"
+def test_the_sentence_for_native_code_and_for_the_compiler(built, monkeypatch):
+    for compiled in (False, True):
+        assert native.cpu_path(compiled=compiled) == "DDF operators on the CPU: native code"
+    monkeypatch.setattr(native, "_library", lambda accumulator: "no compiler")
+    assert native.cpu_path(compiled=True) == (
+        "DDF operators on the CPU: in PyTorch, fused by torch.compile, several times slower than native code "
+        "(no compiler)"
+    )
 
 
 SOURCE = "int answer(void) { return ANSWER; }\n"

@@ -48,7 +48,7 @@ def spatial_filters_kernel(
     logits[p,g,t] = bias[g,t] + sum over c of x[b,p,c] * weight[g,t,c]
     inverse_std[b,g,p] = 1 / (standard deviation over t of logits[p,g,t] + 1e-10)
     spatial_filter[b,g,t,p] = alpha * (logits[p,g,t] - mean over t) * inverse_std[b,g,p]
-    pool_partials[b,tile,c] = sum over the pixels p of the tile of x[b,p,c]
+    pool_partials[b,tile,c] = sum over the pixels p of the tile of x[b,p,c] / (H * W)
 
     x is read once, and it is nearly all that is read or written. With a stride, every pixel is pooled but only those on
     the grid of the stride have filters. The taps are padded to powers of two, as tensor cores ask for.
@@ -76,7 +76,7 @@ def spatial_filters_kernel(
         w_mask = tap_ok[None, :] & channel_ok[:, None]
         w = tl.load(weight + row_of_weight[None, :] * channels + channel[:, None], mask=w_mask, other=0.0)
         logits = tl.dot(value, w.to(value.dtype), logits, input_precision="ieee")
-        tl.store(pool_partials + channel, tl.sum(value.to(tl.float32), axis=0), mask=channel_ok)
+        tl.store(pool_partials + channel, tl.sum(value.to(tl.float32), axis=0) / pixels, mask=channel_ok)
     if HAS_BIAS:
         logits += tl.load(bias + row_of_weight, mask=tap_ok, other=0.0).to(tl.float32)[None, :]
 
@@ -101,7 +101,7 @@ def spatial_filters_kernel(
 
 @triton.jit
 def spatial_filters_backward_kernel(
-    grad_filter,
+    grad_partials,
     grad_pooled,
     weight,
     spatial_filter,
@@ -115,17 +115,21 @@ def spatial_filters_backward_kernel(
     HEADS: tl.constexpr,
     AREA: tl.constexpr,
     STRIDE: tl.constexpr,
+    PARTIALS: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
     PADDED_AREA: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """Gradient of x from the filters and the pool, and gradients of the logits, for BLOCK_PIXELS pixels of one image.
+    """Adds to grad_x what comes from the filters and the pool, and gives the gradients of the logits; for BLOCK_PIXELS
+    pixels of one image.
 
-    With z the normalized logits and g the gradient of z: grad_logits = (g - mean(g) - z * sum(g*z) / (AREA-1)) / std,
-    grad_x[b,p,c] = sum over taps of grad_logits[p,t] * weight[t,c] + grad_pooled[b,c] / pixels.
+    With z the normalized logits and g the gradient of z, which is alpha times the sum of the partial sums:
+    grad_logits = (g - mean(g) - z * sum(g*z) / (AREA-1)) / std,
+    grad_x[b,p,c] += sum over taps of grad_logits[p,t] * weight[t,c] + grad_pooled[b,c] / pixels.
 
-    grad_filter and spatial_filter: contiguous (B, G*AREA, Ho, Wo). grad_pooled: float32 (B, C).
+    grad_partials: contiguous (B, PARTIALS, G*AREA, Ho, Wo), of the gradient of spatial_filter, which is contiguous
+    (B, G*AREA, Ho, Wo). grad_pooled: float32 (B, C).
     grad_x: channels_last. grad_logits: (B, H*W, PADDED_HEADS*PADDED_AREA) in the dtype of x, 0 for padded taps and for
     pixels off the grid of the stride; a matrix product makes the gradients of weight and bias of it.
     """
@@ -141,7 +145,12 @@ def spatial_filters_backward_kernel(
     on_grid, out_pixel, out_pixels = pixels_on_grid(pixel, pixel_ok, height, width, STRIDE)
     offset = image * (HEADS * AREA) * out_pixels + row_of_weight[None, :] * out_pixels + out_pixel[:, None]
     mask = on_grid[:, None] & tap_ok[None, :]
-    grad = tl.load(grad_filter + offset, mask=mask, other=0.0).to(tl.float32) * alpha
+    partial_size = HEADS * AREA * out_pixels
+    grad_partials += image * (PARTIALS - 1) * partial_size + offset
+    grad = tl.load(grad_partials, mask=mask, other=0.0).to(tl.float32)
+    for partial in tl.static_range(1, PARTIALS):
+        grad += tl.load(grad_partials + partial * partial_size, mask=mask, other=0.0).to(tl.float32)
+    grad *= alpha
     normal = tl.load(spatial_filter + offset, mask=mask, other=0.0).to(tl.float32) / alpha
     each_head = tl.arange(0, PADDED_HEADS).to(tl.int64)
     head_mask = on_grid[:, None] & (each_head < HEADS)[None, :]
@@ -168,4 +177,5 @@ def spatial_filters_backward_kernel(
         total += tl.load(grad_pooled + channel, mask=channel_ok, other=0.0)[None, :] / pixels
         x_mask = pixel_ok[:, None] & channel_ok[None, :]
         x_block = grad_x + pixel.to(tl.int64)[:, None] * channels + channel[None, :]
+        total += tl.load(x_block, mask=x_mask, other=0.0).to(tl.float32)
         tl.store(x_block, total.to(grad_x.dtype.element_ty), mask=x_mask)

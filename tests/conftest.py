@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-# torch.compile's cache on disk knows an operator by its name: after a change here it would serve the code of yesterday.
+# Tests compile anew: what they look at must come from the code of today, not from a cache on disk.
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 
 import numpy as np

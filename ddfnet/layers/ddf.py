@@ -9,7 +9,11 @@ from ddfnet.layers.checks import check_choice, check_divides, check_input, check
 from ddfnet.layers.filter_norm import FilterNorm, normalization_layer
 from ddfnet.ops.common import autocast
 from ddfnet.ops.ddf import ddf
-from ddfnet.ops.spatial_filters.autograd import fusible, spatial_filters
+from ddfnet.ops.ddf_layer.arguments import Settings, Weights, fusible
+from ddfnet.ops.ddf_layer.autograd import ddf_layer
+
+_CHANNEL_LAYERS = (nn.AdaptiveAvgPool2d, nn.Conv2d, nn.ReLU, nn.Conv2d, FilterNorm)
+_FUSED_LAYERS = (nn.Conv2d, FilterNorm, *_CHANNEL_LAYERS)
 
 
 class DDF(nn.Module):
@@ -32,10 +36,10 @@ class DDF(nn.Module):
         normalization: of the predicted filters: `filter` (`FilterNorm`), or the baselines of table 3, `batch`
             and `sigmoid`. `batch` normalizes the channel filters over the images alone: training needs at least two.
         nonlinearity: what follows the layer, for the gain of the filter normalization.
-        fused_filters: on CUDA, predict the spatial filters and pool x in one kernel where that applies: channels_last
-            in half precision, or in float32 with one head of 3x3 taps. Same parameters, and the same numbers but for
-            rounding: the kernel keeps in float32 what the layers round to the dtype of x. It has no second-order
-            gradients. Also an attribute, to switch it later.
+        fused_filters: on CUDA, run the whole layer as one operator where that applies: channels_last in half precision,
+            or in float32 with one head of 3x3 taps. Same parameters, and the same numbers but for rounding: the
+            operator keeps in float32 what the layers round to the dtype of x. It has no second-order gradients. Also
+            an attribute, to switch it later.
 
     Shape:
         (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride)), same memory format.
@@ -90,38 +94,32 @@ class DDF(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.channels)
         k, cast = self.kernel_size, autocast(x)
-        channel_filter: Tensor | None
-        spatial_filter: Tensor | None
         if self.fused_filters and fusible(cast, k, self.heads) and not self._is_customized():
-            x = cast  # what the kernel saves for backward is what the operator saves
-            channel_filter, spatial_filter = self._fused_branches(x)
-        else:
-            channel_filter = self.channel_branch(x) if self.channel_branch is not None else None
-            spatial_filter = self.spatial_branch(x) if self.spatial_branch is not None else None
+            return self._fused(cast)
+        channel_filter: Tensor | None = self.channel_branch(x) if self.channel_branch is not None else None
+        spatial_filter: Tensor | None = self.spatial_branch(x) if self.spatial_branch is not None else None
         if channel_filter is not None:
             channel_filter = channel_filter.view(-1, self.channels, k, k)
         stride, dilation, combine = self.stride, self.dilation, self.combine
         return ddf(x, channel_filter, spatial_filter, stride=stride, dilation=dilation, combine=combine, kernel_size=k)
 
-    def _fused_branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Both filters, the spatial ones and the pooled x from a single pass over x."""
-        conv, norm = self.spatial_branch
-        options = {"kernel_size": self.kernel_size, "heads": self.heads, "stride": self.stride}
-        spatial_filter, pooled = spatial_filters(x, conv.weight, conv.bias, **options, alpha=norm.std)
-        channel_filter = pooled[..., None, None].to(x.dtype)
-        for layer in list(self.channel_branch)[1:]:
-            channel_filter = layer(channel_filter)
-        return channel_filter, spatial_filter
+    def _fused(self, x: Tensor) -> Tensor:
+        (conv, norm), (_, squeeze, _, excite, channel_norm) = self.spatial_branch, self.channel_branch
+        weights = (conv.weight, conv.bias, squeeze.weight, squeeze.bias, excite.weight, excite.bias, channel_norm.std)
+        multiply = self.combine == "mul"
+        settings = Settings(self.kernel_size, self.stride, self.dilation, self.heads, multiply, norm.std)
+        return ddf_layer(x, Weights(*weights), settings)
 
     def _is_customized(self) -> bool:
-        """Whether the layers that the fused kernel replaces are others (ablations, quantized, adapted) or hooked."""
+        """Whether the layers that the fused kernels replace are others (ablations, quantized, adapted) or hooked."""
         if self.channel_branch is None or self.spatial_branch is None:
             return True
-        pool, (conv, norm) = self.channel_branch[0], self.spatial_branch
-        replaced = type(conv) is not nn.Conv2d or type(norm) is not FilterNorm or type(pool) is not nn.AdaptiveAvgPool2d
-        return replaced or any(
+        layers = (*self.spatial_branch, *self.channel_branch)
+        if tuple(map(type, layers)) != _FUSED_LAYERS:
+            return True
+        return any(
             layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-            for layer in (pool, conv, norm, self.spatial_branch, self.channel_branch)
+            for layer in (*layers, self.spatial_branch, self.channel_branch)
         )
 
     def extra_repr(self) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 T = TypeVar("T", bound=Tensor | None)
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 DECOMPOSITIONS: dict[Any, Callable] = {}  # each operator as a pure expression, for `run_decompositions`
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # absent on macOS and Windows
@@ -69,9 +70,46 @@ def launch(kernel: Any, grid: tuple[int], *arguments: Any, num_warps: int, num_s
         kernel[grid](*arguments, **constants)
         return
     # Triton launches on the current device. A trace is no launch, and whoever runs it selects the device.
-    on_device = contextlib.nullcontext() if torch.compiler.is_compiling() else torch.cuda.device(device)
+    current = torch.compiler.is_compiling() or torch.cuda.current_device() == device.index
+    on_device = contextlib.nullcontext() if current else torch.cuda.device(device)
+    # `wrap_triton` is for those who trace; it makes a launch of its own kind, which takes longer
+    traceable = kernel if is_plain() else wrap_triton(kernel)
     with on_device:
-        wrap_triton(kernel)[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+        traceable[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether a call needs nothing of the dispatcher: no trace, no mode, no transform, no profiler, no subclass.
+
+    Its way through Python costs more than the launches, and a network on a fast GPU waits for it. Where nobody looks at
+    the registered op, an `autograd.Function` may do the same.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.autograd.profiler._is_profiler_enabled
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+        and all(tensor is None or _is_ordinary(tensor) for tensor in tensors)
+    )
+
+
+def _is_ordinary(tensor: Tensor) -> bool:
+    """Whether its memory holds its values: not a subclass, not on the meta device, not negated or zero by a flag."""
+    unflagged = not (tensor.is_meta or tensor.is_neg() or tensor._is_zerotensor())
+    return type(tensor) in _PLAIN_TYPES and unflagged
+
+
+def empty(like: Tensor, size: tuple[int, ...] | torch.Size, memory_format: torch.memory_format) -> Tensor:
+    """Not written yet, (B, C, H, W), with the dtype and device of `like`.
+
+    Inductor ignores the format of `torch.empty`, and first fills such an output with NaN; not so a permuted one.
+    """
+    if memory_format == torch.channels_last:
+        batch, channels, height, width = size
+        return like.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
+    return like.new_empty(size)
 
 
 def cdiv(numerator: int, denominator: int) -> int:
@@ -98,6 +136,13 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
 def output_size(x: Tensor, stride: int) -> tuple[int, int]:
     """(Ho, Wo) = (ceil(H/stride), ceil(W/stride)), as of the padded convolution of the same stride."""
     return (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
+
+
+def autocast_off(x: Tensor) -> contextlib.AbstractContextManager:
+    """For what has chosen its dtypes itself."""
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def autocast(tensor: T) -> T:

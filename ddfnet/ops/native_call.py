@@ -34,9 +34,17 @@ def _warn(reason: str) -> None:
 
 
 def are_plain(*tensors: Tensor | None) -> bool:
-    """Whether these are tensors in memory, and nobody traces what is done to them."""
+    """Whether these are tensors in memory, as they are there, and nobody traces what is done to them.
+
+    PyTorch has tensors of which the memory holds the negative (`is_neg`), or that have none at all since they are zero.
+    """
     given = [tensor for tensor in tensors if tensor is not None]
     return all(
-        type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu and t.layout == torch.strided and t.dtype in TYPES
+        type(t) in (Tensor, torch.nn.Parameter)
+        and t.is_cpu
+        and t.layout == torch.strided
+        and t.dtype in TYPES
+        and not t.is_neg()
+        and not t._is_zerotensor()
         for t in given
     ) and not (torch.compiler.is_compiling() or torch.jit.is_tracing())

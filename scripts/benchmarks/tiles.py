@@ -42,8 +42,8 @@ import triton
 from ddfnet.ops.ddf import tiling
 from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.ddf.arguments import Arguments, Needed
-from ddfnet.ops.spatial_filters import triton as spatial_filters_launch
-from ddfnet.ops.spatial_filters.autograd import Settings
+from ddfnet.ops.ddf_layer import triton as layer_launch
+from ddfnet.ops.ddf_layer.arguments import Settings
 from ddfnet.utils.cli import at_least
 from scripts.benchmarks import common as bench
 from scripts.benchmarks import measure
@@ -78,7 +78,7 @@ class Variant(NamedTuple):
 @contextlib.contextmanager
 def applied(changes: dict[str, Any], execute: bool) -> Iterator[list[Launch]]:
     """Within, launches follow the changes and are recorded; they run only if `execute`. The policy is back after it."""
-    launches, launch, branch = [], triton_launch.launch, spatial_filters_launch
+    launches, launch, branch = [], triton_launch.launch, layer_launch
 
     def intercept(kernel: Any, grid: tuple[int], *arguments: Any, num_warps: int, **constants: Any) -> None:
         launches.append((kernel, grid, arguments, {**constants, "num_warps": changes.get("warps", num_warps)}))
@@ -116,16 +116,17 @@ def calls(shape: tuple[int, ...], device: str) -> dict[str, Callable[[], Any]]:
     dense = normal(batch, 1, 9, channels)  # as the kernels read it, so that no copy is timed
     filters = (dense.view(batch, 3, 3, channels).permute(0, 3, 1, 2), half(batch, 9, out, out))
     weight, bias = normal(9, channels, 1, 1) / math.sqrt(channels), normal(9)
-    grads, inverse_std = (half(batch, 9, out, out), normal(batch, channels)), normal(batch, 1, out, out).abs() + 0.5
-    given, branch = Arguments(x, *filters, 3, stride, 1, True, 1), Settings(3, 1, stride, 0.47)
+    grads, inverse_std = (half(batch, 1, 9, out, out), normal(batch, channels)), normal(batch, 1, out, out).abs() + 0.5
+    given, branch = Arguments(x, *filters, 3, stride, 1, True, 1), Settings(3, stride, 1, 1, True, 0.47)
     read, needed = given._replace(channel_filter=dense), Needed(False, True, True)
-    backward = partial(spatial_filters_launch.backward, *grads, x, weight, filters[1], inverse_std, branch)
+    grad_x = torch.zeros_like(x)  # the last kernel adds to it, call by call: no result that can be compared
+    spatial = (*grads, x, weight, filters[1], inverse_std, grad_x, branch)
     functions = (
         partial(triton_launch.forward, given),
-        partial(triton_launch._backward_x, dy, read),
+        partial(triton_launch.backward_x, dy, read),
         partial(triton_launch._backward_filters, dy, read, given, needed),
-        partial(spatial_filters_launch.forward, x, weight, bias, branch),
-        backward,
+        partial(layer_launch.spatial_filters, x, weight, bias, branch),
+        partial(layer_launch.spatial_filters_backward, *spatial),
     )
     return dict(zip(ORDER, functions, strict=True))
 

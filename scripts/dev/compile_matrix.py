@@ -33,12 +33,14 @@ from scripts.dev.offline_compile import SHARED_LIMIT
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 # The last one is of contiguous tensors.
 KERNELS = tuple(f"ddf_{name}_kernel" for name in ("forward", "backward_x", "backward_filters", "backward_spatial"))
-BRANCH_KERNELS = ("spatial_filters_kernel", "spatial_filters_backward_kernel")
+BRANCH_KERNELS = tuple(
+    f"{branch}_filters{part}_kernel" for branch in ("spatial", "channel") for part in ("", "_backward")
+)
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One combination of the options of the fused spatial branch."""
+    """One combination of the options of the fused branches."""
 
     dtype: str = "bf16"
     kernel_size: int = 3
@@ -50,7 +52,7 @@ class Branch:
 
     def record(self) -> dict[str, offline.Launch]:
         """Launches by kernel name."""
-        return offline.record_spatial_filters((2, 128, 28, 28), **{**asdict(self), "dtype": DTYPES[self.dtype]})
+        return offline.record_layer((2, 128, 28, 28), **{**asdict(self), "dtype": DTYPES[self.dtype]})
 
 
 @dataclass(frozen=True)

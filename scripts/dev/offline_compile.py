@@ -22,8 +22,8 @@ from triton.compiler import ASTSource
 
 from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.ddf.arguments import Arguments, Needed
-from ddfnet.ops.spatial_filters import triton as branch_launch
-from ddfnet.ops.spatial_filters.autograd import Settings
+from ddfnet.ops.ddf_layer import triton as layer_launch
+from ddfnet.ops.ddf_layer.arguments import Settings, Weights
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # bytes of shared memory one block may ask for
@@ -117,20 +117,21 @@ def record_launches(
     return _recorded(call)
 
 
-def record_spatial_filters(
+def record_layer(
     shape: tuple[int, int, int, int], *, dtype: torch.dtype, kernel_size: int, stride: int, heads: int
 ) -> dict[str, Launch]:
-    """Launches of the fused spatial branch of a DDF layer, by kernel name."""
+    """Launches of a whole DDF layer that are not the operator's, by kernel name."""
     x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
-    weight = torch.empty(heads * kernel_size**2, shape[1], 1, 1, device="meta")
-    bias = torch.empty(heads * kernel_size**2, device="meta")
-    settings = Settings(kernel_size, heads, stride, 0.47)
+    channels, area = shape[1], kernel_size**2
+    sizes = ((heads * area, channels), (heads * area,), (8, channels), (8,), (channels * area, 8), (channels * area,))
+    weights = Weights(*(torch.empty(size, device="meta") for size in (*sizes, (channels * area,))))
+    settings = Settings(kernel_size, stride, 1, heads, True, 0.47)
 
     def call() -> None:
-        filters, pooled, inverse_std = branch_launch.forward(x, weight, bias, settings)
-        branch_launch.backward(filters, pooled, x, weight, filters, inverse_std, settings)
+        y, activations = layer_launch.forward(x, weights, settings)
+        layer_launch.backward(y, x, weights, activations, settings)
 
-    return _recorded(call)
+    return {name: launch for name, launch in _recorded(call).items() if not name.startswith("ddf_")}
 
 
 def _recorded(call: Callable[[], None]) -> dict[str, Launch]:
@@ -141,7 +142,7 @@ def _recorded(call: Callable[[], None]) -> dict[str, Launch]:
         arguments = dict(zip(names, values, strict=True))
         launches[kernel.fn.__name__] = Launch(kernel, arguments, constants, num_warps, num_stages)
 
-    with mock.patch.object(triton_launch, "launch", record), mock.patch.object(branch_launch, "launch", record):
+    with mock.patch.object(triton_launch, "launch", record), mock.patch.object(layer_launch, "launch", record):
         call()
     return launches
 

@@ -15,8 +15,9 @@ from ddfnet.kernels import ddf_forward
 from ddfnet.layers import DDF
 from ddfnet.ops.ddf import ddf, ddf_reference, ddf_up, tiling
 from ddfnet.ops.ddf import triton as triton_launch
-from ddfnet.ops.spatial_filters import triton as spatial_filters_launch
-from ddfnet.ops.spatial_filters.autograd import fusible, plain_spatial_filters, spatial_filters
+from ddfnet.ops.ddf_layer import triton as layer_launch
+from ddfnet.ops.ddf_layer.arguments import Settings, Weights, fusible
+from ddfnet.ops.ddf_layer.autograd import ddf_layer, plain_ddf_layer
 
 # Any three options in all combinations; DDFNET_INTERPRETER_STRENGTH=10 takes the full product of all of them.
 STRENGTH = int(os.environ.get("DDFNET_INTERPRETER_STRENGTH", "3"))
@@ -261,44 +262,69 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.ddfnet.ddf.default, (*inputs, 3, 1, 1, True, 1), test_utils=tests)
 
 
-BRANCHES = [
-    # kernel_size, heads, stride, dtype, bias
-    (3, 1, 1, torch.float32, True),
-    (3, 1, 2, torch.float32, False),
-    (3, 1, 1, torch.float16, True),
-    (3, 3, 2, torch.float16, True),
-    (5, 2, 1, torch.float16, False),
-    (7, 1, 3, torch.float16, True),
+LAYERS = [
+    # channels, kernel_size, heads, stride, dilation, combine, dtype, bias
+    (70, 3, 1, 1, 1, "mul", torch.float32, True),
+    (70, 3, 1, 2, 1, "add", torch.float32, False),
+    (70, 3, 1, 1, 2, "mul", torch.float16, True),
+    (140, 3, 1, 1, 1, "mul", torch.float16, True),  # three partial sums of the spatial filter's gradient
+    (72, 3, 3, 2, 1, "mul", torch.float16, True),
+    (32, 5, 2, 1, 1, "add", torch.float16, False),
+    (24, 7, 1, 3, 1, "mul", torch.float16, True),
 ]
 
 
-@pytest.mark.parametrize(("kernel_size", "heads", "stride", "dtype", "bias"), BRANCHES)
-def test_spatial_filters(kernel_size, heads, stride, dtype, bias):
+@pytest.mark.parametrize(("channels", "kernel_size", "heads", "stride", "dilation", "combine", "dtype", "bias"), LAYERS)
+def test_layer(channels, kernel_size, heads, stride, dilation, combine, dtype, bias):
     """Against the definition in float64. No bfloat16: the interpreter's matrix product of it is wrong."""
     generator = torch.Generator().manual_seed(0)
-    taps = heads * kernel_size**2
-    x = torch.randn(2, 70, 9, 8, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(taps, 70, 1, 1, generator=generator) / 70**0.5
-    inputs = [x, weight, *([torch.randn(taps, generator=generator)] if bias else [])]
-    options = {"kernel_size": kernel_size, "heads": heads, "stride": stride, "alpha": 0.4}
+    hidden, area = 7, kernel_size**2
+    x = torch.randn(2, channels, 9, 8, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
+    shapes = [(heads * area, channels), (heads * area,), (hidden, channels), (hidden,), (channels * area, hidden)]
+    shapes += [(channels * area,), (channels * area,)]
+    given = [torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for shape in shapes]
+    given = [weight[..., None, None] if weight.ndim == 2 else weight for weight in given]
+    if not bias:
+        given[1] = given[3] = given[5] = None
+    given[-1] = given[-1] * 20  # alpha, of a size that matters
+    settings = Settings(kernel_size, stride, dilation, heads, combine == "mul", 0.4)
     assert fusible(x, kernel_size, heads)
 
     def evaluate(function, dtype):
-        tensors = [tensor.to(dtype or tensor.dtype).requires_grad_() for tensor in inputs]
-        filters, pooled = function(*tensors, *([] if bias else [None]), **options)[:2]
-        grads = [torch.sin(torch.arange(float(out.numel()))).view(out.shape).to(out.dtype) for out in (filters, pooled)]
-        return [filters, pooled, *torch.autograd.grad((filters, pooled), tensors, grads)]
+        leaves = [t if t is None else t.to(dtype or t.dtype).requires_grad_() for t in (x, *given)]
+        y = function(leaves[0], leaves[1:])
+        grad_y = torch.sin(torch.arange(float(y.numel()))).view(y.shape).to(y.dtype)
+        present = [leaf for leaf in leaves if leaf is not None]
+        return [y, *torch.autograd.grad(y, present, grad_y)]
 
-    tolerance = 1e-6 if dtype == torch.float32 else 1e-3
-    actual, exact = evaluate(spatial_filters, None), evaluate(plain_spatial_filters, torch.float64)
-    for index, (a, e) in enumerate(zip(actual, exact, strict=True)):
-        assert relative_error(a, e) <= tolerance, index
-    assert actual[2].is_contiguous(memory_format=torch.channels_last)
+    # the gradients meet the spatial filter as it was rounded, and x once more where their two parts are added
+    tolerance = 2e-6 if dtype == torch.float32 else 3e-3
+    exact = evaluate(lambda x, weights: plain_ddf_layer(x, *weights, *settings)[0], torch.float64)
+    registered = torch.ops.ddfnet.ddf_layer.default
+    for function in (
+        lambda x, weights: ddf_layer(x, Weights(*weights), settings),
+        lambda x, weights: registered(x, *weights, *settings)[0],
+    ):
+        actual = evaluate(function, None)
+        for index, (a, e) in enumerate(zip(actual, exact, strict=True)):
+            assert a.dtype == (dtype if index < 2 else torch.float32)
+            assert relative_error(a, e) <= tolerance, index
+        assert actual[1].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_training_step_of_the_layer_launches_seven_triton_kernels(launches, monkeypatch):
+    monkeypatch.setattr(layer_launch, "launch", recording(layer_launch.launch, launches))
+    layer = DDF(80)
+    x = torch.randn(2, 80, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    layer(x).sum().backward()
+    forward = ["spatial_filters_kernel", "channel_filters_kernel", "ddf_forward_kernel"]
+    backward = ["ddf_backward_filters_kernel", "channel_filters_backward_kernel", "ddf_backward_x_kernel"]
+    assert launches == [*forward, *backward, "spatial_filters_backward_kernel"]
 
 
 @pytest.mark.parametrize(("stride", "heads"), [(1, 1), (2, 2)])
 def test_the_layer_is_the_same_with_and_without_the_fused_kernel(stride, heads, launches, monkeypatch):
-    monkeypatch.setattr(spatial_filters_launch, "launch", recording(spatial_filters_launch.launch, launches))
+    monkeypatch.setattr(layer_launch, "launch", recording(layer_launch.launch, launches))
     torch.manual_seed(0)
     layer = DDF(20, stride=stride, heads=heads, squeeze_ratio=0.5).half()
     x = torch.randn(2, 20, 7, 6).half().contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -315,7 +341,7 @@ def test_the_layer_is_the_same_with_and_without_the_fused_kernel(stride, heads, 
 
 
 def test_a_layer_with_hooks_or_exchanged_parts_keeps_them(launches, monkeypatch):
-    monkeypatch.setattr(spatial_filters_launch, "launch", recording(spatial_filters_launch.launch, launches))
+    monkeypatch.setattr(layer_launch, "launch", recording(layer_launch.launch, launches))
     x = torch.randn(1, 16, 4, 4).contiguous(memory_format=torch.channels_last)
     layer = DDF(16)
     layer(x)

@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import ddfnet
 from ddfnet import ddf, ddf_up
 from ddfnet.models.complexity import count_complexity, model_complexity
-from ddfnet.ops.spatial_filters.autograd import spatial_filters
 
 
 def flops(call):
@@ -41,16 +40,18 @@ def test_each_gradient_costs_one_more_forward(needed):
     assert flops(lambda: ddf(*tensors.values()).sum().backward()) == (1 + len(needed)) * 2 * 9 * 4 * 36
 
 
-def test_fused_spatial_filters_count_as_their_convolution():
+def test_the_fused_layer_counts_as_its_parts():
+    """The formulas of the registered op, which is not called on a CPU, against the layers that it replaces."""
+    layer = ddfnet.DDF(8, stride=2, squeeze_ratio=0.5).to(memory_format=torch.channels_last)
     x = torch.randn(2, 8, 6, 6).to(memory_format=torch.channels_last).requires_grad_()
-    weight = torch.randn(9, 8, 1, 1, requires_grad=True)
+    (conv, norm), (_, squeeze, _, excite, channel_norm) = layer.spatial_branch, layer.channel_branch
+    weights = [conv.weight, conv.bias, squeeze.weight, squeeze.bias, excite.weight, excite.bias, channel_norm.std]
 
-    def forward():
-        return spatial_filters(x, weight, torch.zeros(9), kernel_size=3, heads=1, stride=2, alpha=1.0)
+    def fused():
+        return torch.ops.ddfnet.ddf_layer(x, *weights, 3, 2, 1, 1, True, norm.std)[0]
 
-    forward_flops = 2 * 2 * 9 * 9 * 8
-    assert flops(forward) == forward_flops
-    assert flops(lambda: forward()[0].sum().backward()) == 3 * forward_flops
+    assert flops(fused) == flops(lambda: layer(x))
+    assert flops(lambda: fused().sum().backward()) == flops(lambda: layer(x).sum().backward())
 
 
 def test_both_conventions_by_hand():

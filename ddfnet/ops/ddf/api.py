@@ -49,7 +49,7 @@ def ddf(
     """
     kernel_size = check_arguments(x, channel_filter, spatial_filter, kernel_size, stride, dilation, combine)
     x, spatial_filter = autocast(x), autocast(spatial_filter)
-    return autograd.ddf_op(x, channel_filter, spatial_filter, kernel_size, stride, dilation, combine == "mul", 1)
+    return autograd.call(x, channel_filter, spatial_filter, kernel_size, stride, dilation, combine == "mul", 1)
 
 
 def ddf_up(
@@ -89,4 +89,4 @@ def ddf_up(
     """
     kernel_size = check_arguments(x, channel_filter, spatial_filter, kernel_size, 1, dilation, combine, scale)
     x, spatial_filter = autocast(x), autocast(spatial_filter)
-    return autograd.ddf_op(x, channel_filter, spatial_filter, kernel_size, 1, dilation, combine == "mul", scale)
+    return autograd.call(x, channel_filter, spatial_filter, kernel_size, 1, dilation, combine == "mul", scale)

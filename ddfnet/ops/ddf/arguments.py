@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddfnet.ops.common import accumulator_dtype, memory_format_of, output_size
+from ddfnet.ops.common import accumulator_dtype, empty, memory_format_of, output_size
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -90,7 +90,7 @@ class Arguments(NamedTuple):
         """y (B, C, Ho * scale, Wo * scale), not written yet."""
         height, width = self.filter_size
         size = (*self.x.shape[:2], height * self.scale, width * self.scale)
-        return torch.empty(size, dtype=self.x.dtype, device=self.x.device, memory_format=self.memory_format)
+        return empty(self.x, size, self.memory_format)
 
     def zero_gradients(self, needed: Needed) -> tuple[Tensor, Tensor, Tensor]:
         """Zeros as the gradients of x and the two filters; an empty tensor for each one not needed."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ddfnet.ops.common import define_native_op, runs_on_triton
+from ddfnet.ops.common import define_native_op, is_plain, runs_on_triton
 from ddfnet.ops.ddf import eager, native
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 
@@ -79,7 +79,9 @@ def _save_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _first_order(ctx: Any, grad_y: Tensor) -> tuple:
     needed = ctx.needs_input_grad[:3]
-    grads = ddf_backward_op(grad_y, *ctx.saved_tensors, *ctx.settings, *needed)
+    # a graph of gradients needs the registered op, which has gradients itself
+    backward = _backward if not torch.is_grad_enabled() and is_plain(grad_y) else ddf_backward_op
+    grads = backward(grad_y, *ctx.saved_tensors, *ctx.settings, *needed)
     grads = (grad if need else None for grad, need in zip(grads, needed, strict=True))
     return *grads, *(None for _ in ctx.settings)
 
@@ -121,6 +123,24 @@ def _second_order(ctx: Any, *directions: Tensor | None) -> tuple:
             if part is not None:
                 totals[i] = part if totals[i] is None else totals[i] + part
     return *totals, *(None for _ in (*ctx.settings, *ctx.computed))
+
+
+class _DDF(torch.autograd.Function):
+    """The registered op without the dispatcher, for `is_plain` calls."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        y = _forward(*inputs)
+        _save_for_backward(ctx, inputs, y)
+        return y
+
+    backward = staticmethod(_first_order)
+
+
+def call(x: Tensor, channel_filter: Tensor | None, spatial_filter: Tensor | None, *settings: Any) -> Tensor:
+    """`ddfnet::ddf`, directly where nobody could tell."""
+    function = _DDF.apply if is_plain(x, channel_filter, spatial_filter) else ddf_op
+    return function(x, channel_filter, spatial_filter, *settings)
 
 
 ddf_op.register_autograd(_first_order, setup_context=_save_for_backward)

@@ -1,8 +1,9 @@
 """Launch policy of the Triton kernels: what one program computes, from shapes alone.
 
 A fixed rule and no autotuning: winners of a race differ between ranks and runs (and with them the last bits of sums),
-tuning breaks CUDA graphs, and the first step would take minutes. The rule follows from counts of machine instructions
-and registers, which `scripts/dev/compile_matrix.py` makes without a GPU; `kernels/README.md` gives the arithmetic.
+tuning breaks CUDA graphs, and the first step would take minutes. For 3x3 filters of channels_last tensors the rule is
+the fastest of 356 variants measured on an H200 (`docs/results/2026-11-27-h200-tiles.md`); elsewhere it follows from
+counts of machine instructions and registers, which `scripts/dev/compile_matrix.py` makes without a GPU.
 It never looks at the batch, so that an image has the same result in every batch.
 """
 
@@ -14,7 +15,7 @@ from ddfnet.ops.common import cdiv
 from ddfnet.ops.ddf.arguments import Arguments
 
 _MAX_BLOCK_CHANNELS = 64  # one 128-byte line of half-precision channels; 8 lanes of 16 bytes
-_CHUNK_PIXELS = 256  # output pixels that one program of the filter kernel sums before it writes a partial sum
+_CHUNK_PIXELS = 128  # output pixels that one program of the filter kernel sums before it writes a partial sum
 _MAX_STATIC_SHAPES = 32
 _static_shapes: set[tuple[int, int, int]] = set()
 
@@ -47,8 +48,7 @@ def forward_tile(args: Arguments) -> Tile:
     else:
         block_y, block_x, tap_rows = _neighbors(args, height, width)
     block_channels = _power_of_two(args.head_channels, _MAX_BLOCK_CHANNELS if args.channels_last else 16)
-    # 8 accumulators a thread for each output of a block
-    blocks = max(_MAX_BLOCK_CHANNELS * 16 // block_channels, 1)
+    blocks = max(_elements_of_outputs(args, block_y * block_x) // block_channels, 1)
     return _fit(Tile(block_y, block_x, blocks, block_channels, tap_rows, 4, phases), height, width)
 
 
@@ -67,9 +67,14 @@ def backward_x_tile(args: Arguments) -> Tile:
     else:
         block_y, block_x, tap_rows = 1, 1, 1
     block_channels = _power_of_two(args.head_channels, _MAX_BLOCK_CHANNELS if args.channels_last else 16)
-    elements = 512 if block_y * block_x > 4 else 1024
-    blocks = max(elements // block_channels, 1)
-    return _fit(Tile(block_y, block_x, blocks, block_channels, tap_rows, elements // 256), height, width)
+    if args.stride == 1:
+        elements, warps = _elements_of_outputs(args, block_y * block_x), 4
+    else:
+        elements = 512 if block_y * block_x > 4 else 1024
+        warps = elements // 256
+    return _fit(
+        Tile(block_y, block_x, max(elements // block_channels, 1), block_channels, tap_rows, warps), height, width
+    )
 
 
 def backward_filters_tile(args: Arguments) -> Tile:
@@ -82,7 +87,7 @@ def backward_filters_tile(args: Arguments) -> Tile:
     height, width = args.filter_size
     itemsize = args.x.element_size()
     if args.channels_last:
-        block_y, block_x = (1, 1) if args.kernel_size <= 3 else (1, 2)
+        block_y, block_x = 1, 2
         elements = _elements_of_taps(args, 32 * max(16 // itemsize, 2))
     else:
         block_y, block_x = (2, 1) if args.kernel_size <= 3 and itemsize <= 4 else (1, 1)
@@ -135,13 +140,20 @@ def static_shape(args: Arguments) -> tuple[int, int, int]:
 
 def _neighbors(args: Arguments, height: int, width: int) -> tuple[int, int, int]:
     """Block height, block width and tap rows of a kernel whose neighboring outputs meet common inputs."""
-    if args.kernel_size <= 3:  # 2x2 outputs meet 16 inputs, where each alone would load its 9
-        block_y, block_x = 2, 2 if args.channels_last else 1
+    if args.kernel_size <= 3 and args.channels_last:  # 2x4 outputs meet 24 inputs, where each alone would load its 9
+        block_y, block_x = (2, 4) if args.stride == 1 else (1, 4)
+    elif args.kernel_size <= 3:
+        block_y, block_x = 2, 1
     else:  # unrolling 25 or 49 taps takes all registers; a row of 4 outputs shares nearly as many loads
         block_y, block_x = 1, 4 if args.channels_last else 1
     if args.stride >= args.kernel_size or not _worth_blocking(args, height, width, block_y, block_x):
         block_y, block_x = 1, 1
     return block_y, block_x, _unrolled_rows(args)
+
+
+def _elements_of_outputs(args: Arguments, block: int) -> int:
+    """Elements of a program of 4 warps with `block` outputs for each: 4 or 8 of them a thread."""
+    return 512 if args.channels_last and args.kernel_size <= 3 and block >= 4 else 1024
 
 
 def _unrolled_rows(args: Arguments) -> int:

@@ -12,7 +12,7 @@ from ddfnet.kernels.ddf_backward_filters import ddf_backward_filters_kernel
 from ddfnet.kernels.ddf_backward_spatial import ddf_backward_spatial_kernel
 from ddfnet.kernels.ddf_backward_x import ddf_backward_x_kernel
 from ddfnet.kernels.ddf_forward import ddf_forward_kernel
-from ddfnet.ops.common import cdiv, launch, memory_format_of
+from ddfnet.ops.common import cdiv, empty, launch, memory_format_of
 from ddfnet.ops.ddf import tiling
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 
@@ -21,10 +21,12 @@ _INT32_ELEMENTS = 2**31
 
 def forward(args: Arguments) -> Tensor:
     """y (B, C, Ho * scale, Wo * scale) in the dtype and memory format of x."""
+    return forward_dense(_dense(args)) if args.x.numel() else args.empty_output()
+
+
+def forward_dense(args: Arguments) -> Tensor:
+    """The same of dense arguments."""
     y = args.empty_output()
-    if y.numel() == 0:
-        return y
-    args = _dense(args)
     tile = tiling.forward_tile(args)
     _launch(
         ddf_forward_kernel,
@@ -42,10 +44,10 @@ def backward(grad_y: Tensor, args: Arguments, needed: Needed) -> tuple[Tensor, T
     """Gradients of x, channel filter and spatial filter in their dtypes; an empty tensor for each one not needed."""
     if args.x.numel() == 0:
         return args.zero_gradients(needed)
-    grad_y, dense = _aligned(grad_y, args.memory_format), _dense(args)
+    grad_y, dense = aligned(grad_y, args.memory_format), _dense(args)
     grad_x, grad_channel, grad_spatial = (args.x.new_empty(0) for _ in needed)
     if needed.x:
-        grad_x = _backward_x(grad_y, dense)
+        grad_x = backward_x(grad_y, dense)
     if needed.spatial and not args.channels_last:
         grad_spatial = _backward_spatial(grad_y, dense)
         needed = needed._replace(spatial=False)
@@ -55,8 +57,9 @@ def backward(grad_y: Tensor, args: Arguments, needed: Needed) -> tuple[Tensor, T
     return grad_x, grad_channel, grad_spatial
 
 
-def _backward_x(grad_y: Tensor, args: Arguments) -> Tensor:
-    grad_x = torch.empty_like(args.x, memory_format=args.memory_format)
+def backward_x(grad_y: Tensor, args: Arguments) -> Tensor:
+    """The gradient of x; grad_y in its memory format, dense arguments."""
+    grad_x = empty(args.x, args.x.shape, args.memory_format)
     tile = tiling.backward_x_tile(args)
     programs = _block_programs(tile, args, *args.x.shape[2:])
     _launch(ddf_backward_x_kernel, programs, tile, args, (grad_y, *_filters(args), grad_x), **_weights(args))
@@ -73,8 +76,12 @@ def _backward_spatial(grad_y: Tensor, args: Arguments) -> Tensor:
     return grad_spatial
 
 
-def _backward_filters(grad_y: Tensor, args: Arguments, given: Arguments, needed: Needed) -> tuple[Tensor, Tensor]:
-    """Gradients of the filters in the shapes and dtypes of the `given` ones, of which `args` has the dense ones."""
+def filter_partials(grad_y: Tensor, args: Arguments, needed: Needed) -> tuple[Tensor, Tensor]:
+    """Partial sums of the gradients of the filters, an empty tensor for one not needed; dense arguments.
+
+    (B, chunks, phases, k*k, C) in the accumulator dtype, and (B, tiles per head, phases*G*k*k, Ho, Wo): one tile is the
+    gradient already, in the dtype of the spatial filter, several are in the accumulator dtype.
+    """
     batch, channels = args.x.shape[:2]
     tile = tiling.backward_filters_tile(args)
     iterations = tiling.filter_iterations(tile, args)
@@ -83,8 +90,7 @@ def _backward_filters(grad_y: Tensor, args: Arguments, given: Arguments, needed:
     channel_partials = spatial_partials = args.x.new_empty(0)
     if needed.channel:
         channel_partials = args.x.new_empty((batch, chunks, args.phases, args.area, channels), dtype=args.accumulator)
-    if needed.spatial:
-        # with a single tile of channels this is the gradient already
+    if needed.spatial and args.spatial_filter is not None:
         dtype = args.spatial_filter.dtype if channel_tiles == 1 else args.accumulator
         spatial_partials = args.x.new_empty((batch, channel_tiles, *args.spatial_filter.shape[1:]), dtype=dtype)
     _launch(
@@ -98,13 +104,19 @@ def _backward_filters(grad_y: Tensor, args: Arguments, given: Arguments, needed:
         NEED_CHANNEL=needed.channel,
         NEED_SPATIAL=needed.spatial,
     )
+    return channel_partials, spatial_partials
+
+
+def _backward_filters(grad_y: Tensor, args: Arguments, given: Arguments, needed: Needed) -> tuple[Tensor, Tensor]:
+    """Gradients of the filters in the shapes and dtypes of the `given` ones, of which `args` has the dense ones."""
+    channel_partials, spatial_partials = filter_partials(grad_y, args, needed)
     grad_channel, grad_spatial = args.x.new_empty(0), args.x.new_empty(0)
     if needed.channel and given.channel_filter is not None:
         sums = _sum_partials(channel_partials).transpose(2, 3)  # (B, phases, C, k*k)
         grad_channel = torch.empty_like(given.channel_filter, memory_format=torch.contiguous_format)
         grad_channel.copy_(sums.reshape(given.channel_filter.shape))
         del sums, channel_partials  # before more is allocated
-    if needed.spatial:
+    if needed.spatial and given.spatial_filter is not None:
         grad_spatial = _sum_partials(spatial_partials)
         del spatial_partials
         grad_spatial = grad_spatial.to(given.spatial_filter.dtype)
@@ -176,7 +188,7 @@ def _filters(args: Arguments) -> tuple[Tensor, Tensor]:
     return channel, args.x if args.spatial_filter is None else args.spatial_filter
 
 
-def _aligned(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+def aligned(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     """Dense, and starting on 16 bytes: Triton would read a view that does not with 2-byte loads."""
     tensor = tensor.contiguous(memory_format=memory_format)
     if tensor.storage_offset() * tensor.element_size() % 16 != 0:
@@ -196,7 +208,7 @@ def _dense(args: Arguments) -> Arguments:
         channel = taps.to(args.accumulator).contiguous()
     if spatial is not None:
         spatial = spatial.contiguous(memory_format=memory_format_of(spatial))
-    return args._replace(x=_aligned(args.x, args.memory_format), channel_filter=channel, spatial_filter=spatial)
+    return args._replace(x=aligned(args.x, args.memory_format), channel_filter=channel, spatial_filter=spatial)
 
 
 def _sum_partials(partials: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfnet.ops.common import DECOMPOSITIONS, accumulator_dtype, define_native_op, memory_format_of
+from ddfnet.ops.common import DECOMPOSITIONS, accumulator_dtype, define_native_op, is_plain, memory_format_of
 from ddfnet.ops.filter_norm import native
 
 _EPSILON = 1e-10
@@ -30,7 +30,8 @@ def filter_norm(logits: Tensor, groups: int, alpha: Tensor | float) -> Tensor:
     """
     constant, tensor = (1.0, alpha) if isinstance(alpha, Tensor) else (alpha, None)
     if logits.device.type == "cpu":
-        return _filter_norm(logits, tensor, constant, groups)
+        call = _FilterNorm.apply if is_plain(logits, tensor) else _filter_norm
+        return call(logits, tensor, constant, groups)
     return plain_filter_norm(logits, tensor, constant, groups)
 
 
@@ -111,8 +112,22 @@ def _save_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _first_order(ctx: Any, grad: Tensor) -> tuple:
     logits, alpha = ctx.saved_tensors
-    grad_logits, grad_alpha = _filter_norm_backward(grad, logits, alpha, *ctx.settings)
+    # a graph of gradients needs the registered op, which has gradients itself
+    backward = _backward if not torch.is_grad_enabled() and is_plain(grad) else _filter_norm_backward
+    grad_logits, grad_alpha = backward(grad, logits, alpha, *ctx.settings)
     return grad_logits, None if alpha is None else grad_alpha, None, None
+
+
+class _FilterNorm(torch.autograd.Function):
+    """The registered op without the dispatcher, for `is_plain` calls."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        filters = _forward(*inputs)
+        _save_for_backward(ctx, inputs, filters)
+        return filters
+
+    backward = staticmethod(_first_order)
 
 
 def _save_for_double_backward(ctx: Any, inputs: tuple, output: tuple) -> None:

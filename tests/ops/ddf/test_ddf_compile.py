@@ -219,28 +219,56 @@ def test_the_layer_traces_into_its_fused_kernels_on_cuda(no_gpu_needed):
     layer = DDF(64, device="cuda", dtype=torch.bfloat16)
     x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     written = written_by_kernels(lambda x: (layer(x),), x)
-    assert [sorted(names) for names in written] == [["inverse_std", "pool_partials", "spatial_filter"], ["y"]]
+    spatial = ["inverse_std", "pool_partials", "spatial_filter"]
+    assert [sorted(names) for names in written] == [spatial, ["channel_filter"], ["y"]]
     layer.fused_filters = False
     assert written_by_kernels(lambda x: (layer(x),), x) == [["y"]]
 
 
-def test_the_fused_backward_traces_on_cuda(no_gpu_needed):
-    x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-    filters = torch.empty(2, 9, 14, 14, device="cuda", dtype=torch.bfloat16)
-    pooled, weight = torch.empty(2, 64, device="cuda"), torch.empty(9, 64, 1, 1, device="cuda")
-    inverse_std = torch.empty(2, 1, 14, 14, device="cuda")
-    tensors = (filters, pooled, x, weight, filters, inverse_std)
-    written = written_by_kernels(
-        lambda *tensors: torch.ops.ddfnet.spatial_filters_backward(*tensors, 3, 1, 1, 0.5), *tensors
-    )
-    assert [sorted(names) for names in written] == [["grad_logits", "grad_x"]]
+def layer_tensors(channels, heads, size, device="cpu", dtype=torch.float32, hidden=4):
+    """x and the weights of `ddfnet::ddf_layer`, for 3x3 taps."""
+    torch.manual_seed(0)
+    x = torch.randn(2, channels, size, size + 1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    shapes = [(heads * 9, channels, 1, 1), (heads * 9,), (hidden, channels, 1, 1), (hidden,)]
+    shapes += [(channels * 9, hidden, 1, 1), (channels * 9,), (channels * 9,)]
+    return [x, *(torch.randn(shape, device=device) for shape in shapes)]
 
 
-@pytest.mark.parametrize(("heads", "stride"), [(1, 1), (2, 2)])
-def test_spatial_filters_opcheck(heads, stride):
-    x = torch.randn(2, 16, 5, 6).to(memory_format=torch.channels_last).requires_grad_()
-    weight, bias = torch.randn(heads * 9, 16, 1, 1, requires_grad=True), torch.randn(heads * 9, requires_grad=True)
-    torch.library.opcheck(torch.ops.ddfnet.spatial_filters.default, (x, weight, bias, 3, heads, stride, 0.5))
+@pytest.mark.parametrize("channels", [64, 128])  # one tile of channels, or two, whose partial sums are added up
+def test_the_fused_backward_traces_on_cuda(no_gpu_needed, channels):
+    tensors = layer_tensors(channels, 1, 14, device="cuda", dtype=torch.bfloat16)
+    settings = (3, 1, 1, 1, True, 0.5)
+
+    def both(*tensors):
+        y, *activations = torch.ops.ddfnet.ddf_layer(*tensors, *settings)
+        return torch.ops.ddfnet.ddf_layer_backward(y, *tensors, *activations, *settings)
+
+    forward, (filters, norm, x, last) = (lambda names: (names[:3], names[3:]))(written_by_kernels(both, *tensors))
+    assert len(forward) == 3
+    assert filters == ["channel_partials", "spatial_partials"]
+    assert (norm, x, sorted(last)) == (["grads"], ["grad_x"], ["grad_logits", "grad_x"])
+
+
+@pytest.mark.parametrize(("heads", "stride", "bias"), [(1, 1, True), (2, 2, False)])
+def test_layer_opcheck(heads, stride, bias):
+    tensors = layer_tensors(16, heads, 5)
+    if not bias:
+        tensors[2] = tensors[4] = tensors[6] = None
+    tensors = [tensor if tensor is None else tensor.requires_grad_() for tensor in tensors]
+    settings = (3, stride, 1, heads, True, 0.5)
+    torch.library.opcheck(torch.ops.ddfnet.ddf_layer.default, (*tensors, *settings))
+    with torch.no_grad():
+        y, *activations = torch.ops.ddfnet.ddf_layer(*tensors, *settings)
+    arguments = (torch.randn_like(y), *(t if t is None else t.detach() for t in tensors), *activations, *settings)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.ddfnet.ddf_layer_backward.default, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize(("heads", "stride", "multiply"), [(1, 1, True), (2, 2, False)])
+def test_the_layers_formula_against_pytorchs_gradients(heads, stride, multiply):
+    tensors = [tensor.double().requires_grad_() for tensor in layer_tensors(6, heads, 5)]
+    settings = (3, stride, 1, heads, multiply, 0.5)
+    torch.autograd.gradcheck(lambda *tensors: torch.ops.ddfnet.ddf_layer(*tensors, *settings)[0], tensors)
 
 
 def test_compiled_sums_over_heads_stay_in_bounds():

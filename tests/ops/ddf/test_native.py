@@ -131,6 +131,23 @@ def test_tensors_in_any_strides_and_at_any_address(built):
     assert torch.equal(ddf(x, channel, expanded), ddf(x, channel, expanded.contiguous()))
 
 
+def test_tensors_whose_memory_does_not_hold_their_values(built):
+    _, channel, spatial = make_inputs(2, 8, 6, 7)
+    negated = torch.randn(2, 8, 6, 7, dtype=torch.complex64).conj().imag
+    zero = torch._efficientzerotensor((2, 8, 6, 7))
+    assert negated.is_neg()
+    for x in (negated, zero):
+        y, expected = ddf(x, channel, spatial), ddf(x.clone().resolve_neg(), channel, spatial)
+        assert torch.equal(y, expected)
+        grad_y = torch.randn(2, 8, 6, 7)
+        for a, b in zip(
+            torch.autograd.grad(y, (channel, spatial), grad_y),
+            torch.autograd.grad(expected, (channel, spatial), grad_y),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize(("stride", "memory_format"), [(1, "channels_last"), (2, "contiguous")])
 def test_gradcheck_with_whole_vectors(built, stride, memory_format):
     inputs = make_inputs(1, 9, 3, 4, stride=stride, dtype=torch.float64, memory_format=FORMATS[memory_format], heads=1)

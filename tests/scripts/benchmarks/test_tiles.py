@@ -27,9 +27,9 @@ import torch
 from scripts.benchmarks import tiles
 from ddfnet.ops.ddf import tiling
 from ddfnet.ops.ddf import triton as triton_launch
-from ddfnet.ops.spatial_filters import triton as spatial_filters_launch
+from ddfnet.ops.ddf_layer import triton as layer_launch
 
-modules = (spatial_filters_launch, triton_launch, tiling)
+modules = (layer_launch, triton_launch, tiling)
 before = [dict(vars(module)) for module in modules]
 static = set(tiling._static_shapes)
 lists = [tiles.variants(kernel, (1, 32, 5, 2)) for kernel in tiles.ORDER]

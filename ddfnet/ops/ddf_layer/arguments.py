@@ -1,0 +1,76 @@
+"""What the DDF layer as one operator is given, and what it keeps for its backward pass."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddfnet.ops.common import memory_format_of, runs_on_triton
+
+# Padded taps of all heads together, the columns of one matrix product. In float32, without tensor cores, a product of
+# more than 16 columns would take longer than the passes over memory that it saves, and does not fit the registers.
+_MAX_PADDED_TAPS = {torch.float16: 128, torch.bfloat16: 128, torch.float32: 16}
+
+
+class Weights(NamedTuple):
+    """Parameters of the two branches: 1x1 convolutions (out, in, 1, 1), their biases or None, and alpha (C*k*k,)."""
+
+    spatial: Tensor
+    spatial_bias: Tensor | None
+    squeeze: Tensor
+    squeeze_bias: Tensor | None
+    excite: Tensor
+    excite_bias: Tensor | None
+    alpha: Tensor
+
+
+class Settings(NamedTuple):
+    """Options of the layer; `alpha` is the standard deviation of the spatial filters."""
+
+    kernel_size: int
+    stride: int
+    dilation: int
+    heads: int
+    multiply: bool
+    alpha: float
+
+
+class Activations(NamedTuple):
+    """What backward needs beside x.
+
+    spatial_filter: (B, G*k*k, Ho, Wo) in the dtype of x. In float32: inverse_std (B, G, Ho, Wo), pooled (B, C),
+    hidden (B, squeezed channels), logits (B, C*k*k), channel_filter (B, k*k, C).
+    """
+
+    spatial_filter: Tensor
+    inverse_std: Tensor
+    pooled: Tensor
+    hidden: Tensor
+    logits: Tensor
+    channel_filter: Tensor
+
+
+def split(arguments: Any) -> tuple[Weights, Any]:
+    """The weights at the start of a flat list of arguments, and the rest."""
+    count = len(Weights._fields)
+    return Weights(*arguments[:count]), arguments[count:]
+
+
+def fusible(x: Tensor, kernel_size: int, heads: int) -> bool:
+    """Whether the fused kernels apply: on Triton, channels_last, at most single precision, not too many taps."""
+    return (
+        runs_on_triton(x)
+        and x.numel() > 0
+        and memory_format_of(x) == torch.channels_last
+        and padded_heads(heads) * padded_area(kernel_size) <= _MAX_PADDED_TAPS.get(x.dtype, 0)
+    )
+
+
+def padded_area(kernel_size: int) -> int:
+    """k*k rounded up to a power of two, 16 at least."""
+    return max(16, 1 << (kernel_size**2 - 1).bit_length())
+
+
+def padded_heads(heads: int) -> int:
+    """Heads rounded up to a power of two."""
+    return 1 << (heads - 1).bit_length()

@@ -1,0 +1,164 @@
+"""Launches of the DDF layer: both filter branches, the operator, and all of their gradients.
+
+The channel branch between its kernels is two matrix products of (B, C), in float32: they are small, and casts of their
+weights would take as long.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddfnet.kernels.channel_filters import channel_filters_backward_kernel, channel_filters_kernel
+from ddfnet.kernels.spatial_filters import spatial_filters_backward_kernel, spatial_filters_kernel
+from ddfnet.ops.common import cdiv, launch, output_size
+from ddfnet.ops.ddf import triton as operator
+from ddfnet.ops.ddf.arguments import Arguments, Needed
+from ddfnet.ops.ddf_layer.arguments import Activations, Settings, Weights, padded_area, padded_heads
+
+_BLOCK_PIXELS = 64
+_BLOCK_CHANNELS = 64
+_NORM_CHANNELS = 32  # of a program of the channel branch: enough programs for a small batch
+
+
+def forward(x: Tensor, weights: Weights, settings: Settings) -> tuple[Tensor, Activations]:
+    """y, and what backward needs."""
+    x = operator.aligned(x, torch.channels_last)
+    spatial_filter, inverse_std, pooled = spatial_filters(x, weights.spatial, weights.spatial_bias, settings)
+    hidden = F.relu_(_linear(pooled, weights.squeeze, weights.squeeze_bias))
+    logits = _linear(hidden, weights.excite, weights.excite_bias)
+    channel_filter = x.new_empty((x.shape[0], settings.kernel_size**2, x.shape[1]), dtype=torch.float32)
+    tensors = (logits, weights.alpha, channel_filter)
+    _launch_norm(channel_filters_kernel, tensors, x, settings)
+    activations = Activations(spatial_filter, inverse_std, pooled, hidden, logits, channel_filter)
+    return operator.forward_dense(_arguments(x, activations, settings)), activations
+
+
+def backward(
+    grad_y: Tensor, x: Tensor, weights: Weights, activations: Activations, settings: Settings
+) -> tuple[Tensor, Weights]:
+    """Gradients of x and of the weights, in their dtypes."""
+    x = operator.aligned(x, torch.channels_last)
+    grad_y = operator.aligned(grad_y, torch.channels_last)
+    arguments = _arguments(x, activations, settings)
+    channel_partials, spatial_partials = operator.filter_partials(grad_y, arguments, Needed(False, True, True))
+    pooled, hidden, logits = activations.pooled, activations.hidden, activations.logits
+
+    grads = x.new_empty((2, *logits.shape), dtype=torch.float32)
+    tensors = (channel_partials, logits, weights.alpha, grads)
+    _launch_norm(channel_filters_backward_kernel, tensors, x, settings, channel_partials.shape[1])
+    grad_excite_bias, grad_alpha = (grad.sum(0) for grad in grads)  # no two views of one sum: an op may not return them
+    grad_excite = grads[0].t() @ hidden
+    grad_hidden = torch.ops.aten.threshold_backward(grads[0] @ _matrix(weights.excite), hidden, 0)
+    grad_squeeze = grad_hidden.t() @ pooled
+    grad_pooled = grad_hidden @ _matrix(weights.squeeze)
+
+    grad_x = operator.backward_x(grad_y, arguments)
+    saved = (x, weights.spatial, activations.spatial_filter, activations.inverse_std)
+    of_spatial = spatial_filters_backward(spatial_partials, grad_pooled, *saved, grad_x, settings)
+    found = (*of_spatial, grad_squeeze, grad_hidden.sum(0), grad_excite, grad_excite_bias, grad_alpha)
+    grad_weights: Any = (
+        None if weight is None else grad.reshape(weight.shape).to(weight.dtype)
+        for grad, weight in zip(found, weights, strict=True)
+    )
+    return grad_x, Weights(*grad_weights)
+
+
+def spatial_filters(
+    x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Filters in the dtype of x, float32 inverse standard deviations (B, G, Ho, Wo), float32 averages of x (B, C)."""
+    batch, channels, height, width = x.shape
+    size = output_size(x, settings.stride)
+    tiles = cdiv(height * width, _BLOCK_PIXELS)
+    filters = x.new_empty((batch, weight.shape[0], *size))
+    inverse_std = x.new_empty((batch, settings.heads, *size), dtype=torch.float32)
+    partials = x.new_empty((batch, tiles, channels), dtype=torch.float32)
+    weight = weight.reshape(-1, channels).contiguous()
+    bias_or_any = weight if bias is None else bias.contiguous()
+    tensors = (x, weight, bias_or_any, filters, inverse_std, partials)
+    _launch(spatial_filters_kernel, batch * tiles, tensors, x, settings, HAS_BIAS=bias is not None, num_stages=2)
+    return filters, inverse_std, partials.sum(1)
+
+
+def spatial_filters_backward(
+    grad_partials: Tensor,
+    grad_pooled: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    spatial_filter: Tensor,
+    inverse_std: Tensor,
+    grad_x: Tensor,
+    settings: Settings,
+) -> tuple[Tensor, Tensor]:
+    """Adds to grad_x; gradients of weight and bias.
+
+    grad_partials: (B, partial sums, G*k*k, Ho, Wo) of the gradient of the spatial filter.
+    """
+    batch, channels, height, width = x.shape
+    heads, area = settings.heads, padded_area(settings.kernel_size)
+    grad_logits = x.new_empty((batch, height * width, padded_heads(heads) * area))
+    given = (grad_partials, grad_pooled, weight.reshape(-1, channels).contiguous(), spatial_filter, inverse_std)
+    programs, parts = batch * cdiv(height * width, _BLOCK_PIXELS), grad_partials.shape[1]
+    tensors = (*given, grad_x, grad_logits)
+    _launch(spatial_filters_backward_kernel, programs, tensors, x, settings, PARTIALS=parts, num_stages=1)
+    # Long sums over pixels: a matrix product, which splits them over the GPU. x is a matrix already: pixels x channels.
+    grad_logits = grad_logits.flatten(0, 1)
+    grad_weight = grad_logits.t() @ x.permute(0, 2, 3, 1).reshape(-1, channels)
+    grad_bias = grad_logits.sum(0, dtype=torch.float32)
+    grad_weight, grad_bias = (
+        grad.unflatten(0, (-1, area))[:heads, : settings.kernel_size**2] for grad in (grad_weight, grad_bias)
+    )
+    return grad_weight, grad_bias
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """A 1x1 convolution's weight as a float32 matrix."""
+    return weight.flatten(1).float()
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, _matrix(weight), None if bias is None else bias.float())
+
+
+def _arguments(x: Tensor, activations: Activations, settings: Settings) -> Arguments:
+    """Of the operator, with the channel filter as its kernels read it."""
+    filters = (activations.channel_filter, activations.spatial_filter)
+    return Arguments(x, *filters, settings.kernel_size, settings.stride, settings.dilation, settings.multiply, 1)
+
+
+def _launch(
+    kernel: Any, programs: int, tensors: tuple[Tensor, ...], x: Tensor, settings: Settings, **constants: Any
+) -> None:
+    launch(
+        kernel,
+        (programs,),
+        *tensors,
+        *x.shape[1:],
+        settings.alpha,
+        HEADS=settings.heads,
+        AREA=settings.kernel_size**2,
+        STRIDE=settings.stride,
+        PADDED_HEADS=padded_heads(settings.heads),
+        PADDED_AREA=padded_area(settings.kernel_size),
+        BLOCK_PIXELS=_BLOCK_PIXELS,
+        BLOCK_CHANNELS=_BLOCK_CHANNELS,
+        num_warps=4,
+        **constants,
+    )
+
+
+def _launch_norm(kernel: Any, tensors: tuple[Tensor, ...], x: Tensor, settings: Settings, *sizes: int) -> None:
+    launch(
+        kernel,
+        (x.shape[0] * cdiv(x.shape[1], _NORM_CHANNELS),),
+        *tensors,
+        x.shape[1],
+        *sizes,
+        AREA=settings.kernel_size**2,
+        PADDED_AREA=padded_area(settings.kernel_size),
+        BLOCK_CHANNELS=_NORM_CHANNELS,
+        num_warps=4,
+        num_stages=1,
+    )

@@ -133,7 +133,7 @@ def _inference(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Call:
 
 def _training(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Call:
     optimizer = torch.optim.SGD(network.train().parameters(), lr=1e-3, momentum=0.9)
-    labels = torch.randint(1000, images.shape[:1])
+    labels = torch.randint(network.num_classes, images.shape[:1])
 
     def call() -> None:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):

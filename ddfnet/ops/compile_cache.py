@@ -1,6 +1,6 @@
 """torch.compile's cache on disk must not outlive the operators it was compiled from.
 
-Its keys hold an operator's name and not its code: after an upgrade of this package a compiled model would go on with
+Its keys hold an operator's name and not its code: after an upgrade of this package a compiled model would continue with
 the operators of before, silently.
 """
 

@@ -55,7 +55,7 @@ SUMS = {"block": [(1, 1), (1, 2), (2, 2)], "blocks": [4, 8, 16], "channels": [64
 BRANCH = {"pixels": [32, 64, 128], "channels": [64, 128], "warps": [2, 4, 8]}
 CHOICES: dict[str, dict[str, list]] = {
     **{"ddf_forward_kernel": PIXELS, "ddf_backward_x_kernel": PIXELS},
-    "ddf_backward_filters_kernel": {**SUMS, "chunk": [128, 256, 512, 784]},
+    "ddf_backward_filters_kernel": {**SUMS, "chunk": [64, 128, 256, 784], "rows": [1, 3]},
     **{"spatial_filters_kernel": BRANCH, "spatial_filters_backward_kernel": BRANCH},
 }
 ORDER = list(CHOICES)
@@ -89,7 +89,8 @@ def applied(changes: dict[str, Any], execute: bool) -> Iterator[list[Launch]]:
         tile = policy(*arguments)
         y, x = changes.get("block", (tile.block_y, tile.block_x))
         blocks, channels = changes.get("blocks", tile.blocks), changes.get("channels", tile.block_channels)
-        return replace(tile, block_y=y, block_x=x, blocks=blocks, block_channels=channels)
+        rows = changes.get("rows", tile.tap_rows)
+        return replace(tile, block_y=y, block_x=x, blocks=blocks, block_channels=channels, tap_rows=rows)
 
     names = ("forward_tile", "backward_x_tile", "backward_filters_tile")
     tiles = {name: partial(changed, getattr(tiling, name)) for name in names}
@@ -147,7 +148,7 @@ def variants(kernel: str, shape: tuple[int, ...]) -> list[Variant]:
     constants, candidates = record(kernel, shape, {})[3], []
     own = {"block": (constants.get("BLOCK_Y"), constants.get("BLOCK_X")), "blocks": constants.get("BLOCKS")}
     own |= {"pixels": constants.get("BLOCK_PIXELS"), "channels": constants["BLOCK_CHANNELS"]}
-    own |= {"warps": constants["num_warps"], "chunk": tiling._CHUNK_PIXELS}
+    own |= {"warps": constants["num_warps"], "chunk": tiling._CHUNK_PIXELS, "rows": constants.get("TAP_ROWS")}
     own["sizes"] = "constant" if constants.get("HEIGHT") else "argument"
     own = {name: value for name, value in own.items() if name in CHOICES[kernel] or name == "channels"}
     for values in itertools.product([None], *CHOICES[kernel].values()):

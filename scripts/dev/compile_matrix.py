@@ -160,7 +160,7 @@ Made by `python scripts/dev/compile_matrix.py {arguments}` with Triton {triton},
 compiled for each architecture, registers of a thread. "Instructions" is the number of machine instructions for each
 element that the program computes: of the body of its loop, if it has one (over pixels, phases, or rows of taps: then
 the number is that of one row), else of the whole program. "16-byte loads" counts loads of either kind in the code. A
-variant that asks for more than a GPU has, or spills in more than 1 % of its instructions, is printed in bold and fails
+variant that asks for more than a GPU has, or spills in more than 2 % of its instructions, is printed in bold and fails
 the command; fewer spills are a trade of the assembler's own, and shown.
 """
 

@@ -6,6 +6,7 @@ The whole matrix is `python scripts/dev/compile_matrix.py`.
 import importlib.util
 import os
 import re
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ if importlib.util.find_spec("triton") is None:
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
+from ddfnet.ops.ddf import tiling
 from scripts.dev import compile_matrix
 from scripts.dev.offline_compile import compile_launch, missing_tools, record_launches
 
@@ -36,7 +38,7 @@ def test_compiles_within_limits(kernel, arch, variant):
 
 
 @pytest.mark.parametrize("kernel", FAST_KERNELS)
-def test_half_precision_channels_last_moves_16_bytes_at_a_time(kernel):
+def test_half_precision_channels_last_makes_wide_accesses_and_each_once(kernel):
     """x, grad_y, channel filter, y and grad_x: all but the spatial filter and its gradient, one value a pixel."""
     launch = record_launches(FAST, dtype=torch.bfloat16)[kernel]
     compiled = compile_launch(launch, 90)
@@ -44,17 +46,18 @@ def test_half_precision_channels_last_moves_16_bytes_at_a_time(kernel):
     narrow = {name: count for name, count in loads.items() if not name.endswith(".128")}
     taps, outputs = 9, launch.constants["BLOCK_Y"] * launch.constants["BLOCK_X"]
     if kernel == "ddf_backward_filters_kernel":
-        assert outputs == 1
+        assert outputs == 2
         assert narrow.pop("LDG.E.64") == taps  # a lane reads two channels of the filter; the warp exchanges them
-        inputs = taps + 1  # x for each tap, and grad_y
+        wide = 12 + 2  # the 3x4 values of x that a block of 1x2 meets, and grad_y
     else:
-        assert outputs == 4
-        inputs = 16 + 2 * taps  # the 4x4 values that a block of 2x2 meets, each loaded once, and the channel filter
+        assert outputs == 8
+        assert narrow.pop("LDG.E.64") == 24  # four channels of the 4x6 values that a block of 2x4 meets
+        wide = taps  # four channels of the filter
     assert narrow == {"LDG.E.U16": taps * outputs}
-    assert loads["LDG.E.128"] == inputs
+    assert loads["LDG.E.128"] == wide
     stores = {name: count for name, count in compiled.instructions.items() if name.startswith("STG")}
     if kernel != "ddf_backward_filters_kernel":
-        assert stores == {"STG.E.128": outputs}
+        assert stores == {"STG.E.64": outputs}
 
 
 def test_alignment_is_what_makes_loads_wide(monkeypatch):
@@ -138,3 +141,16 @@ def test_a_fault_is_reported():
 def test_the_command_line(capsys):
     assert compile_matrix.main(["--quick", "--archs", "90", "--kernels", "ddf_forward_kernel"]) == 0
     assert "6 of 6 within limits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 56, 56), (2, 24, 13, 11)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_channels_last_sums_have_one_order_for_constant_and_argument_sizes(shape, stride):
+    """A shape that comes after the first 32 of a process gets the general kernels, and must give the same bits."""
+    compiled = []
+    for most in (1000, 0):
+        with mock.patch.multiple(tiling, _MAX_STATIC_SHAPES=most, _static_shapes=set()):
+            launches = record_launches(shape, stride=stride)
+        compiled.append(compile_launch(launches["ddf_backward_filters_kernel"], 90))
+    assert compiled[0].sum_layouts
+    assert compiled[0].sum_layouts == compiled[1].sum_layouts

@@ -125,8 +125,8 @@ def static_shape(args: Arguments) -> tuple[int, int, int]:
     As constants, offsets become part of the load instructions: a quarter fewer instructions. But each shape is then
     compiled for itself, some seconds, so the first shapes of a process get it and later ones share general kernels:
     a detector sees thousands. Symbolic sizes (torch.compile with dynamic shapes) always take the general ones. The
-    channels are few different numbers, and constant in all cases: the layout of a program, and with it the order of
-    its sums, depends on how many there are.
+    channels are few different numbers, and constant in all cases: for channels_last the layout of a program, and with
+    it the order of its sums, then is the same for both. For contiguous tensors it differs.
     """
     height, width = args.x.shape[2:]
     channels = 0 if isinstance(args.head_channels, torch.SymInt) else args.head_channels

@@ -20,8 +20,8 @@ def faults():
     torch.ones(25 * 2**20)  # 100 MiB, freed at once
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-faults()
-print(int(kept), faults())
+counts = [faults() for _ in range(8)]  # what else is allocated has to find its place first
+print(int(kept), min(counts[-3:]), max(counts[-3:]))
 """
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
@@ -35,18 +35,18 @@ def probe(**variables):
     command = [sys.executable, "-c", code]
     environment |= {"OMP_NUM_THREADS": "1", **variables}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    kept, faults = map(int, done.stdout.split())
-    return bool(kept), faults
+    kept, least, most = map(int, done.stdout.split())
+    return bool(kept), least, most
 
 
 def test_freed_memory_is_used_again_without_page_faults():
-    kept, faults = probe()
+    kept, _, most = probe()
     assert kept
-    assert faults < 1000
+    assert most < 1000
 
 
 @pytest.mark.parametrize("variables", [{"DDFNET_MALLOC": "0"}, {"MALLOC_ARENA_MAX": "2"}], ids=str)
 def test_a_user_who_has_decided_is_left_alone(variables):
-    kept, faults = probe(**variables)
+    kept, least, _ = probe(**variables)
     assert not kept
-    assert faults > 20_000  # 25,600 pages
+    assert least > 20_000  # 25,600 pages

@@ -161,6 +161,7 @@ def _openvino(path: Path, images: Tensor, threads: int, dtype: torch.dtype) -> C
 
     precision = {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    settings["ENABLE_CPU_PINNING"] = False  # or PyTorch's threads are pinned as well, all of them to one core
     model = openvino.Core().read_model(path)
     model.reshape({0: list(images.shape)})
     request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()

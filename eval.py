@@ -8,20 +8,23 @@
   python eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data --sets val,real,v2,a,r,sketch
   python eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data --sets val=/fast/val,v2
 
-Model, classes and preprocessing come from the checkpoint; official checkpoints (state_dict, state_dict_ema) and bare
-state_dicts need --model. Prints top-1, top-5, expected calibration error, loss and the number of images, and writes a
-folder: report.json, report.md (one page to read), per_class.csv, and with matplotlib calibration.png, confusion.png and
-mistakes.png. Checkpoints of other tasks are evaluated as their own configuration says (--data is its data.root), with
-their own metrics and report.json alone.
+Model, classes and preprocessing come from the checkpoint; official checkpoints
+(state_dict, state_dict_ema) and bare state_dicts need --model. Prints top-1,
+top-5, expected calibration error, loss and the number of images, and writes a
+folder: report.json, report.md (one page to read), per_class.csv, and with
+matplotlib calibration.png, confusion.png and mistakes.png. Checkpoints of
+other tasks are evaluated as their own configuration says (--data is its
+data.root), with their own metrics and report.json alone.
 
---sets evaluates several sets in one go, a report folder for each, and writes sets.json and sets.md:
+--sets evaluates several sets in one go, a report folder for each, and writes
+sets.json and sets.md:
   val     DATA/val, 1000 class folders
   real    DATA/val with the labels DATA/real.json (Beyer et al. 2020), correct if any of an image's is predicted
   v2      DATA/imagenetv2-matched-frequency-format-val, class folders 0 to 999
   a, r    DATA/imagenet-a, DATA/imagenet-r: only their 200 classes compete, as their authors have it
   sketch  DATA/sketch or DATA/imagenet-sketch
-NAME=FOLDER names the folder of a set, or a set of your own: class folders that are some of the checkpoint's classes,
-of which only these compete.
+NAME=FOLDER names the folder of a set, or a set of your own: class folders that
+are some of the checkpoint's classes, of which only these compete.
 
 Exit codes: 0 done, 1 failed, 2 a mistake in the input.
 """

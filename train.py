@@ -7,10 +7,12 @@
                      train.py --config configs/ddf_resnet50.yaml data.root=/data/imagenet train.device_batch_size=64
   CPU, 2 processes torchrun --nproc-per-node 2 train.py --config configs/demo.yaml
 
-Any key of the configuration can be given after the options as key.sub=value. A run resumes by itself from the last.pt
-of its run folder. SIGTERM or Ctrl-C (and SIGUSR1, but not to torchrun, which does not pass it on) finish the step and
-save; start again to resume. Exit codes: 0 finished, 1 failed, 2 a mistake in the input, 75 interrupted; torchrun itself
-exits with 1 for each of the last three.
+Any key of the configuration can be given after the options as key.sub=value. A
+run resumes by itself from the last.pt of its run folder. SIGTERM or Ctrl-C
+(and SIGUSR1, but not to torchrun, which does not pass it on) finish the step
+and save; start again to resume. Exit codes: 0 finished, 1 failed, 2 a mistake
+in the input, 75 interrupted; torchrun itself exits with 1 for each of the last
+three.
 """
 
 import argparse

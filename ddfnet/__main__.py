@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ddfnet.inference.cards import way_to_get
 from ddfnet.inference.convert import check_weights, convert
-from ddfnet.utils.cli import run
+from ddfnet.utils.cli import HelpFormatter, run
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.text import wrap
 from ddfnet.zoo import Entry, ZooError, cache_folder, check, entries, fetch, file_path, find
@@ -28,7 +28,7 @@ Exit codes: 0 done, 1 a file failed its verification, 2 a mistake in the input.
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    raw = argparse.RawDescriptionHelpFormatter
+    raw = HelpFormatter
     parser = argparse.ArgumentParser(prog=f"python -m {PROGRAM}", description=HELP, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     cached = argparse.ArgumentParser(add_help=False)

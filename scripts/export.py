@@ -26,11 +26,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
 from ddfnet.inference.export import SUFFIXES, TOLERANCE, ExportOptions, agrees, export
-from ddfnet.utils.cli import run
+from ddfnet.utils.cli import HelpFormatter, run
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH", help="a file of a classifier, or zoo:NAME")
     add("--format", required=True, choices=SUFFIXES)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command and under eight minutes: tests, then benchmarks of operator and model.
+# Everything that needs a GPU, in one command: tests, then benchmarks of operator and model.
 #
-#   bash scripts/gpu_check.sh OUTDIR
+#   bash scripts/gpu_check.sh OUTDIR          under eight minutes
+#   bash scripts/gpu_check.sh OUTDIR quick    under four: models before tests, no tiles
 #
 # OUTDIR gets summary.md, summary.json, gpu_check.log, tests.xml and benchmarks.tar.gz. Parts that fail do not stop the
 # others. Exit status: 0 if none failed, 1 if any failed, 2 without a CUDA device. A part that ran out of time is called
@@ -9,15 +10,17 @@
 # PYTHON names the interpreter; nothing has to be installed but torch, triton, timm, pytest and what they need.
 # GPU_CHECK_WORKERS: processes for the tests (needs pytest-xdist; compiling kernels is most of the time).
 
-if [ $# -ne 1 ] || [ -z "$1" ] || [ "${1#-}" != "$1" ]; then
-    echo "usage: bash scripts/gpu_check.sh OUTDIR" >&2
+profile=${2-full}
+case $profile in full | quick) ;; *) profile= ;; esac
+if [ $# -lt 1 ] || [ $# -gt 2 ] || [ -z "$1" ] || [ "${1#-}" != "$1" ] || [ -z "$profile" ]; then
+    echo "usage: bash scripts/gpu_check.sh OUTDIR [full|quick]" >&2
     exit 2
 fi
 candidates=(python python3)
 if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi # an interpreter that was asked for has no substitute
 for python in "${candidates[@]}"; do
     if "$python" -c 'import torch' 2>/dev/null; then
-        exec "$python" "$(dirname "${BASH_SOURCE[0]}")/dev/gpu_check.py" "$1"
+        exec "$python" "$(dirname "${BASH_SOURCE[0]}")/dev/gpu_check.py" "$1" "$profile"
     fi
 done
 echo "gpu_check: ${PYTHON:-python} cannot import torch; set PYTHON to an interpreter that can" >&2

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
-from ddfnet.utils.cli import run
+from ddfnet.utils.cli import HelpFormatter, run
 
 # Imported when asked for: the digits need no task.
 KINDS = {
@@ -45,7 +45,7 @@ HELP = {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     commands = parser.add_subparsers(required=True, dest="kind")
     for kind, defaults in DEFAULTS.items():
         command = commands.add_parser(kind)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 from ddfnet.inference.predict import find_images, predict_images
 from ddfnet.models.classifier import load_classifier
-from ddfnet.utils.cli import EXIT_USER_ERROR, run
+from ddfnet.utils.cli import EXIT_USER_ERROR, HelpFormatter, run
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.memory import keep_freed_memory
 
@@ -28,7 +28,7 @@ _TOP = 5
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", type=Path, help="image, or folder: all in it and below")
     help_text = "any that eval.py reads, or zoo:NAME (default: %(default)s)"

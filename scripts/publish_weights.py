@@ -20,11 +20,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
 from ddfnet.inference.publish import publish
-from ddfnet.utils.cli import run
+from ddfnet.utils.cli import HelpFormatter, run
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="a classifier: best.pt, .safetensors, official checkpoint, zoo:NAME")
     add("--output", required=True, type=Path, metavar="FOLDER", help="new folder")

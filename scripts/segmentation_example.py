@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import ddfnet
-from ddfnet.utils.cli import at_least, run
+from ddfnet.utils.cli import HelpFormatter, at_least, run
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.files import write_atomically
 
@@ -138,7 +138,7 @@ def side_by_side(model: nn.Module, images: Tensor, labels: Tensor) -> Image.Imag
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     for option, default in (("--steps", 300), ("--batch-size", 16), ("--lr", 1e-2), ("--held-out", 64), ("--seed", 0)):
         kind = at_least(int(default >= 1), type(default))
         parser.add_argument(option, type=kind, default=default, help="default: %(default)s")

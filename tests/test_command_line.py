@@ -1,15 +1,18 @@
 """The two commands as people meet them: help, exit codes, one clear line per mistake, never a traceback."""
 
+import argparse
+import os
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
 
 import eval as eval_script
 import train as train_script
-from ddfnet.utils.cli import run
+from ddfnet.utils.cli import HelpFormatter, run
 from tests.conftest import ROOT, launch
 
 
@@ -150,3 +153,12 @@ def test_any_other_broken_pipe_is_an_error():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "BrokenPipeError" in done.stderr
+
+
+def test_help_wraps_text_and_keeps_indented_lines():
+    parser = argparse.ArgumentParser(description="word " * 40 + "\n\n  a   command\n", formatter_class=HelpFormatter)
+    with mock.patch.dict(os.environ, {"COLUMNS": "60"}):
+        lines = parser.format_help().splitlines()
+    assert "  a   command" in lines
+    assert max(map(len, lines)) <= 60
+    assert sum(line.startswith("word word") for line in lines) == 4

@@ -1,9 +1,11 @@
 """Shared by commands: exit codes, errors a person can read, and types of options."""
 
 import argparse
+import itertools
 import os
 import select
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -47,6 +49,17 @@ def at_least(least: int, kind: type = int) -> Callable[[str], Any]:
         return kind(text)
 
     return number
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps the text of a description to the terminal, and keeps indented lines as they are: lists and commands."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        for is_text, group in itertools.groupby(text.strip("\n").splitlines(), lambda line: line[:1].strip() != ""):
+            block = list(group)
+            lines += textwrap.wrap(" ".join(block), width) if is_text else block
+        return textwrap.indent("\n".join(lines), indent)
 
 
 def _reader_left() -> bool:

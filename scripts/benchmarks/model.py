@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 
 import ddfnet  # noqa: F401  (registers its models)
-from ddfnet.utils.cli import at_least
+from ddfnet.utils.cli import HelpFormatter, at_least
 from scripts.benchmarks import common as bench
 from scripts.benchmarks import measure
 
@@ -158,7 +158,7 @@ def line(row: dict[str, Any]) -> str:
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.device]:
     """The options, with the defaults of the device."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--models", nargs="+", default=["ddf_mul_resnet50", "resnet50", "resnet101"], metavar="MODEL")
     add("--modes", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a check
 import torch
 from torch import Tensor
 
-from ddfnet.utils.cli import at_least
+from ddfnet.utils.cli import HelpFormatter, at_least
 from scripts.benchmarks import common as bench
 from scripts.benchmarks import measure
 from scripts.benchmarks.op_cases import DDF, DDF_UP, PARTS, Case, Implementation, floor_bytes, make_inputs, named_cases
@@ -196,7 +196,7 @@ def make_cases(arguments: argparse.Namespace) -> list[Case]:
 
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     shapes = "resnet50, table2, tableA, upsample, all, or B,C,H,W[,stride]; repeatable (default: resnet50)"
     add("--shapes", action="append", default=[], help=shapes)

@@ -33,7 +33,7 @@ from ddfnet.data.preprocessing import eval_transform
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.inference.export import load_onnx, missing_onnx_packages, save_onnx, traced
 from ddfnet.models.classifier import Classifier, load_classifier
-from ddfnet.utils.cli import at_least, run
+from ddfnet.utils.cli import HelpFormatter, at_least, run
 from ddfnet.utils.environment import cpu_name, package_version
 from ddfnet.utils.errors import DataError, UserError
 from ddfnet.utils.files import write_text
@@ -133,7 +133,7 @@ def machine() -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH", help="a file of a classifier, or zoo:NAME")
     add("--data", required=True, type=Path, metavar="FOLDER", help="folder of class folders")

@@ -26,6 +26,7 @@ import triton
 
 from ddfnet.ops.ddf import tiling
 from ddfnet.utils import markdown
+from ddfnet.utils.cli import HelpFormatter
 from ddfnet.utils.files import write_text
 from scripts.dev import offline_compile as offline
 from scripts.dev.offline_compile import SHARED_LIMIT
@@ -167,7 +168,7 @@ the command; fewer spills are a trade of the assembler's own, and shown.
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--archs", type=int, nargs="+", default=sorted(SHARED_LIMIT), choices=sorted(SHARED_LIMIT))
     parser.add_argument("--quick", action="store_true", help="only the variants that the tests compile")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The parts of `bash scripts/gpu_check.sh OUTDIR`, which starts this: tests and benchmarks on a GPU, and a summary."""
+"""The parts of `bash scripts/gpu_check.sh OUTDIR [full|quick]`, which starts this: tests, benchmarks, and a summary."""
 
 import contextlib
 import importlib.util
@@ -15,7 +15,7 @@ import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
 
-START, TOTAL = time.monotonic(), 465  # seconds
+START = time.monotonic()
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from a checkout without `pip install`
 
@@ -32,37 +32,48 @@ if importlib.util.find_spec("pytest_timeout"):
     TESTS += " --timeout 120"
 OP = "scripts/benchmarks/op.py --keep-caches --budget 0.2"
 MODEL = "scripts/benchmarks/model.py --keep-caches --models ddf_mul_resnet50 resnet50"
-# What tells most comes first: a part gets its own limit or the seconds that are left, whichever is less. A file that
-# cannot be imported must not stop the other tests; long traces of many failures must not fill the log.
+COMPILED = "--keep-caches --modes compiled --batch 256"
+# Seconds and commands of each part; several commands run at once. What tells most comes first: a part gets its own
+# limit or the seconds that are left, whichever is less. A file that cannot be imported must not stop the other tests;
+# long traces of many failures must not fill the log. Models are compiled side by side before they are measured: one
+# after the other, two minutes were not enough for them on an H200.
 PARTS = {
-    "tests": (200, TESTS),
+    "tests": (180, TESTS),
     "op": (60, f"{OP} --skip-compiled"),
     "model_eager": (60, f"{MODEL} --modes eager --batch 256"),
-    "model_compiled": (120, f"{MODEL} --modes compiled --batch 256"),
+    "compile": (
+        *(130, f"scripts/benchmarks/model.py --models ddf_mul_resnet50 {COMPILED} --steps 1 --warmup 1"),
+        f"scripts/benchmarks/model.py --models resnet50 {COMPILED} --steps 1 --warmup 1",
+    ),
+    "model_compiled": (60, f"{MODEL} --modes compiled --batch 256"),
     "model_eager_64": (40, f"{MODEL} --modes eager --batch 64"),
+    "tiles": (60, "scripts/benchmarks/tiles.py"),
     "op_compiled": (60, f'{OP} --only "ddf,ddf compiled,shifted compiled"'),
     "op_shapes": (60, f"{OP} --skip-compiled --shapes table2 --shapes tableA"),
-    "tiles": (60, "scripts/benchmarks/tiles.py"),
 }
+# Seconds in all, and the parts in order.
+PROFILES = {"full": (465, list(PARTS)), "quick": (235, ["model_eager", "compile", "model_compiled", "tests"])}
 
 
-def run_part(name: str, limit: int, command: list[str]) -> dict[str, Any]:
-    """Runs a part; its row of the summary."""
+def run_part(name: str, limit: int, commands: list[list[str]], total: int) -> dict[str, Any]:
+    """Runs a part within `limit` seconds, and `total` since the start; its row of the summary."""
     began = time.monotonic()
-    limit = min(limit, int(START + TOTAL - began))
-    text = shlex.join(["python", *command])
+    limit = min(limit, int(START + total - began))
+    text = " & ".join(shlex.join(["python", *command]) for command in commands)
     print(f"\n=== {name} (at most {limit} s): {text}", flush=True)
     # SIGINT first: pytest and the benchmarks then still write what they have.
     timeout = ["timeout", "--signal=INT", "--kill-after=15", str(limit), sys.executable]
-    code = _run([*timeout, *command]) if limit >= 5 else None
+    code = _run(*([*timeout, *command] for command in commands)) if limit >= 5 else None
     seconds = time.monotonic() - began
     result = "not run" if code is None else "passed" if code == 0 else "cut" if seconds >= limit else f"failed ({code})"
     return {"part": name, "result": result, "seconds": round(seconds), "tests": "", "command": text}
 
 
-def _run(command: list[str]) -> int:
-    process = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stdout, stderr=sys.stdout, check=False)
-    return process.returncode
+def _run(*commands: list[str]) -> int:
+    """Runs commands at once; the first exit code that is not 0."""
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": sys.stdout, "stderr": sys.stdout}
+    processes = [subprocess.Popen(command, **streams) for command in commands]
+    return next(filter(None, [process.wait() for process in processes]), 0)
 
 
 def read_tests(report: Path, row: dict[str, Any]) -> list[str]:
@@ -81,8 +92,9 @@ def read_tests(report: Path, row: dict[str, Any]) -> list[str]:
     return lines
 
 
-def main(out: Path) -> int:
-    """Runs all parts and writes the summary; returns the exit code."""
+def main(out: Path, profile: str = "full") -> int:
+    """Runs the parts of a profile and writes the summary; returns the exit code."""
+    total, names = PROFILES[profile]
     if not torch.cuda.is_available():
         print("gpu_check: no CUDA device found; nothing was run", file=sys.stderr)
         return 2
@@ -103,10 +115,14 @@ def main(out: Path) -> int:
         print(json.dumps(environment(), indent=1), flush=True)
         _run(["sh", "-c", "nvidia-smi"])
         rows = []
-        for name, (limit, command) in PARTS.items():
-            output = ["--junitxml", str(report)] if name == "tests" else ["--output", str(results / name)]
-            rows.append(run_part(name, limit, [*shlex.split(command), *output]))
-        failures = read_tests(report, rows[0])
+        for name in names:
+            limit, *texts = PARTS[name]
+            commands = [shlex.split(text) for text in texts]
+            for command, suffix in zip(commands, ("", "_2"), strict=False):  # each into a folder of its own
+                output = ["--junitxml", str(report)] if name == "tests" else ["--output", str(results / name) + suffix]
+                command += output
+            rows.append(run_part(name, limit, commands, total))
+        failures = read_tests(report, rows[names.index("tests")])
         head = f"# GPU check on {torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
         table = markdown.table(list(rows[0]), (row.values() for row in rows))
         text = f"{head}\n\n{table}\nCut: out of time; what was measured until then is kept.\n\n" + "\n".join(failures)
@@ -122,4 +138,4 @@ def main(out: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]).resolve()))
+    sys.exit(main(Path(sys.argv[1]).resolve(), sys.argv[2]))

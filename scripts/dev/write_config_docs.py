@@ -17,6 +17,7 @@ from pydantic.json_schema import models_json_schema
 from ddfnet.config import key_paths, section_type
 from ddfnet.tasks import DEFAULT_TASK, Config, task_class, task_names
 from ddfnet.utils import markdown
+from ddfnet.utils.cli import HelpFormatter
 from ddfnet.utils.files import write_text
 
 SCHEMAS = {name: task_class(name).config_class for name in task_names()}
@@ -91,7 +92,7 @@ def json_schema() -> str:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
     write_text(PAGE, page())
     write_text(SCHEMA, json_schema())
     print("wrote docs/reference/config.md and docs/reference/config.schema.json")

@@ -21,6 +21,7 @@ import torch
 from ddfnet.inference.cards import correct, way_to_get, zoo_card
 from ddfnet.models import create_model
 from ddfnet.utils import markdown
+from ddfnet.utils.cli import HelpFormatter
 from ddfnet.utils.files import read_jsonl, write_text
 from ddfnet.zoo import Entry, entries
 from ddfnet.zoo.download import SHIPPED
@@ -77,5 +78,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
     main()

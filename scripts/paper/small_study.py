@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))  # run from a checkout without `pip install`
 from ddfnet.data.generated import render_digits
 from ddfnet.data.sources.folder import is_image_name
 from ddfnet.tasks import load_config
-from ddfnet.utils.cli import at_least
+from ddfnet.utils.cli import HelpFormatter, at_least
 from scripts.paper.small_study_report import VARIANTS, write_report
 
 DEFAULT_CONFIG = ROOT / "configs" / "study" / "cpu.yaml"
@@ -113,7 +113,7 @@ def _command(arguments: argparse.Namespace) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line; exits with 2 for a mistake in the input."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add, default = parser.add_argument, [variant for variant in VARIANTS if not variant.startswith("sigma")]
     add("--data", type=Path, metavar="FOLDER", help="train/ and val/ with one folder per class (default: digits)")
     images = "training images, 0: all (default %(default)s)"

@@ -29,6 +29,7 @@ from ddfnet.tasks import load_config
 from ddfnet.tasks.depth.network import DDFUpNet
 from ddfnet.tasks.detection.pyramid import upsampler
 from ddfnet.utils import markdown
+from ddfnet.utils.cli import HelpFormatter
 from ddfnet.utils.files import write_text
 
 PAGE, RESULTS = ROOT / "docs" / "reference" / "paper.md", ROOT / "docs" / "results"
@@ -187,7 +188,7 @@ def page(results: Path = RESULTS) -> str:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
     torch.set_num_threads(1)
     write_text(PAGE, page())
     print("wrote docs/reference/paper.md")

@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout without `pip install`
 
-from ddfnet.utils.cli import run
+from ddfnet.utils.cli import HelpFormatter, run
 from ddfnet.utils.errors import UserError
 
 # Imported when asked for. The options of a command are the arguments of its function.
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command")
 
     filters = commands.add_parser("filters", help="spatial filters of a DDF layer over an image")

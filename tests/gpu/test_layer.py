@@ -6,6 +6,7 @@ import pytest
 import torch
 from ddf_cases import FORMATS, relative_error
 from gpu_cases import DEVICE
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddfnet import CARAFE, DDF, DDFUp
 
@@ -88,6 +89,33 @@ def test_fused_and_separate_filters_agree(kernel_size, stride, heads, autocast):
         device_layer.fused_filters = fused
         actual = run(device_layer, *tensors, autocast=autocast)
         assert_close(actual, exact, TOLERANCE[torch.bfloat16 if autocast else torch.float32])
+
+
+class Dispatched(TorchDispatchMode):
+    """Sees every op, and remembers the names of ours."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if str(func).startswith("ddfnet."):
+            self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_calls_through_the_dispatcher_give_the_same_bits(fused):
+    """Eager calls skip it; under a mode of it the registered ops are called."""
+    layer, *tensors = on_device(*make(80, heads=2, memory_format=torch.channels_last))
+    layer.fused_filters = fused
+    direct = run(layer, *tensors, autocast=True)
+    with Dispatched() as mode:
+        dispatched = run(layer, *tensors, autocast=True)
+    op = "ddf_layer" if fused and DEVICE.type == "cuda" else "ddf"
+    assert {f"ddfnet.{op}.default", f"ddfnet.{op}_backward.default"} <= mode.names
+    for name, tensor in direct.items():
+        assert torch.equal(tensor, dispatched[name]), name
 
 
 def test_odd_channels_and_other_memory_formats():

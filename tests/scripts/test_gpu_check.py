@@ -44,11 +44,11 @@ def test_the_script_is_valid_bash():
     assert subprocess.run(["bash", "-n", str(SCRIPT)], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",), ("a", "b"), ("",)])
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("a", "b"), ("a", "quick", "c"), ("",)])
 def test_wrong_arguments_are_refused_with_the_usage(arguments, tmp_path):
     result = gpu_check(*arguments, cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr == "usage: bash scripts/gpu_check.sh OUTDIR\n"
+    assert result.stderr == "usage: bash scripts/gpu_check.sh OUTDIR [full|quick]\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -72,6 +72,7 @@ def rehearse(parts, out, monkeypatch):
     monkeypatch.setattr(checks, "environment", dict)
     monkeypatch.setattr(checks, "START", time.monotonic())
     monkeypatch.setattr(checks, "PARTS", parts)
+    monkeypatch.setattr(checks, "PROFILES", {"full": (400, list(parts))})
     monkeypatch.chdir(ROOT)
     with mock.patch.dict(os.environ):
         code = checks.main(out)
@@ -85,7 +86,7 @@ def test_parts_are_cut_and_share_their_caches(tmp_path, monkeypatch):
     write += "(folder / 'benchmark_x.md').write_text(os.environ['TRITON_CACHE_DIR']); "
     parts = {
         "tests": (60, f"-m pytest -q -p no:cacheprovider {suite}"),
-        "first": (60, f'-c "{write}"'),
+        "first": (60, f'-c "{write}"', f'-c "{write}"'),  # two at once, each into a folder of its own
         "slow": (5, f'-c "{write} import time; time.sleep(60)"'),
     }
     code, results = rehearse(parts, out, monkeypatch)
@@ -113,8 +114,12 @@ def test_failures_are_named_and_do_not_stop_the_others(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", list(checks.PARTS))
-def test_the_commands_of_the_parts_are_accepted(name, tmp_path, monkeypatch):
-    command = shlex.split(checks.PARTS[name][1])
+def test_the_commands_of_the_parts_are_accepted(name):
+    for text in checks.PARTS[name][1:]:
+        accept(shlex.split(text))
+
+
+def accept(command):
     if "op.py" in command[0]:
         arguments = op.make_parser().parse_args(command[1:])
         arguments.dtype = "bf16"
@@ -125,6 +130,12 @@ def test_the_commands_of_the_parts_are_accepted(name, tmp_path, monkeypatch):
         assert arguments.keep_caches
     else:
         assert command[0] == "-m" or (ROOT / command[0]).exists()
+
+
+def test_profiles_have_known_parts_and_the_tests():
+    for _, names in checks.PROFILES.values():
+        assert set(names) <= set(checks.PARTS)
+        assert "tests" in names
 
 
 def test_the_suite_collects_and_every_test_is_marked():

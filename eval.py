@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH", help="best.pt, .safetensors, official checkpoint, zoo:NAME")
-    add("--data", metavar="PATH", help="class folders, or one with val/; other tasks: data.root (default: training's)")
+    add("--data", metavar="PATH", help="any form of docs/guides/data.md; other tasks: data.root (default: training's)")
     add("--sets", metavar="NAMES", help="several sets by name, comma-separated: see above; --data holds them")
     add("--tta", action="store_true", help="average over each image and its mirror image; wrong for digits, letters")
     add("--model", metavar="NAME", help="model name, for a file that does not say it")

@@ -3,9 +3,10 @@
 
     python scripts/check_data.py /data/imagenet --imagenet --workers 16
 
-ROOT holds train/ and val/ with one folder per class each, or is one such folder itself. Checked: class folders, empty
-ones, the same classes in train and val, and that every file decodes; with --imagenet also the 1000 class names and the
-known numbers of images (1,281,167 and 50,000). Unusual but usable files (CMYK, 16-bit, wrongly named) are remarks.
+ROOT holds the splits train and val in any form that data.root may have (class folders, lists, parquet or Arrow files,
+tars, stores), or is one of these itself. Checked: classes, empty ones, the same in train and val, and that every image
+decodes; with --imagenet also the 1000 class names and the known numbers of images (1,281,167 and 50,000). Unusual but
+usable files (CMYK, 16-bit, wrongly named) are remarks.
 
 Exit code 0: no problems; 1: problems found; 2: ROOT cannot be checked.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
 from ddfnet.data.check import check_tree, format_report
+from ddfnet.data.sources import add_source_options, source_config
 from ddfnet.utils.cli import HelpFormatter, run
 
 
@@ -25,12 +27,18 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("root", metavar="ROOT", help="folder with train/ and val/, or one folder of classes")
+    add("root", metavar="ROOT", help="data with the splits train and val, or one of these")
     add("--workers", type=int, default=os.cpu_count() or 1, help="decoding processes (default: all cores, %(default)s)")
     add("--imagenet", action="store_true", help="compare with ImageNet-1k's classes and counts")
+    add_source_options(parser)
     arguments = parser.parse_args(argv)
-    progress = _print_progress if sys.stderr.isatty() else None
-    report = check_tree(arguments.root, workers=arguments.workers, imagenet=arguments.imagenet, progress=progress)
+    report = check_tree(
+        arguments.root,
+        workers=arguments.workers,
+        imagenet=arguments.imagenet,
+        config=source_config(arguments),
+        progress=_print_progress if sys.stderr.isatty() else None,
+    )
     print(format_report(report))
     return 1 if report.problems else 0
 

@@ -74,7 +74,7 @@ def test_print_config_shows_origins(call, tiny_config):
         (["augment.rand_augment=rand-m"], ["rand-m", "rand-m7-mstd0.5-inc1"]),
         (["train.batch_size=64"], ["train.batch_size=64", "35 training images"]),
         (["train.batch_size=9"], ["train.batch_size=9", "train.device_batch_size=3"]),
-        (["model.num_classes=3"], ["model.num_classes=3", "5 class folders"]),
+        (["model.num_classes=3"], ["model.num_classes=3", "5 classes"]),
         (["model.init_checkpoint=/nowhere.pt"], ["/nowhere.pt", "not found"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

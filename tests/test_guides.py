@@ -55,6 +55,7 @@ _SERVER.set_forkserver_preload(
         "ddfnet.engine.evaluate_checkpoint",
         "ddfnet.inference.convert",
         "ddfnet.data.check",
+        "ddfnet.data.prepare.write",
         __name__,
     ]
 )

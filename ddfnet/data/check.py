@@ -13,8 +13,8 @@ from timm.data import ImageNetInfo
 from torch.utils.data import DataLoader, Dataset
 
 from ddfnet.data.decode import decode_error, is_16_bit_gray
-from ddfnet.data.sources import ImageSource, open_source
-from ddfnet.data.sources.folder import some_names
+from ddfnet.data.sources import ImageSource, SourceConfig, open_source, split_path
+from ddfnet.data.sources.base import some_names
 from ddfnet.utils.errors import DataError
 
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
@@ -49,27 +49,31 @@ def check_tree(
     *,
     workers: int = 1,
     imagenet: bool = False,
+    config: SourceConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TreeReport:
-    """Verifies `root/train` and `root/val`, or `root` itself if it has neither.
+    """Verifies the splits train and val of `root` (see `split_path`), or `root` itself if it has neither.
 
     Looked for: classes, empty ones, classes that differ between train and val, images that do not decode. CMYK,
     16-bit, EXIF-rotated and wrongly named images are remarked upon only: they are usable, and ImageNet has some.
 
     Args:
-        root: the dataset; DataError where it is not a folder that could hold classes.
+        root: the dataset; DataError where it is nothing that could be a source.
         workers: decoding processes; 1 or less decodes in this one.
         imagenet: also compare with ImageNet-1k's 1000 synsets and its known numbers of images.
+        config: what the source is, where that is not to be recognized.
         progress: called now and then with (images done, images in all).
     """
     root = Path(root)
     report = TreeReport()
-    present = [split for split in ("train", "val") if (root / split).exists()]
+    config = config or SourceConfig()
+    present = {split: path for split in ("train", "val") if (path := split_path(root, split)) is not None}
     if len(present) == 1:
-        report.problems.append(f"{root} has a folder {present[0]} but not the other one of train and val")
-    for split, folder in {split: root / split for split in present}.items() or [("images", root)]:
+        report.problems.append(f"{root} has a folder {next(iter(present))} but not the other one of train and val")
+    for split, path in present.items() or [("images", root)]:
         try:
-            source = open_source(folder, allow_empty=True)
+            own = config.model_copy(update={"val_labels": None}) if split == "train" else config
+            source = open_source(path, allow_empty=True, config=own)
         except DataError as error:
             if not present:
                 raise
@@ -98,8 +102,10 @@ def _check_split(
     report = SplitReport(dict(zip(source.classes, counts, strict=True)))
     empty = [name for name, count in report.images_per_class.items() if not count]
     if empty:
-        problems.append(f"{split}: {len(empty)} class folders hold no images: {some_names(empty)}")
-    loader = DataLoader(_Inspection(source), batch_size=32, collate_fn=list, num_workers=workers if workers > 1 else 0)
+        problems.append(f"{split}: {len(empty)} classes hold no images: {some_names(empty)}")
+    order = source.disk_order().tolist()
+    workers = workers if workers > 1 else 0
+    loader = DataLoader(_Inspection(source), batch_size=32, sampler=order, collate_fn=list, num_workers=workers)
     for done, (name, error, remarks) in enumerate((result for batch in loader for result in batch), 1):
         if error:
             report.corrupt.append((name, error))
@@ -135,7 +141,8 @@ class _Inspection(Dataset):
         extension = os.path.splitext(name)[1].lower()
         kind = "JPEG" if image.format == "MPO" else image.format  # several JPEGs in one file
         remarks = {
-            f"{image.format} file named {extension}": Image.registered_extensions().get(extension) != kind,
+            f"{image.format} file named {extension}": bool(extension)
+            and Image.registered_extensions().get(extension) != kind,
             "CMYK colors": image.mode == "CMYK",
             "16-bit gray": is_16_bit_gray(image),
             "EXIF rotation (ignored when reading)": orientation in range(2, 9),

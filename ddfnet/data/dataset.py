@@ -9,6 +9,7 @@ from torch.utils.data import default_collate, get_worker_info
 
 from ddfnet.data.batches import Batch
 from ddfnet.data.decode import decode_error, open_rgb
+from ddfnet.data.regions import RegionCrop
 from ddfnet.data.rng import REPLACEMENT, SAMPLE, entry_key, key_seeds, keyed_generators, seed_generators
 from ddfnet.data.sampler import Request
 from ddfnet.data.sources import ImageSource
@@ -36,16 +37,15 @@ class TrainDataset:
 
     def __init__(self, source: ImageSource, transform: Transform, *, seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
+        self._region_crop = RegionCrop.of(source, transform)
 
     def __getitem__(self, request: Request) -> tuple[torch.Tensor, int, int, str]:
         epoch, i, repeat = request
-        image, label, problem = self._decode(epoch, i)
         key = entry_key(SAMPLE, self.seed, epoch, i, repeat)
         if get_worker_info() is not None:
-            seed_generators(*key)
-            return self.transform(image), label, i, problem
+            return self._augmented(epoch, i, key)
         with keyed_generators(*key):
-            return self.transform(image), label, i, problem
+            return self._augmented(epoch, i, key)
 
     def read(self, requests: list[Request]) -> Batch:
         """One micro-batch on the CPU: "image" uint8 (B, 3, H, W), "target", "index" and "repeat" int64 (B,), "epoch"
@@ -58,19 +58,31 @@ class TrainDataset:
             "corrupt": [(i, problem) for i, problem in zip(indices, problems, strict=True) if problem],
         }
 
-    def _decode(self, epoch: int, i: int) -> tuple[Image.Image, int, str]:
-        """Image i or its replacement, its label, and why image i itself could not be read."""
+    def _augmented(self, epoch: int, i: int, key: tuple[int, ...]) -> tuple[torch.Tensor, int, int, str]:
+        """Image i or its replacement, augmented with draws of `key`; see `__getitem__`."""
         problem = ""
         for attempt in range(_REPLACEMENT_ATTEMPTS + 1):
             j = i if attempt == 0 else self._replacement(epoch, i, attempt)
             try:
-                return open_rgb(self.source.read(j)), self.source.label(j), problem
+                image, transform = self._decode(j, key)
             except Exception as error:
                 problem = problem or decode_error(error)
+                continue
+            return transform(image), self.source.label(j), i, problem
         raise DataError(
             f"training image {self.source.name(i)} is corrupt ({problem}) and so are the {_REPLACEMENT_ATTEMPTS} "
             f"images tried in its place; find all of them with: python scripts/check_data.py {self.source.root}"
         )
+
+    def _decode(self, j: int, key: tuple[int, ...]) -> tuple[Image.Image, Transform]:
+        """Image j, or already a crop of it, and what remains to be done with it, which draws from generators as `key`
+        leaves them."""
+        if self._region_crop is not None and self._region_crop.applies(j):
+            seed_generators(*key)
+            return self._region_crop(j), self._region_crop.rest
+        image = open_rgb(self.source.read(j))
+        seed_generators(*key)
+        return image, self.transform
 
     def _replacement(self, epoch: int, i: int, attempt: int) -> int:
         draw = key_seeds(REPLACEMENT, self.seed, epoch, i, attempt)[0]

@@ -1,7 +1,6 @@
-"""Image classification over class folders: its configuration and its task."""
+"""Image classification: its configuration and its task."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -17,20 +16,20 @@ from ddfnet.data.batches import Batch, EvalBatchTransform, TrainBatchTransform
 from ddfnet.data.dataset import CorruptImages, EvalDataset, TrainDataset
 from ddfnet.data.loader import Finish
 from ddfnet.data.preprocessing import InputConfig, eval_transform
-from ddfnet.data.sources import ImageSource, open_source
+from ddfnet.data.sources import ImageSource, SourceConfig, open_split
 from ddfnet.evaluation.metrics import ClassificationEvaluator
 from ddfnet.models import create_model
 from ddfnet.tasks.base import Task
 from ddfnet.tasks.classification_evaluation import classification_evaluation
 from ddfnet.tasks.config import Config, DataSection, ModelSection
-from ddfnet.utils.errors import ConfigError, DataError
+from ddfnet.utils.errors import ConfigError
 
 
 class ModelConfig(ModelSection):
     name: str
     """Any classification model of timm, or ddf_mul_resnet50, ddf_add_resnet101, ... (`ddfnet.list_models()`)."""
     num_classes: Positive | None = None
-    """null: the number of class folders."""
+    """null: the number of classes of the data."""
     drop_rate: Fraction = 0.0
     """Dropout before the classifier."""
     drop_path_rate: Fraction = 0.0
@@ -58,13 +57,14 @@ class ModelConfig(ModelSection):
         return self
 
 
-class DataConfig(DataSection):
+class DataConfig(DataSection, SourceConfig):
     root: str
-    """Folder with the training and validation trees (one folder per class in each)."""
+    """Folder with the training and validation images."""
     train: str = "train"
-    """Training tree, relative to root (or an absolute path)."""
+    """Training images below root, or an absolute path: a folder, a file, a pattern (shards/train-*.tar), or the word
+    that stands for them in the names of shards."""
     val: str = "val"
-    """Validation tree, relative to root (or an absolute path)."""
+    """Validation images, likewise."""
     max_corrupt: Fraction = 0.001
     """Training stops when more than this share of the images, and more than 10, cannot be decoded."""
     input: InputConfig = InputConfig()
@@ -124,24 +124,16 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
 
     def __init__(self, config: ClassificationConfig) -> None:
         super().__init__(config)
-        root = Path(config.data.root)
-        for key in ("train", "val"):
-            part = getattr(config.data, key)
-            if not (root / part).exists():
-                state = f"has no folder {part}" if root.exists() else "does not exist"
-                raise DataError(
-                    f"data.root={root} {state}: it holds {config.data.train}/ and {config.data.val}/, each with one "
-                    f"folder per class (set data.{key} where the name differs)"
-                )
-        self._train = open_source(root / config.data.train)
-        self._val = open_source(root / config.data.val, classes=self._train.classes)
+        data = config.data
+        self._train = open_split(data.root, data.train, key="train", config=data)
+        self._val = open_split(data.root, data.val, key="val", classes=self._train.classes, config=data)
         self.repeats = config.augment.repeats
         self.classes = list(self._train.classes)
         self.num_classes = config.model.num_classes or len(self.classes)
         if self.num_classes < len(self.classes):
             raise ConfigError(
-                f"model.num_classes={self.num_classes} is less than the {len(self.classes)} class folders of "
-                f"{root / config.data.train}: raise it, or leave it null to take their number"
+                f"model.num_classes={self.num_classes} is less than the {len(self.classes)} classes of "
+                f"{self._train.root}: raise it, or leave it null to take their number"
             )
         self.preprocessing = config.data.input.replaced()
         self._bce = None

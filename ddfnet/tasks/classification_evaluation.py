@@ -10,7 +10,7 @@ from ddfnet.data.batches import EvalBatchTransform
 from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.loader import eval_batches
 from ddfnet.data.preprocessing import Preprocessing, eval_transform
-from ddfnet.data.sources import ImageSource, open_source
+from ddfnet.data.sources import ImageSource, SourceConfig, open_source, open_split, split_path
 from ddfnet.evaluation.class_names import in_order_of_number, known_classes, output_names
 from ddfnet.evaluation.image_sets import ImageSet, find_sets, load_set
 from ddfnet.evaluation.predictions import PredictionEvaluator
@@ -34,8 +34,7 @@ def classification_evaluation(
     how = loaded.preprocessing.replaced(**{key: value for key, value in changes.items() if value is not None})
     outputs = loaded.num_classes
     if folders is None:
-        data = Path(options.data) if options.data is not None else _training_validation_set(path, weights)
-        index = _index(loaded.classes, path, data, outputs)
+        index = _index(loaded.classes, path, options.data, weights, outputs)
         sets = [ImageSet("", index, index.classes)]
     else:
         classes = known_classes(loaded.classes, outputs)
@@ -79,33 +78,40 @@ def _set(images: ImageSet, loaded: Classifier, how: Preprocessing, options: Eval
     return EvaluationSet(images.name, images.index.root, len(images.index), batches, evaluator, report)
 
 
-def _index(classes: list[str] | None, path: Path, data: Path, outputs: int) -> ImageSource:
-    """The images; their class folders must be the classes of the checkpoint."""
-    if (data / "val").is_dir() and "val" not in (classes or ()):
-        data = data / "val"
-    index = open_source(data, classes=classes)
+def _index(
+    classes: list[str] | None, path: Path, given: str | Path | None, weights: Weights, outputs: int
+) -> ImageSource:
+    """The images; their classes must be those of the checkpoint."""
+    if given is None:
+        index = _training_validation_set(path, weights, classes)
+    else:
+        within = split_path(given, "val") if "val" not in (classes or ()) else None
+        index = open_source(within or given, classes=classes)
+    data = index.root
     if classes is not None:
         return index
     if len(index.classes) != outputs:
         raise DataError(
-            f"{data} has {len(index.classes)} class folders, {path} was trained on {outputs} classes: "
-            "give the folder with those classes as --data"
+            f"{data} has {len(index.classes)} classes, {path} was trained on {outputs} classes: "
+            "give the data with those classes as --data"
         )
     if in_order_of_number(index.classes) != index.classes:
         fix = "rename the folders so that the order of their names is that of the outputs (00, 01, ..., 10)"
         if known_classes(None, outputs) is not None:
             fix = f"give --sets v2={data} in place of --data, which takes folder i for output i"
         raise DataError(
-            f"the class folders of {data} are numbers, which sorted by name put 10 before 2, and {path} does not "
+            f"the classes of {data} are numbers, which sorted by name put 10 before 2, and {path} does not "
             f"name its classes: {fix}"
         )
     return index
 
 
-def _training_validation_set(path: Path, weights: Weights) -> Path:
+def _training_validation_set(path: Path, weights: Weights, classes: list[str] | None) -> ImageSource:
     if weights.config is None:
         raise DataError(f"{path} does not say where its data is: give --data FOLDER")
-    data = Path(weights.config["data"]["root"]) / weights.config["data"]["val"]
-    if not data.exists():
-        raise DataError(f"the validation set of the training run is not at {data.resolve()}: give --data FOLDER")
-    return data
+    data = weights.config["data"]
+    config = SourceConfig.model_validate({key: data[key] for key in SourceConfig.model_fields if key in data})
+    if not config.source.startswith("timm:") and split_path(data["root"], data["val"]) is None:
+        place = Path(data["root"], data["val"]).resolve()
+        raise DataError(f"the validation set of the training run is not at {place}: give --data FOLDER")
+    return open_split(data["root"], data["val"], key="val", classes=classes, config=config)

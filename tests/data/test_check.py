@@ -76,7 +76,7 @@ def test_class_disagreement_and_empty_classes(main, capsys, root):
     (root / "train" / "gnu").mkdir()
     code, out, _ = check(main, capsys, root, "--workers", 1)
     assert code == 1
-    assert "train: 1 class folders hold no images: gnu" in out
+    assert "train: 1 classes hold no images: gnu" in out
     assert "val: 2 classes of train are missing: eel, gnu" in out
     assert "val: 1 classes are not in train: fox" in out
 

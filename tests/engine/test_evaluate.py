@@ -160,7 +160,7 @@ def test_mistakes_are_named_and_nothing_is_written(trained, image_tree, tmp_path
     shutil.copytree(image_tree / "val", fewer)
     shutil.rmtree(fewer / "ring")
     fails(DataError, "ring", data=fewer)
-    fails(DataError, "4 class folders.*5 classes", bare, data=fewer, model=NAME)
+    fails(DataError, "4 classes.*5 classes", bare, data=fewer, model=NAME)
     (fewer / "ring").mkdir()
     fails(DataError, "hold no images: ring", data=fewer)
     (fewer / "ring" / "0.png").write_bytes(b"not an image")

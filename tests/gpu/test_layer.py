@@ -92,7 +92,7 @@ def test_fused_and_separate_filters_agree(kernel_size, stride, heads, autocast):
 
 
 class Dispatched(TorchDispatchMode):
-    """Sees every op, and remembers the names of ours."""
+    """Sees every op, and remembers the names of those of this package."""
 
     def __init__(self):
         super().__init__()

@@ -1,45 +1,97 @@
 """Sources of labeled images: what each offers, and which one opens a path.
 
-A further kind of dataset is one file beside this one and one line in `READERS`.
+A further kind of dataset is one file beside this one, a line in `locate.py` that recognizes it, and a line in
+`open_source`.
 """
 
 import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Protocol
 
+from ddfnet.data.sources.base import TIMM, ImageSource, SourceConfig, add_source_options, source_config
 from ddfnet.data.sources.folder import index_folder
+from ddfnet.data.sources.huggingface import open_huggingface
+from ddfnet.data.sources.locate import locate, split_path, uses
+from ddfnet.data.sources.parquet import close_parquet
+from ddfnet.data.sources.ranges import close_files
+from ddfnet.data.sources.store import open_store
+from ddfnet.data.sources.table import open_table
+from ddfnet.data.sources.tar import open_tars
+from ddfnet.data.sources.timm_reader import open_timm
+from ddfnet.utils.errors import DataError
+
+__all__ = [
+    "ImageSource",
+    "SourceConfig",
+    "add_source_options",
+    "open_source",
+    "open_split",
+    "source_config",
+    "split_path",
+]
 
 
-class ImageSource(Protocol):
-    """Labeled images with random access, held in arrays: forked workers share them, and would copy Python objects."""
-
-    @property
-    def root(self) -> str: ...  # where the images come from, as given
-
-    @property
-    def classes(self) -> list[str]: ...  # names; the position is the label
-
-    def __len__(self) -> int: ...
-
-    def label(self, i: int) -> int: ...
-
-    def name(self, i: int) -> str:
-        """Name of image `i` for messages; its path where it is a file."""
-
-    def read(self, i: int) -> bytes:
-        """The encoded image `i`; OSError where it cannot be read."""
-
-
-READERS: dict[str, Callable[..., ImageSource]] = {}
-"""By the suffix of the path. Each takes the path, `classes` and `allow_empty`; all other paths are class folders."""
-
-
-def open_source(path: str | os.PathLike, *, classes: list[str] | None = None, allow_empty: bool = False) -> ImageSource:
-    """Opens a folder with one sub-folder per class, or what another of `READERS` knows; DataError for unusable images.
+def open_source(
+    path: str | os.PathLike,
+    *,
+    classes: list[str] | None = None,
+    allow_empty: bool = False,
+    config: SourceConfig | None = None,
+) -> ImageSource:
+    """Opens a folder, a file or a pattern of files as a source of images; DataError for what cannot be used.
 
     Args:
+        path: a folder with one sub-folder per class; a prepared store; a list (.csv, .tsv, .txt); parquet or Arrow
+            files, or a tar or several: a file, a folder of them, or a pattern such as `shards/train-*.tar`.
         classes: expected class names in label order, from the training set or a checkpoint. None: those of the data.
         allow_empty: accept classes without images.
+        config: kind and details, where they are not to be recognized.
     """
-    return READERS.get(Path(path).suffix, index_folder)(path, classes=classes, allow_empty=allow_empty)
+    path, config = os.fspath(path), config or SourceConfig()
+    close_files()
+    close_parquet()
+    kind, files = locate(path, config)
+    for key in sorted({"image_column", "label_column", "class_names", "val_labels"} - uses(kind)):
+        if getattr(config, key) is not None:
+            raise DataError(
+                f"data.{key}={getattr(config, key)} is not used: {path} is of kind {kind}; leave the key out"
+            )
+    if kind == "folder":
+        return index_folder(path, classes=classes, allow_empty=allow_empty)
+    if kind == "store":
+        return open_store(path, classes=classes, allow_empty=allow_empty)
+    if kind == "table":
+        return open_table(path, classes=classes, allow_empty=allow_empty, config=config)
+    open_files = open_huggingface if kind == "huggingface" else open_tars
+    return open_files(path, files, classes=classes, allow_empty=allow_empty, config=config)
+
+
+def open_split(
+    root: str | os.PathLike,
+    part: str,
+    *,
+    key: str,
+    classes: list[str] | None = None,
+    allow_empty: bool = False,
+    config: SourceConfig,
+) -> ImageSource:
+    """Opens one split of a dataset (see `split_path`); DataError where it is missing.
+
+    Args:
+        part: name of the split, `data.train` or `data.val`.
+        key: which of the two.
+    """
+    if key == "train":
+        config = config.model_copy(update={"val_labels": None})
+    if config.source.startswith(TIMM):
+        own = os.path.join(root, part)
+        local = os.path.exists(own)  # a tree or tar of each split; else the reader knows its splits
+        return open_timm(
+            own if local else os.fspath(root), part, classes=classes, allow_empty=allow_empty, config=config
+        )
+    path = split_path(root, part)
+    if path is None:
+        state = f"has no folder {part}" if os.path.exists(root) else "does not exist"
+        raise DataError(
+            f"data.root={root} {state}: it holds {part}/ with one folder per class, or {part} as another source of "
+            f"docs/guides/data.md (set data.{key} where the name differs)"
+        )
+    return open_source(path, classes=classes, allow_empty=allow_empty, config=config)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ddfnet.data.sources.base import some_names
 from ddfnet.utils.errors import DataError
 
 IMAGE_EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".gif")
 )
-_MOST_NAMES = 5  # how many folder names an error message lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +31,11 @@ class FolderIndex:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def key(self, i: int) -> str:
+        return os.fsdecode(self.blob[self.offsets[i] : self.offsets[i + 1]].tobytes())
+
     def name(self, i: int) -> str:
-        return os.path.join(self.root, os.fsdecode(self.blob[self.offsets[i] : self.offsets[i + 1]].tobytes()))
+        return os.path.join(self.root, self.key(i))
 
     def label(self, i: int) -> int:
         return int(self.labels[i])
@@ -40,6 +43,9 @@ class FolderIndex:
     def read(self, i: int) -> bytes:
         with open(self.name(i), "rb") as file:
             return file.read()
+
+    def disk_order(self) -> np.ndarray:
+        return np.arange(len(self))
 
 
 def is_image_name(name: str) -> bool:
@@ -131,11 +137,6 @@ def index_folder(
         offsets=np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum(),
         labels=np.repeat(np.arange(len(classes), dtype=np.int32), [len(part) for part in lengths]),
     )
-
-
-def some_names(names: list[str]) -> str:
-    """The first five names, comma-separated, with dots if there are more."""
-    return ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
 
 
 def _compare_classes(root: str, folders: set[str], expected: set[str]) -> None:

@@ -1,0 +1,136 @@
+#!/usr/bin/env python
+"""Prepare a dataset for fast training: pack it into a store of which regions can be read.
+
+    python scripts/prepare_images.py /downloads/imagenet /data/imagenet-store
+    python scripts/prepare_images.py /data/imagenet /data/imagenet-400 --quality 90 --short-side 400
+    python scripts/prepare_images.py --verify /data/imagenet-store
+    python scripts/prepare_images.py --unpack /data/imagenet-store /data/imagenet-again
+
+SOURCE is whatever `data.root` may be: class folders, a list, parquet or Arrow files, tar shards, ImageNet's own tars as
+downloaded. With the splits train and val, STORE gets both; then train with data.root=STORE. Every image is decoded
+before and after it is written, corrupt ones are listed and stay as they are. A run that was cut off continues where it
+was: run the same command again.
+
+Exit code 0: done; 1: done, but there are corrupt images (they are listed); 2: SOURCE or STORE cannot be used.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
+
+from ddfnet.data.prepare.encode import Encoding
+from ddfnet.data.prepare.unpack import unpack
+from ddfnet.data.prepare.write import StoreReport, verify_store, write_store
+from ddfnet.data.sources import SourceConfig, add_source_options, open_source, source_config, split_path
+from ddfnet.data.sources.store import open_store
+from ddfnet.utils.cli import HelpFormatter, at_least, run
+from ddfnet.utils.errors import UserError
+
+SPLITS = ("train", "val")
+MOST_CORRUPT = 100  # named; the rest is counted
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="the data; with --verify and --unpack: a store")
+    add("store", metavar="STORE", nargs="?", help="folder to make; with --unpack: of the class folders")
+    add("--quality", default="keep", help="keep (default), lossless (needs jpegtran), or 1 to 100: see the guide")
+    add("--short-side", type=at_least(1), metavar="PIXELS", help="reduce larger images to this short side")
+    add("--workers", type=at_least(1), default=os.cpu_count() or 1, help="processes (default: all cores, %(default)s)")
+    add("--verify", action="store_true", help="read a store again and compare its checksums")
+    add("--unpack", action="store_true", help="write a store as class folders")
+    add_source_options(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.verify:
+        return _verify(arguments.source)
+    if arguments.store is None:
+        raise UserError("give SOURCE and the folder of the store to make")
+    config = source_config(arguments)
+    if arguments.unpack:
+        for split, path, own in _splits(arguments.source, config):
+            count = unpack(
+                open_source(path, allow_empty=True, config=own), Path(arguments.store, split), _Progress(split)
+            )
+            print(f"{Path(arguments.store, split)}: {count:,} images")
+        return 0
+    if not (arguments.quality in ("keep", "lossless") or arguments.quality.isdecimal()):
+        raise UserError(f"--quality must be keep, lossless or 1 to 100, got {arguments.quality}")
+    quality = int(arguments.quality) if arguments.quality.isdecimal() else arguments.quality
+    encoding = Encoding(quality=quality, short_side=arguments.short_side)
+    corrupt = 0
+    classes = None
+    for split, path, own in _splits(arguments.source, config):
+        source = open_source(path, classes=classes, config=own)
+        classes = source.classes
+        start = time.monotonic()
+        target = Path(arguments.store, split)
+        report = write_store(source, target, encoding, workers=arguments.workers, progress=_Progress(split))
+        print(_summary(target, report, time.monotonic() - start))
+        corrupt += len(report.corrupt)
+    return 1 if corrupt else 0
+
+
+def _splits(root: str, config: SourceConfig) -> list[tuple[str, str | Path, SourceConfig]]:
+    """(name, path, configuration) of each split, or of `root` itself under no name."""
+    present = [(split, path) for split in SPLITS if (path := split_path(root, split)) is not None]
+    if not present:
+        return [("", root, config)]
+    if len(present) == 1:
+        missing = next(split for split in SPLITS if split != present[0][0])
+        print(f"note: {root} has no split {missing}", file=sys.stderr)
+    train = config.model_copy(update={"val_labels": None})
+    return [(split, path, train if split == "train" else config) for split, path in present]
+
+
+def _verify(root: str) -> int:
+    wrong = []
+    for split, path, _ in _splits(root, SourceConfig()):
+        store = open_store(os.fspath(path), allow_empty=True)
+        here = verify_store(store, _Progress(split))
+        print(f"{path}: {len(store):,} images, {len(here):,} of them changed or unreadable")
+        wrong += here
+    for name, reason in wrong[:MOST_CORRUPT]:
+        print(f"PROBLEM: {name}: {reason}")
+    return 1 if wrong else 0
+
+
+def _summary(target: Path, report: StoreReport, seconds: float) -> str:
+    lines = [
+        f"{target}: {report.images:,} images, {report.bytes / 1e6:,.0f} MB, {seconds:,.0f} s",
+        f"regions can be read of {report.cut:,}; {report.identical:,} have the pixels of the original, mean difference "
+        f"{report.difference:.3f} of 255",
+    ]
+    lines += [f"PROBLEM: {name} is corrupt ({reason})" for name, reason in report.corrupt[:MOST_CORRUPT]]
+    if len(report.corrupt) > MOST_CORRUPT:
+        lines.append(f"PROBLEM: {len(report.corrupt) - MOST_CORRUPT} more images are corrupt")
+    return "\n".join(lines)
+
+
+class _Progress:
+    """Prints images done, their rate and the time left: over itself on a terminal, now and then elsewhere."""
+
+    def __init__(self, split: str) -> None:
+        self.split, self.start, self.first, self.shown = split, time.monotonic(), None, 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        self.first = done if self.first is None else self.first  # of an earlier run
+        terminal = sys.stderr.isatty()
+        if done < total and now - self.shown < (0.5 if terminal else 30):
+            return
+        self.shown = now
+        rate = (done - self.first) / max(now - self.start, 1e-9)
+        left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
+        text = f"{self.split or 'images'}: {done:,} of {total:,}, {rate:,.0f} images/s{left}"
+        end = "\n" if done == total or not terminal else "   "
+        print(f"\r{text}" if terminal else text, end=end, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -96,19 +96,21 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 
 def _is_ordinary(tensor: Tensor) -> bool:
-    """Whether its memory holds its values: not a subclass, not on the meta device, not negated or zero by a flag."""
-    unflagged = not (tensor.is_meta or tensor.is_neg() or tensor._is_zerotensor())
-    return type(tensor) in _PLAIN_TYPES and unflagged
+    """Whether its memory holds its values: not a subclass, not on the meta device, not negated or zero by a flag, and
+    not one of a batch that `is_grads_batched` and the vectorized Jacobians hide behind a plain type."""
+    hidden = tensor.is_meta or tensor.is_neg() or tensor._is_zerotensor()
+    return type(tensor) in _PLAIN_TYPES and not (hidden or torch._C._functorch.is_legacy_batchedtensor(tensor))
 
 
 def empty(like: Tensor, size: tuple[int, ...] | torch.Size, memory_format: torch.memory_format) -> Tensor:
     """Not written yet, (B, C, H, W), with the dtype and device of `like`.
 
-    Inductor ignores the format of `torch.empty`, and first fills such an output with NaN; not so a permuted one.
+    Inductor ignores the format of `torch.empty`, and first fills such an output with NaN; not so one with strides. A
+    permuted tensor would be a view, which autograd lets nobody modify in place.
     """
     if memory_format == torch.channels_last:
-        batch, channels, height, width = size
-        return like.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
+        _, channels, height, width = size
+        return like.new_empty_strided(size, (channels * height * width, 1, channels * width, channels))
     return like.new_empty(size)
 
 

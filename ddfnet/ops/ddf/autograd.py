@@ -79,9 +79,10 @@ def _save_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _first_order(ctx: Any, grad_y: Tensor) -> tuple:
     needed = ctx.needs_input_grad[:3]
+    saved = ctx.saved_tensors
     # a graph of gradients needs the registered op, which has gradients itself
-    backward = _backward if not torch.is_grad_enabled() and is_plain(grad_y) else ddf_backward_op
-    grads = backward(grad_y, *ctx.saved_tensors, *ctx.settings, *needed)
+    backward = _backward if not torch.is_grad_enabled() and is_plain(grad_y, *saved) else ddf_backward_op
+    grads = backward(grad_y, *saved, *ctx.settings, *needed)
     grads = (grad if need else None for grad, need in zip(grads, needed, strict=True))
     return *grads, *(None for _ in ctx.settings)
 

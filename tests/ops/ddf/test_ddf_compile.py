@@ -234,6 +234,11 @@ def layer_tensors(channels, heads, size, device="cpu", dtype=torch.float32, hidd
     return [x, *(torch.randn(shape, device=device) for shape in shapes)]
 
 
+def without_biases(tensors):
+    """Those that backward is given."""
+    return [tensors[i] for i in (0, 1, 3, 5, 7)]
+
+
 @pytest.mark.parametrize("channels", [64, 128])  # one tile of channels, or two, whose partial sums are added up
 def test_the_fused_backward_traces_on_cuda(no_gpu_needed, channels):
     tensors = layer_tensors(channels, 1, 14, device="cuda", dtype=torch.bfloat16)
@@ -241,7 +246,7 @@ def test_the_fused_backward_traces_on_cuda(no_gpu_needed, channels):
 
     def both(*tensors):
         y, *activations = torch.ops.ddfnet.ddf_layer(*tensors, *settings)
-        return torch.ops.ddfnet.ddf_layer_backward(y, *tensors, *activations, *settings)
+        return torch.ops.ddfnet.ddf_layer_backward(y, *without_biases(tensors), *activations, *settings, True, True)
 
     forward, (filters, norm, x, last) = (lambda names: (names[:3], names[3:]))(written_by_kernels(both, *tensors))
     assert len(forward) == 3
@@ -259,9 +264,10 @@ def test_layer_opcheck(heads, stride, bias):
     torch.library.opcheck(torch.ops.ddfnet.ddf_layer.default, (*tensors, *settings))
     with torch.no_grad():
         y, *activations = torch.ops.ddfnet.ddf_layer(*tensors, *settings)
-    arguments = (torch.randn_like(y), *(t if t is None else t.detach() for t in tensors), *activations, *settings)
-    tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.ddfnet.ddf_layer_backward.default, arguments, test_utils=tests)
+    arguments = (torch.randn_like(y), *(t.detach() for t in without_biases(tensors)), *activations, *settings)
+    for needed in ((True, True), (True, False), (False, True)):
+        tests = ("test_schema", "test_faketensor")
+        torch.library.opcheck(torch.ops.ddfnet.ddf_layer_backward.default, (*arguments, *needed), test_utils=tests)
 
 
 @pytest.mark.parametrize(("heads", "stride", "multiply"), [(1, 1, True), (2, 2, False)])

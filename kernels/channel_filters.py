@@ -70,8 +70,9 @@ def channel_filters_backward_kernel(
     offset = channel[None, :] * AREA + tap[:, None]
     channel_partials += image * chunks * AREA * channels + (tap[:, None] * channels + channel[None, :])
     grad = tl.zeros((PADDED_AREA, BLOCK_CHANNELS), tl.float32)
-    for chunk in range(chunks):
-        grad += tl.load(channel_partials + chunk * AREA * channels, mask=mask, other=0.0)
+    for _ in range(chunks):
+        grad += tl.load(channel_partials, mask=mask, other=0.0)
+        channel_partials += AREA * channels
     value = tl.load(logits + image * channels * AREA + offset, mask=mask, other=0.0)
     normal, inverse = normalized_taps(value, AREA, tap_ok)
     scaled = grad * tl.load(alpha + offset, mask=mask, other=0.0).to(tl.float32)

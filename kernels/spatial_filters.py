@@ -145,7 +145,7 @@ def spatial_filters_backward_kernel(
     on_grid, out_pixel, out_pixels = pixels_on_grid(pixel, pixel_ok, height, width, STRIDE)
     offset = image * (HEADS * AREA) * out_pixels + row_of_weight[None, :] * out_pixels + out_pixel[:, None]
     mask = on_grid[:, None] & tap_ok[None, :]
-    partial_size = HEADS * AREA * out_pixels
+    partial_size = tl.cast(HEADS * AREA * out_pixels, tl.int64)
     grad_partials += image * (PARTIALS - 1) * partial_size + offset
     grad = tl.load(grad_partials, mask=mask, other=0.0).to(tl.float32)
     for partial in tl.static_range(1, PARTIALS):

@@ -44,6 +44,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     batch.add_argument("--batch-size", type=int, default=1, metavar="N", help="this batch size (default: %(default)s)")
     add("--standalone", action="store_true", help="torch alone: no operator of ddfnet in the file")
     add("--opset", type=int, metavar="N", help="onnx alone: operator set (default: that of PyTorch)")
+    add(
+        "--fuse-bn", action="store_true", help="fold batch normalization into convolutions: faster, same up to rounding"
+    )
     help_text = "where the network runs (default: %(default)s); aoti compiles for it"
     add("--device", default="cpu", choices=("cpu", "cuda"), help=help_text)
     return parser.parse_args(argv)

@@ -21,6 +21,7 @@ from ddfnet.inference.predict import find_images, predict_images
 from ddfnet.models.classifier import load_classifier
 from ddfnet.utils.cli import EXIT_USER_ERROR, HelpFormatter, run
 from ddfnet.utils.errors import UserError
+from ddfnet.utils.memory import keep_freed_memory
 
 DEFAULT = "zoo:ddf_mul_resnet14_32px.cifar10"
 _TOP = 5
@@ -40,6 +41,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: argparse.Namespace) -> int:
     """Prints the predictions; returns the exit code. A corrupt image does not keep the others from theirs."""
+    keep_freed_memory()
     top, checkpoint = arguments.top, arguments.checkpoint
     if top is not None and top < 1:
         raise UserError(f"--top must be at least 1, got {top}")

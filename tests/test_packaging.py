@@ -44,7 +44,9 @@ def test_wheel_contains_package_and_kernels_and_nothing_else(wheel):
         assert f"ddfnet/kernels/{source.name}" in names
     weights = list((ROOT / "ddfnet" / "zoo" / "weights").glob("*.safetensors"))
     assert weights
-    for source in [*(ROOT / "ddfnet").rglob("*.py"), *weights]:
+    native = [*(ROOT / "ddfnet").rglob("*.c"), *(ROOT / "ddfnet").rglob("*.h")]
+    assert native
+    for source in [*(ROOT / "ddfnet").rglob("*.py"), *weights, *native]:
         assert str(source.relative_to(ROOT)) in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"ddfnet"}
 

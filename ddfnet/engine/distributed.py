@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ddfnet.utils.errors import UserError
+from ddfnet.utils.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def distributed_session(device: str = "auto") -> Iterator[Distributed]:
     chosen = _pick_device(device, local_rank, local_world_size)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    else:
+        keep_freed_memory()
     if world_size > 1:
         dist.init_process_group(
             "nccl" if chosen.type == "cuda" else "gloo",

@@ -176,8 +176,14 @@ def _summary(config: Config, plan: RunPlan, distributed: Distributed, model: nn.
         f"{train.device_batch_size} images x {plan.accumulation} micro-batch(es)",
         f"{plan.total_steps:,} steps of {plan.steps_per_epoch:,} per epoch; {config.optim.name}, "
         f"peak learning rate {plan.lr:g}",
-        *([cpu_path(compiled=train.compile)] if device == "CPU" and uses_ddf else []),
+        *([_operator_path(device, train.compile)] if uses_ddf else []),
     ]
+
+
+def _operator_path(device: str, compiled: bool) -> str:
+    if device == "CPU":
+        return cpu_path(compiled=compiled)
+    return "DDF operators on the GPU: Triton kernels, compiled in the first step: minutes, once per image size"
 
 
 def _farewell(finished: bool, trainer: Trainer, folder: Path | None, stop: StopSignal) -> str:

@@ -1,5 +1,6 @@
 """Export of a classifier: torch.export programs, ONNX files, packages of AOTInductor; each checked against it."""
 
+import copy
 import dataclasses
 import importlib.util
 import io
@@ -17,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 import ddfnet
 from ddfnet.models.classifier import Classifier, load_classifier
+from ddfnet.models.fold import fold_batch_norm
 from ddfnet.ops.common import DECOMPOSITIONS
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.files import scratch_folder, write_atomically
@@ -41,6 +43,7 @@ class ExportOptions:
     standalone: bool = False  # torch: without the operator of ddfnet
     opset: int | None = None  # onnx: operator set; None: that of PyTorch
     device: str = "cpu"  # where the network runs, cpu or cuda; aoti compiles for it
+    fuse_bn: bool = False  # fold batch normalization into convolutions, see `ddfnet.models.fold`
 
     def __post_init__(self) -> None:
         kind, output = self.format, self.output
@@ -90,7 +93,10 @@ def export(options: ExportOptions) -> dict[int, float]:
             raise UserError(f"--input-size: {error}") from None
         classifier = dataclasses.replace(classifier, preprocessing=preprocessing)
     network, size, about = classifier.network.to(options.device), classifier.preprocessing.size, description(classifier)
-    program = traced(network, size, batch=options.batch_size)
+    exported_network = copy.deepcopy(network) if options.fuse_bn else network  # compared with the network as it was
+    if options.fuse_bn:
+        fold_batch_norm(exported_network, size)
+    program = traced(exported_network, size, batch=options.batch_size)
     differences = {}
     with scratch_folder(path) as folder:
         unchecked = folder / path.name

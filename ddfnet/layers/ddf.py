@@ -94,7 +94,7 @@ class DDF(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.channels)
         k, cast = self.kernel_size, autocast(x)
-        if self.fused_filters and fusible(cast, k, self.heads) and not self._is_customized():
+        if self.fused_filters and fusible(cast, k, self.heads) and self._is_as_built() and self._fits(cast):
             return self._fused(cast)
         channel_filter: Tensor | None = self.channel_branch(x) if self.channel_branch is not None else None
         spatial_filter: Tensor | None = self.spatial_branch(x) if self.spatial_branch is not None else None
@@ -110,15 +110,29 @@ class DDF(nn.Module):
         settings = Settings(self.kernel_size, self.stride, self.dilation, self.heads, multiply, norm.std)
         return ddf_layer(x, Weights(*weights), settings)
 
-    def _is_customized(self) -> bool:
-        """Whether the layers that the fused kernels replace are others (ablations, quantized, adapted) or hooked."""
-        if self.channel_branch is None or self.spatial_branch is None:
-            return True
+    def _fits(self, x: Tensor) -> bool:
+        """Whether the weights have the dtype of x, or autocast allows others, as the separate layers ask for."""
+        return torch.is_autocast_enabled(x.device.type) or self.spatial_branch[0].weight.dtype == x.dtype
+
+    def _is_as_built(self) -> bool:
+        """Whether no layer that the operator replaces is another (ablations, quantized, adapted), patched or hooked."""
+        if self.channel_branch is None or self.spatial_branch is None or nn.modules.module._has_any_global_hook():
+            return False
         layers = (*self.spatial_branch, *self.channel_branch)
         if tuple(map(type, layers)) != _FUSED_LAYERS:
-            return True
-        return any(
-            layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+            return False
+        conv, norm, pool, squeeze, _, excite, channel_norm = layers
+        if (norm.kind, channel_norm.kind) != ("spatial", "channel") or pool.output_size not in (1, (1, 1)):
+            return False
+        strides = zip((conv, squeeze, excite), (self.stride, 1, 1), strict=True)
+        if not all(_is_pointwise(layer, stride) for layer, stride in strides):
+            return False
+        return not any(
+            layer._forward_hooks
+            or layer._forward_pre_hooks
+            or layer._backward_hooks
+            or layer._backward_pre_hooks
+            or "forward" in vars(layer)
             for layer in (*layers, self.spatial_branch, self.channel_branch)
         )
 
@@ -129,6 +143,10 @@ class DDF(nn.Module):
         if self.spatial_branch is None:
             return f"{text}, filters='channel'"
         return f"{text}, heads={self.heads}, combine={self.combine!r}"
+
+
+def _is_pointwise(layer: nn.Conv2d, stride: int) -> bool:
+    return (layer.kernel_size, layer.stride, layer.groups, layer.padding) == ((1, 1), (stride, stride), 1, (0, 0))
 
 
 def channel_branch(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ddfnet.layers.checks import check_choice, check_kernel_size, describe
+from ddfnet.ops.filter_norm import filter_norm
 
 
 class FilterNorm(nn.Module):
@@ -49,13 +50,7 @@ class FilterNorm(nn.Module):
 
         Channel filters come in float32 (float64 for float64 input): rounding them would save nothing.
         """
-        work = filters if filters.dtype == torch.float64 else filters.float()
-        taps = work.unflatten(1, (self.channels, self.kernel_size**2))
-        std, mean = torch.std_mean(taps, dim=2, keepdim=True)
-        normal = ((taps - mean) / (std + 1e-10)).flatten(1, 2)
-        if self.kind == "spatial":
-            return (normal * self.std).to(filters.dtype)
-        return normal * self.std.to(normal.dtype).view(1, -1, 1, 1)
+        return filter_norm(filters, self.channels, self.std)
 
     def extra_repr(self) -> str:
         return describe(self, "kernel_size", "kind")

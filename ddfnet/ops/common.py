@@ -1,6 +1,7 @@
 """Shared by all operators: registration with `torch.library`, launches of Triton kernels, dtypes, memory formats."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 from collections.abc import Callable
@@ -35,6 +36,33 @@ def define_op(name: str, implementation: Callable) -> Any:
     return define(name, implementation, mutates_args=())
 
 
+def define_native_op(
+    name: str, implementation: Callable, fake: Callable, has_native: Callable[[torch.dtype], bool]
+) -> Any:
+    """`define_op` for an op that has native code on the CPU, with its fake implementation.
+
+    Native code beats what Inductor makes of the PyTorch formulation, in each call and by far in compilation. So where
+    there is any, torch.compile gets an opaque call, of `name` + `_opaque`. Exporters, whose programs have to run
+    without this package, look inside the op as ever.
+
+    Args:
+        has_native: whether there is native code that takes sums in a dtype.
+    """
+    opaque = torch.library.custom_op(f"{name}_opaque", implementation, mutates_args=())
+    opaque.register_fake(fake)
+
+    @functools.wraps(implementation)
+    def choose(first: Tensor, *others: Any) -> Any:
+        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        if compiled and first.device.type == "cpu" and has_native(accumulator_dtype(first)):
+            return opaque(first, *others)
+        return implementation(first, *others)
+
+    op = define_op(name, choose)
+    op.register_fake(fake)
+    return op
+
+
 def launch(kernel: Any, grid: tuple[int], *arguments: Any, num_warps: int, num_stages: int, **constants: Any) -> None:
     """Launch `kernel` on the device of its first argument, or record the launch where torch.compile traces it."""
     device = arguments[0].device
@@ -63,18 +91,26 @@ def is_plain(*tensors: Tensor | None) -> bool:
         and torch._C._len_torch_function_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
-        and all(tensor is None or (type(tensor) in _PLAIN_TYPES and not tensor.is_meta) for tensor in tensors)
+        and all(tensor is None or _is_ordinary(tensor) for tensor in tensors)
     )
+
+
+def _is_ordinary(tensor: Tensor) -> bool:
+    """Whether its memory holds its values: not a subclass, not on the meta device, not negated or zero by a flag, and
+    not one of a batch that `is_grads_batched` and the vectorized Jacobians hide behind a plain type."""
+    hidden = tensor.is_meta or tensor.is_neg() or tensor._is_zerotensor()
+    return type(tensor) in _PLAIN_TYPES and not (hidden or torch._C._functorch.is_legacy_batchedtensor(tensor))
 
 
 def empty(like: Tensor, size: tuple[int, ...] | torch.Size, memory_format: torch.memory_format) -> Tensor:
     """Not written yet, (B, C, H, W), with the dtype and device of `like`.
 
-    Inductor ignores the format of `torch.empty`, and first fills such an output with NaN; not so a permuted one.
+    Inductor ignores the format of `torch.empty`, and first fills such an output with NaN; not so one with strides. A
+    permuted tensor would be a view, which autograd lets nobody modify in place.
     """
     if memory_format == torch.channels_last:
-        batch, channels, height, width = size
-        return like.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
+        _, channels, height, width = size
+        return like.new_empty_strided(size, (channels * height * width, 1, channels * width, channels))
     return like.new_empty(size)
 
 

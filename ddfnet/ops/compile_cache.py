@@ -13,7 +13,10 @@ from ddfnet import kernels
 
 
 def tag_compile_cache() -> None:
-    """Appends a hash of the operators' sources to `torch.compiler.config.cache_key_tag`, behind the user's own tag."""
+    """Appends a hash of the operators' sources to `torch.compiler.config.cache_key_tag`, behind the user's own tag.
+
+    Who sets the tag after the import of this package calls this again.
+    """
     tag = f"ddfnet-{source_hash()}"
     given = torch.compiler.config.cache_key_tag
     if tag not in given:
@@ -22,8 +25,9 @@ def tag_compile_cache() -> None:
 
 def source_hash() -> str:
     """Of all that a compiled graph may hold of this package: operators and kernels."""
-    folders = (Path(__file__).parent, *map(Path, kernels.__path__))
     digest = hashlib.sha256()
-    for path in sorted((path for folder in folders for path in folder.rglob("*.py")), key=lambda path: path.name):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for folder in (Path(__file__).parent, *map(Path, kernels.__path__)):
+        sources = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
+        for name in sorted(sources):
+            digest.update(name.encode() + b"\0" + sources[name].read_bytes())
     return digest.hexdigest()[:16]

@@ -11,7 +11,9 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,7 @@ from pathlib import Path
 
 _logger = logging.getLogger("ddfnet")
 # No -ffast-math: NaN and Inf go through, and sums are taken in the order in which they are written.
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-w")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-w")
 _TUNING = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler knows
 _SECONDS = 300
 
@@ -36,11 +38,12 @@ def load_library(sources: Sequence[Path], *defines: str) -> ctypes.CDLL:
         BuildError: there is no compiler, or it fails.
     """
     compiler = _compiler()
-    parts = (*(path.read_text() for path in sources), repr((defines, _FLAGS, _TUNING)), _identity(compiler), _cpu())
+    settings = repr((compiler[1:], defines, _FLAGS, _TUNING))
+    parts = (*(path.read_text() for path in sources), settings, _identity(compiler[0]), _cpu())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     cached = cache_folder() / f"{sources[0].stem}-{key[:24]}.so"
     with contextlib.suppress(OSError):  # not there yet
-        if _is_intact(cached):
+        if _is_trusted(cached) and _is_intact(cached):
             return ctypes.CDLL(str(cached))
     _logger.info("compiling %s for this machine, once", sources[0].name)
     with _build_folder(cached.parent) as folder:
@@ -48,13 +51,21 @@ def load_library(sources: Sequence[Path], *defines: str) -> ctypes.CDLL:
         _compile(compiler, sources[0], defines, library)
         data = library.read_bytes()
         library.write_bytes(data + hashlib.sha256(data).digest())  # loaders ignore what follows the last section
+        try:
+            loaded = ctypes.CDLL(str(library))  # stays loaded when its file is moved or deleted
+        except OSError as error:
+            raise BuildError(f"the library that {compiler[0]} made does not load: {error}") from None
         with contextlib.suppress(OSError):  # a folder that cannot be written: this process keeps its library to itself
             os.replace(library, cached)
-            library = cached
-        try:
-            return ctypes.CDLL(str(library))  # stays loaded when its file is deleted
-        except OSError as error:
-            raise BuildError(f"the library that {compiler} made does not load: {error}") from None
+        return loaded
+
+
+def _is_trusted(library: Path) -> bool:
+    """Whether nobody but this user and the administrator can have put it there: loading a library runs its code."""
+    return all(
+        status.st_uid in (0, os.getuid()) and not status.st_mode & stat.S_IWOTH
+        for status in (library.stat(), library.parent.stat())
+    )
 
 
 def _is_intact(library: Path) -> bool:
@@ -72,20 +83,24 @@ def cache_folder() -> Path:
 def _build_folder(cache: Path) -> tempfile.TemporaryDirectory:
     """A folder for one build, beside the cached libraries, so that moving one there is atomic; else where it can be."""
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(mode=0o755, parents=True, exist_ok=True)  # with any umask no folder that all can write
         return tempfile.TemporaryDirectory(dir=cache, prefix=".build-")
     except OSError:
         return tempfile.TemporaryDirectory(prefix="ddfnet-")
 
 
-def _compiler() -> str:
+def _compiler() -> list[str]:
+    """Path of the compiler, and the options that $CC gives it."""
     if sys.platform == "win32":
         raise BuildError("it is not made for Windows")
-    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
-        path = shutil.which(name) if name else None
-        if path:
-            return path
-    raise BuildError("no C compiler: none of $CC, cc, gcc, clang is on the PATH")
+    if chosen := shlex.split(os.environ.get("CC", "")):
+        if path := shutil.which(chosen[0]):
+            return [path, *chosen[1:]]
+        raise BuildError(f"CC={os.environ['CC']} names no program on the PATH")
+    for name in ("cc", "gcc", "clang"):
+        if path := shutil.which(name):
+            return [path]
+    raise BuildError("no C compiler: none of cc, gcc, clang is on the PATH, and CC names none")
 
 
 def _identity(compiler: str) -> str:
@@ -105,16 +120,17 @@ def _cpu() -> str:
     return "\n".join([platform.machine(), *dict.fromkeys(line for line in lines if line.startswith(fields))])
 
 
-def _compile(compiler: str, source: Path, defines: Sequence[str], library: Path) -> None:
+def _compile(compiler: Sequence[str], source: Path, defines: Sequence[str], library: Path) -> None:
     first_error = ""
     for tuning in _TUNING:
-        command = [compiler, *_FLAGS, *tuning, *(f"-D{define}" for define in defines), str(source), "-o", str(library)]
+        options = (*_FLAGS, *tuning, *(f"-D{define}" for define in defines))
+        command = [*compiler, *options, str(source), "-lm", "-o", str(library)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise BuildError(f"{compiler} cannot be run: {error}") from None
+            raise BuildError(f"{compiler[0]} cannot be run: {error}") from None
         if done.returncode == 0:
             return
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         first_error = first_error or next((line for line in lines if "error" in line), " ".join(lines[-1:]))
-    raise BuildError(f"{compiler} fails: {first_error}")
+    raise BuildError(f"{compiler[0]} fails: {first_error}")

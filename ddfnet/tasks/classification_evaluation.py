@@ -16,6 +16,7 @@ from ddfnet.evaluation.image_sets import ImageSet, find_sets, load_set
 from ddfnet.evaluation.predictions import PredictionEvaluator
 from ddfnet.evaluation.report import PredictionReport
 from ddfnet.models.classifier import Classifier, build_classifier
+from ddfnet.models.fold import fold_batch_norm
 from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
 from ddfnet.utils.errors import DataError, UserError
 from ddfnet.zoo.entries import Entry
@@ -40,13 +41,14 @@ def classification_evaluation(
         if classes is None:
             raise UserError(f"{path} does not name its {outputs} classes, which --sets needs: give --data FOLDER alone")
         sets = [load_set(name, folder, classes, outputs=outputs) for name, folder in folders.items()]
+    folded = {"batch_norms_folded": fold_batch_norm(loaded.network, how.size)} if options.fuse_bn else {}
     return Evaluation(
         loaded.network,
         model=loaded.name,
         precision=loaded.precision if options.precision == "auto" else options.precision,
         batch_size=options.batch_size or BATCH_SIZE,
         channels_last=True,
-        facts={"model_kwargs": loaded.kwargs, "preprocessing": how.to_dict(), "tta": options.tta},
+        facts={"model_kwargs": loaded.kwargs, "preprocessing": how.to_dict(), "tta": options.tta, **folded},
         sets=[_set(images, loaded, how, options) for images in sets],
     )
 

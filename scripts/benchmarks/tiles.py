@@ -127,7 +127,7 @@ def calls(shape: tuple[int, ...], device: str) -> dict[str, Callable[[], Any]]:
         partial(triton_launch.backward_x, dy, read),
         partial(triton_launch._backward_filters, dy, read, given, needed),
         partial(layer_launch.spatial_filters, x, weight, bias, branch),
-        partial(layer_launch.spatial_filters_backward, *spatial),
+        partial(layer_launch.spatial_logits_backward, *spatial),
     )
     return dict(zip(ORDER, functions, strict=True))
 

@@ -139,7 +139,7 @@ def record_layer(
 
     def call() -> None:
         y, activations = layer_launch.forward(x, weights, settings)
-        layer_launch.backward(y, x, weights, activations, settings)
+        layer_launch.backward(y, x, weights, activations, settings, True, True)
 
     return {name: launch for name, launch in _recorded(call).items() if not name.startswith("ddf_")}
 

@@ -70,6 +70,16 @@ def test_metrics_equal_a_plain_loop(trained, image_tree, tmp_path):
     assert found["top1"] == pytest.approx(max(r["top1"] for r in records))
 
 
+def test_folded_batch_normalization_gives_the_same_figures(trained, tmp_path):
+    options = {"device": "cpu", "workers": 0}
+    plain = evaluated(trained / "best.pt", output=tmp_path / "plain", **options)
+    folded = evaluated(trained / "best.pt", output=tmp_path / "folded", fuse_bn=True, **options)
+    assert folded["batch_norms_folded"] > 0
+    assert "batch_norms_folded" not in plain
+    assert folded["top1_count"] == plain["top1_count"]
+    assert folded["loss"] == pytest.approx(plain["loss"], abs=1e-5)
+
+
 def test_one_two_and_three_processes_agree_to_the_count(trained, tmp_path):
     reports, tables = [], []
     for processes in (1, 2, 3):

@@ -85,7 +85,7 @@ class Backward(nn.Module):
 
     def forward(self, grad_y, y, x, *rest):
         grad_y = torch.where(y > 0, grad_y, 0)
-        grad_x, *others = torch.ops.ddfnet.ddf_layer_backward(grad_y, x, *rest, 3, 1, 1, 1, True, 0.47)
+        grad_x, *others = torch.ops.ddfnet.ddf_layer_backward(grad_y, x, *rest, 3, 1, 1, 1, True, 0.47, True, True)
         return torch.where(x > 0, grad_x, 0), *others
 
 
@@ -122,7 +122,7 @@ def main(which):
         if which == "forward":
             module, inputs = block.to_empty(device="cuda").eval(), (image(256),)
         else:
-            weights = [(9, 64, 1, 1), (9,), (12, 64, 1, 1), (12,), (576, 12, 1, 1), (576,), (576,)]
+            weights = [(9, 64, 1, 1), (12, 64, 1, 1), (576, 12, 1, 1), (576,)]
             activations = [(256, 1, 56, 56), (256, 64), (256, 12), (256, 576), (256, 9, 64)]
             filters = cuda(256, 9, 56, 56, dtype=torch.bfloat16)
             module = Backward()

@@ -4,6 +4,8 @@ The public function on CPU tensors goes through the same launches and kernels as
 so that an element that no kernel writes shows in the relative error.
 """
 
+import contextlib
+import copy
 import os
 
 import pytest
@@ -352,9 +354,45 @@ def test_a_layer_with_hooks_or_exchanged_parts_keeps_them(launches, monkeypatch)
     layer(x)
     handle.remove()
     assert seen
-    layer.channel_branch[0] = torch.nn.AdaptiveMaxPool2d(1)
+    squeeze = layer.channel_branch[1]
+    squeeze.forward = lambda x: seen.append(2) or type(squeeze).forward(squeeze, x)
     layer(x)
+    assert 2 in seen
+    del squeeze.forward
+    with torch.nn.modules.module.register_module_forward_hook(lambda *_: None):
+        layer(x)
+    for branch, index, other in (
+        ("channel_branch", 0, torch.nn.AdaptiveMaxPool2d(1)),
+        ("channel_branch", 0, torch.nn.AdaptiveAvgPool2d(2)),
+        ("spatial_branch", 0, torch.nn.Conv2d(16, 9, 3, padding=1)),
+        ("spatial_branch", 0, torch.nn.Conv2d(16, 9, 1, groups=1).half()),
+    ):
+        changed = copy.deepcopy(layer)
+        getattr(changed, branch)[index] = other
+        with contextlib.suppress(RuntimeError):  # dtypes or shapes that do not fit are an error of the layers
+            changed(x)
     assert "spatial_filters_kernel" not in launches
+    layer(x)
+    assert "spatial_filters_kernel" in launches
+
+
+@pytest.mark.parametrize("frozen", ["x", "weights"])
+def test_frozen_parts_of_the_fused_layer(frozen, launches):
+    torch.manual_seed(0)
+    layer = DDF(16)
+    x = torch.randn(2, 16, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    everything = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
+    if frozen == "x":
+        launches.clear()
+        grads = torch.autograd.grad(layer(x.detach()).square().sum(), list(layer.parameters()))
+        assert "ddf_backward_x_kernel" not in launches
+        expected = everything[1:]
+    else:
+        layer.requires_grad_(False)
+        grads, expected = torch.autograd.grad(layer(x).square().sum(), [x]), everything[:1]
+    for a, b in zip(grads, expected, strict=True):
+        assert torch.equal(a, b)
+    assert layer(x).relu_().requires_grad  # an output that may be modified
 
 
 def test_second_order_of_the_fused_kernel_says_what_to_do():

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from ddfnet.ops import compile_cache
 from tests.conftest import ROOT
 
 # Eager, compiled, whether the cache served the compiled one, and the key tag.
@@ -41,6 +42,20 @@ def run(tmp_path):
         return float(eager), float(compiled), hit == "1", tag
 
     return run
+
+
+def test_the_hash_does_not_depend_on_the_order_of_a_folder(tmp_path, monkeypatch):
+    hashes = []
+    for order in (1, -1):
+        folder = tmp_path / str(order)
+        for name in ["a/same.py", "b/same.py", "b/other.py"][::order]:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(name)
+        monkeypatch.setattr(compile_cache, "__file__", str(folder / "module.py"))
+        hashes.append(compile_cache.source_hash())
+    assert hashes[0] == hashes[1]
+    (folder / "a" / "same.py").write_text("changed")
+    assert compile_cache.source_hash() != hashes[0]
 
 
 def test_a_changed_operator_is_compiled_again(run, tmp_path):

@@ -149,6 +149,15 @@ def digits_standalone(tmp_path_factory):
     return path
 
 
+def test_batch_normalization_is_folded_on_demand(tmp_path):
+    path, counts = tmp_path / "folded.pt2", {}
+    for options in ((), ("--fuse-bn",)):
+        assert call("--checkpoint", DIGITS, "--format", "torch", "--output", path, *options) == 0
+        targets = [str(node.target) for node in torch.export.load(path).graph.nodes]
+        counts[options] = sum("batch_norm" in target for target in targets)
+    assert counts[()] > counts["--fuse-bn",] == 4  # behind its four DDFs
+
+
 def test_torch_programs_with_and_without_the_operator(digits_standalone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call("--checkpoint", DIGITS, "--format", "torch", "--dynamic-batch") == 0

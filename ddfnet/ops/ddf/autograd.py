@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ddfnet.ops.common import define_op, is_plain, runs_on_triton
+from ddfnet.ops.common import define_native_op, is_plain, runs_on_triton
 from ddfnet.ops.ddf import eager, native
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 
@@ -60,18 +60,16 @@ def _backward(
     return _implementation(arguments, grad_y).backward(grad_y, arguments, Needed(need_x, need_channel, need_spatial))
 
 
-ddf_op = define_op("ddfnet::ddf", _forward)
-ddf_backward_op = define_op("ddfnet::ddf_backward", _backward)
-
-
-@ddf_op.register_fake
-def _(*arguments: Any) -> Tensor:
+def _fake_forward(*arguments: Any) -> Tensor:
     return Arguments(*arguments).empty_output()
 
 
-@ddf_backward_op.register_fake
-def _(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return Arguments(*arguments[:-3]).zero_gradients(Needed(*arguments[-3:]))
+
+
+ddf_op = define_native_op("ddfnet::ddf", _forward, _fake_forward, native.exists)
+ddf_backward_op = define_native_op("ddfnet::ddf_backward", _backward, _fake_backward, native.exists)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -81,9 +79,10 @@ def _save_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _first_order(ctx: Any, grad_y: Tensor) -> tuple:
     needed = ctx.needs_input_grad[:3]
+    saved = ctx.saved_tensors
     # a graph of gradients needs the registered op, which has gradients itself
-    backward = _backward if not torch.is_grad_enabled() and is_plain(grad_y) else ddf_backward_op
-    grads = backward(grad_y, *ctx.saved_tensors, *ctx.settings, *needed)
+    backward = _backward if not torch.is_grad_enabled() and is_plain(grad_y, *saved) else ddf_backward_op
+    grads = backward(grad_y, *saved, *ctx.settings, *needed)
     grads = (grad if need else None for grad, need in zip(grads, needed, strict=True))
     return *grads, *(None for _ in ctx.settings)
 

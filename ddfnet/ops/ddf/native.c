@@ -8,11 +8,11 @@
  *
  * Work is cut into items, some rows of an image each, in a way that knows nothing of the number of threads; an item
  * writes what no other item writes, and sums over items are taken in order. So every result is the same bits for any
- * number of threads. Threads live for one call only: nothing survives into forked children, nothing spins.
+ * number of threads.
  */
-#include <pthread.h>
 #include <stdlib.h>
 
+#include "../native_threads.h"
 #include "native_tiles.h"
 
 typedef struct { /* as in native.py */
@@ -35,6 +35,8 @@ typedef struct {
     int in_place, ringed;       /* whether y and grad_x are written where they are; whether x and grad_y pass rings */
     A *zeros, *ones, *partials; /* partials: the sums of each item for grad_channel */
     long *left;                 /* for each image, the items whose sums are not complete */
+    char *memory;               /* of the threads, `size` bytes each */
+    size_t size;
 } Job;
 
 typedef struct { /* of one thread */
@@ -316,28 +318,14 @@ static size_t divide(const Job *job, Scratch *s, char *memory) {
     return taken;
 }
 
-typedef struct { Job *job; long index, count; char *memory; size_t size; } Worker;
-
-/* Each thread starts two more, so that many start as fast as few. What cannot be started is not missed: the items are
- * done by whoever comes for them. */
-static void *work(void *argument) {
-    const Worker *own = argument;
-    Worker others[2];
-    pthread_t handles[2];
+static void work(void *argument, long thread) {
+    Job *job = argument;
     Scratch scratch;
-    long item, started = 0;
-    for (long index = 2 * own->index + 1; index <= 2 * own->index + 2 && index < own->count; index++) {
-        others[started] = (Worker){own->job, index, own->count, own->memory, own->size};
-        if (pthread_create(&handles[started], NULL, work, &others[started])) break;
-        started++;
-    }
-    char *memory = own->memory + own->index * own->size;
-    memset(memory, 0, own->size); /* what lies around rows and between heads stays zero */
-    divide(own->job, &scratch, memory);
-    while ((item = __atomic_fetch_add(&own->job->next, 1, __ATOMIC_RELAXED)) < own->job->items)
-        run_item(own->job, &scratch, item);
-    while (started > 0) pthread_join(handles[--started], NULL);
-    return NULL;
+    long item;
+    char *memory = job->memory + thread * job->size;
+    memset(memory, 0, job->size); /* what lies around rows and between heads stays zero */
+    divide(job, &scratch, memory);
+    while ((item = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->items) run_item(job, &scratch, item);
 }
 
 /* 0, or -1 if there is no memory. No tensor may be empty. */
@@ -371,25 +359,23 @@ int ddf_run(const Call *call) {
     const long threads = larger(1, smaller(c->threads, smaller(job.items, worthwhile)));
 
     Scratch unused;
-    const size_t size = divide(&job, &unused, NULL);
+    job.size = divide(&job, &unused, NULL);
     const long margin = job.reach * c->scale * larger(job.pixel, job.taps);
     const long zeros = larger(c->width, job.y_width) * larger(job.pixel, job.taps) + 2 * margin;
     const long ones = larger(job.area, job.pixel);
     const long partials = c->grad_channel ? job.items * job.phases * job.area * job.pixel : 0;
     A *zero_memory = calloc(zeros, sizeof(A));
-    char *memory = NULL;
     job.ones = malloc(ones * sizeof(A));
     job.partials = calloc(partials + 1, sizeof(A));
     job.left = malloc(c->batch * sizeof(long));
     const int failed = !zero_memory || !job.ones || !job.partials || !job.left ||
-                       posix_memalign((void **)&memory, 64, threads * size);
+                       posix_memalign((void **)&job.memory, 64, threads * job.size);
     if (!failed) {
-        Worker first = {&job, 0, threads, memory, size};
         job.zeros = zero_memory + margin;
         for (long i = 0; i < ones; i++) job.ones[i] = 1;
         for (long b = 0; b < c->batch; b++) job.left[b] = job.chunks;
-        work(&first);
+        run_threads(work, &job, threads);
     }
-    free(zero_memory), free(job.ones), free(job.partials), free(job.left), free(memory);
+    free(zero_memory), free(job.ones), free(job.partials), free(job.left), free(job.memory);
     return failed ? -1 : 0;
 }

@@ -4,8 +4,6 @@ Where there is none (no compiler, Windows, `DDFNET_NATIVE=0`) `eager` computes t
 """
 
 import ctypes
-import logging
-import os
 from functools import cache
 from pathlib import Path
 
@@ -13,11 +11,9 @@ import torch
 from torch import Tensor
 
 from ddfnet.ops.ddf.arguments import Arguments, Needed
-from ddfnet.ops.native_build import BuildError, load_library
+from ddfnet.ops.native_call import TYPES, are_plain, load
 
-_logger = logging.getLogger("ddfnet")
 _SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "native_tiles.h")]
-_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
 class _Call(ctypes.Structure):
@@ -39,22 +35,21 @@ def cpu_path(*, compiled: bool = False) -> str:
 
     `compiled`: under torch.compile.
     """
-    if compiled:
-        return "DDF operators on the CPU: in PyTorch, fused by torch.compile"
     library = _library(torch.float32)
     if isinstance(library, str):
-        return f"DDF operators on the CPU: in PyTorch, several times slower than native code ({library})"
+        how = "fused by torch.compile, " if compiled else ""
+        return f"DDF operators on the CPU: in PyTorch, {how}several times slower than native code ({library})"
     return "DDF operators on the CPU: native code"
 
 
 def is_usable(args: Arguments, *others: Tensor) -> bool:
     """Whether the native code can take these tensors: plain ones in memory, and nobody traces what is done to them."""
-    tensors = [tensor for tensor in (*args[:3], *others) if tensor is not None]
-    return (
-        all(type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu and t.layout == torch.strided for t in tensors)
-        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
-        and not isinstance(_library(args.accumulator), str)
-    )
+    return are_plain(*args[:3], *others) and exists(args.accumulator)
+
+
+def exists(accumulator: torch.dtype) -> bool:
+    """Whether there is native code that computes in this dtype."""
+    return not isinstance(_library(accumulator), str)
 
 
 def forward(args: Arguments) -> Tensor:
@@ -93,11 +88,11 @@ def _run(args: Arguments, **tensors: Tensor | None) -> None:
     call.rows, call.columns = args.filter_size
     call.kernel, call.stride, call.dilation, call.multiply, call.scale = args[3:]
     call.heads, call.channels_last, call.threads = args.heads, args.channels_last, torch.get_num_threads()
-    call.x_type = _TYPES[x.dtype]
+    call.x_type = TYPES[x.dtype]
     if args.channel_filter is not None:
-        call.channel_type = _TYPES[args.channel_filter.dtype]
+        call.channel_type = TYPES[args.channel_filter.dtype]
     if spatial is not None:
-        call.spatial_type, call.spatial_steps = _TYPES[spatial.dtype], spatial.stride()
+        call.spatial_type, call.spatial_steps = TYPES[spatial.dtype], spatial.stride()
     if _library(args.accumulator).ddf_run(ctypes.byref(call)) != 0:
         raise MemoryError(f"ddf: no memory to work on x of shape {tuple(x.shape)}")
 
@@ -105,12 +100,7 @@ def _run(args: Arguments, **tensors: Tensor | None) -> None:
 @cache
 def _library(accumulator: torch.dtype) -> ctypes.CDLL | str:
     """The library that computes in this dtype, or why there is none."""
-    if os.environ.get("DDFNET_NATIVE") == "0":
-        return "DDFNET_NATIVE=0"
-    try:
-        library = load_library(_SOURCES, "A=double" if accumulator == torch.float64 else "A=float")
-    except BuildError as error:
-        _logger.warning("no native code for the DDF operators, PyTorch computes them: %s", error)
-        return str(error)
-    library.ddf_run.argtypes = [ctypes.POINTER(_Call)]
-    return library
+    loaded = load(_SOURCES, accumulator)
+    if not isinstance(loaded, str):
+        loaded.ddf_run.argtypes = [ctypes.POINTER(_Call)]
+    return loaded

@@ -1,10 +1,10 @@
 """Launch policy of the Triton kernels: what one program computes, from shapes alone.
 
 A fixed rule and no autotuning: winners of a race differ between ranks and runs (and with them the last bits of sums),
-tuning breaks CUDA graphs, and the first step would take minutes. For 3x3 filters of channels_last tensors the rule is
-the fastest of 356 variants measured on an H200 (`docs/results/2026-11-27-h200-tiles.md`); elsewhere it follows from
-counts of machine instructions and registers, which `scripts/dev/compile_matrix.py` makes without a GPU.
-It never looks at the batch, so that an image has the same result in every batch.
+tuning breaks CUDA graphs, and the first step would take minutes. For 3x3 filters of channels_last tensors the rule was
+chosen by measuring on an H200, in bfloat16 (`docs/results/2026-11-27-h200.md`); elsewhere it follows from counts of
+machine instructions and registers, which `scripts/dev/compile_matrix.py` makes without a GPU.
+It never looks at the batch, so that the operator gives an image the same result in every batch.
 """
 
 from dataclasses import dataclass, replace
@@ -67,7 +67,9 @@ def backward_x_tile(args: Arguments) -> Tile:
     else:
         block_y, block_x, tap_rows = 1, 1, 1
     block_channels = _power_of_two(args.head_channels, _MAX_BLOCK_CHANNELS if args.channels_last else 16)
-    if args.stride == 1:
+    if args.stride == 2 and args.kernel_size <= 3 and args.channels_last:
+        block_x, elements, warps = 4, 1024, 4
+    elif args.stride == 1:
         elements, warps = _elements_of_outputs(args, block_y * block_x), 4
     else:
         elements = 512 if block_y * block_x > 4 else 1024

@@ -1,7 +1,7 @@
 """The DDF layer as one operator: both filter branches, their normalization, and `ddf`.
 
 As separate layers the branches read x twice, pass some ten times over the logits, add two gradients of the size of x,
-and launch 54 kernels in a training step; this launches 21. Only Triton has it; elsewhere the layers are called one by
+and launch 52 kernels in a training step; this launches 22. Only Triton has it; elsewhere the layers are called one by
 one, and `plain_ddf_layer`, which defines it, is what exporters get.
 """
 
@@ -98,11 +98,8 @@ def _backward(
     grad_y: Tensor,
     x: Tensor,
     spatial: Tensor,
-    spatial_bias: Tensor | None,
     squeeze: Tensor,
-    squeeze_bias: Tensor | None,
     excite: Tensor,
-    excite_bias: Tensor | None,
     channel_alpha: Tensor,
     spatial_filter: Tensor,
     inverse_std: Tensor,
@@ -116,22 +113,33 @@ def _backward(
     heads: int,
     multiply: bool,
     alpha: float,
+    need_x: bool,
+    need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    weights = Weights(spatial, spatial_bias, squeeze, squeeze_bias, excite, excite_bias, channel_alpha)
+    """Gradients of x and of the weights, those of biases in the dtype of the sums; empty tensors for the others."""
+    weights = Weights(spatial, None, squeeze, None, excite, None, channel_alpha)
     settings = Settings(kernel_size, stride, dilation, heads, multiply, alpha)
     activations = Activations(spatial_filter, inverse_std, pooled, hidden, logits, channel_filter)
     with autocast_off(x):
-        if not runs_on_triton(x):
-            return _plain_backward(grad_y, x, weights, activations, settings)  # type: ignore[return-value]
-        from ddfnet.ops.ddf_layer import triton
+        if runs_on_triton(x):
+            from ddfnet.ops.ddf_layer import triton
 
-        grad_x, grads = triton.backward(grad_y, x, weights, activations, settings)
-        return grad_x, *(x.new_empty(0) if grad is None else grad for grad in grads)  # type: ignore[return-value]
+            grad_x, grads = triton.backward(grad_y, x, weights, activations, settings, need_x, need_weights)
+        else:
+            grad_x, grads = _plain_backward(grad_y, x, weights, activations, settings)
+    if not need_x:
+        grad_x = x.new_empty(0)
+    if not need_weights:
+        return grad_x, *(x.new_empty(0) for _ in weights)  # type: ignore[return-value]
+    return grad_x, *(  # type: ignore[return-value]
+        grad if weight is None else grad.reshape(weight.shape).to(weight.dtype)
+        for grad, weight in zip(grads, weights, strict=True)
+    )
 
 
 def _plain_backward(
     grad_y: Tensor, x: Tensor, weights: Weights, activations: Activations, settings: Settings
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The gradients by formula, for where a registered op is called without Triton."""
     spatial_filter, inverse_std, pooled, hidden, logits, channel_filter = activations
     k, stride, heads, wide = settings.kernel_size, settings.stride, settings.heads, accumulator_dtype(x)
@@ -161,11 +169,7 @@ def _plain_backward(
 
     of_spatial = (grad_spatial, grad_s.sum((0, 2, 3)))
     of_channel = (grad_hidden.t() @ pooled, grad_hidden.sum(0), grad_c.t() @ hidden, grad_c.sum(0), grad_alpha)
-    shaped = (
-        x.new_empty(0) if weight is None else grad.reshape(weight.shape).to(weight.dtype)
-        for grad, weight in zip((*of_spatial, *of_channel), weights, strict=True)
-    )
-    return total.to(x.dtype).contiguous(memory_format=torch.channels_last), *shaped
+    return total.to(x.dtype).contiguous(memory_format=torch.channels_last), (*of_spatial, *of_channel)
 
 
 def _normalization_backward(grad: Tensor, normal: Tensor, inverse_std: Tensor) -> Tensor:
@@ -193,15 +197,23 @@ def _(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 @_ddf_layer_backward.register_fake
 def _(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    weights, _ = split(arguments)
-    grads = (x.new_empty(0) if weight is None else weight.new_empty(weight.shape) for weight in weights)
-    return empty(x, x.shape, torch.channels_last), *grads
+    spatial, squeeze, excite, alpha = arguments[:4]
+    need_x, need_weights = arguments[-2:]
+    grad_x = empty(x, x.shape, torch.channels_last) if need_x else x.new_empty(0)
+    if not need_weights:
+        return grad_x, *(x.new_empty(0) for _ in Weights._fields)
+    grads = []
+    for weight in (spatial, squeeze, excite):
+        grads += [weight.new_empty(weight.shape), x.new_empty(weight.shape[0], dtype=accumulator_dtype(x))]
+    return grad_x, *grads, alpha.new_empty(alpha.shape)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, *rest = inputs
     weights, ctx.settings = split(rest)
-    ctx.save_for_backward(x, *weights, *output[1:])
+    # of the biases nothing but their dtypes plays a part
+    ctx.save_for_backward(x, weights.spatial, weights.squeeze, weights.excite, weights.alpha, *output[1:])
+    ctx.dtypes = [None if weight is None else weight.dtype for weight in weights]
 
 
 def _mark_and_save(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -210,11 +222,15 @@ def _mark_and_save(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _first_order(ctx: Any, grad_y: Tensor, *_: Tensor | None) -> tuple:
+    saved = ctx.saved_tensors
+    needed = ctx.needs_input_grad[: 1 + len(Weights._fields)]
     # A graph of gradients needs the registered op, which has a name for those who ask for a second order.
-    backward = _backward if not torch.is_grad_enabled() and is_plain(grad_y) else _ddf_layer_backward
-    grads = backward(grad_y, *ctx.saved_tensors, *ctx.settings)
-    wanted = zip(grads, ctx.needs_input_grad, strict=False)
-    return *(grad if needed else None for grad, needed in wanted), *(None for _ in ctx.settings)
+    direct = not torch.is_grad_enabled() and is_plain(grad_y, *saved)
+    backward: Any = _backward if direct else _ddf_layer_backward
+    grad_x, *grads = backward(grad_y, *saved, *ctx.settings, needed[0], any(needed[1:]))
+    wanted = zip(grads, needed[1:], ctx.dtypes, strict=True)
+    of_weights = (grad.to(dtype) if need else None for grad, need, dtype in wanted)
+    return grad_x if needed[0] else None, *of_weights, *(None for _ in ctx.settings)
 
 
 def _second_order(ctx: Any, *_: Tensor | None) -> tuple:
@@ -252,8 +268,8 @@ def _(x: Shape, spatial: Shape, _: Any, squeeze: Shape, _b: Any, excite: Shape, 
 
 
 @register_flop_formula(torch.ops.ddfnet.ddf_layer_backward)
-def _(
-    grad_y: Shape, x: Shape, spatial: Shape, _: Any, squeeze: Shape, _b: Any, excite: Shape, *_s: Any, out_shape: Any
-) -> int:
+def _(grad_y: Shape, x: Shape, spatial: Shape, squeeze: Shape, excite: Shape, *rest: Any, out_shape: Any) -> int:
     operator, weights = _flops(x, spatial, squeeze, excite, grad_y)
-    return 3 * operator + 2 * weights
+    need_x, need_weights = rest[-2:]
+    # through the operator and the weights to x, and to each of them
+    return (2 + need_x) * operator + (1 + need_weights) * weights

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddfnet.kernels.channel_filters import channel_filters_backward_kernel, channel_filters_kernel
 from ddfnet.kernels.spatial_filters import spatial_filters_backward_kernel, spatial_filters_kernel
-from ddfnet.ops.common import cdiv, launch, output_size
+from ddfnet.ops.common import cdiv, empty, launch, output_size
 from ddfnet.ops.ddf import triton as operator
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 from ddfnet.ops.ddf_layer.arguments import Activations, Settings, Weights, padded_area, padded_heads
@@ -36,9 +36,18 @@ def forward(x: Tensor, weights: Weights, settings: Settings) -> tuple[Tensor, Ac
 
 
 def backward(
-    grad_y: Tensor, x: Tensor, weights: Weights, activations: Activations, settings: Settings
-) -> tuple[Tensor, Weights]:
-    """Gradients of x and of the weights, in their dtypes."""
+    grad_y: Tensor,
+    x: Tensor,
+    weights: Weights,
+    activations: Activations,
+    settings: Settings,
+    need_x: bool,
+    need_weights: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Gradients of x, of the weights and of the biases; what is not needed means nothing.
+
+    The weights' are matrices, and as wide as the products that make them.
+    """
     x = operator.aligned(x, torch.channels_last)
     grad_y = operator.aligned(grad_y, torch.channels_last)
     arguments = _arguments(x, activations, settings)
@@ -48,21 +57,16 @@ def backward(
     grads = x.new_empty((2, *logits.shape), dtype=torch.float32)
     tensors = (channel_partials, logits, weights.alpha, grads)
     _launch_norm(channel_filters_backward_kernel, tensors, x, settings, channel_partials.shape[1])
-    grad_excite_bias, grad_alpha = (grad.sum(0) for grad in grads)  # no two views of one sum: an op may not return them
-    grad_excite = grads[0].t() @ hidden
     grad_hidden = torch.ops.aten.threshold_backward(grads[0] @ _matrix(weights.excite), hidden, 0)
-    grad_squeeze = grad_hidden.t() @ pooled
     grad_pooled = grad_hidden @ _matrix(weights.squeeze)
-
-    grad_x = operator.backward_x(grad_y, arguments)
+    grad_x = operator.backward_x(grad_y, arguments) if need_x else empty(x, x.shape, torch.channels_last)
     saved = (x, weights.spatial, activations.spatial_filter, activations.inverse_std)
-    of_spatial = spatial_filters_backward(spatial_partials, grad_pooled, *saved, grad_x, settings)
-    found = (*of_spatial, grad_squeeze, grad_hidden.sum(0), grad_excite, grad_excite_bias, grad_alpha)
-    grad_weights: Any = (
-        None if weight is None else grad.reshape(weight.shape).to(weight.dtype)
-        for grad, weight in zip(found, weights, strict=True)
-    )
-    return grad_x, Weights(*grad_weights)
+    grad_logits = spatial_logits_backward(spatial_partials, grad_pooled, *saved, grad_x, settings)
+    if not need_weights:
+        return grad_x, ()
+    grad_excite_bias, grad_alpha = (grad.sum(0) for grad in grads)  # no two views of one sum: an op may not return them
+    of_channel = (grad_hidden.t() @ pooled, grad_hidden.sum(0), grads[0].t() @ hidden, grad_excite_bias, grad_alpha)
+    return grad_x, (*_weights_of_spatial(grad_logits, x, settings), *of_channel)
 
 
 def spatial_filters(
@@ -82,7 +86,7 @@ def spatial_filters(
     return filters, inverse_std, partials.sum(1)
 
 
-def spatial_filters_backward(
+def spatial_logits_backward(
     grad_partials: Tensor,
     grad_pooled: Tensor,
     x: Tensor,
@@ -91,8 +95,8 @@ def spatial_filters_backward(
     inverse_std: Tensor,
     grad_x: Tensor,
     settings: Settings,
-) -> tuple[Tensor, Tensor]:
-    """Adds to grad_x; gradients of weight and bias.
+) -> Tensor:
+    """Adds to grad_x; the gradients of the logits (B*H*W, padded heads * padded taps) in the dtype of x.
 
     grad_partials: (B, partial sums, G*k*k, Ho, Wo) of the gradient of the spatial filter.
     """
@@ -103,14 +107,19 @@ def spatial_filters_backward(
     programs, parts = batch * cdiv(height * width, _BLOCK_PIXELS), grad_partials.shape[1]
     tensors = (*given, grad_x, grad_logits)
     _launch(spatial_filters_backward_kernel, programs, tensors, x, settings, PARTIALS=parts, num_stages=1)
+    return grad_logits.flatten(0, 1)
+
+
+def _weights_of_spatial(grad_logits: Tensor, x: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Gradients of weight and bias of the spatial branch."""
+    heads, area = settings.heads, padded_area(settings.kernel_size)
     # Long sums over pixels: a matrix product, which splits them over the GPU. x is a matrix already: pixels x channels.
-    grad_logits = grad_logits.flatten(0, 1)
-    grad_weight = grad_logits.t() @ x.permute(0, 2, 3, 1).reshape(-1, channels)
+    grad_weight = grad_logits.t() @ x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
     grad_bias = grad_logits.sum(0, dtype=torch.float32)
     grad_weight, grad_bias = (
         grad.unflatten(0, (-1, area))[:heads, : settings.kernel_size**2] for grad in (grad_weight, grad_bias)
     )
-    return grad_weight, grad_bias
+    return grad_weight.flatten(0, 1), grad_bias.reshape(-1)
 
 
 def _matrix(weight: Tensor) -> Tensor:

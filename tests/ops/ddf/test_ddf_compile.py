@@ -1,5 +1,7 @@
 """`ddf` under the compilers: opcheck, torch.compile without a graph break, dynamic shapes, torch.export."""
 
+import zipfile
+
 import pytest
 import torch
 from ddf_cases import FORMATS, make_inputs, present
@@ -9,7 +11,8 @@ from torch._functorch.aot_autograd import aot_export_module
 from torch._subclasses import FakeTensorMode
 
 from ddfnet import DDF
-from ddfnet.ops.ddf import ddf
+from ddfnet.ops.ddf import ddf, native
+from tests.ops.ddf.conftest import native_code
 
 
 @pytest.fixture(autouse=True)
@@ -71,20 +74,44 @@ def test_compile_forward_and_backward(combine, filters, stride, memory_format):
         torch.testing.assert_close(a, b)
 
 
-def test_compile_looks_inside_the_op_on_the_cpu():
-    """Inductor gets the shifted multiply-adds to fuse, not an opaque call."""
+def graphs_of(function, inputs):
+    """Names of the operators of each graph that a backend of torch.compile gets, forward and backward."""
     graphs = []
 
     def keep(graph, _):
         graphs.append([str(node.target) for node in graph.graph.nodes])
         return graph.forward
 
-    backend = aot_autograd(fw_compiler=keep)
-    with torch.no_grad():
-        torch.compile(ddf, fullgraph=True, backend=backend)(*make_inputs(requires_grad=False))
-    assert len(graphs) == 1
-    assert any("addcmul" in target for target in graphs[0])
-    assert not any("ddfnet" in target for target in graphs[0])
+    y = torch.compile(function, fullgraph=True, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))(*inputs)
+    if y.requires_grad:
+        y.sum().backward()
+    return graphs
+
+
+def test_compile_looks_inside_the_op_where_there_is_no_native_code(monkeypatch):
+    """Inductor gets the shifted multiply-adds to fuse, not an opaque call."""
+    monkeypatch.setattr(native, "_library", lambda accumulator: "none")
+    (graph,) = graphs_of(ddf, make_inputs(requires_grad=False))
+    assert any("addcmul" in target for target in graph)
+    assert not any("ddfnet" in target for target in graph)
+
+
+def test_compile_gets_an_opaque_call_where_there_is_native_code():
+    native_code()
+    names = [[target for target in graph if "ddfnet" in target] for graph in graphs_of(ddf, make_inputs())]
+    assert names == [["ddfnet.ddf_opaque.default"], ["ddfnet.ddf_backward_opaque.default"]]
+
+
+def test_aotinductor_looks_inside_the_op(tmp_path):
+    """Its programs run without Python, so that no opaque call may be left in them."""
+    inputs = make_inputs(kernel_size=1, requires_grad=False)
+    program = torch.export.export(Layer(), inputs)
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "layer.pt2"))
+    with zipfile.ZipFile(path) as package:
+        files = {name: package.read(name) for name in package.namelist()}
+    assert any(name.endswith(".cpp") for name in files)
+    assert [name for name, data in files.items() if b"ddf_opaque" in data] == []
+    torch.testing.assert_close(torch._inductor.aoti_load_package(path)(*inputs), Layer()(*inputs))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +234,11 @@ def layer_tensors(channels, heads, size, device="cpu", dtype=torch.float32, hidd
     return [x, *(torch.randn(shape, device=device) for shape in shapes)]
 
 
+def without_biases(tensors):
+    """Those that backward is given."""
+    return [tensors[i] for i in (0, 1, 3, 5, 7)]
+
+
 @pytest.mark.parametrize("channels", [64, 128])  # one tile of channels, or two, whose partial sums are added up
 def test_the_fused_backward_traces_on_cuda(no_gpu_needed, channels):
     tensors = layer_tensors(channels, 1, 14, device="cuda", dtype=torch.bfloat16)
@@ -214,7 +246,7 @@ def test_the_fused_backward_traces_on_cuda(no_gpu_needed, channels):
 
     def both(*tensors):
         y, *activations = torch.ops.ddfnet.ddf_layer(*tensors, *settings)
-        return torch.ops.ddfnet.ddf_layer_backward(y, *tensors, *activations, *settings)
+        return torch.ops.ddfnet.ddf_layer_backward(y, *without_biases(tensors), *activations, *settings, True, True)
 
     forward, (filters, norm, x, last) = (lambda names: (names[:3], names[3:]))(written_by_kernels(both, *tensors))
     assert len(forward) == 3
@@ -232,9 +264,10 @@ def test_layer_opcheck(heads, stride, bias):
     torch.library.opcheck(torch.ops.ddfnet.ddf_layer.default, (*tensors, *settings))
     with torch.no_grad():
         y, *activations = torch.ops.ddfnet.ddf_layer(*tensors, *settings)
-    arguments = (torch.randn_like(y), *(t if t is None else t.detach() for t in tensors), *activations, *settings)
-    tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.ddfnet.ddf_layer_backward.default, arguments, test_utils=tests)
+    arguments = (torch.randn_like(y), *(t.detach() for t in without_biases(tensors)), *activations, *settings)
+    for needed in ((True, True), (True, False), (False, True)):
+        tests = ("test_schema", "test_faketensor")
+        torch.library.opcheck(torch.ops.ddfnet.ddf_layer_backward.default, (*arguments, *needed), test_utils=tests)
 
 
 @pytest.mark.parametrize(("heads", "stride", "multiply"), [(1, 1, True), (2, 2, False)])

@@ -131,6 +131,23 @@ def test_tensors_in_any_strides_and_at_any_address(built):
     assert torch.equal(ddf(x, channel, expanded), ddf(x, channel, expanded.contiguous()))
 
 
+def test_tensors_whose_memory_does_not_hold_their_values(built):
+    _, channel, spatial = make_inputs(2, 8, 6, 7)
+    negated = torch.randn(2, 8, 6, 7, dtype=torch.complex64).conj().imag
+    zero = torch._efficientzerotensor((2, 8, 6, 7))
+    assert negated.is_neg()
+    for x in (negated, zero):
+        y, expected = ddf(x, channel, spatial), ddf(x.clone().resolve_neg(), channel, spatial)
+        assert torch.equal(y, expected)
+        grad_y = torch.randn(2, 8, 6, 7)
+        for a, b in zip(
+            torch.autograd.grad(y, (channel, spatial), grad_y),
+            torch.autograd.grad(expected, (channel, spatial), grad_y),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize(("stride", "memory_format"), [(1, "channels_last"), (2, "contiguous")])
 def test_gradcheck_with_whole_vectors(built, stride, memory_format):
     inputs = make_inputs(1, 9, 3, 4, stride=stride, dtype=torch.float64, memory_format=FORMATS[memory_format], heads=1)
@@ -220,7 +237,7 @@ def test_without_a_compiler_pytorch_computes_the_same(anew, monkeypatch, tmp_pat
     y = ddf(*inputs)
     assert native.cpu_path() == (
         "DDF operators on the CPU: in PyTorch, several times slower than native code "
-        "(no C compiler: none of $CC, cc, gcc, clang is on the PATH)"
+        "(no C compiler: none of cc, gcc, clang is on the PATH, and CC names none)"
     )
     torch.testing.assert_close(y, ddf(*[tensor.double() for tensor in inputs]).float())
 
@@ -237,15 +254,25 @@ def test_a_compiler_that_fails(anew, monkeypatch, tmp_path, caplog):
     assert list((tmp_path / "cache" / "native").iterdir()) == []
 
 
+def test_a_compiler_that_does_not_exist_is_not_replaced_by_another(anew, monkeypatch):
+    monkeypatch.setenv("CC", "nvcc-of-the-moon -O2")
+    assert native.cpu_path().endswith("(CC=nvcc-of-the-moon -O2 names no program on the PATH)")
+
+
 def test_switched_off(anew, monkeypatch):
     monkeypatch.setenv("DDFNET_NATIVE", "0")
     assert native.cpu_path().endswith("several times slower than native code (DDFNET_NATIVE=0)")
     assert not native.is_usable(Arguments(*make_inputs(), 3, 1, 1, True, 1))
 
 
-def test_the_sentence_for_native_code_and_for_the_compiler(built):
-    assert native.cpu_path() == "DDF operators on the CPU: native code"
-    assert native.cpu_path(compiled=True) == "DDF operators on the CPU: in PyTorch, fused by torch.compile"
+def test_the_sentence_for_native_code_and_for_the_compiler(built, monkeypatch):
+    for compiled in (False, True):
+        assert native.cpu_path(compiled=compiled) == "DDF operators on the CPU: native code"
+    monkeypatch.setattr(native, "_library", lambda accumulator: "no compiler")
+    assert native.cpu_path(compiled=True) == (
+        "DDF operators on the CPU: in PyTorch, fused by torch.compile, several times slower than native code "
+        "(no compiler)"
+    )
 
 
 SOURCE = "int answer(void) { return ANSWER; }\n"
@@ -280,6 +307,24 @@ def test_a_damaged_library_is_compiled_again(source, tmp_path, monkeypatch):
     damaged.write_bytes(library.read_bytes()[:1000])
     assert native_build.load_library([source], "ANSWER=7").answer() == 7
     assert damaged.read_bytes() == library.read_bytes()
+
+
+def test_options_in_the_name_of_the_compiler(source, monkeypatch):
+    monkeypatch.setenv("CC", "cc -DANSWER=6")
+    assert native_build.load_library([source]).answer() == 6
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of Unix")
+@pytest.mark.parametrize("open_to_all", ["library", "folder"])
+def test_a_library_that_others_could_have_put_there_is_not_loaded(source, monkeypatch, open_to_all):
+    native_build.load_library([source], "ANSWER=7")
+    (library,) = native_build.cache_folder().iterdir()
+    (library if open_to_all == "library" else library.parent).chmod(0o777)
+    compiled = []
+    compile_it = native_build._compile
+    monkeypatch.setattr(native_build, "_compile", lambda *a: (compiled.append(a[2]), compile_it(*a)))
+    assert native_build.load_library([source], "ANSWER=7").answer() == 7
+    assert compiled == [("ANSWER=7",)]
 
 
 def test_a_cache_that_cannot_be_written(source, tmp_path, monkeypatch):

@@ -1,0 +1,50 @@
+"""Shared by the operators in native code: which tensors it can take, and its libraries, one for each dtype of sums."""
+
+import ctypes
+import logging
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddfnet.ops.native_build import BuildError, load_library
+
+_logger = logging.getLogger("ddfnet")
+TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # `Type` in native_types.h
+HEADERS = [Path(__file__).with_name(name) for name in ("native_types.h", "native_threads.h")]
+
+
+def load(sources: Sequence[Path], accumulator: torch.dtype) -> ctypes.CDLL | str:
+    """The library that computes in this dtype, or why there is none."""
+    if os.environ.get("DDFNET_NATIVE") == "0":
+        return "DDFNET_NATIVE=0"
+    try:
+        return load_library([*sources, *HEADERS], "A=double" if accumulator == torch.float64 else "A=float")
+    except BuildError as error:
+        _warn(str(error))
+        return str(error)
+
+
+@cache  # once, for all operators and dtypes
+def _warn(reason: str) -> None:
+    _logger.warning("no native code for the DDF operators, PyTorch computes them: %s", reason)
+
+
+def are_plain(*tensors: Tensor | None) -> bool:
+    """Whether these are tensors in memory, as they are there, and nobody traces what is done to them.
+
+    PyTorch has tensors of which the memory holds the negative (`is_neg`), or that have none at all since they are zero.
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    return all(
+        type(t) in (Tensor, torch.nn.Parameter)
+        and t.is_cpu
+        and t.layout == torch.strided
+        and t.dtype in TYPES
+        and not t.is_neg()
+        and not t._is_zerotensor()
+        for t in given
+    ) and not (torch.compiler.is_compiling() or torch.jit.is_tracing())

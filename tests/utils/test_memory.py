@@ -1,0 +1,52 @@
+"""Freed memory stays with the process that asked for it, and the system is left alone where a user has decided."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PROBE = """
+import resource, sys
+from ddfnet.utils.memory import keep_freed_memory
+kept = keep_freed_memory()
+import torch
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(25 * 2**20)  # 100 MiB, freed at once
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+counts = [faults() for _ in range(8)]  # what else is allocated has to find its place first
+print(int(kept), min(counts[-3:]), max(counts[-3:]))
+"""
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+
+
+def probe(**variables):
+    kept_out = ("MALLOC_", "GLIBC_", "DDFNET_MALLOC")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(kept_out)}
+    # huge pages would hide the difference: one fault for 512 pages
+    code = "import ctypes; ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)\n" + PROBE
+    command = [sys.executable, "-c", code]
+    environment |= {"OMP_NUM_THREADS": "1", **variables}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    kept, least, most = map(int, done.stdout.split())
+    return bool(kept), least, most
+
+
+def test_freed_memory_is_used_again_without_page_faults():
+    kept, _, most = probe()
+    assert kept
+    assert most < 1000
+
+
+@pytest.mark.parametrize("variables", [{"DDFNET_MALLOC": "0"}, {"MALLOC_ARENA_MAX": "2"}], ids=str)
+def test_a_user_who_has_decided_is_left_alone(variables):
+    kept, least, _ = probe(**variables)
+    assert not kept
+    assert least > 20_000  # 25,600 pages

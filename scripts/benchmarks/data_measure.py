@@ -72,7 +72,8 @@ class Stream:
     def close(self) -> None:
         """Ends the workers."""
         self.batches = None
-        gc.collect()
+        if self.workers:
+            gc.collect()  # timm's loader and its iterator hold each other
 
     def _workers_ns(self) -> int:
         # The clock of another process has this number in Linux: clock_getcpuclockid(3).

@@ -68,14 +68,14 @@ class Plan:
     epoch: int  # batches that show each image once
 
 
-def plan(count: int, images: int, *, passes: int, spare: int) -> Plan:
+def plan(count: int, images: int, *, turn: int = 10, passes: int, spare: int) -> Plan:
     """Passes over up to `images` of `count` images, about `images` in all, each as often as every other.
 
-    Batches are of about 10 images, whatever leaves out the fewest. One more pass warms up, and `spare` batches follow
+    Batches are of about `turn` images, whatever leaves out the fewest. One more pass warms up, and `spare` batches follow
     that workers read ahead.
     """
     chosen = permutation(count, 0, 0)[:images]
-    batch = min(len(chosen), max(range(8, 13), key=lambda size: len(chosen) // size * size))
+    batch = min(len(chosen), max(range(turn * 4 // 5, turn * 6 // 5 + 1), key=lambda size: len(chosen) // size * size))
     chosen = chosen[: len(chosen) // batch * batch]
     repeats = max(1, round(images / len(chosen)))
     needed = (passes + 1) * repeats * len(chosen) + spare * batch
@@ -203,7 +203,9 @@ def measure_all(arguments: argparse.Namespace, scratch: Path, done: Callable[[li
 
     def rows(root: Path, size: int, kinds: dict[str, str | None], forms: dict[str, Path | None]) -> None:
         index, spare = index_folder(root), 2 * arguments.workers + 4
-        planned = plan(len(index), arguments.images, passes=arguments.passes, spare=spare)
+        # A turn is to take about 0.1 s. Batches of 10 small images would mostly measure what a batch costs.
+        turn, images = (10, arguments.images) if size > 32 else (100, 3 * arguments.images)
+        planned = plan(len(index), images, turn=turn, passes=arguments.passes, spare=spare)
         train = "recipe" in kinds
         works = {kind: Work(index, planned.batches, size, train, recipe) for kind, recipe in kinds.items()}
         done(run_group(works, forms, planned, arguments))
@@ -225,7 +227,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="write the report here, after each group of rows")
     add("--workers", type=at_least(0), default=1, help="of each loader (default: 1); 0: all in one process")
     add("--passes", type=at_least(1), default=7, help="default: %(default)s")
-    add("--images", type=at_least(1), default=300, help="of a pass (default: %(default)s)")
+    add(
+        "--images",
+        type=at_least(1),
+        default=300,
+        help="of a pass, small ones three times as many (default: %(default)s)",
+    )
     arguments = parser.parse_args(argv)
     if arguments.workers and sys.platform != "linux":
         raise UserError("--workers: the CPU time of other processes is read on Linux only; give --workers 0")

@@ -71,8 +71,8 @@ class Plan:
 def plan(count: int, images: int, *, turn: int = 10, passes: int, spare: int) -> Plan:
     """Passes over up to `images` of `count` images, about `images` in all, each as often as every other.
 
-    Batches are of about `turn` images, whatever leaves out the fewest. One more pass warms up, and `spare` batches follow
-    that workers read ahead.
+    Batches are of about `turn` images, whatever leaves out the fewest. One more pass warms up, and `spare` batches
+    follow that workers read ahead.
     """
     chosen = permutation(count, 0, 0)[:images]
     batch = min(len(chosen), max(range(turn * 4 // 5, turn * 6 // 5 + 1), key=lambda size: len(chosen) // size * size))

@@ -48,7 +48,7 @@ def evaluate_checkpoint(
     if output:
         folder = Path(output)
     else:  # that of one set must not mix with the files of several; an entry's is not among the files of the zoo
-        kind = "_sets" * (how.sets is not None) + "_tta" * how.tta
+        kind = "_sets" * (how.sets is not None) + "_tta" * how.tta + "_fuse_bn" * how.fuse_bn
         name = f"eval_{entry.name if entry else path.name.split('.')[0]}{kind}"
         folder = (Path("runs") if entry else path.parent) / name
     task = read.meta.get("task") if isinstance(read.meta, dict) else DEFAULT_TASK

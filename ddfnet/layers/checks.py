@@ -59,7 +59,9 @@ def check_reduction(reduction: int, channels: int) -> None:
 
 
 def check_input(x: Tensor, channels: int) -> None:
-    """Raises ValueError unless x is (B, channels, H, W)."""
+    """Raises ValueError unless x is (B, channels, H, W), and TypeError unless it is of a floating dtype."""
+    if not x.is_floating_point():
+        raise TypeError(f"x: got dtype {x.dtype}, expected a floating one; convert images with .float()")
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B, {channels}, H, W)")
 

@@ -5,7 +5,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ddfnet.layers.checks import check_choice, check_divides, check_input, check_int, check_kernel_size, describe
+from ddfnet.layers.checks import (
+    check_at_least,
+    check_choice,
+    check_divides,
+    check_input,
+    check_int,
+    check_kernel_size,
+    describe,
+)
 from ddfnet.layers.filter_norm import FilterNorm, normalization_layer
 from ddfnet.ops.common import autocast
 from ddfnet.ops.ddf import ddf
@@ -67,7 +75,9 @@ class DDF(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_int("heads", heads)
+        for name, value in (("channels", channels), ("stride", stride), ("dilation", dilation), ("heads", heads)):
+            check_int(name, value)
+            check_at_least(name, value)
         check_divides("heads", heads, channels)
         check_choice("combine", combine, ("mul", "add"))
         check_choice("filters", filters, ("both", "spatial", "channel"))

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a check
 
 import torch
 
-from ddfnet.utils.cli import at_least
+from ddfnet.utils.cli import HelpFormatter, at_least
 from ddfnet.utils.environment import package_version
 from scripts.benchmarks import common as bench
 from scripts.benchmarks import cpu_cases as cases
@@ -117,25 +117,25 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("what", choices=("op", "inference", "training"))
-    add("--threads", nargs="+", type=at_least(1), default=[1, 2])
-    add("--batch", nargs="+", type=at_least(1), default=[1, 8, 32])
-    add("--dtype", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
-    add(
-        "--runtimes",
-        nargs="+",
-        choices=RUNTIMES,
-        default=["eager", "folded"],
-        help="of inference (default: eager folded)",
-    )
-    add("--image-size", type=at_least(1), default=224)
+    add("--threads", nargs="+", type=at_least(1), default=[1, 2], help="of PyTorch, in turn (default: 1 2)")
+    add("--batch", nargs="+", type=at_least(1), default=[1, 8, 32], help="images a call (default: 1 8 32)")
+    add("--dtype", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"], help="default: both")
+    add("--runtimes", nargs="+", choices=RUNTIMES, help="of inference (default: eager folded)")
+    add("--image-size", type=at_least(1), help="of networks, in pixels (default: 224)")
     add("--budget", type=float, default=10, metavar="SECONDS", help="of one setting (default: %(default)s)")
     add("--rounds", type=at_least(3), default=25, help="at most (default: %(default)s)")
     add("--scratch", type=bench.writable_folder, help="keep ONNX files here, and use those of an earlier call")
     add("--output", type=bench.writable_folder, metavar="FOLDER", help="write cpu_WHAT.json and .md here")
     arguments = parser.parse_args(argv)
+    if arguments.what != "inference" and arguments.runtimes:
+        parser.error(f"--runtimes is of inference: leave it out for {arguments.what}")
+    if arguments.what == "op" and arguments.image_size:
+        parser.error("--image-size is of networks: the operator is measured at ResNet50's sizes; leave it out for op")
+    arguments.runtimes = arguments.runtimes or ["eager", "folded"]
+    arguments.image_size = arguments.image_size or 224
     for package in ("onnxruntime", "openvino"):
         if package in arguments.runtimes and package_version(package) is None:
             parser.error(f"--runtimes {package}: pip install {package}")

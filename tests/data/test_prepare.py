@@ -202,7 +202,7 @@ def test_a_store_that_was_cut_off_is_continued(photos, tmp_path, monkeypatch):
             write_store(source, target, Encoding())
     with pytest.raises(DataError, match=r"is an unfinished store; run prepare_images\.py again, it continues"):
         open_source(target)
-    with pytest.raises(UserError, match=r"prepared with another encoding .*name another folder"):
+    with pytest.raises(UserError, match=r"prepared with options that differ from these .*name another folder"):
         write_store(source, target, Encoding(quality=80))
     (target / "images-00001.bin").write_bytes(b"half a file that a crash left")
     calls.clear()

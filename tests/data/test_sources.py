@@ -242,6 +242,12 @@ def test_streams_of_timm_are_refused(tmp_path):
             open_split(tmp_path, "train", key="train", config=SourceConfig(source=f"timm:{name}"))
 
 
+def test_a_reader_that_timm_has_not_got_is_refused(tree):
+    """timm itself would take class folders, whatever the name."""
+    with pytest.raises(DataError, match=r"data.source=timm:nope/x: timm has no reader of nope/.*timm:hfds/NAME"):
+        open_split(tree, "train", key="train", config=SourceConfig(source="timm:nope/x"))
+
+
 def test_a_broken_image_is_the_same_broken_image_in_every_form(tree, tmp_path):
     (tree / "dog" / "002.png").write_bytes(b"no image")
     from ddfnet.data.sources.folder import index_folder

@@ -78,6 +78,8 @@ def test_folded_batch_normalization_gives_the_same_figures(trained, tmp_path):
     assert "batch_norms_folded" not in plain
     assert folded["top1_count"] == plain["top1_count"]
     assert folded["loss"] == pytest.approx(plain["loss"], abs=1e-5)
+    evaluated(trained / "best.pt", fuse_bn=True, **options)
+    assert (trained / "eval_best_fuse_bn" / "report.json").exists()  # not where the plain report lies
 
 
 def test_one_two_and_three_processes_agree_to_the_count(trained, tmp_path):

@@ -143,11 +143,26 @@ def test_autocast_and_memory_format():
         ({"channels": 8, "filters": "none"}, "filters"),
         ({"channels": 8, "normalization": "layer"}, "normalization"),
         ({"channels": 8, "filters": "channel", "heads": 2}, "2 heads"),
+        ({"channels": 0}, "channels: got 0"),
+        ({"channels": -4}, "channels: got -4"),
+        ({"channels": 8, "stride": 0}, "stride: got 0"),
+        ({"channels": 8, "dilation": 0}, "dilation: got 0"),
     ],
 )
 def test_bad_arguments_are_named(arguments, word):
     with pytest.raises(ValueError, match=word):
         DDF(**arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"channels": "8"}, {"channels": 8.0}, {"channels": 8, "stride": (2, 2)}])
+def test_arguments_of_a_wrong_type_are_named(arguments):
+    with pytest.raises(TypeError, match=r"(channels|stride): got .*, expected an int"):
+        DDF(**arguments)
+
+
+def test_images_in_whole_numbers_are_refused():
+    with pytest.raises(TypeError, match=r"x: got dtype torch.uint8"):
+        DDF(8)(torch.zeros(1, 8, 5, 5, dtype=torch.uint8))
 
 
 def test_a_second_number_that_looks_like_channels_is_explained():

@@ -124,12 +124,13 @@ def _check_earlier(store: Path, state: dict[str, Any]) -> StoreReport | None:
             earlier = meta["state"]
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{store / name} is damaged; name another folder, or remove this one") from None
-        for key, what in (("format", "version"), ("encoding", "encoding"), ("images", "number of images"),
-                          ("names", "names or labels of images"), ("part", "size of parts")):  # fmt: skip
+        for key, what in (("format", "a version"), ("encoding", "options"), ("images", "a number of images"),
+                          ("names", "names or labels of images"), ("part", "parts of a size")):  # fmt: skip
             if earlier.get(key) != state[key]:
+                values = "" if key == "names" else f" ({earlier.get(key)}, now {state[key]})"
                 raise UserError(
-                    f"{store} was prepared with another {what} ({earlier.get(key)}, now {state[key]}); name another "
-                    "folder, or remove this one"
+                    f"{store} was prepared with {what} that differ from these{values}; name another folder, or remove "
+                    "this one"
                 )
         if name == META:
             shutil.rmtree(store / PARTS, ignore_errors=True)

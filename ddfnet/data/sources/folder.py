@@ -57,7 +57,7 @@ def class_folders(root: str | os.PathLike) -> list[str]:
     """Names of the class folders of `root`, in plain string order (torchvision's); DataError where there are none."""
     root = os.fspath(root)
     if not os.path.exists(root):
-        raise DataError(f"data folder {root} does not exist; give the folder that holds one sub-folder per class")
+        raise DataError(f"data {root} does not exist; give class folders, or another form of docs/guides/data.md")
     if not os.path.isdir(root):
         raise DataError(f"{root} is a file, not a folder; unpack it and give the folder with one sub-folder per class")
     try:

@@ -67,6 +67,11 @@ def open_timm(
             f"data.source={config.source}: this reader of timm streams, which gives neither exact epochs nor exact "
             "resumption; its files have random access with data.source=tar or huggingface, else prepare them"
         )
+    if kind not in ("", "hfds"):  # timm would read class folders
+        raise DataError(
+            f"data.source={config.source}: timm has no reader of {kind}/; it has timm:hfds/NAME, and timm:folder for "
+            "class folders and tars"
+        )
     try:
         if kind != "hfds" and os.path.isfile(root) and root.endswith(".tar"):
             # Open files shared by forked workers would mix up their positions; its cache on disk is a pickle.

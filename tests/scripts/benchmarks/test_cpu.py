@@ -71,3 +71,12 @@ def test_refused(monkeypatch, capsys):
         cpu.main(["inference", "--runtimes", "openvino"])
     assert stopped.value.code == 2
     assert "pip install openvino" in capsys.readouterr().err
+    for ignored in (
+        ["op", "--image-size", "64"],
+        ["op", "--runtimes", "compiled"],
+        ["training", "--runtimes", "eager"],
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            cpu.main(ignored)
+        assert stopped.value.code == 2
+        assert "leave it out for" in capsys.readouterr().err

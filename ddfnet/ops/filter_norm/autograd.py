@@ -137,10 +137,13 @@ def _save_for_double_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _second_order(ctx: Any, *directions: Tensor) -> tuple:
     """Gradients of the formula of the first ones, by PyTorch."""
-    (grad, logits, alpha), any_order = ctx.saved_tensors, torch.is_grad_enabled()
-    pairs = zip((grad, logits, alpha), ctx.needs_input_grad, strict=False)
-    needed = [tensor for tensor, need in pairs if need]
+    any_order = torch.is_grad_enabled()
     with torch.enable_grad():
+        # The gradient may itself be made of the logits: asked for by these names, that way to them is left out.
+        aliases: Any = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+        grad, logits, alpha = aliases
+        pairs = zip((grad, logits, alpha), ctx.needs_input_grad, strict=False)
+        needed = [tensor for tensor, need in pairs if need]
         outputs = plain_backward(grad, logits, alpha, ctx.constant, ctx.groups)
         # without alpha the second one is a placeholder; with it, it does not depend on alpha
         results = zip(outputs, directions, strict=True)

@@ -190,3 +190,25 @@ def test_export_keeps_one_node_and_decomposes_into_pytorch():
     )
     assert not any("ddfnet" in str(node.target) for node in plain.graph.nodes)
     torch.testing.assert_close(plain.module()(logits), Layer()(logits))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_second_order_where_the_gradient_is_made_of_the_logits(learned):
+    """As within a network. The way to the logits through that gradient must count once, and graphs may be freed."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 18, 2, 3, dtype=torch.float64, requires_grad=True)
+    alpha = torch.randn(18, dtype=torch.float64, requires_grad=True) if learned else 0.5
+
+    def second_order(function):
+        y = function(logits, 2, alpha)
+        inputs = [logits, alpha] if learned else [logits]
+        grads = torch.autograd.grad((y.pow(3) * logits.sin()).sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(grad.square().sum() for grad in grads), inputs)
+
+    def formula(logits, groups, alpha):
+        taps = logits.unflatten(1, (groups, -1))
+        normal = ((taps - taps.mean(2, keepdim=True)) / taps.std(2, keepdim=True)).flatten(1, 2)
+        return normal * (alpha.view(1, -1, 1, 1) if learned else alpha)
+
+    for actual, exact in zip(second_order(filter_norm), second_order(formula), strict=True):
+        torch.testing.assert_close(actual, exact)

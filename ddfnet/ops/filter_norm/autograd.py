@@ -113,7 +113,7 @@ def _save_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _first_order(ctx: Any, grad: Tensor) -> tuple:
     logits, alpha = ctx.saved_tensors
     # a graph of gradients needs the registered op, which has gradients itself
-    backward = _backward if not torch.is_grad_enabled() and is_plain(grad) else _filter_norm_backward
+    backward = _backward if not torch.is_grad_enabled() and is_plain(grad, logits, alpha) else _filter_norm_backward
     grad_logits, grad_alpha = backward(grad, logits, alpha, *ctx.settings)
     return grad_logits, None if alpha is None else grad_alpha, None, None
 

@@ -84,7 +84,7 @@ def test_pickles_to_little_more_than_its_bytes(tmp_path):
 
 
 def test_missing_root(tmp_path):
-    with pytest.raises(DataError, match=r"nope does not exist.*one sub-folder per class"):
+    with pytest.raises(DataError, match=r"nope does not exist; give class folders"):
         index_folder(tmp_path / "nope")
 
 

@@ -11,7 +11,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from ddfnet.utils.files import read_jsonl, to_json, write_atomically
+from ddfnet.utils.files import read_jsonl, set_aside, to_json, write_atomically
 
 logger = logging.getLogger("ddfnet")
 
@@ -146,12 +146,19 @@ def duration(seconds: float) -> str:
 def _keep_until(path: Path, step: int, evaluation_due: bool) -> None:
     if path.exists():
         last_evaluation = step - 1 if evaluation_due else step
+        records = [record for record in read_jsonl(path) if _is_whole(record)]
+        # A crash may have cut the last line.
+        if not path.is_file() or len(records) < len(path.read_bytes().splitlines()) - 1:
+            damaged = set_aside(path)
+            logger.warning("%s is damaged: kept as %s; its first %d records stay", path, damaged.name, len(records))
         kept = [
-            record
-            for record in read_jsonl(path)
-            if record["step"] <= (step if record["kind"] == "train" else last_evaluation)
+            record for record in records if record["step"] <= (step if record["kind"] == "train" else last_evaluation)
         ]
         write_atomically(path, lambda file: file.write("".join(json.dumps(r) + "\n" for r in kept).encode()))
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    return isinstance(record.get("step"), int) and isinstance(record.get("kind"), str)
 
 
 def _number(key: str, value: float) -> str:

@@ -1,6 +1,7 @@
 """The run folder: what was run, with what, where; and whether a run may be continued in it."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,10 +21,12 @@ from ddfnet.tasks import check_config
 from ddfnet.tasks.plan import RunPlan
 from ddfnet.utils.environment import environment
 from ddfnet.utils.errors import ConfigError
-from ddfnet.utils.files import write_json, write_text
+from ddfnet.utils.files import set_aside, write_json, write_text
 
 # Keys that may change between two starts of one run: they say where and how often, not what is computed.
 FREE_KEYS = {"run", "data.root", "data.workers", "eval.batch_size"}
+
+_log = logging.getLogger("ddfnet")
 
 
 def check_same_run(folder: Path, loaded: LoadedConfig) -> None:
@@ -46,7 +49,7 @@ def check_same_run(folder: Path, loaded: LoadedConfig) -> None:
     old = with_present_names(type(loaded.config), read_yaml(saved)[0])
     with suppress(ConfigError):  # written by a version with other keys: compared as it is
         old = check_config(old).model_dump(mode="json")  # keys that were added since have their defaults
-    before, now = _flat(old), _flat(loaded.config.model_dump(mode="json"))
+    before, now = flat(old), flat(loaded.config.model_dump(mode="json"))
     differences = [
         f"{key}: {before.get(key, 'absent')!r} -> {now.get(key, 'absent')!r}"
         for key in sorted({*before, *now})
@@ -88,20 +91,35 @@ def write_run_folder(folder: Path, loaded: LoadedConfig, plan: RunPlan, model_fa
     header = "".join(f"# derived: {key} = {value}\n" for key, value in vars(plan).items())
     write_text(folder / "config.yaml", header + loaded.to_yaml())
     facts = {**environment(), "command": sys.argv, "derived": vars(plan), **model_facts}
-    history = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {"starts": []}
+    history = _history(folder / "run.json")
     history["starts"].append({"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), **facts})
     write_json(folder / "run.json", history)
+
+
+def _history(path: Path) -> dict[str, Any]:
+    """What `run.json` holds; of one that is damaged a copy is kept, and the record begins anew."""
+    if not path.exists():
+        return {"starts": []}
+    try:
+        history = json.loads(path.read_text())
+        if isinstance(history, dict) and isinstance(history.get("starts"), list):
+            return history
+    except (OSError, ValueError):
+        pass
+    _log.warning("%s is damaged: kept as %s, a new one is begun", path, set_aside(path).name)
+    return {"starts": []}
 
 
 def _is_free(key: str) -> bool:
     return key != "run.seed" and any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, its keys joined by dots."""
+    result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):  # an empty one has nothing to compare
-            flat.update(_flat(value, f"{prefix}{key}."))
+            result.update(flat(value, f"{prefix}{key}."))
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            result[f"{prefix}{key}"] = value
+    return result

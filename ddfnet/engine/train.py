@@ -10,6 +10,7 @@ from torch import nn
 
 from ddfnet.checkpoint import Weights, load_weights, read_weights
 from ddfnet.config import LoadedConfig
+from ddfnet.engine.agreement import check_same_config, check_same_data
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.logging import RunLog
 from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_folder
@@ -50,7 +51,9 @@ def train(loaded: LoadedConfig, *, dry_run: bool = False) -> int:
 
 def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, dry_run: bool) -> int:
     config, notes = loaded.config, loaded.ineffective_keys()
+    check_same_config(config, distributed)
     task = create_task(config)
+    check_same_data(task, distributed)
     if dry_run:
         config, dry_notes = _dry_run_config(config, distributed, task.train_images)
         notes += dry_notes

@@ -21,7 +21,7 @@ from ddfnet.engine.training_state import TrainingState
 from ddfnet.optim import clip_gradients, learning_rate
 from ddfnet.tasks import Config, Task
 from ddfnet.tasks.plan import RunPlan
-from ddfnet.utils.errors import NonFiniteLossError, raised_on_one_process
+from ddfnet.utils.errors import CheckpointError, NonFiniteLossError, raised_on_one_process
 from ddfnet.utils.files import write_json
 
 # torch 2.15 renamed the argument and warns of the old name.
@@ -64,6 +64,11 @@ class Trainer:
         last = None if folder is None else folder / "last.pt"
         local = self.state.resume(last) if last is not None else None
         if local is not None:
+            if self.state.step > plan.total_steps and not config.run.allow_changes:
+                raise CheckpointError(
+                    f"{last} is at step {self.state.step}, beyond the end of the run at {plan.total_steps}: it is "
+                    "damaged, or the run was longer; start a new one with run.dir=NEW_FOLDER"
+                )
             log.message(f"resuming from {last}: step {self.state.step} of {plan.total_steps}")
 
         self.replica: nn.Module = self.model

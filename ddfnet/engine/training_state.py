@@ -8,12 +8,16 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ddfnet.checkpoint import FORMAT, read_checkpoint, save_checkpoint, save_safetensors
+from ddfnet.checkpoint import read_checkpoint, save_checkpoint, save_safetensors
+from ddfnet.data.fingerprint import differing_classes
 from ddfnet.engine.batch_norm import averaged_statistics, load_statistics, local_statistics
 from ddfnet.engine.distributed import Distributed
+from ddfnet.engine.resumable import faults_of_resumable
 from ddfnet.optim import build_optimizer
 from ddfnet.tasks import Config, Task
 from ddfnet.utils.errors import CheckpointError
+
+_MOST_NAMES = 5  # in a message
 
 # What an optimizer's group holds of the configuration; some keep state of their own there, too.
 _SETTINGS = {"weight_decay", "momentum", "nesterov", "betas", "eps", "alpha"}
@@ -87,6 +91,7 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "evaluation_due": self.evaluation_due,
             "images": self._images(),
+            "fingerprint": self.task.fingerprint,
             "loss_count": self.loss_count,
             "local": local,
         }
@@ -108,13 +113,17 @@ class TrainingState:
                 self.ema.module.load_state_dict(payload["ema"] or payload["model"])
             configured = [{key: g[key] for key in _SETTINGS & g.keys()} for g in self.optimizer.param_groups]
             self.optimizer.load_state_dict(payload["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            first = str(error).splitlines()[0]
-            raise CheckpointError(f"{path} is of another model or optimizer than the config: {first}") from None
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{path} is of another model or optimizer than the config: {reason}") from None
+        self._check_local(path, payload["local"])
         for group, settings in zip(self.optimizer.param_groups, configured, strict=True):
             group.update(settings)  # the state continues, with the settings of the config (run.allow_changes)
         if self.scaler.is_enabled() and payload["scaler"]:
-            self.scaler.load_state_dict(payload["scaler"])
+            try:
+                self.scaler.load_state_dict(payload["scaler"])
+            except (RuntimeError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{path}: the state of the loss scaler is damaged ({error!r})") from None
         self.step, self.best, self.evaluation_due = payload["step"], payload["best"], payload["evaluation_due"]
         self.loss_count = payload["loss_count"]
         return payload["local"]
@@ -142,18 +151,41 @@ class TrainingState:
             payload = read_checkpoint(path)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; or {fix}") from None
-        if payload.get("format") != FORMAT or "optimizer" not in payload:
-            raise CheckpointError(f"{path} is no checkpoint that training can resume from: {fix}")
+        faults = faults_of_resumable(payload)
+        if faults:
+            raise CheckpointError(f"{path} is no checkpoint that training can resume from ({'; '.join(faults)}): {fix}")
         if not self.config.run.allow_changes:
             own = {**self.task.meta(), "images": self._images()}
             saved = {**payload["meta"], "images": payload["images"]}
-            changed = [key for key in own if key != "ddfnet" and own[key] != saved.get(key)]
+            changed = [f"{key} differ" for key in own if key != "ddfnet" and own[key] != saved.get(key)]
+            changed = changed or self._changed_images(payload.get("fingerprint") or {})
             if changed:
                 raise CheckpointError(
-                    f"{path} was trained on other data or another model ({', '.join(changed)} differ): {fix}, "
+                    f"{path} was trained on other data or another model ({', '.join(changed)}): {fix}, "
                     "or accept it with run.allow_changes=true"
                 )
         return payload
+
+    def _changed_images(self, saved: dict[str, dict[str, str]]) -> list[str]:
+        """The classes whose images are not those that the run began with, the first of each split in words."""
+        changed = []
+        for split, now in self.task.fingerprint.items():
+            names = differing_classes(saved.get(split, now), now)
+            if names:
+                more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+                changed.append(f"names or sizes of the {split} images differ in {', '.join(names[:_MOST_NAMES])}{more}")
+        return changed
+
+    def _check_local(self, path: Path, local: dict[str, Tensor]) -> None:
+        """That statistics of single processes are of this model."""
+        models = {"model": self.model, **({"ema": self.ema.module} if self.ema is not None else {})}
+        for key, model in models.items():
+            have, need = local[key].shape[1] if key in local else None, local_statistics(model).numel()
+            if have not in (None, need):
+                raise CheckpointError(
+                    f"{path} is damaged or of another model: local.{key} has {have} statistics a process, the model "
+                    f"{need}"
+                )
 
     def _check_same_everywhere(self, path: Path, payload: dict[str, Any] | None) -> None:
         step = torch.tensor(-1 if payload is None else payload["step"], device=self.distributed.device)

@@ -69,6 +69,11 @@ class Task(ABC, Generic[C, S]):
     def val_images(self) -> int:
         return len(self._val)
 
+    @cached_property
+    def fingerprint(self) -> dict[str, dict[str, str]]:
+        """By split and class: a hash of its images (`ddfnet.data.fingerprint`). Tasks without classes have none."""
+        return {}
+
     def batch_images(self, batch: Batch) -> int:
         return len(batch["index"])
 

@@ -1,6 +1,7 @@
 """Image classification: its configuration and its task."""
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from ddfnet.config import Fraction, Positive, Section
 from ddfnet.data.augment import AugmentConfig, train_transform
 from ddfnet.data.batches import Batch, EvalBatchTransform, TrainBatchTransform
 from ddfnet.data.dataset import CorruptImages, EvalDataset, TrainDataset
+from ddfnet.data.fingerprint import fingerprint
 from ddfnet.data.loader import Finish
 from ddfnet.data.preprocessing import InputConfig, eval_transform
 from ddfnet.data.sources import ImageSource, SourceConfig, open_split
@@ -139,6 +141,10 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         self._bce = None
         if config.loss.name == "bce":
             self._bce = BinaryCrossEntropy(config.loss.label_smoothing, target_threshold=config.loss.bce_threshold)
+
+    @cached_property
+    def fingerprint(self) -> dict[str, dict[str, str]]:
+        return {"train": fingerprint(self._train), "val": fingerprint(self._val)}
 
     def build_model(self) -> nn.Module:
         """The model of the configuration with random weights."""

@@ -1,5 +1,6 @@
 """Files: written whole or not at all, JSON without NaN, JSON lines that a crash may have cut."""
 
+import itertools
 import json
 import math
 import os
@@ -80,14 +81,24 @@ def to_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def set_aside(path: Path) -> Path:
+    """Renames a file or folder to the first free one of `NAME.damaged`, `NAME.damaged2`, ...; the new path."""
+    numbered = (path.with_name(f"{path.name}.damaged{number if number > 1 else ''}") for number in itertools.count(1))
+    return path.rename(next(candidate for candidate in numbered if not candidate.exists()))
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines, such as `metrics.jsonl`; a last line cut by a crash is left out."""
-    if not path.exists():
+    """The records of a file of JSON lines, such as `metrics.jsonl`; a last line cut by a crash is left out, and all
+    from the first line on that holds no record."""
+    if not path.is_file():
         return []
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
             break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
     return records

@@ -9,7 +9,7 @@ from ddfnet.tasks import Config, Task
 from ddfnet.utils.environment import git_commit
 from ddfnet.utils.errors import UserError
 
-# Machines may keep their data in different places; what is in them is compared by its fingerprint.
+# Machines may keep their data in different places; what is in them is compared by its hashes.
 _OWN = ("data.root", "data.workers", "run.device")
 
 
@@ -22,7 +22,7 @@ def check_same_config(config: Config, distributed: Distributed) -> None:
 def check_same_data(task: Task, distributed: Distributed) -> None:
     """UserError where processes see different data: it names the first class that differs."""
     facts: dict[str, Any] = {}
-    for split, prints in task.fingerprint.items():
+    for split, prints in task.class_hashes.items():
         facts[f"{split} images"] = {"train": task.train_images, "val": task.val_images}[split]
         facts |= {f"{split} class {name} (hash of its images)": value for name, value in prints.items()}
     _check_same(facts, distributed)

@@ -9,7 +9,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ddfnet.checkpoint import read_checkpoint, save_checkpoint, save_safetensors
-from ddfnet.data.fingerprint import differing_classes
+from ddfnet.data.class_hashes import differing_classes
 from ddfnet.engine.batch_norm import averaged_statistics, load_statistics, local_statistics
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.resumable import faults_of_resumable
@@ -91,7 +91,7 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "evaluation_due": self.evaluation_due,
             "images": self._images(),
-            "fingerprint": self.task.fingerprint,
+            "class_hashes": self.task.class_hashes,
             "loss_count": self.loss_count,
             "local": local,
         }
@@ -158,7 +158,7 @@ class TrainingState:
             own = {**self.task.meta(), "images": self._images()}
             saved = {**payload["meta"], "images": payload["images"]}
             changed = [f"{key} differ" for key in own if key != "ddfnet" and own[key] != saved.get(key)]
-            changed = changed or self._changed_images(payload.get("fingerprint") or {})
+            changed = changed or self._changed_images(payload.get("class_hashes") or {})
             if changed:
                 raise CheckpointError(
                     f"{path} was trained on other data or another model ({', '.join(changed)}): {fix}, "
@@ -169,7 +169,7 @@ class TrainingState:
     def _changed_images(self, saved: dict[str, dict[str, str]]) -> list[str]:
         """The classes whose images are not those that the run began with, the first of each split in words."""
         changed = []
-        for split, now in self.task.fingerprint.items():
+        for split, now in self.task.class_hashes.items():
             names = differing_classes(saved.get(split, now), now)
             if names:
                 more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""

@@ -70,8 +70,8 @@ class Task(ABC, Generic[C, S]):
         return len(self._val)
 
     @cached_property
-    def fingerprint(self) -> dict[str, dict[str, str]]:
-        """By split and class: a hash of its images (`ddfnet.data.fingerprint`). Tasks without classes have none."""
+    def class_hashes(self) -> dict[str, dict[str, str]]:
+        """By split and class: a hash of its images (`ddfnet.data.class_hashes`). Tasks without classes have none."""
         return {}
 
     def batch_images(self, batch: Batch) -> int:

@@ -15,7 +15,7 @@ from ddfnet.config import Fraction, Positive, Section
 from ddfnet.data.augment import AugmentConfig, train_transform
 from ddfnet.data.batches import Batch, EvalBatchTransform, TrainBatchTransform
 from ddfnet.data.dataset import CorruptImages, EvalDataset, TrainDataset
-from ddfnet.data.fingerprint import fingerprint
+from ddfnet.data.class_hashes import class_hashes
 from ddfnet.data.loader import Finish
 from ddfnet.data.preprocessing import InputConfig, eval_transform
 from ddfnet.data.sources import ImageSource, SourceConfig, open_split
@@ -143,8 +143,8 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
             self._bce = BinaryCrossEntropy(config.loss.label_smoothing, target_threshold=config.loss.bce_threshold)
 
     @cached_property
-    def fingerprint(self) -> dict[str, dict[str, str]]:
-        return {"train": fingerprint(self._train), "val": fingerprint(self._val)}
+    def class_hashes(self) -> dict[str, dict[str, str]]:
+        return {"train": class_hashes(self._train), "val": class_hashes(self._val)}
 
     def build_model(self) -> nn.Module:
         """The model of the configuration with random weights."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddfnet.checkpoint import read_checkpoint
-from ddfnet.data.fingerprint import differing_classes, fingerprint
+from ddfnet.data.class_hashes import class_hashes, differing_classes
 from ddfnet.data.sources import open_source
 from ddfnet.engine import agreement
 from ddfnet.engine.distributed import Distributed
@@ -190,13 +190,13 @@ def test_changed_images_of_the_same_number(edit, words, images, tmp_path, capsys
     assert train(load_config(tmp_path / "tiny.yaml", [*arguments, "run.allow_changes=true"])) == 0
 
 
-def test_fingerprint(images):
-    before = fingerprint(open_source(images / "train"))
+def test_class_hashes(images):
+    before = class_hashes(open_source(images / "train"))
     assert sorted(before) == ["cross", "disc", "grid", "ring", "stripes"]
     (images / "train" / "grid" / "6.png").write_bytes(b"")
-    now = fingerprint(open_source(images / "train"))
+    now = class_hashes(open_source(images / "train"))
     assert differing_classes(before, now) == ["grid"]
-    relabeled = fingerprint(open_source(images / "train", classes=["disc", "cross", "grid", "ring", "stripes"]))
+    relabeled = class_hashes(open_source(images / "train", classes=["disc", "cross", "grid", "ring", "stripes"]))
     assert differing_classes(now, relabeled) == ["cross", "disc"]
 
 

@@ -9,7 +9,7 @@ from ddfnet.data.sources.base import ImageSource
 from ddfnet.data.sources.ranges import ByteRanges
 
 
-def fingerprint(source: ImageSource) -> dict[str, str]:
+def class_hashes(source: ImageSource) -> dict[str, str]:
     """A hash for each class, by its name: of its label, the names of its images in order, and the sizes in bytes of its
     first and last one.
 

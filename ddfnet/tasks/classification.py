@@ -14,8 +14,8 @@ import ddfnet
 from ddfnet.config import Fraction, Positive, Section
 from ddfnet.data.augment import AugmentConfig, train_transform
 from ddfnet.data.batches import Batch, EvalBatchTransform, TrainBatchTransform
-from ddfnet.data.dataset import CorruptImages, EvalDataset, TrainDataset
 from ddfnet.data.class_hashes import class_hashes
+from ddfnet.data.dataset import CorruptImages, EvalDataset, TrainDataset
 from ddfnet.data.loader import Finish
 from ddfnet.data.preprocessing import InputConfig, eval_transform
 from ddfnet.data.sources import ImageSource, SourceConfig, open_split

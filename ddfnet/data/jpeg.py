@@ -14,7 +14,11 @@ import numpy as np
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are outside
 
 _SEQUENTIAL = (0xC0, 0xC1)
+_PLAIN = (*_SEQUENTIAL, 0xC2)  # progressive ones, too
+_PLAIN_SAMPLINGS = ((0x11, 0x11, 0x11), (0x21, 0x11, 0x11), (0x22, 0x11, 0x11))
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_EXIF = b"Exif\0\0"
+_ORIENTATION = 0x0112
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _INTERVAL_WIDTH = 60  # pixels; narrower ones cost bytes, wider ones are decoded for less
@@ -31,6 +35,7 @@ class Header(NamedTuple):
     frame: int  # position of the two bytes of the height
     data: int  # position of the first interval
     sequential: bool  # Huffman-coded in one scan, 8 bits: what `cut` needs
+    plain: bool  # gray or three components of 8 bits, sampled 4:4:4, 4:2:2 or 4:2:0: all decoders make the same of it
 
     @property
     def row(self) -> int:
@@ -71,7 +76,27 @@ def read_header(data: bytes) -> Header:
     if not width or not height or 0 in mcu:
         raise ValueError("the header is damaged")
     sequential = kind in _SEQUENTIAL and bits == 8 and scanned == components
-    return Header(width, height, components, mcu, interval, start + 5, at + 2 + length, sequential)
+    plain = kind in _PLAIN and bits == 8 and (components == 1 or tuple(factors) in _PLAIN_SAMPLINGS)
+    return Header(width, height, components, mcu, interval, start + 5, at + 2 + length, sequential, plain)
+
+
+def is_turned(data: bytes, header: Header) -> bool:
+    """Whether EXIF asks viewers to turn or mirror the image, or says so unclearly."""
+    at = data.find(_EXIF, 0, header.data)
+    if at < 0:
+        return False
+    tiff = at + len(_EXIF)
+    order = {b"II": "<", b"MM": ">"}.get(data[tiff : tiff + 2])
+    try:
+        (first,) = struct.unpack_from(f"{order}I", data, tiff + 4)
+        (entries,) = struct.unpack_from(f"{order}H", data, tiff + first)
+        for entry in range(entries):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", data, tiff + first + 2 + 12 * entry)
+            if tag == _ORIENTATION:
+                return kind != 3 or value != 1
+    except struct.error:
+        return True
+    return False
 
 
 def restart_interval(width: int, mcu_width: int) -> int:

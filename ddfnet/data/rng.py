@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 # First part of a key: keeps the draws of different uses apart.
-SAMPLE, REPLACEMENT, BATCH = range(3)
+SAMPLE, REPLACEMENT, BATCH, GEOMETRY, POLICY = range(5)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: SplitMix64's step
 

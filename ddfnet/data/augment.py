@@ -1,14 +1,11 @@
-"""Augmentation: its section of the configuration, and the part of it that runs in the workers, by timm."""
+"""Augmentation: its section of the configuration."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from pydantic import model_validator
-from timm.data import create_transform
-from timm.data.transforms import str_to_interp_mode
-from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize, TrivialAugmentWide
 
 from ddfnet.config import Fraction, NonNegative, Pair, Positive, Section
 from ddfnet.data.policy import Policy
@@ -143,42 +140,3 @@ class AugmentConfig(Section):
             yield "mixup_prob", "augment.mixup and augment.cutmix are 0"
         if not (self.mixup and self.cutmix):
             yield "mixup_switch_prob", "augment.mixup and augment.cutmix are not both on"
-
-
-def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> Callable:
-    """Training augmentation of one image: callable, PIL RGB image -> uint8 (3, size, size).
-
-    It draws from the global generators of `random`, numpy and torch.
-
-    Args:
-        preprocessing: gives the size of the crops, and the mean color that fills what an operation leaves empty.
-        augment: the recipe. With `crop: pad` the short side is resized to `size`, then a crop of `size` is taken from
-            the image padded by `size // 8` black pixels.
-    """
-    size = preprocessing.size
-    geometry, color, to_tensor = create_transform(
-        input_size=size,
-        is_training=True,
-        use_prefetcher=True,
-        separate=True,
-        scale=augment.scale,
-        ratio=augment.ratio,
-        hflip=augment.hflip,
-        vflip=augment.vflip,
-        # None turns it off, which timm's annotation does not say.
-        color_jitter=None if augment.trivial_augment else augment.color_jitter or None,  # type: ignore[arg-type]
-        auto_augment=augment.rand_augment,
-        interpolation=augment.interpolation,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-    )
-    steps = geometry.transforms
-    if augment.crop == "pad":
-        resize = preprocessing.interpolation if augment.interpolation == "random" else augment.interpolation
-        # timm's first step is its random resized crop, the flips follow.
-        steps = [Resize(size, str_to_interp_mode(resize)), RandomCrop(size, padding=size // 8), *steps[1:]]
-    policy = color.transforms
-    if augment.trivial_augment:
-        fill = [min(255, round(255 * value)) for value in preprocessing.mean]  # as timm fills
-        policy = [TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=fill)]
-    return Compose([*steps, *policy, *to_tensor.transforms])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.preprocessing import Preprocessing
-from ddfnet.data.resize import Box, Interpolation, resize_into
+from ddfnet.data.resize import Box, Interpolation, resize_into, resized_size
 
 _ATTEMPTS = 10  # to find a random crop that fits into the image
 
@@ -69,18 +69,26 @@ class Geometry:
         left, top = (width - w) // 2, (height - h) // 2
         return left, top, left + w, top + h
 
-    def write(self, pixels: np.ndarray, draws: Sequence[float], row: Tensor) -> None:
-        """Writes the crop of an image, uint8 (H, W, 3), into a row of a batch, uint8 (size, size, 3)."""
+    def write(self, pixels: np.ndarray, draws: Sequence[float], row: Tensor, box: Box | None = None) -> None:
+        """Writes the crop of an image into a row of a batch.
+
+        Args:
+            pixels: uint8 (H, W, 3).
+            draws: of this image, `count` of them.
+            row: uint8 (size, size, 3).
+            box: where `box` lies in `pixels`, if these are a part of the image only.
+        """
         if self.pad is not None:
             images = torch.from_numpy(np.ascontiguousarray(self._short_side(pixels)))[None]
             return self.write_padded(images, np.array([draws]), row[None])
         height, width = pixels.shape[:2]
-        return self.write_box(pixels, self.box(draws, width, height), draws, row)
-
-    def write_box(self, pixels: np.ndarray, box: Box, draws: Sequence[float], row: Tensor) -> None:
-        """`write` of a crop that is given; `pixels` may be a part of the image, and the box lies in it."""
+        box = box or self.box(draws, width, height)
         flips = {"hflip": draws[_HFLIP] < self.hflip, "vflip": draws[_VFLIP] < self.vflip}
-        resize_into(pixels, box, row, self._interpolation_of(draws), kernel=self.kernel, **flips)
+        return resize_into(pixels, box, row, self._interpolation_of(draws), kernel=self.kernel, **flips)
+
+    def pads(self, height: int, width: int) -> bool:
+        """Whether images of this size are padded and cropped as they are: `write_padded` does a whole batch."""
+        return self.pad is not None and min(height, width) == self.size
 
     def write_padded(self, images: Tensor, draws: np.ndarray, rows: Tensor) -> None:
         """`crop: pad` of a whole batch whose short sides are `size` already.
@@ -119,10 +127,3 @@ class Geometry:
         if self.interpolation == "random":
             return "bilinear" if draws[_INTERPOLATION] < 0.5 else "bicubic"
         return self.interpolation
-
-
-def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width of an image whose short side is brought to a length, by torchvision's rule."""
-    if height <= width:
-        return short_side, int(short_side * width / height)
-    return int(short_side * height / width), short_side

@@ -102,3 +102,10 @@ def through_interpolate(interpolation: Interpolation) -> Callable[[Tensor, Tenso
         return target.copy_(F.interpolate(source, size, mode=interpolation, antialias=True, align_corners=False))
 
     return interpolate
+
+
+def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width of an image whose short side is brought to a length, by torchvision's rule."""
+    if height <= width:
+        return short_side, int(short_side * width / height)
+    return int(short_side * height / width), short_side

@@ -9,7 +9,7 @@ from ddfnet.checkpoint import Weights
 from ddfnet.data.batches import EvalBatchTransform
 from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.loader import eval_batches
-from ddfnet.data.preprocessing import Preprocessing, eval_transform
+from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.data.sources import ImageSource, SourceConfig, open_source, open_split, split_path
 from ddfnet.evaluation.class_names import in_order_of_number, known_classes, output_names
 from ddfnet.evaluation.image_sets import ImageSet, find_sets, load_set
@@ -58,7 +58,7 @@ def _set(images: ImageSet, loaded: Classifier, how: Preprocessing, options: Eval
 
     def batches(*, rank: int, world_size: int, device: torch.device) -> Any:
         return eval_batches(
-            EvalDataset(images.index, eval_transform(how)).read,
+            EvalDataset(images.index, how).read,
             len(images.index),
             EvalBatchTransform(how, device=device, channels_last=True),
             batch_size=options.batch_size or BATCH_SIZE,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ddfnet.data.sources.base import Names, canonical_order
+from ddfnet.data.sources.base import Names, canonical_order, hash_files
 from ddfnet.utils.errors import DataError
 
 _MOST_GROUPS = 2  # row groups kept per process, about 10 MB each for ImageNet
@@ -52,6 +52,9 @@ class ParquetSource:
 
     def disk_order(self) -> np.ndarray:
         return np.lexsort((self.row, self.group, self.file))
+
+    def fingerprint(self) -> str:
+        return hash_files(self.files, self.keys.blob, self.file, self.group, self.row)
 
 
 def parquet_source(

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ddfnet.data.sources.base import Names, SourceConfig, canonical_order, refuse_empty_classes, settle_names
+from ddfnet.data.sources.base import (
+    Names,
+    SourceConfig,
+    canonical_order,
+    hash_files,
+    refuse_empty_classes,
+    settle_names,
+)
 from ddfnet.utils.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".txt")
@@ -47,6 +54,9 @@ class Table:
 
     def disk_order(self) -> np.ndarray:
         return self.order
+
+    def fingerprint(self) -> str:
+        return hash_files(map(self.name, range(len(self))), self.keys.blob, self.keys.offsets)
 
 
 def open_table(

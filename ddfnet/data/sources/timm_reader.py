@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ddfnet.data.sources.base import TIMM, Names, SourceConfig, canonical_order, refuse_empty_classes, settle_classes
+from ddfnet.data.sources.base import (
+    TIMM,
+    Names,
+    SourceConfig,
+    canonical_order,
+    hash_files,
+    refuse_empty_classes,
+    settle_classes,
+)
 from ddfnet.utils.errors import DataError
 
 _STREAMS = ("wds", "tfds", "hfids")
@@ -44,6 +52,12 @@ class TimmSource:
 
     def disk_order(self) -> np.ndarray:
         return np.argsort(self.row)
+
+    def fingerprint(self) -> str:
+        # A dataset of Hugging Face's has one of its own; other readers have files, or one tar.
+        own = str(getattr(getattr(self.reader, "dataset", None), "_fingerprint", ""))
+        paths = (self.root, *map(self.name, range(len(self))))
+        return hash_files(paths, self.keys.blob, self.row, np.frombuffer(own.encode(), np.uint8))
 
 
 def open_timm(

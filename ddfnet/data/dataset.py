@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,11 +13,11 @@ from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.batches import Batch
 from ddfnet.data.decode import Decoder, decode_error
 from ddfnet.data.geometry import Geometry
+from ddfnet.data.jpeg import Box
 from ddfnet.data.memory import DecodedImages
 from ddfnet.data.policy import Policy
 from ddfnet.data.preprocessing import EvalTransform, Preprocessing
-from ddfnet.data.resize import Box
-from ddfnet.data.ring import empty
+from ddfnet.data.ring import empty, reading
 from ddfnet.data.rng import GEOMETRY, POLICY, REPLACEMENT, key_seeds, uniforms
 from ddfnet.data.sampler import Request
 from ddfnet.data.sources import ImageSource
@@ -102,12 +103,15 @@ class TrainDataset:
         if decoded is not None and decoded.equal_sized and geometry.pads(*decoded.sizes[0].tolist()):
             geometry.write_padded(torch.from_numpy(decoded.take(indices)), draws, rows)
             return [self.source.label(i) for i in indices], [""] * len(indices)
-        found = [self._crop(epoch, i, own, rows[b]) for b, (i, own) in enumerate(zip(indices, draws.tolist(), strict=True))]
+        found = [
+            self._crop(epoch, i, own, rows[b]) for b, (i, own) in enumerate(zip(indices, draws.tolist(), strict=True))
+        ]
         return [label for label, _ in found], [problem for _, problem in found]
 
     def _crop(self, epoch: int, i: int, draws: list[float], row: Tensor) -> tuple[int, str]:
         """Writes the crop of image i or of its replacement; its label, and what was wrong with image i."""
         problem = ""
+        reading(i)
         for attempt in range(_REPLACEMENT_ATTEMPTS + 1):
             j = i if attempt == 0 else self._replacement(epoch, i, attempt)
             try:
@@ -128,8 +132,10 @@ class TrainDataset:
         if pixels is not None:
             return pixels, None
         source = self.source
-        if not (isinstance(source, Store) and source.intervals[j]) or self.geometry.pad is not None:
+        if self.geometry.pad is not None:
             return self.decoder(source.read(j)), None
+        if not (isinstance(source, Store) and source.intervals[j]):
+            return self.decoder.crop(source.read(j), partial(self.geometry.box, draws))
         left, top, right, bottom = self.geometry.box(draws, *source.sizes[j].tolist())
         data, x, y = source.read_region(j, (left, top, right, bottom))
         pixels = self.decoder(data)
@@ -175,6 +181,7 @@ class EvalDataset:
         rows = empty((len(indices), size, size, 3), torch.uint8)
         arrays = rows.numpy()
         for b, i in enumerate(indices):
+            reading(i)
             if cache is None:
                 self.transform.write(self._pixels(i), rows[b])
             elif not cache.read(i, arrays[b]):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ddfnet.data.jpeg import Header, is_turned, read_header
+from ddfnet.data.jpeg import Box, Header, ends_at_once, is_turned, read_header
 from ddfnet.utils.errors import ConfigError
 
 DecoderName = Literal["auto", "simplejpeg", "torchcodec", "pillow"]
@@ -36,15 +36,39 @@ class Decoder:
         self.name = _installed(name)
 
     def __call__(self, data: bytes) -> np.ndarray:
-        decode = _BACKENDS.get(self.name)
-        if decode is not None and data.endswith(_END):
+        header = self._header(data)
+        if header is not None:
             try:
-                header = read_header(data)
-                if header.plain and header.width * header.height <= (Image.MAX_IMAGE_PIXELS or np.inf):
-                    return decode(data, header)
-            except Exception:  # not a JPEG, damaged, or more than this backend can do: each has errors of its own
+                return _BACKENDS[self.name](data, header, strict=True)
+            except Exception:  # each backend has errors of its own
                 pass
         return np.array(open_rgb(data))
+
+    def crop(self, data: bytes, box_of: Callable[[int, int], Box]) -> tuple[np.ndarray, Box]:
+        """An image down to the lower edge of a crop at least, and the crop: what lies below is not decoded.
+
+        A header with a smaller height makes a decoder stop early, and changes no pixel above. Only JPEGs in one scan
+        are written from top to bottom.
+
+        Args:
+            box_of: (width, height) of the image -> the crop, called once.
+        """
+        header = self._header(data)
+        if header is None or not header.sequential or self.name not in _STOP_EARLY:
+            pixels = self(data)
+            return pixels, box_of(pixels.shape[1], pixels.shape[0])
+        box = box_of(header.width, header.height)
+        # One pixel of margin: decoders smooth subsampled color over neighboring pixels.
+        rows = -(-(box[3] + 1) // header.mcu[1]) * header.mcu[1]
+        if rows <= _WORTHWHILE * header.height and ends_at_once(data, header):
+            part = bytearray(data)
+            part[header.frame : header.frame + 2] = rows.to_bytes(2, "big")
+            try:
+                # Not strict: all that is not read is a warning.
+                return _BACKENDS[self.name](part, header, strict=False), box
+            except Exception:
+                pass
+        return self(data), box
 
     def size(self, data: bytes) -> tuple[int, int]:
         """Width and height in pixels, from the header alone; what Pillow raises where it is none of an image."""
@@ -54,19 +78,33 @@ class Decoder:
         except ValueError:
             return Image.open(io.BytesIO(data)).size
 
+    def _header(self, data: bytes) -> Header | None:
+        """The header of a JPEG that a backend can be asked for."""
+        if self.name == "pillow" or not data.endswith(_END):
+            return None
+        try:
+            header = read_header(data)
+        except ValueError:
+            return None
+        fits = header.width * header.height <= (Image.MAX_IMAGE_PIXELS or np.inf)
+        return header if header.plain and fits else None
 
-def _simplejpeg(data: bytes, _: Header) -> np.ndarray:
+
+def _simplejpeg(data: bytes | bytearray, _: Header, *, strict: bool) -> np.ndarray:
     # strict: a warning of libjpeg's is an error.
-    return _module("simplejpeg").decode_jpeg(data, "RGB", strict=True)
+    return _module("simplejpeg").decode_jpeg(data, "RGB", strict=strict)
 
 
-def _torchcodec(data: bytes, header: Header) -> np.ndarray:
+def _torchcodec(data: bytes | bytearray, header: Header, *, strict: bool) -> np.ndarray:
     if is_turned(data, header):
         raise ValueError("torchcodec would turn it")
-    return _module("torchcodec.decoders").decode_jpeg(data, mode="RGB").permute(1, 2, 0).numpy()
+    return _module("torchcodec.decoders").decode_jpeg(bytes(data), mode="RGB").permute(1, 2, 0).numpy()
 
 
-_BACKENDS: dict[str, Callable[[bytes, Header], np.ndarray]] = {"simplejpeg": _simplejpeg, "torchcodec": _torchcodec}
+_BACKENDS: dict[str, Callable[..., np.ndarray]] = {"simplejpeg": _simplejpeg, "torchcodec": _torchcodec}
+
+_WORTHWHILE = 15 / 16  # looking at the data costs as much as decoding the rest
+_STOP_EARLY = ("simplejpeg",)  # torchcodec writes a line to stderr for each such image
 
 
 @cache
@@ -87,7 +125,7 @@ def _works(backend: str) -> bool:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG")
     try:
-        return _BACKENDS[backend](file.getvalue(), read_header(file.getvalue())).shape == (8, 8, 3)
+        return _BACKENDS[backend](file.getvalue(), read_header(file.getvalue()), strict=True).shape == (8, 8, 3)
     except Exception:
         return False
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ddfnet.data.augment import AugmentConfig
+from ddfnet.data.jpeg import Box
 from ddfnet.data.preprocessing import Preprocessing
-from ddfnet.data.resize import Box, Interpolation, resize_into, resized_size
+from ddfnet.data.resize import Interpolation, resize_into, resized_size
 
 _ATTEMPTS = 10  # to find a random crop that fits into the image
 

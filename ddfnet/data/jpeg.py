@@ -80,7 +80,7 @@ def read_header(data: bytes) -> Header:
     return Header(width, height, components, mcu, interval, start + 5, at + 2 + length, sequential, plain)
 
 
-def is_turned(data: bytes, header: Header) -> bool:
+def is_turned(data: bytes | bytearray, header: Header) -> bool:
     """Whether EXIF asks viewers to turn or mirror the image, or says so unclearly."""
     at = data.find(_EXIF, 0, header.data)
     if at < 0:
@@ -97,6 +97,15 @@ def is_turned(data: bytes, header: Header) -> bool:
     except struct.error:
         return True
     return False
+
+
+def ends_at_once(data: bytes, header: Header) -> bool:
+    """Whether all of a JPEG is one scan from top to bottom, with no marker in it before that of the end.
+
+    Where damage looks like a marker, decoders stop, and some of them fail.
+    """
+    end = _END_OF_SCAN.search(data, header.data) if header.sequential else None
+    return end is not None and data[end.end() - 1] == 0xD9 and end.end() == len(data)
 
 
 def restart_interval(width: int, mcu_width: int) -> int:

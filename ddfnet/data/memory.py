@@ -64,7 +64,7 @@ def decode_all(source: ImageSource, decoder: Decoder, *, limit: float = float("i
         except Exception:  # left out: whoever asks for it reads it, and meets the error
             continue
         offsets[i], sizes[i] = len(blob), pixels.shape[:2]
-        blob += memoryview(np.ascontiguousarray(pixels).reshape(-1))
+        blob += pixels.tobytes()
         if len(blob) > limit:
             return None
     seconds = time.monotonic() - start

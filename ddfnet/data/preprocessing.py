@@ -98,7 +98,7 @@ class EvalTransform:
     def write(self, pixels: np.ndarray, row: Tensor) -> None:
         """Writes the transform of an image, uint8 (H, W, 3), into a row of a batch, uint8 (size, size, 3)."""
         how, size = self.preprocessing, self.preprocessing.size
-        height, width = resized_size(*pixels.shape[:2], self.short_side)
+        height, width = resized_size(pixels.shape[0], pixels.shape[1], self.short_side)
         exact = (height, width) == (size, size)
         resized = row if exact else torch.empty(height, width, 3, dtype=torch.uint8)
         whole = 0, 0, pixels.shape[1], pixels.shape[0]

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are outside
+from ddfnet.data.jpeg import Box
+
 Kernel = Literal["torch", "pillow"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
@@ -47,7 +48,7 @@ def resize_into(
     crop = pixels[top:bottom, left:right]
     height, width = row.shape[:2]
     if kernel == "torch" and interpolation in _TORCH_FILTERS:
-        source = torch.from_numpy(np.ascontiguousarray(crop)) if not hflip else flipped(torch.from_numpy(crop))
+        source = torch.from_numpy(np.ascontiguousarray(crop)) if not hflip else torch.from_numpy(crop).flip(1)
         target = row.permute(2, 0, 1)[None]
         if (bottom - top, right - left) == (height, width):
             row.copy_(source)
@@ -62,11 +63,6 @@ def resize_into(
     made = np.asarray(image)
     # A copy where it is flipped: torch takes no negative strides.
     row.copy_(torch.from_numpy(np.array(made[:: -1 if vflip else 1, :: -1 if hflip else 1])))
-
-
-def flipped(image: Tensor) -> Tensor:
-    """A copy of (H, W, 3), contiguous, with left and right exchanged."""
-    return image.permute(2, 0, 1)[None].flip(-1)[0].permute(1, 2, 0).contiguous()  # a vectorized path of torch's
 
 
 @cache

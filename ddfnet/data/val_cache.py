@@ -3,9 +3,9 @@
 A cache is one file in a folder of the user's, named by a hash of what it depends on: the images (names, sizes and times
 of their files) and the transform, versions of the libraries included. It is filled by whoever evaluates: workers, ranks
 and runs may do so at the same time, because all write the same bytes to the same places. While it is incomplete it is
-called `.partial`, and each row counts from the moment that its checksum is written, after the row; a reader compares the
-two. So a process that is killed, or a machine that stops, costs the rows that were not written. The next one to open a full file
-verifies all of it, makes it last, and gives it its name.
+called `.partial`, and each row counts from the moment that its checksum is written, after the row; a reader compares
+the two. So a process that is killed, or a machine that stops, costs the rows that were not written. The next one to
+open a full file verifies all of it, makes it last, and gives it its name.
 
     4096 bytes   JSON: what the file is of
     8 N bytes    checksums: CRC-32 with bit 32 set; 0: the row is missing
@@ -172,12 +172,12 @@ def _report_others(folder: Path, name: str, about: dict[str, Any]) -> None:
 
 
 def _checksum(row: np.ndarray) -> np.uint64:
-    return np.uint64(zlib.crc32(row) | _PRESENT)
+    return np.uint64(zlib.crc32(row.data) | _PRESENT)
 
 
 def _write_at(handle: int | None, array: np.ndarray, at: int) -> None:
     assert handle is not None
-    view = memoryview(array).cast("B")
+    view = array.data.cast("B")
     while view:
         written = os.pwrite(handle, view, at)
         view, at = view[written:], at + written

@@ -74,7 +74,7 @@ class DataConfig(DataSection, SourceConfig):
     max_corrupt: Fraction = 0.001
     """Training stops when more than this share of the images, and more than 10, cannot be decoded."""
     decoder: DecoderName = "auto"
-    """Decoder of JPEGs; all give the same pixels. auto: the fastest that is installed: simplejpeg, torchcodec, Pillow."""
+    """Decoder of JPEGs; all give the same pixels. auto: the first installed of simplejpeg, torchcodec and Pillow."""
     cache: Literal["auto", "memory", "none"] = "auto"
     """memory: decode all images once, at the start, and keep their pixels in the memory of each process. auto: for each
     split, if its pixels take up to 512 MiB (CIFAR does)."""

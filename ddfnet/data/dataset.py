@@ -33,8 +33,9 @@ _CORRUPT_FLOOR = 10  # so many corrupt files are tolerated, whatever their share
 class TrainDataset:
     """Augmented training images, read by batches.
 
-    A corrupt image is replaced by another one of the set, drawn by (seed, epoch, i, attempt) and so the same one in each
-    repeat, together with its label. Where several replacements in a row are corrupt as well, reading raises a DataError.
+    A corrupt image is replaced by another one of the set, drawn by (seed, epoch, i, attempt) and so the same one in
+    each repeat, together with its label. Where several replacements in a row are corrupt as well, reading raises a
+    DataError.
 
     Augmentation depends on (seed, epoch, i, repeat) alone, and no global generator is used. Of stores, the region of a
     random crop is read and decoded where that gives the same pixels.
@@ -176,7 +177,7 @@ class EvalDataset:
         return batch["image"][0], int(batch["target"][0]), i
 
     def read(self, indices: list[int]) -> Batch:
-        """One batch on the CPU: "image" uint8 (B, 3, H, W), channels last in memory; "target" and "index" int64 (B,)."""
+        """One batch on the CPU: "image" uint8 (B, 3, H, W), channels last; "target" and "index" int64 (B,)."""
         size, cache = self.transform.preprocessing.size, self.cache
         rows = empty((len(indices), size, size, 3), torch.uint8)
         arrays = rows.numpy()

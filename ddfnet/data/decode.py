@@ -35,7 +35,7 @@ class Decoder:
     def __init__(self, name: DecoderName = "auto") -> None:
         self.name = _installed(name)
 
-    def __call__(self, data: bytes) -> np.ndarray:
+    def __call__(self, data: bytes | bytearray) -> np.ndarray:
         header = self._header(data)
         if header is not None:
             try:
@@ -78,7 +78,7 @@ class Decoder:
         except ValueError:
             return Image.open(io.BytesIO(data)).size
 
-    def _header(self, data: bytes) -> Header | None:
+    def _header(self, data: bytes | bytearray) -> Header | None:
         """The header of a JPEG that a backend can be asked for."""
         if self.name == "pillow" or not data.endswith(_END):
             return None
@@ -130,7 +130,7 @@ def _works(backend: str) -> bool:
         return False
 
 
-def open_rgb(data: bytes) -> Image.Image:
+def open_rgb(data: bytes | bytearray) -> Image.Image:
     """Decodes an image file to RGB, as timm does: `convert("RGB")`, EXIF orientation ignored.
 
     One exception to timm: 16-bit gray keeps its upper 8 bits; Pillow alone clips it, which leaves a white image.

@@ -15,7 +15,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and
 
 _SEQUENTIAL = (0xC0, 0xC1)
 _PLAIN = (*_SEQUENTIAL, 0xC2)  # progressive ones, too
-_PLAIN_SAMPLINGS = ((0x11, 0x11, 0x11), (0x21, 0x11, 0x11), (0x22, 0x11, 0x11))
+_PLAIN_SAMPLINGS = ((0x11, 0x11, 0x11), (0x21, 0x11, 0x11), (0x12, 0x11, 0x11), (0x22, 0x11, 0x11))
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
@@ -35,7 +35,9 @@ class Header(NamedTuple):
     frame: int  # position of the two bytes of the height
     data: int  # position of the first interval
     sequential: bool  # Huffman-coded in one scan, 8 bits: what `cut` needs
-    plain: bool  # gray or three components of 8 bits, sampled 4:4:4, 4:2:2 or 4:2:0: all decoders make the same of it
+    plain: (
+        bool  # gray or three components of 8 bits, color at full or half resolution: all decoders make the same of it
+    )
 
     @property
     def row(self) -> int:
@@ -43,7 +45,7 @@ class Header(NamedTuple):
         return -(-self.width // self.mcu[0])
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes | bytearray) -> Header:
     """The header of a JPEG; ValueError for anything else, damaged headers included."""
     if data[:2] != b"\xff\xd8":
         raise ValueError("not a JPEG")
@@ -86,7 +88,7 @@ def is_turned(data: bytes | bytearray, header: Header) -> bool:
     if at < 0:
         return False
     tiff = at + len(_EXIF)
-    order = {b"II": "<", b"MM": ">"}.get(data[tiff : tiff + 2])
+    order = {b"II": "<", b"MM": ">"}.get(bytes(data[tiff : tiff + 2]))
     try:
         (first,) = struct.unpack_from(f"{order}I", data, tiff + 4)
         (entries,) = struct.unpack_from(f"{order}H", data, tiff + first)
@@ -132,7 +134,9 @@ def interval_starts(data: bytes, header: Header) -> np.ndarray | None:
     return np.array(starts, np.int64) if regular else None
 
 
-def cut(data: bytes, header: Header, starts: np.ndarray, box: Box, *, margin: int = 1) -> tuple[bytes, int, int]:
+def cut(
+    data: bytes, header: Header, starts: np.ndarray, box: Box, *, margin: int = 1
+) -> tuple[bytes | bytearray, int, int]:
     """The smallest rectangle of restart intervals that holds a box, as a JPEG of its own.
 
     Args:
@@ -162,4 +166,4 @@ def cut(data: bytes, header: Header, starts: np.ndarray, box: Box, *, margin: in
     pixels = np.frombuffer(result, np.uint8)
     pixels[ends - 1] = 0xD0 + np.arange(len(ends)) % 8
     pixels[-1] = 0xD9
-    return bytes(result), left * width, top * height
+    return result, left * width, top * height

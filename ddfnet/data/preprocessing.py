@@ -27,8 +27,8 @@ class Preprocessing(Section):
     interpolation: Interpolation = "bicubic"
     """Evaluation resize."""
     resize: Kernel = "torch"
-    """Kernel of all resizing, in training too. torch: antialiased, for uint8, fast; within 1 level of Pillow's before its
-    version 13. pillow: timm's pixels to the bit. Lanczos, box, hamming and nearest are Pillow's in any case."""
+    """Kernel of all resizing, in training too. torch: antialiased, for uint8, fast; within 1 level of Pillow's before
+    its version 13. pillow: timm's pixels to the bit. Lanczos, box, hamming and nearest are Pillow's in any case."""
     mean: Triple = IMAGENET_DEFAULT_MEAN
     """Per-channel mean of RGB in [0, 1]."""
     std: Triple = IMAGENET_DEFAULT_STD
@@ -82,7 +82,7 @@ class InputConfig(Preprocessing):
 class EvalTransform:
     """timm's evaluation transform: the short side to `floor(size / crop_pct)`, then the center.
 
-    `transform(image)`: an RGB image, of Pillow or uint8 (H, W, 3) -> uint8 (3, size, size), its channels last in memory.
+    `transform(image)`: an RGB image, of Pillow or uint8 (H, W, 3) -> uint8 (3, size, size), channels last.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:

@@ -2,8 +2,8 @@
 
 Two kernels: torch's antialiased one for uint8, four to five times as fast, which writes straight into the batch; and
 Pillow's, which is timm's. Both are convolutions with the same filters in fixed point. torch's goes over rows first
-always, as Pillow did before version 13 and Pillow-SIMD does, to whose pixels it is equal; see docs/guides/data.md for the
-measured distances.
+always, as Pillow did before version 13 and Pillow-SIMD does, to whose pixels it is equal; see docs/guides/data.md for
+the measured distances.
 """
 
 from collections.abc import Callable

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 # First part of a key: keeps the draws of different uses apart.
-SAMPLE, REPLACEMENT, BATCH, GEOMETRY, POLICY = range(5)
+SAMPLE, REPLACEMENT, BATCH, GEOMETRY, POLICY, ERASING = range(6)
+
+Integers = Sequence[int] | np.ndarray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: SplitMix64's step
 
@@ -31,9 +33,7 @@ def entry_key(kind: int, seed: int, epoch: int, index: int, repeat: int) -> tupl
     return (kind, seed, epoch, index, repeat) if repeat else (kind, seed, epoch, index)
 
 
-def uniforms(
-    kind: int, seed: int, epoch: int, indices: Sequence[int], repeats: Sequence[int], count: int
-) -> np.ndarray:
+def uniforms(kind: int, seed: int, epoch: int, indices: Integers, repeats: Integers, count: int) -> np.ndarray:
     """Uniform draws in [0, 1) for the samples of a batch: float64 (B, count), a row for each of `indices`.
 
     A row depends on (kind, seed, epoch, its index, its repeat) alone, and its first numbers not on `count`. A whole

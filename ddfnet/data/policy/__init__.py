@@ -4,7 +4,7 @@ They are drawn for whole batches, and applied in batched operations on any devic
 """
 
 from ddfnet.data.policy.batched import apply_policy
-from ddfnet.data.policy.policy import Policy
+from ddfnet.data.policy.policy import Policy, fill_color
 from ddfnet.data.policy.table import PolicyTable
 
-__all__ = ["Policy", "PolicyTable", "apply_policy"]
+__all__ = ["Policy", "PolicyTable", "apply_policy", "fill_color"]

@@ -56,6 +56,8 @@ def apply_policy(images: Tensor, table: PolicyTable, fill: tuple[int, int, int])
         raise ValueError(f"images must be uint8 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
     if table.ndim != 3 or table.shape[::2] != (len(images), 3):
         raise ValueError(f"table must be ({len(images)}, layers, 3) for {len(images)} images, got {table.shape}")
+    if (table[..., CODE] == Op.AUGMIX).any():
+        raise ValueError("AugMix has no batched form: use Policy.apply (augment.where=cpu)")
     pixels = images.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
     _, height, width, _ = pixels.shape
     jobs = [job for layer in range(table.shape[1]) for job in _jobs(table[:, layer], height, width, fill)]

@@ -3,7 +3,8 @@
 They are drawn for whole batches, and applied in batched operations on any device or image by image through Pillow.
 """
 
-from ddfnet.data.policy.policy import Policy
+from ddfnet.data.policy.batched import apply_policy
+from ddfnet.data.policy.policy import Policy, fill_color
 from ddfnet.data.policy.table import PolicyTable
 
-__all__ = ["Policy", "PolicyTable"]
+__all__ = ["Policy", "PolicyTable", "apply_policy", "fill_color"]

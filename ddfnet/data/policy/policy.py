@@ -51,7 +51,7 @@ class Policy:
     @classmethod
     def of(cls, augment: "AugmentConfig", preprocessing: Preprocessing) -> "Policy | None":
         """The policy of a recipe for crops of `preprocessing.size` pixels, None where it has no such operations."""
-        fill = tuple(min(255, round(255 * value)) for value in preprocessing.mean)  # as timm fills
+        fill = fill_color(preprocessing)
         recipe, size = augment.rand_augment, preprocessing.size
         interpolation = None if augment.interpolation == "random" else int(str_to_pil_interp(augment.interpolation))
         stages: list[Stage] = []
@@ -72,7 +72,7 @@ class Policy:
             stages.append(SubPolicies(ops, numbers))
         if augment.jitters:
             stages.append(ColorJitter(augment.color_jitter))
-        return cls(tuple(stages), fill, augmix) if stages else None  # type: ignore[arg-type]
+        return cls(tuple(stages), fill, augmix) if stages else None
 
     @property
     def count(self) -> int:
@@ -98,6 +98,12 @@ class Policy:
             else:
                 image = apply_op(image, op, value, last, self.fill)
         return image
+
+
+def fill_color(preprocessing: Preprocessing) -> tuple[int, int, int]:
+    """RGB of what an affine operation leaves empty: the mean color, as in timm."""
+    red, green, blue = (min(255, round(255 * value)) for value in preprocessing.mean)
+    return red, green, blue
 
 
 def _augmix(recipe: str, size: int, interpolation: int | None, fill: tuple) -> Any:

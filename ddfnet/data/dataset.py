@@ -102,7 +102,7 @@ class TrainDataset:
         """Writes the crops of a batch; labels, and the problems of those that were replaced."""
         decoded, geometry = self.decoded, self.geometry
         if decoded is not None and decoded.equal_sized and geometry.pads(*decoded.sizes[0].tolist()):
-            geometry.write_padded(torch.from_numpy(decoded.take(indices)), draws, rows)
+            geometry.write_padded(decoded.take(indices), draws, rows)
             return [self.source.label(i) for i in indices], [""] * len(indices)
         found = [
             self._crop(epoch, i, own, rows[b]) for b, (i, own) in enumerate(zip(indices, draws.tolist(), strict=True))

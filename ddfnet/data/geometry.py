@@ -80,8 +80,7 @@ class Geometry:
             box: where `box` lies in `pixels`, if these are a part of the image only.
         """
         if self.pad is not None:
-            images = torch.from_numpy(np.ascontiguousarray(self._short_side(pixels)))[None]
-            return self.write_padded(images, np.array([draws]), row[None])
+            return self.write_padded(self._short_side(pixels)[None], np.array([draws]), row[None])
         height, width = pixels.shape[:2]
         box = box or self.box(draws, width, height)
         flips = {"hflip": draws[_HFLIP] < self.hflip, "vflip": draws[_VFLIP] < self.vflip}
@@ -91,7 +90,7 @@ class Geometry:
         """Whether images of this size are padded and cropped as they are: `write_padded` does a whole batch."""
         return self.pad is not None and min(height, width) == self.size
 
-    def write_padded(self, images: Tensor, draws: np.ndarray, rows: Tensor) -> None:
+    def write_padded(self, images: np.ndarray, draws: np.ndarray, rows: Tensor) -> None:
         """`crop: pad` of a whole batch whose short sides are `size` already.
 
         Args:
@@ -102,13 +101,13 @@ class Geometry:
         assert self.pad is not None
         batch, height, width, _ = images.shape
         pad, size = self.pad, self.size
-        padded = images.new_zeros(batch, height + 2 * pad, width + 2 * pad, 3)
+        padded = np.zeros((batch, height + 2 * pad, width + 2 * pad, 3), np.uint8)
         padded[:, pad : pad + height, pad : pad + width] = images
         places = padded.shape[1] - size + 1, padded.shape[2] - size + 1
         tops, lefts = ((draws[:, at] * n).astype(int).tolist() for at, n in zip((_TOP, _LEFT), places, strict=True))
-        source, target = padded.numpy(), rows.numpy()
+        target = rows.numpy()
         for b, (top, left) in enumerate(zip(tops, lefts, strict=True)):
-            target[b] = source[b, top : top + size, left : left + size]
+            target[b] = padded[b, top : top + size, left : left + size]
         planar = rows.permute(0, 3, 1, 2)
         for at, rate, side in ((_HFLIP, self.hflip, -1), (_VFLIP, self.vflip, -2)):
             chosen = torch.from_numpy(np.flatnonzero(draws[:, at] < rate))

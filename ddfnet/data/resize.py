@@ -48,6 +48,8 @@ def resize_into(
     crop = pixels[top:bottom, left:right]
     height, width = row.shape[:2]
     if kernel == "torch" and interpolation in _TORCH_FILTERS:
+        if not crop.flags.writeable:  # torch would warn
+            crop = crop.copy()
         source = torch.from_numpy(np.ascontiguousarray(crop)) if not hflip else torch.from_numpy(crop).flip(1)
         target = row.permute(2, 0, 1)[None]
         if (bottom - top, right - left) == (height, width):

@@ -45,8 +45,9 @@ class Scripted:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("augment", [{}, {"scale": (0.5, 1.0), "ratio": (1.0, 1.0)}, {"scale": (0.9, 1.0), "ratio": (0.2, 0.3)},
-                                     {"ratio": (3.0, 4.0)}])  # fmt: skip
+@pytest.mark.parametrize("augment", [
+    {}, {"scale": (0.5, 1.0), "ratio": (1.0, 1.0)}, {"scale": (0.9, 1.0), "ratio": (0.2, 0.3)}, {"ratio": (3.0, 4.0)}
+])  # fmt: skip
 def test_boxes_are_timms_for_the_same_draws(size, augment):
     made = geometry(**augment)
     options = AugmentConfig(**augment)

@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
-from torch.utils.data import default_collate, get_worker_info
+from torch.utils.data import default_collate
 
 from ddfnet.data.batches import Batch
 from ddfnet.data.decode import decode_error, open_rgb
 from ddfnet.data.regions import RegionCrop
+from ddfnet.data.ring import in_worker, reading
 from ddfnet.data.rng import REPLACEMENT, SAMPLE, entry_key, key_seeds, keyed_generators, seed_generators
 from ddfnet.data.sampler import Request
 from ddfnet.data.sources import ImageSource
@@ -41,8 +42,9 @@ class TrainDataset:
 
     def __getitem__(self, request: Request) -> tuple[torch.Tensor, int, int, str]:
         epoch, i, repeat = request
+        reading(i)
         key = entry_key(SAMPLE, self.seed, epoch, i, repeat)
-        if get_worker_info() is not None:
+        if in_worker():
             return self._augmented(epoch, i, key)
         with keyed_generators(*key):
             return self._augmented(epoch, i, key)
@@ -99,6 +101,7 @@ class EvalDataset:
         self.source, self.transform = source, transform
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int, int]:
+        reading(i)
         try:
             image = open_rgb(self.source.read(i))
         except Exception as error:

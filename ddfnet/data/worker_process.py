@@ -30,6 +30,7 @@ TASK, ANSWER = struct.Struct("<4q"), struct.Struct("<5q")
 READY, BATCH, USER_ERROR, FAILURE = range(4)
 
 _WATCH_SECONDS = 1.0  # a worker outlives its main process by so much at most
+_FINISH_SECONDS = 10.0  # for a process to end by itself once it has closed its connection
 _END_SECONDS = 2.0  # for a process to end when told to; then it is killed
 
 
@@ -128,13 +129,16 @@ class Worker:
         """Starts a process. DataError where the system refuses."""
         self.ready = False
         self.connection, other = self._context.Pipe()
-        fork = self._context.get_start_method() == "fork"
+        method = self._context.get_start_method()
+        fork = method == "fork"
         start = partial(_close_inherited, self._ring) if fork else None
         arguments = (self._ring, other, self._read, os.getpid(), start)
         self.process = self._context.Process(target=work, args=arguments, daemon=True)
         try:
             with _signals_held() if fork else contextlib.nullcontext():
                 self.process.start()
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise TypeError(f"data.start_method={method} needs a reader that can be pickled: {error}") from None
         except OSError as error:
             raise DataError(
                 f"a data worker could not be started ({error.strerror}), one of {(self._ring.slots - 2) // 2}: lower "
@@ -144,9 +148,9 @@ class Worker:
             other.close()
 
     def ended(self) -> int | None:
-        """Exit code of a process that has ended, or that closed its connection, for which it is killed."""
+        """Exit code of a process that has ended, or has closed its connection and is about to end, or is killed."""
         self.connection.close()
-        self.process.join(_END_SECONDS)
+        self.process.join(_FINISH_SECONDS)
         if self.process.is_alive():
             self.process.kill()
             self.process.join(_END_SECONDS)

@@ -23,7 +23,7 @@ from ddfnet.utils.errors import ConfigError
 from ddfnet.utils.files import write_json, write_text
 
 # Keys that may change between two starts of one run: they say where and how often, not what is computed.
-FREE_KEYS = {"run", "data.root", "data.workers", "eval.batch_size"}
+FREE_KEYS = {"run", "data.root", "data.workers", "data.timeout", "data.start_method", "eval.batch_size"}
 
 
 def check_same_run(folder: Path, loaded: LoadedConfig) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddfnet.data.batches import Batch
-from ddfnet.data.loader import Finish, eval_batches, train_batches
+from ddfnet.data.loader import Finish, LoaderConfig, eval_batches, train_batches
 from ddfnet.data.sampler import Request, TrainSampler, epoch_order
 from ddfnet.tasks.config import Config
 from ddfnet.tasks.evaluation import stored_evaluation
@@ -72,6 +72,10 @@ class Task(ABC, Generic[C, S]):
     def batch_images(self, batch: Batch) -> int:
         return len(batch["index"])
 
+    @property
+    def _loader(self) -> dict[str, Any]:
+        return self.config.data.model_dump(include=set(LoaderConfig.model_fields))
+
     def train_batches(self, plan: RunPlan, *, rank: int, start_step: int, device: torch.device) -> Iterator[Batch]:
         """This rank's micro-batches from a step to the end of the run, on the device."""
         sampler = TrainSampler(
@@ -86,7 +90,7 @@ class Task(ABC, Generic[C, S]):
             repeats=self.repeats,
         )
         read, finish = self.train_reader(device)
-        return train_batches(read, sampler, finish, device=device, workers=self.config.data.workers)
+        return train_batches(read, sampler, finish, device=device, name=self._train.name, **self._loader)
 
     def eval_batches(self, *, rank: int, world_size: int, device: torch.device) -> Iterable[Batch]:
         """This rank's validation batches, on the device."""
@@ -99,7 +103,8 @@ class Task(ABC, Generic[C, S]):
             rank=rank,
             world_size=world_size,
             device=device,
-            workers=self.config.data.workers,
+            name=self._val.name,
+            **self._loader,
         )
 
     def sample_names(self, plan: RunPlan, step: int) -> list[str]:

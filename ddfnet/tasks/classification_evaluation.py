@@ -66,6 +66,7 @@ def _set(images: ImageSet, loaded: Classifier, how: Preprocessing, options: Eval
             world_size=world_size,
             device=device,
             workers=options.workers,
+            name=images.index.name,
         )
 
     def evaluator(device: torch.device) -> PredictionEvaluator:

@@ -30,7 +30,7 @@ class EvaluationOptions:
     tta: bool = False  # average the softmax over each image and its mirror image; wrong for digits, letters
     model: str | None = None  # model name, for a file that does not say it
     batch_size: int | None = None  # images per process; None: the task's choice
-    workers: int | Literal["auto"] = "auto"  # DataLoader workers per rank
+    workers: int | Literal["auto"] = "auto"  # processes per rank that read data
     precision: str = "auto"  # fp32, bf16, fp16; auto: that of training, to give the figures that training printed
     input_size: int | None = None  # this one and the next two: instead of the checkpoint's preprocessing
     crop_pct: float | None = None

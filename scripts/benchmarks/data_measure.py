@@ -177,7 +177,7 @@ def profile(work: Work, root: Path | None, batches: int) -> list[dict[str, Any]]
         def time_step(step: str, owner: Any, name: str) -> None:
             stack.enter_context(mock.patch.object(owner, name, _timed(getattr(owner, name), step, spent)))
 
-        stack.enter_context(mock.patch.object(dataset_module, "get_worker_info", return_value=True))  # as in a worker
+        stack.enter_context(mock.patch.object(dataset_module, "in_worker", return_value=True))  # as in a worker
         time_step("read the file", type(dataset.source), "read")
         time_step("decode", dataset_module, "open_rgb")
         time_step("seed the draws", dataset_module, "seed_generators")

@@ -61,6 +61,13 @@ class TrainDataset:
         self.source, self.seed, self.on_device, self.decoded = source, seed, on_device, decoded
         self.geometry, self.policy = Geometry(preprocessing, augment), Policy.of(augment, preprocessing)
         self.decoder = decoder or Decoder()
+        equal = decoded is not None and decoded.equal_sized
+        self._copies = equal and self.geometry.pads(*decoded.sizes[0].tolist())  # type: ignore[union-attr]
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether reading a batch takes a few microseconds per image: copies from memory, nothing to decode or resize."""
+        return self._copies and (self.policy is None or self.on_device)
 
     def __getitem__(self, request: Request) -> tuple[Tensor, int, int, str]:
         """`(image, label, i, problem)` of a request `(epoch, i, repeat)`: image uint8 (3, H, W); `problem` is an empty
@@ -100,9 +107,8 @@ class TrainDataset:
         self, epoch: int, indices: list[int], draws: np.ndarray, rows: Tensor
     ) -> tuple[list[int], Sequence[str]]:
         """Writes the crops of a batch; labels, and the problems of those that were replaced."""
-        decoded, geometry = self.decoded, self.geometry
-        if decoded is not None and decoded.equal_sized and geometry.pads(*decoded.sizes[0].tolist()):
-            geometry.write_padded(decoded.take(indices), draws, rows)
+        if self._copies:
+            self.geometry.write_padded(self.decoded.take(indices), draws, rows)  # type: ignore[union-attr]
             return [self.source.label(i) for i in indices], [""] * len(indices)
         found = [
             self._crop(epoch, i, own, rows[b]) for b, (i, own) in enumerate(zip(indices, draws.tolist(), strict=True))
@@ -171,6 +177,15 @@ class EvalDataset:
     ) -> None:
         self.source, self.decoded, self.cache = source, decoded, cache
         self.transform, self.decoder = EvalTransform(preprocessing), decoder or Decoder()
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether reading a batch takes a few microseconds per image: copies from memory or a complete cache."""
+        decoded, side = self.decoded, self.transform.preprocessing.size
+        if decoded is not None:
+            short = self.transform.short_side == side and decoded.equal_sized
+            return short and decoded.sizes[0].tolist() == [side, side]
+        return self.cache is not None and self.cache.complete
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, int]:
         batch = self.read([i])

@@ -9,7 +9,8 @@ import torch
 from ddfnet.data.ring import Ring
 
 _log = logging.getLogger("ddfnet")
-_ON_CPU = ("index", "repeat")  # name samples and key draws: they are read on the CPU
+# They name samples, key draws and choose kernels: all three are read on the CPU.
+_ON_CPU = ("index", "repeat", "policy")
 _PORTABLE = 1  # cudaHostRegisterPortable: for all contexts
 
 

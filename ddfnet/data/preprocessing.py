@@ -27,7 +27,7 @@ class Preprocessing(Section):
     interpolation: Interpolation = "bicubic"
     """Evaluation resize."""
     resize: Kernel = "torch"
-    """Kernel of all resizing, in training too. torch: antialiased, for uint8, fast; within 1 level of Pillow's before
+    """Kernel of all resizing, in training too. torch: antialiased, for uint8, fast; within 2 levels of Pillow's before
     its version 13. pillow: timm's pixels to the bit. Lanczos, box, hamming and nearest are Pillow's in any case."""
     mean: Triple = IMAGENET_DEFAULT_MEAN
     """Per-channel mean of RGB in [0, 1]."""

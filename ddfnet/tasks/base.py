@@ -52,6 +52,11 @@ class Task(ABC, Generic[C, S]):
     """Whether all training batches have one shape, so that it pays to search for the fastest convolutions."""
     repeats: int = 1
     """Times that an epoch shows each of its samples."""
+    train_in_process: bool = False
+    """Set by `train_reader` where reading a batch takes less than handing it over: no workers are started then, with
+    `data.workers: auto`."""
+    eval_in_process: bool = False
+    """The same of `eval_reader`."""
     _val: S
 
     def __init__(self, config: C) -> None:
@@ -72,9 +77,9 @@ class Task(ABC, Generic[C, S]):
     def batch_images(self, batch: Batch) -> int:
         return len(batch["index"])
 
-    @property
-    def _loader(self) -> dict[str, Any]:
-        return self.config.data.model_dump(include=set(LoaderConfig.model_fields))
+    def _loader(self, in_process: bool) -> dict[str, Any]:
+        options = self.config.data.model_dump(include=set(LoaderConfig.model_fields))
+        return {**options, "workers": 0} if in_process and options["workers"] == "auto" else options
 
     def train_batches(self, plan: RunPlan, *, rank: int, start_step: int, device: torch.device) -> Iterator[Batch]:
         """This rank's micro-batches from a step to the end of the run, on the device."""
@@ -90,7 +95,8 @@ class Task(ABC, Generic[C, S]):
             repeats=self.repeats,
         )
         read, finish = self.train_reader(device)
-        return train_batches(read, sampler, finish, device=device, name=self._train.name, **self._loader)
+        options = self._loader(self.train_in_process)
+        return train_batches(read, sampler, finish, device=device, name=self._train.name, **options)
 
     def eval_batches(self, *, rank: int, world_size: int, device: torch.device) -> Iterable[Batch]:
         """This rank's validation batches, on the device."""
@@ -104,7 +110,7 @@ class Task(ABC, Generic[C, S]):
             world_size=world_size,
             device=device,
             name=self._val.name,
-            **self._loader,
+            **self._loader(self.eval_in_process),
         )
 
     def sample_names(self, plan: RunPlan, step: int) -> list[str]:

@@ -178,6 +178,7 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
             decoder=decoder,
             decoded=cached_images(self._train, decoder, config.data.cache),
         )
+        self.train_in_process = dataset.is_quick
         corrupt = CorruptImages(self._train, config.data.max_corrupt)
         transform = TrainBatchTransform(
             self.preprocessing,
@@ -195,6 +196,7 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         cache = ValCache(data.val_cache, self._val, self.preprocessing) if data.val_cache is not None else None
         decoded = cached_images(self._val, decoder, data.cache) if cache is None else None
         dataset = EvalDataset(self._val, self.preprocessing, decoder=decoder, decoded=decoded, cache=cache)
+        self.eval_in_process = dataset.is_quick
         transform = EvalBatchTransform(self.preprocessing, device=device, channels_last=self.config.train.channels_last)
         return dataset.read, transform
 

@@ -83,7 +83,7 @@ def test_eval_pixels_are_timms(size, input_size, crop_pct, interpolation):
     assert torch.equal(ours.float() / 255, theirs)
     fast = eval_transform(Preprocessing(**how))(np.array(image))
     # Pillow 13 resizes some images columns first, which moves a few pixels by more.
-    assert (fast.int() - ours.int()).abs().max() <= (1 if int(PIL.__version__.split(".")[0]) < 13 else 40)
+    assert (fast.int() - ours.int()).abs().max() <= (2 if int(PIL.__version__.split(".")[0]) < 13 else 40)
     assert (fast.int() - ours.int()).abs().float().mean() < 0.05
 
 

@@ -66,7 +66,7 @@ class TrainDataset:
 
     @property
     def is_quick(self) -> bool:
-        """Whether reading a batch takes a few microseconds per image: copies from memory, nothing to decode or resize."""
+        """Whether reading a batch takes a few microseconds per image: copies from memory."""
         return self._copies and (self.policy is None or self.on_device)
 
     def __getitem__(self, request: Request) -> tuple[Tensor, int, int, str]:

@@ -139,6 +139,7 @@ class ValCache:
     def _open(self) -> None:
         if self._handle is not None:
             return
+        self.complete = self.complete or not self.partial.exists()  # another process has finished it since
         count = self.shape[0]
         self._handle = os.open(self.path, os.O_RDONLY if self.complete else os.O_RDWR)
         content = np.frombuffer(mmap.mmap(self._handle, self.bytes, prot=mmap.PROT_READ), np.uint8)
@@ -163,7 +164,7 @@ def _report_others(folder: Path, name: str, about: dict[str, Any]) -> None:
     for path in sorted(folder.glob(f"*{_SUFFIX}*")):
         if path.name.startswith(name):
             continue
-        with contextlib.suppress(OSError, ValueError, KeyError), open(path, "rb") as file:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, "rb") as file:
             other = json.loads(file.read(_HEADER))
             if (other["root"], other["transform"]) == (about["root"], about["transform"]):
                 changed = [key for key in ("images", "torch", "pillow") if other[key] != about[key]]

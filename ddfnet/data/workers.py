@@ -246,7 +246,7 @@ class WorkerPool:
     def _sample(self, batch: _Batch) -> str:
         """The sample that a worker began with last, or, if the reader does not say, all of the batch."""
         begun, sample = self.ring.progress(batch.slot).tolist()
-        samples = [sample] if begun else [r if isinstance(r, int) else r[1] for r in batch.requests]
+        samples = [sample] if begun else [r[1] if isinstance(r, tuple) else r for r in batch.requests]
         names = [self._name(i) if self._name is not None else f"sample {i}" for i in samples[:3]]
         return " or ".join(names) + (f" or one of {len(samples) - 3} more" if len(samples) > 3 else "")
 

@@ -67,17 +67,9 @@ def same(batch):
 
 
 def batches_of(folder, *, samples=64, workers=2, finish=same, read=None, **options):
-    options = {"name": "number {}".format, "timeout": 60.0, **options}
+    options = {"name": "number {}".format, "timeout": 60.0, "device": "cpu", **options}
     return eval_batches(
-        read or Reader(folder),
-        samples,
-        finish,
-        batch_size=4,
-        rank=0,
-        world_size=1,
-        device="cpu",
-        workers=workers,
-        **options,
+        read or Reader(folder), samples, finish, batch_size=4, rank=0, world_size=1, workers=workers, **options
     )
 
 

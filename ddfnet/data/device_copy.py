@@ -2,8 +2,11 @@
 
 import contextlib
 import logging
+import os
+import weakref
 from typing import Any
 
+import numpy as np
 import torch
 
 from ddfnet.data.ring import Ring
@@ -34,11 +37,15 @@ class DeviceCopy:
     def __init__(self, ring: Ring, device: torch.device) -> None:
         self.ring, self.device = ring, device
         self.stream = torch.cuda.Stream(device)
-        self.registered: dict[int, int] | None = {}  # slot -> bytes; None: refused
+        self.refused = False
+        self._registered: dict[int, int] = {}  # address of a slot -> bytes
+        # It keeps the memory until CUDA has let it go, whichever of the two is closed or dropped first.
+        self.close = weakref.finalize(self, _release, os.getpid(), self.stream, self._registered, ring.memory)
 
     def __call__(self, value: Any, slot: int) -> tuple[Any, torch.cuda.Event]:
         """The batch on the device, for the current stream; and the event after which the slot is not read any more."""
-        self._register(slot)
+        if not self.refused:
+            self._register(self.ring.slot(slot).ctypes.data, self.ring.taken[slot])
         current = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self.stream):
             moved = to_device(value, self.device)
@@ -47,44 +54,40 @@ class DeviceCopy:
         current.wait_event(copied)
         return _for_stream(moved, current), copied
 
-    def close(self) -> None:
-        """Before the ring is closed."""
-        self.stream.synchronize()
-        for slot in self.registered or ():
-            self._unregister(slot)
-        self.registered = None
-
-    def _register(self, slot: int) -> None:
-        size = self.ring.taken[slot]
-        if self.registered is None or self.registered.get(slot) == size:
+    def _register(self, address: int, size: int) -> None:
+        if self._registered.get(address) == size:
             return
-        if slot in self.registered:  # its batches have become larger; none is being copied now
-            self._unregister(slot)
+        if address in self._registered:  # its batches have become larger; none of them is being copied now
+            _unregister(self._registered, address)
         with torch.cuda.device(self.device):
-            error = torch.cuda.cudart().cudaHostRegister(self._address(slot), size, _PORTABLE)
-        if int(error) == 0:
-            self.registered[slot] = size
+            error = int(torch.cuda.cudart().cudaHostRegister(address, size, _PORTABLE))
+        if error == 0:
+            self._registered[address] = size
             return
+        self.refused = True
         _log.warning(
             "CUDA does not register the memory of batches (error %d): copies to the device are slower. A limit on "
             "locked memory (ulimit -l) can be the cause",
-            int(error),
+            error,
         )
-        for known in list(self.registered):
-            self._unregister(known)
-        self.registered = None
         with contextlib.suppress(
             RuntimeError
         ):  # CUDA keeps the error for the next launch to report: let it be this one
             torch.ones(1, device=self.device).add_(1)
 
-    def _unregister(self, slot: int) -> None:
-        assert self.registered is not None
-        del self.registered[slot]
-        torch.cuda.cudart().cudaHostUnregister(self._address(slot))
 
-    def _address(self, slot: int) -> int:
-        return self.ring.slot(slot).ctypes.data
+def _release(owner: int, stream: torch.cuda.Stream, registered: dict[int, int], memory: np.ndarray) -> None:
+    if os.getpid() != owner:  # a forked process must not call CUDA
+        return
+    with contextlib.suppress(RuntimeError):  # the device has failed, or the process is ending
+        stream.synchronize()
+        for address in list(registered):
+            _unregister(registered, address)
+
+
+def _unregister(registered: dict[int, int], address: int) -> None:
+    del registered[address]
+    torch.cuda.cudart().cudaHostUnregister(address)
 
 
 def _for_stream(value: Any, current: torch.cuda.Stream) -> Any:

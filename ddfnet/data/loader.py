@@ -36,6 +36,12 @@ class LoaderConfig(Section):
     start_method: StartMethod = "auto"
     """How workers are started: fork, forkserver or spawn. auto: fork on Linux, else spawn."""
 
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        yield from super().without_effect()
+        if self.workers == 0:
+            for key in ("timeout", "start_method"):
+                yield key, "data.workers is 0"
+
 
 def train_batches(
     read: Callable[[list[Request]], Batch],

@@ -61,10 +61,10 @@ class Ring:
                 self._map()
                 return
             except (OSError, OverflowError) as failed:
-                error = failed
+                reason = str(failed)  # not the error, which would tie this frame into a cycle
         os.close(self.fd)
         raise DataError(
-            f"no addresses for the shared memory of {slots} batches of {self.span >> 20} MiB ({error}): lower "
+            f"no addresses for the shared memory of {slots} batches of {self.span >> 20} MiB ({reason}): lower "
             "data.workers, raise the limit on address space (ulimit -v) or file size (ulimit -f), or read in the main "
             "process with data.workers=0"
         )

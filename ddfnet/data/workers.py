@@ -31,7 +31,7 @@ class _Batch:
     slot: int
     wanted: bool = True
     answer: tuple[int, int, int] | None = None  # kind, offset, length
-    error: DataError | None = None
+    error: str | None = None  # of those that have read it in vain
 
     @property
     def done(self) -> bool:
@@ -155,7 +155,7 @@ class WorkerPool:
     def _taken(self, batch: _Batch, lend: int) -> tuple[Any, int]:
         if batch.error is not None:
             self._free.append(batch.slot)
-            raise batch.error
+            raise DataError(batch.error)
         assert batch.answer is not None
         kind, offset, length = batch.answer
         if kind == BATCH and len(self._lent) < lend:
@@ -246,7 +246,7 @@ class WorkerPool:
     def _sample(self, batch: _Batch) -> str:
         """The sample that a worker began with last, or, if the reader does not say, all of the batch."""
         begun, sample = self.ring.progress(batch.slot).tolist()
-        samples = [sample] if begun else [r if isinstance(r, int) else r[1] for r in batch.requests]
+        samples = [sample] if begun else [r[1] if isinstance(r, tuple) else r for r in batch.requests]
         names = [self._name(i) if self._name is not None else f"sample {i}" for i in samples[:3]]
         return " or ".join(names) + (f" or one of {len(samples) - 3} more" if len(samples) > 3 else "")
 
@@ -262,13 +262,13 @@ class WorkerPool:
         if not started and code is not None and code > 0:
             raise DataError(f"a data worker could not start (exit code {code}): its own message stands above")
         if worker.deaths > _REDONE:
-            error = DataError(
+            text = (
                 f"{worker.deaths} data workers in a row ended while {task}, the last with {ending(code)}: where memory "
                 "is short, lower data.workers or the batch size; else look at that sample"
             )
             if head is None or not started:
-                raise error
-            head.error = error  # raised in its turn
+                raise DataError(text)
+            head.error = text  # raised in its turn
             worker.queue.popleft()
             worker.deaths = 0
         else:

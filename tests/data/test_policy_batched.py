@@ -9,6 +9,7 @@ from PIL import Image
 from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.policy import Policy, apply_policy, batched
 from ddfnet.data.policy.pillow import apply_op
+from ddfnet.data.policy.pixels import BY_VALUE
 from ddfnet.data.policy.table import Op
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.data.rng import POLICY, uniforms
@@ -85,8 +86,8 @@ def test_images_do_not_depend_on_their_batch_nor_on_the_chunks(monkeypatch):
     whole = apply_policy(cases.channels_first(pixels), table, policy.fill)
     part = apply_policy(cases.channels_first(pixels[9:21]), table[9:21], policy.fill)
     assert torch.equal(part, whole[9:21])
-    for chunk in (1, 5000, 10**9):
-        monkeypatch.setitem(batched._CHUNK, "cpu", chunk)
+    for memory in (1, 10**6, 10**9):
+        monkeypatch.setitem(batched._MEMORY, "cpu", memory)
         assert torch.equal(apply_policy(cases.channels_first(pixels), table, policy.fill), whole)
 
 
@@ -124,4 +125,4 @@ def test_wrong_arguments_are_refused():
 
 def test_every_operation_has_a_kernel():
     assert {op for op, _ in cases.CASES} == {*Op} - {Op.IDENTITY, Op.AUGMIX}
-    assert {*batched._COLOR} | {*cases.AFFINE} == {*Op} - {Op.IDENTITY, Op.AUGMIX}
+    assert {*BY_VALUE, *batched._BY_IMAGE, *cases.AFFINE} == {*Op} - {Op.IDENTITY, Op.AUGMIX}

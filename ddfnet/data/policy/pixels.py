@@ -1,36 +1,45 @@
 """Color operations and 3 x 3 and blurring filters on many images at once, with Pillow's pixels.
 
-Each takes images uint8 (N, H, W, 3) and, where it has one, a value per image, float32 (N,); and returns uint8.
+Each takes images uint8 (N, H, W, 3) and a value per image, float32 (N,), used or not; and returns uint8.
 Pillow cuts fractions off when it blends, and rounds when it filters.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddfnet.data.policy.table import Op
+
 _GRAY = (19595, 38470, 7471)  # Rec. 601 luma times 2^16
 
 
-def invert(pixels: Tensor, value: Tensor) -> Tensor:
-    return 255 - pixels
+_RAMP = np.arange(256)
 
 
-def posterize(pixels: Tensor, bits: Tensor) -> Tensor:
-    step = 2 ** (8 - bits.int())
-    return pixels - (pixels.int() % _per_image(step)).to(torch.uint8)
+def value_tables(codes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """What becomes of each value under operations that do not depend on the image (`BY_VALUE`): uint8 (N, 256)."""
+    tables = np.empty((len(codes), 256), np.uint8)
+    for row, code, value in zip(tables, codes, values, strict=True):
+        row[:] = BY_VALUE[Op(int(code))](value)
+    return tables
 
 
-def solarize(pixels: Tensor, threshold: Tensor) -> Tensor:
-    return torch.where(pixels < _per_image(threshold), pixels, 255 - pixels)
+BY_VALUE: dict[Op, Callable[[float], np.ndarray]] = {
+    Op.INVERT: lambda value: 255 - _RAMP,
+    Op.POSTERIZE: lambda bits: _RAMP - _RAMP % 2 ** (8 - int(bits)),
+    Op.SOLARIZE: lambda threshold: np.where(threshold > _RAMP, _RAMP, 255 - _RAMP),
+    Op.SOLARIZE_ADD: lambda add: np.where(_RAMP < 128, np.minimum(_RAMP + int(add), 255), _RAMP),
+    Op.BRIGHTNESS: lambda factor: np.clip(_RAMP.astype(np.float32) * np.float32(factor), 0, 255).astype(np.uint8),
+}
 
 
-def solarize_add(pixels: Tensor, add: Tensor) -> Tensor:
-    raised = (pixels + _per_image(add.short())).clamp(max=255).to(torch.uint8)
-    return torch.where(pixels < 128, raised, pixels)
-
-
-def brightness(pixels: Tensor, factor: Tensor) -> Tensor:
-    return _blend(torch.zeros((), device=pixels.device), pixels, factor)
+def look_up(pixels: Tensor, tables: Tensor) -> Tensor:
+    """Replaces each value by its entry in the table of its image, (N, 256), or of its channel, (N, 3, 256)."""
+    first = torch.arange(0, tables.numel(), 256, dtype=torch.int32, device=pixels.device).view(len(pixels), 1, 1, -1)
+    return tables.to(torch.uint8).flatten().index_select(0, (pixels + first).flatten()).view_as(pixels)
 
 
 def contrast(pixels: Tensor, factor: Tensor) -> Tensor:
@@ -48,7 +57,7 @@ def autocontrast(pixels: Tensor, value: Tensor) -> Tensor:
     scale = torch.full_like(low, 255.0) / (high - low).clamp(min=1)  # `255.0 / x` would be 255 times a rounded 1 / x
     levels = torch.arange(256, dtype=torch.float64, device=pixels.device)
     stretched = (levels * scale[..., None] - (low * scale)[..., None]).trunc().clamp(0, 255)
-    return _look_up(pixels, torch.where((high > low)[..., None], stretched, levels))
+    return look_up(pixels, torch.where((high > low)[..., None], stretched, levels))
 
 
 def equalize(pixels: Tensor, value: Tensor) -> Tensor:
@@ -64,7 +73,7 @@ def equalize(pixels: Tensor, value: Tensor) -> Tensor:
     below = F.pad(counts.cumsum(2), (1, 0))[..., :256]
     flattened = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
     levels = torch.arange(256, device=pixels.device)
-    return _look_up(pixels, torch.where(step > 0, flattened, levels))
+    return look_up(pixels, torch.where(step > 0, flattened, levels))
 
 
 def sharpness(pixels: Tensor, factor: Tensor) -> Tensor:
@@ -116,10 +125,3 @@ def _blend(degenerate: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
     """From the degenerate image (0) to the image (1) and beyond; float32 like Pillow, which cuts the fraction off."""
     difference = (pixels - degenerate).mul_(_per_image(factor))
     return difference.add_(degenerate).clamp_(0, 255).to(torch.uint8)
-
-
-def _look_up(pixels: Tensor, tables: Tensor) -> Tensor:
-    """Replaces each value by its entry in the table (N, 3, 256) of its image and channel."""
-    n = len(pixels)
-    first = torch.arange(3 * n, dtype=torch.int32, device=pixels.device).view(n, 1, 1, 3) * 256
-    return tables.to(torch.uint8).flatten().index_select(0, (pixels + first).flatten()).view_as(pixels)

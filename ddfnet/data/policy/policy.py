@@ -82,7 +82,7 @@ class Policy:
     def draw(self, uniforms: np.ndarray) -> PolicyTable:
         """The operations of a batch: float64 (B, count) in [0, 1) -> table float32 (B, layers, 3), see `table.py`.
 
-        A batch carries it as "policy", as the numpy array that it is: it is read on the CPU.
+        A batch carries it as "policy". It stays on the CPU: the host reads it, to know what each operation acts on.
         """
         counts = [stage.count for stage in self.stages]
         parts = np.split(uniforms[:, : self.count], np.cumsum(counts)[:-1], axis=1)

@@ -30,7 +30,12 @@ def classification_evaluation(
     """`Task.evaluation` of classification: any file that `build_classifier` reads, image by image."""
     folders = find_sets(options.sets, options.data) if options.sets is not None else None
     loaded = build_classifier(weights, source=path, model=options.model, entry=entry)
-    changes = {"size": options.input_size, "crop_pct": options.crop_pct, "interpolation": options.interpolation}
+    changes = {
+        "size": options.input_size,
+        "crop_pct": options.crop_pct,
+        "interpolation": options.interpolation,
+        "resize": options.resize,
+    }
     how = loaded.preprocessing.replaced(**{key: value for key, value in changes.items() if value is not None})
     outputs = loaded.num_classes
     if folders is None:

@@ -35,6 +35,7 @@ class EvaluationOptions:
     input_size: int | None = None  # this one and the next two: instead of the checkpoint's preprocessing
     crop_pct: float | None = None
     interpolation: str | None = None
+    resize: str | None = None
     fuse_bn: bool = False  # fold batch normalization into convolutions, see `ddfnet.models.fold`
 
     def __post_init__(self) -> None:
@@ -76,7 +77,7 @@ def stored_evaluation(
 ) -> Evaluation:
     """`Task.evaluation` for `best.pt` and `last.pt` of a task: evaluated as in training, with its report.json alone.
     UserError for options that only another task takes, and for a checkpoint or data that cannot be used."""
-    others = ("model", "input_size", "crop_pct", "interpolation", "sets", "tta", "fuse_bn")
+    others = ("model", "input_size", "crop_pct", "interpolation", "resize", "sets", "tta", "fuse_bn")
     given = [key for key in others if getattr(options, key) not in (None, False)]
     if given:
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in given)

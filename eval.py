@@ -42,12 +42,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", metavar="NAME", help="model name, for a file that does not say it")
     add("--weights", choices=("auto", "raw", "ema"), default="auto", help="auto: the EMA weights if there are any")
     add("--batch-size", type=int, metavar="N", help="images per process (default 128; other tasks: as in training)")
-    add("--workers", default="auto", metavar="N", help="DataLoader workers per rank (default: by the cores)")
+    add("--workers", default="auto", metavar="N", help="processes per rank that read data (default: by the cores)")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: that of training")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default %(default)s")
     add("--input-size", type=int, metavar="PIXELS", help="instead of the checkpoint's")
     add("--crop-pct", type=float, metavar="FRACTION", help="instead of the checkpoint's: size / crop_pct is the resize")
     add("--interpolation", metavar="NAME", help="instead of the checkpoint's: bilinear, bicubic, ...")
+    add("--resize", metavar="KERNEL", help="instead of the checkpoint's: torch, or pillow for timm's pixels to the bit")
     add(
         "--fuse-bn", action="store_true", help="fold batch normalization into convolutions: faster, same up to rounding"
     )

@@ -1,15 +1,14 @@
-"""Augmentation: its section of the configuration, and the part of it that runs in the workers, by timm."""
+"""Augmentation: its section of the configuration."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
+import torch
 from pydantic import model_validator
-from timm.data import create_transform
-from timm.data.transforms import str_to_interp_mode
-from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize, TrivialAugmentWide
 
 from ddfnet.config import Fraction, NonNegative, Pair, Positive, Section
+from ddfnet.data.policy import Policy
 from ddfnet.data.preprocessing import Interpolation, Preprocessing
 
 _FLOAT = r"\d+(\.\d+)?"
@@ -49,6 +48,10 @@ class AugmentConfig(Section):
     """A timm auto-augment string, e.g. rand-m7-mstd0.5-inc1."""
     trivial_augment: bool = False
     """TrivialAugment (wide): one random operation of random strength per image. Instead of rand_augment."""
+    where: Literal["auto", "device", "cpu"] = "auto"
+    """Where color_jitter, rand_augment and trivial_augment work. device: in batched operations where the model trains.
+    cpu: image by image through Pillow, in the workers. auto: device on CUDA, else cpu. The same draws, and the same
+    pixels but for 1 of 255 levels."""
     repeats: Positive = 1
     """Repeated augmentation: each image so many times in a row, augmented anew each time. An epoch keeps its number of
     samples, so it shows 1/repeats of the images."""
@@ -85,6 +88,15 @@ class AugmentConfig(Section):
                 f"augment.interpolation={self.interpolation} cannot be used with augment.rand_augment: its operations "
                 "take nearest, bilinear or bicubic: choose one of these, or random"
             )
+        if self.where == "device" and self._is_augmix:
+            raise ValueError(
+                f"augment.where=device cannot be used with augment.rand_augment={self.rand_augment}: AugMix has no "
+                "batched form: set augment.where=cpu, or auto"
+            )
+        try:
+            Policy.of(self, Preprocessing())
+        except ValueError as error:
+            raise ValueError(f"augment.rand_augment={self.rand_augment} cannot be drawn: {error}") from None
         for key in ("scale", "ratio"):
             low, high = getattr(self, key)
             if not 0 < low <= high:
@@ -96,11 +108,28 @@ class AugmentConfig(Section):
         """Whether batches are mixed: then they must be even, and targets are rows of probabilities."""
         return bool(self.mixup or self.cutmix)
 
+    @property
+    def jitters(self) -> bool:
+        """Whether color_jitter acts: a policy takes its place, but for those of 3-Augment (timm's rule)."""
+        return bool(self.color_jitter) and not self.trivial_augment and "3a" in (self.rand_augment or "3a")
+
+    def on_device(self, device: torch.device | str) -> bool:
+        """Whether the operations of the policy are applied to batches on `device`, and not in the workers."""
+        if self.where == "auto":
+            return torch.device(device).type == "cuda" and not self._is_augmix
+        return self.where == "device"
+
+    @property
+    def _is_augmix(self) -> bool:
+        return self.rand_augment is not None and self.rand_augment.startswith("augmix")
+
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        if self.color_jitter and self.rand_augment and not self.rand_augment.startswith("3a"):
+        if self.color_jitter and self.rand_augment and not self.jitters:
             yield "color_jitter", "augment.rand_augment takes its place (timm's rule)"
         if self.color_jitter and self.trivial_augment:
             yield "color_jitter", "augment.trivial_augment takes its place"
+        if not (self.color_jitter or self.rand_augment or self.trivial_augment):
+            yield "where", "augment.color_jitter, rand_augment and trivial_augment are off"
         if self.crop == "pad":
             yield "scale", "augment.crop is pad"
             yield "ratio", "augment.crop is pad"
@@ -111,42 +140,3 @@ class AugmentConfig(Section):
             yield "mixup_prob", "augment.mixup and augment.cutmix are 0"
         if not (self.mixup and self.cutmix):
             yield "mixup_switch_prob", "augment.mixup and augment.cutmix are not both on"
-
-
-def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> Callable:
-    """Training augmentation of one image: callable, PIL RGB image -> uint8 (3, size, size).
-
-    It draws from the global generators of `random`, numpy and torch.
-
-    Args:
-        preprocessing: gives the size of the crops, and the mean color that fills what an operation leaves empty.
-        augment: the recipe. With `crop: pad` the short side is resized to `size`, then a crop of `size` is taken from
-            the image padded by `size // 8` black pixels.
-    """
-    size = preprocessing.size
-    geometry, color, to_tensor = create_transform(
-        input_size=size,
-        is_training=True,
-        use_prefetcher=True,
-        separate=True,
-        scale=augment.scale,
-        ratio=augment.ratio,
-        hflip=augment.hflip,
-        vflip=augment.vflip,
-        # None turns it off, which timm's annotation does not say.
-        color_jitter=None if augment.trivial_augment else augment.color_jitter or None,  # type: ignore[arg-type]
-        auto_augment=augment.rand_augment,
-        interpolation=augment.interpolation,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-    )
-    steps = geometry.transforms
-    if augment.crop == "pad":
-        resize = preprocessing.interpolation if augment.interpolation == "random" else augment.interpolation
-        # timm's first step is its random resized crop, the flips follow.
-        steps = [Resize(size, str_to_interp_mode(resize)), RandomCrop(size, padding=size // 8), *steps[1:]]
-    policy = color.transforms
-    if augment.trivial_augment:
-        fill = [min(255, round(255 * value)) for value in preprocessing.mean]  # as timm fills
-        policy = [TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=fill)]
-    return Compose([*steps, *policy, *to_tensor.transforms])

@@ -1,12 +1,13 @@
-"""Transforms of a whole batch on the device: normalization, random erasing, mixup and CutMix."""
+"""Transforms of a whole batch on the device: policy, normalization, random erasing, mixup and CutMix."""
 
 from typing import Any
 
 import torch
 from timm.data import Mixup
-from timm.data.random_erasing import RandomErasing
 
 from ddfnet.data.augment import AugmentConfig
+from ddfnet.data.erasing import BatchErasing
+from ddfnet.data.policy import apply_policy, fill_color
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.data.rng import BATCH, entry_key, keyed_generators
 
@@ -31,13 +32,14 @@ class EvalBatchTransform:
 
 
 class TrainBatchTransform(EvalBatchTransform):
-    """Normalizes, then erases, then mixes a training batch on its device.
+    """Applies the policy, where a batch brings one, then normalizes, erases and mixes, all on the batch's device.
 
-    Draws are keyed by (seed, epoch, index and repeat of the batch's first image): they do not depend on the number of
-    processes or on restarts, and the global generators of the main process are left as they were.
+    Draws are keyed: those of the policy and the boxes to erase by (seed, epoch, index, repeat) of each image, noise and
+    mixing by those of the batch's first image. They do not depend on the number of processes or on restarts, and the
+    global generators of the main process are left as they were.
 
     Args:
-        augment: random erasing (arXiv 1708.04896), mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899), all timm's.
+        augment: random erasing (arXiv 1708.04896), timm's mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899).
             From `mixup_off_epoch` on (counted from 0) images are no longer mixed; targets stay (smoothed) one-hot
             rows, so the loss keeps its form.
         seed: keys the draws.
@@ -58,11 +60,10 @@ class TrainBatchTransform(EvalBatchTransform):
     ) -> None:
         super().__init__(preprocessing, device=device, channels_last=channels_last)
         self.device, self.seed, self.mixup_off_epoch = torch.device(device), seed, augment.mixup_off_epoch
+        self.fill = fill_color(preprocessing)
         self.erasing = self.mixup = None
         if augment.erasing.p > 0:
-            self.erasing = RandomErasing(
-                augment.erasing.p, mode=augment.erasing.mode, max_count=augment.erasing.count, device=str(self.device)
-            )
+            self.erasing = BatchErasing(augment.erasing, device=self.device, seed=seed)
         if augment.mixes:
             self.mixup = Mixup(
                 mixup_alpha=augment.mixup,
@@ -74,18 +75,20 @@ class TrainBatchTransform(EvalBatchTransform):
             )
 
     def __call__(self, batch: Batch) -> Batch:
-        """A batch of `TrainDataset.read`, on the device but for "index" and "repeat", with "image" float32, and with
-        "target" int64 (B,), or float32 (B, num_classes) if mixing is on."""
+        """A batch of `TrainDataset.read`, on the device but for "index", "repeat" and "policy", with "image" float32,
+        and with "target" int64 (B,), or float32 (B, num_classes) if mixing is on."""
+        table = batch.get("policy")
+        if table is not None:
+            batch = {key: value for key, value in batch.items() if key != "policy"}
+            batch["image"] = apply_policy(batch["image"], table, self.fill)
         batch = super().__call__(batch)
-        image, target = batch["image"], batch["target"]
-        if self.erasing is not None or self.mixup is not None:
-            epoch = batch["epoch"]
+        image, target, epoch = batch["image"], batch["target"], batch["epoch"]
+        if self.erasing is not None:
+            image = self.erasing(image, epoch, batch["index"], batch["repeat"])
+        if self.mixup is not None:
             # The repeats of one image may lead micro-batches of the same step: without "repeat" those would mix alike.
             key = entry_key(BATCH, self.seed, epoch, int(batch["index"][0]), int(batch["repeat"][0]))
-            with keyed_generators(*key, device=self.device):
-                if self.erasing is not None:
-                    image = self.erasing(image)
-                if self.mixup is not None:
-                    self.mixup.mixup_enabled = self.mixup_off_epoch is None or epoch < self.mixup_off_epoch
-                    image, target = self.mixup(image, target)
+            self.mixup.mixup_enabled = self.mixup_off_epoch is None or epoch < self.mixup_off_epoch
+            with keyed_generators(*key):  # timm draws from numpy's
+                image, target = self.mixup(image, target)
         return {**batch, "image": image, "target": target}

@@ -1,21 +1,29 @@
-"""Reading labeled images: decode, augment, collate, and what happens when a file is corrupt."""
+"""Reading labeled images: decode, crop, augment, and what happens when a file is corrupt."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import default_collate, get_worker_info
+from torch import Tensor
 
+from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.batches import Batch
-from ddfnet.data.decode import decode_error, open_rgb
-from ddfnet.data.regions import RegionCrop
-from ddfnet.data.rng import REPLACEMENT, SAMPLE, entry_key, key_seeds, keyed_generators, seed_generators
+from ddfnet.data.decode import Decoder, decode_error
+from ddfnet.data.geometry import Geometry
+from ddfnet.data.jpeg import Box
+from ddfnet.data.memory import DecodedImages
+from ddfnet.data.policy import Policy
+from ddfnet.data.preprocessing import EvalTransform, Preprocessing
+from ddfnet.data.ring import empty, reading
+from ddfnet.data.rng import GEOMETRY, POLICY, REPLACEMENT, key_seeds, uniforms
 from ddfnet.data.sampler import Request
 from ddfnet.data.sources import ImageSource
+from ddfnet.data.sources.store import Store
+from ddfnet.data.val_cache import ValCache
 from ddfnet.utils.errors import DataError
-
-Transform = Callable[[Image.Image], torch.Tensor]  # RGB -> uint8 (3, H, W)
 
 _log = logging.getLogger("ddfnet")
 _REPLACEMENT_ATTEMPTS = 4
@@ -23,66 +31,124 @@ _CORRUPT_FLOOR = 10  # so many corrupt files are tolerated, whatever their share
 
 
 class TrainDataset:
-    """Augmented training images.
+    """Augmented training images, read by batches.
 
-    `dataset[(epoch, i, repeat)]` returns `(image, label, i, problem)`: image uint8 (3, H, W), `problem` an empty string
-    or, if image i is corrupt, the reason. A corrupt image is replaced by another one of the set, drawn by (seed, epoch,
-    i, attempt) and so the same one in each repeat, together with its label.
+    A corrupt image is replaced by another one of the set, drawn by (seed, epoch, i, attempt) and so the same one in
+    each repeat, together with its label. Where several replacements in a row are corrupt as well, reading raises a
+    DataError.
 
-    Where several replacements in a row are corrupt as well, reading raises a DataError.
+    Augmentation depends on (seed, epoch, i, repeat) alone, and no global generator is used. Of stores, the region of a
+    random crop is read and decoded where that gives the same pixels.
 
-    Augmentation depends on (seed, epoch, i, repeat) alone: the global generators are keyed before each image. In the
-    main process they are left as they were (about 0.15 ms per image); in a worker nobody else uses them.
+    Args:
+        preprocessing: what the crops are to be; its size is theirs.
+        on_device: the policy is drawn only, and applied to the batch by `TrainBatchTransform`.
+        decoder: None: the fastest installed.
+        decoded: the images of the source, in memory.
     """
 
-    def __init__(self, source: ImageSource, transform: Transform, *, seed: int) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
-        self._region_crop = RegionCrop.of(source, transform)
+    def __init__(
+        self,
+        source: ImageSource,
+        preprocessing: Preprocessing,
+        augment: AugmentConfig,
+        *,
+        seed: int,
+        on_device: bool = False,
+        decoder: Decoder | None = None,
+        decoded: DecodedImages | None = None,
+    ) -> None:
+        self.source, self.seed, self.on_device, self.decoded = source, seed, on_device, decoded
+        self.geometry, self.policy = Geometry(preprocessing, augment), Policy.of(augment, preprocessing)
+        self.decoder = decoder or Decoder()
+        equal = decoded is not None and decoded.equal_sized
+        self._copies = equal and self.geometry.pads(*decoded.sizes[0].tolist())  # type: ignore[union-attr]
 
-    def __getitem__(self, request: Request) -> tuple[torch.Tensor, int, int, str]:
-        epoch, i, repeat = request
-        key = entry_key(SAMPLE, self.seed, epoch, i, repeat)
-        if get_worker_info() is not None:
-            return self._augmented(epoch, i, key)
-        with keyed_generators(*key):
-            return self._augmented(epoch, i, key)
+    @property
+    def is_quick(self) -> bool:
+        """Whether reading a batch takes a few microseconds per image: copies from memory."""
+        return self._copies and (self.policy is None or self.on_device)
+
+    def __getitem__(self, request: Request) -> tuple[Tensor, int, int, str]:
+        """`(image, label, i, problem)` of a request `(epoch, i, repeat)`: image uint8 (3, H, W); `problem` is an empty
+        string or, if image i is corrupt, the reason. The policy is not applied where that is the device's work."""
+        batch = self.read([request])
+        problem = batch["corrupt"][0][1] if batch["corrupt"] else ""
+        return batch["image"][0], int(batch["target"][0]), request[1], problem
 
     def read(self, requests: list[Request]) -> Batch:
-        """One micro-batch on the CPU: "image" uint8 (B, 3, H, W), "target", "index" and "repeat" int64 (B,), "epoch"
-        int, "corrupt" [(index, reason)] of the images that were replaced."""
-        images, labels, indices, problems = zip(*(self[request] for request in requests), strict=True)
-        return {
-            **_collate(images, labels, indices),
-            "repeat": torch.tensor([repeat for _, _, repeat in requests], dtype=torch.int64),
-            "epoch": requests[0][0],
+        """One micro-batch of an epoch, on the CPU: "image" uint8 (B, 3, H, W), channels last in memory; "target",
+        "index" and "repeat" int64 (B,); "epoch" int; "corrupt" [(index, reason)] of the images that were replaced; and
+        "policy", the `PolicyTable`, where there is one and `on_device`."""
+        epoch = requests[0][0]
+        indices, repeats = [i for _, i, _ in requests], [repeat for _, _, repeat in requests]
+        size = self.geometry.size
+        rows = empty((len(requests), size, size, 3), torch.uint8)
+        draws = uniforms(GEOMETRY, self.seed, epoch, indices, repeats, self.geometry.count)
+        labels, problems = self._crops(epoch, indices, draws, rows)
+        batch: Batch = {
+            "image": rows.permute(0, 3, 1, 2),
+            "target": torch.tensor(labels, dtype=torch.int64),
+            "index": torch.tensor(indices, dtype=torch.int64),
+            "repeat": torch.tensor(repeats, dtype=torch.int64),
+            "epoch": epoch,
             "corrupt": [(i, problem) for i, problem in zip(indices, problems, strict=True) if problem],
         }
+        if self.policy is not None:
+            table = self.policy.draw(uniforms(POLICY, self.seed, epoch, indices, repeats, self.policy.count))
+            if self.on_device:
+                batch["policy"] = torch.from_numpy(table)
+            else:
+                for b, row in enumerate(rows.numpy()):
+                    row[...] = np.asarray(self.policy.apply(Image.fromarray(row), table, b))
+        return batch
 
-    def _augmented(self, epoch: int, i: int, key: tuple[int, ...]) -> tuple[torch.Tensor, int, int, str]:
-        """Image i or its replacement, augmented with draws of `key`; see `__getitem__`."""
+    def _crops(
+        self, epoch: int, indices: list[int], draws: np.ndarray, rows: Tensor
+    ) -> tuple[list[int], Sequence[str]]:
+        """Writes the crops of a batch; labels, and the problems of those that were replaced."""
+        if self._copies:
+            self.geometry.write_padded(self.decoded.take(indices), draws, rows)  # type: ignore[union-attr]
+            return [self.source.label(i) for i in indices], [""] * len(indices)
+        found = [
+            self._crop(epoch, i, own, rows[b]) for b, (i, own) in enumerate(zip(indices, draws.tolist(), strict=True))
+        ]
+        return [label for label, _ in found], [problem for _, problem in found]
+
+    def _crop(self, epoch: int, i: int, draws: list[float], row: Tensor) -> tuple[int, str]:
+        """Writes the crop of image i or of its replacement; its label, and what was wrong with image i."""
         problem = ""
+        reading(i)
         for attempt in range(_REPLACEMENT_ATTEMPTS + 1):
             j = i if attempt == 0 else self._replacement(epoch, i, attempt)
             try:
-                image, transform = self._decode(j, key)
+                pixels, box = self._pixels(j, draws)
             except Exception as error:
                 problem = problem or decode_error(error)
                 continue
-            return transform(image), self.source.label(j), i, problem
+            self.geometry.write(pixels, draws, row, box)
+            return self.source.label(j), problem
         raise DataError(
             f"training image {self.source.name(i)} is corrupt ({problem}) and so are the {_REPLACEMENT_ATTEMPTS} "
             f"images tried in its place; find all of them with: python scripts/check_data.py {self.source.root}"
         )
 
-    def _decode(self, j: int, key: tuple[int, ...]) -> tuple[Image.Image, Transform]:
-        """Image j, or already a crop of it, and what remains to be done with it, which draws from generators as `key`
-        leaves them."""
-        if self._region_crop is not None and self._region_crop.applies(j):
-            seed_generators(*key)
-            return self._region_crop(j), self._region_crop.rest
-        image = open_rgb(self.source.read(j))
-        seed_generators(*key)
-        return image, self.transform
+    def _pixels(self, j: int, draws: list[float]) -> tuple[np.ndarray, Box | None]:
+        """Image j, or a region of it and the place of its crop there; what the decoder raises where it is damaged."""
+        pixels = self.decoded.pixels(j) if self.decoded is not None else None
+        if pixels is not None:
+            return pixels, None
+        source = self.source
+        if self.geometry.pad is not None:
+            return self.decoder(source.read(j)), None
+        if not (isinstance(source, Store) and source.intervals[j]):
+            return self.decoder.crop(source.read(j), partial(self.geometry.box, draws))
+        left, top, right, bottom = self.geometry.box(draws, *source.sizes[j].tolist())
+        data, x, y = source.read_region(j, (left, top, right, bottom))
+        pixels = self.decoder(data)
+        if pixels.shape[0] < bottom - y or pixels.shape[1] < right - x:
+            raise ValueError("the image has not the size that the index of the store gives")
+        return pixels, (left - x, top - y, right - x, bottom - y)
 
     def _replacement(self, epoch: int, i: int, attempt: int) -> int:
         draw = key_seeds(REPLACEMENT, self.seed, epoch, i, attempt)[0]
@@ -90,27 +156,70 @@ class TrainDataset:
 
 
 class EvalDataset:
-    """Evaluation images: `dataset[i]` returns `(image, label, i)`, image uint8 (3, H, W).
+    """Evaluation images as a network expects them: `dataset[i]` returns `(image, label, i)`, image uint8 (3, H, W).
 
     A corrupt image is a DataError with its name and the reason: an evaluation never replaces an image.
+
+    Args:
+        decoder: None: the fastest installed.
+        decoded: the images of the source, in memory.
+        cache: where transformed images are kept.
     """
 
-    def __init__(self, source: ImageSource, transform: Transform) -> None:
-        self.source, self.transform = source, transform
+    def __init__(
+        self,
+        source: ImageSource,
+        preprocessing: Preprocessing,
+        *,
+        decoder: Decoder | None = None,
+        decoded: DecodedImages | None = None,
+        cache: ValCache | None = None,
+    ) -> None:
+        self.source, self.decoded, self.cache = source, decoded, cache
+        self.transform, self.decoder = EvalTransform(preprocessing), decoder or Decoder()
 
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int, int]:
+    @property
+    def is_quick(self) -> bool:
+        """Whether reading a batch takes a few microseconds per image: copies from memory or a complete cache."""
+        decoded, side = self.decoded, self.transform.preprocessing.size
+        if decoded is not None:
+            short = self.transform.short_side == side and decoded.equal_sized
+            return short and decoded.sizes[0].tolist() == [side, side]
+        return self.cache is not None and self.cache.complete
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int, int]:
+        batch = self.read([i])
+        return batch["image"][0], int(batch["target"][0]), i
+
+    def read(self, indices: list[int]) -> Batch:
+        """One batch on the CPU: "image" uint8 (B, 3, H, W), channels last; "target" and "index" int64 (B,)."""
+        size, cache = self.transform.preprocessing.size, self.cache
+        rows = empty((len(indices), size, size, 3), torch.uint8)
+        arrays = rows.numpy()
+        for b, i in enumerate(indices):
+            reading(i)
+            if cache is None:
+                self.transform.write(self._pixels(i), rows[b])
+            elif not cache.read(i, arrays[b]):
+                self.transform.write(self._pixels(i), rows[b])
+                cache.write(i, arrays[b])
+        return {
+            "image": rows.permute(0, 3, 1, 2),
+            "target": torch.tensor([self.source.label(i) for i in indices], dtype=torch.int64),
+            "index": torch.tensor(indices, dtype=torch.int64),
+        }
+
+    def _pixels(self, i: int) -> np.ndarray:
+        pixels = self.decoded.pixels(i) if self.decoded is not None else None
+        if pixels is not None:
+            return pixels
         try:
-            image = open_rgb(self.source.read(i))
+            return self.decoder(self.source.read(i))
         except Exception as error:
             raise DataError(
                 f"evaluation image {self.source.name(i)} is corrupt ({decode_error(error)}); restore the file: leaving "
                 "it out would change the result"
             ) from error
-        return self.transform(image), self.source.label(i), i
-
-    def read(self, indices: list[int]) -> Batch:
-        """One batch on the CPU: "image" uint8 (B, 3, H, W), "target" and "index" int64 (B,)."""
-        return _collate(*zip(*(self[i] for i in indices), strict=True))
 
 
 class CorruptImages:
@@ -140,14 +249,3 @@ class CorruptImages:
                 f"List them with: python scripts/check_data.py {self.source.root}"
             )
         return batch
-
-
-def _collate(images: Sequence[torch.Tensor], labels: Sequence[int], indices: Sequence[int]) -> Batch:
-    # Images come from Pillow as H x W x C in memory. Stacked that way there is no transposition, and the batch is
-    # channels_last from the start. In a worker, default_collate stacks straight into shared memory.
-    stacked = default_collate([image.permute(1, 2, 0) for image in images])
-    return {
-        "image": stacked.permute(0, 3, 1, 2),
-        "target": torch.tensor(labels, dtype=torch.int64),
-        "index": torch.tensor(indices, dtype=torch.int64),
-    }

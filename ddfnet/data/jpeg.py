@@ -14,7 +14,11 @@ import numpy as np
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are outside
 
 _SEQUENTIAL = (0xC0, 0xC1)
+_PLAIN = (*_SEQUENTIAL, 0xC2)  # progressive ones, too
+_PLAIN_SAMPLINGS = ((0x11, 0x11, 0x11), (0x21, 0x11, 0x11), (0x12, 0x11, 0x11), (0x22, 0x11, 0x11))
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_EXIF = b"Exif\0\0"
+_ORIENTATION = 0x0112
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _INTERVAL_WIDTH = 60  # pixels; narrower ones cost bytes, wider ones are decoded for less
@@ -31,6 +35,9 @@ class Header(NamedTuple):
     frame: int  # position of the two bytes of the height
     data: int  # position of the first interval
     sequential: bool  # Huffman-coded in one scan, 8 bits: what `cut` needs
+    plain: (
+        bool  # gray or three components of 8 bits, color at full or half resolution: all decoders make the same of it
+    )
 
     @property
     def row(self) -> int:
@@ -38,7 +45,7 @@ class Header(NamedTuple):
         return -(-self.width // self.mcu[0])
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes | bytearray) -> Header:
     """The header of a JPEG; ValueError for anything else, damaged headers included."""
     if data[:2] != b"\xff\xd8":
         raise ValueError("not a JPEG")
@@ -71,7 +78,36 @@ def read_header(data: bytes) -> Header:
     if not width or not height or 0 in mcu:
         raise ValueError("the header is damaged")
     sequential = kind in _SEQUENTIAL and bits == 8 and scanned == components
-    return Header(width, height, components, mcu, interval, start + 5, at + 2 + length, sequential)
+    plain = kind in _PLAIN and bits == 8 and (components == 1 or tuple(factors) in _PLAIN_SAMPLINGS)
+    return Header(width, height, components, mcu, interval, start + 5, at + 2 + length, sequential, plain)
+
+
+def is_turned(data: bytes | bytearray, header: Header) -> bool:
+    """Whether EXIF asks viewers to turn or mirror the image, or says so unclearly."""
+    at = data.find(_EXIF, 0, header.data)
+    if at < 0:
+        return False
+    tiff = at + len(_EXIF)
+    order = {b"II": "<", b"MM": ">"}.get(bytes(data[tiff : tiff + 2]))
+    try:
+        (first,) = struct.unpack_from(f"{order}I", data, tiff + 4)
+        (entries,) = struct.unpack_from(f"{order}H", data, tiff + first)
+        for entry in range(entries):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", data, tiff + first + 2 + 12 * entry)
+            if tag == _ORIENTATION:
+                return kind != 3 or value != 1
+    except struct.error:
+        return True
+    return False
+
+
+def ends_at_once(data: bytes, header: Header) -> bool:
+    """Whether all of a JPEG is one scan from top to bottom, with no marker in it before that of the end.
+
+    Where damage looks like a marker, decoders stop, and some of them fail.
+    """
+    end = _END_OF_SCAN.search(data, header.data) if header.sequential else None
+    return end is not None and data[end.end() - 1] == 0xD9 and end.end() == len(data)
 
 
 def restart_interval(width: int, mcu_width: int) -> int:
@@ -98,7 +134,9 @@ def interval_starts(data: bytes, header: Header) -> np.ndarray | None:
     return np.array(starts, np.int64) if regular else None
 
 
-def cut(data: bytes, header: Header, starts: np.ndarray, box: Box, *, margin: int = 1) -> tuple[bytes, int, int]:
+def cut(
+    data: bytes, header: Header, starts: np.ndarray, box: Box, *, margin: int = 1
+) -> tuple[bytes | bytearray, int, int]:
     """The smallest rectangle of restart intervals that holds a box, as a JPEG of its own.
 
     Args:
@@ -128,4 +166,4 @@ def cut(data: bytes, header: Header, starts: np.ndarray, box: Box, *, margin: in
     pixels = np.frombuffer(result, np.uint8)
     pixels[ends - 1] = 0xD0 + np.arange(len(ends)) % 8
     pixels[-1] = 0xD9
-    return bytes(result), left * width, top * height
+    return result, left * width, top * height

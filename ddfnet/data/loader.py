@@ -1,22 +1,46 @@
-"""The batch stream of every task: DataLoader workers read whole batches, the device gets them and finishes them."""
+"""The batch stream of every task: workers read whole batches, the device gets them and finishes them."""
 
 import os
-import signal
 import sys
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from pydantic import Field
 
+from ddfnet.config import Section
 from ddfnet.data.batches import Batch
+from ddfnet.data.device_copy import DeviceCopy, to_device
 from ddfnet.data.sampler import Request, TrainSampler, eval_indices
-from ddfnet.utils.errors import DataError
+from ddfnet.data.workers import SecondIterationError, WorkerPool
+from ddfnet.utils.errors import ConfigError
 
 Finish = Callable[[Batch], Batch]
+Name = Callable[[int], str]
+StartMethod = Literal["auto", "fork", "forkserver", "spawn"]
 
-_ON_CPU = ("index", "repeat")  # name samples and key draws: they are read on the CPU
+_LENT = 2  # slots whose memory a caller may hold, or, of a CUDA device, that are left to the workers
+
+
+class LoaderConfig(Section):
+    """The keys of `data` that say how batches are read."""
+
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes per rank that read data. auto: this rank's part of the cores less one, at least 1, at most 16.
+    0: read in the main process."""
+    timeout: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds of waiting for a worker that does not get any further in its batch, after which the run stops and names
+    the sample."""
+    start_method: StartMethod = "auto"
+    """How workers are started: fork, forkserver or spawn. auto: fork on Linux, else spawn."""
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        yield from super().without_effect()
+        if self.workers == 0:
+            for key in ("timeout", "start_method"):
+                yield key, "data.workers is 0"
 
 
 def train_batches(
@@ -26,6 +50,9 @@ def train_batches(
     *,
     device: torch.device | str,
     workers: int | Literal["auto"],
+    name: Name | None = None,
+    timeout: float = 300.0,
+    start_method: StartMethod = "auto",
 ) -> Iterator[Batch]:
     """The training batches of a whole run, in the sampler's order.
 
@@ -34,10 +61,18 @@ def train_batches(
 
     Args:
         read: runs in the workers; the requests of a micro-batch -> batch on the CPU. A DataError reaches the caller.
+            It has to give the same each time it is called: what a worker was reading when it died is read again.
         finish: runs in this process, on a batch whose tensors are on the device ("index" and "repeat": on the CPU).
         workers: reading processes; 0 reads in this one; "auto": see `worker_count`.
+        name: name of a sample, for messages.
+        timeout, start_method: see `LoaderConfig`.
+
+    Raises:
+        DataError: workers die of the same batch again and again, hang, or cannot be started.
     """
-    return _stream(iter(_loader(read, sampler, device, workers, persistent=False)), finish, device)
+    count = min(worker_count(workers), len(sampler))
+    source = _source(read, count, device, name=name, timeout=timeout, start_method=start_method)
+    return _training(source, sampler, finish)
 
 
 def eval_batches(
@@ -50,116 +85,125 @@ def eval_batches(
     world_size: int,
     device: torch.device | str,
     workers: int | Literal["auto"],
+    name: Name | None = None,
+    timeout: float = 300.0,
+    start_method: StartMethod = "auto",
 ) -> Iterable[Batch]:
     """This process's part of an evaluation set, every sample exactly once over all processes, nothing padded.
 
     Processes may have different numbers of batches, so collective operations belong after the loop. The result has a
-    length, counted in reads, and may be iterated again: its workers stay.
+    length, counted in reads, and may be iterated again, one iteration at a time: its workers stay.
 
     Args:
         read: indices -> one batch, or several where samples differ in size.
         length: number of samples in the set.
         batch_size: samples per read; the last one may have fewer.
-        finish, workers: see `train_batches`.
+        finish, workers, name, timeout, start_method: see `train_batches`.
     """
-    sampler = BatchSampler(eval_indices(length, rank, world_size), batch_size, drop_last=False)
-    return _EvalBatches(_loader(read, sampler, device, workers, persistent=True), finish, device)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    indices = eval_indices(length, rank, world_size)
+    requests = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    count = min(worker_count(workers), len(requests))
+
+    start = partial(_source, read, count, device, name=name, timeout=timeout, start_method=start_method)
+    return _EvalBatches(start, requests, finish)
 
 
 def worker_count(workers: int | Literal["auto"]) -> int:
-    """DataLoader workers of this rank; `auto`: its part of the usable cores less one, at least 1, at most 16."""
+    """Workers of this rank; `auto`: its part of the usable cores less one, at least 1, at most 16."""
+    if sys.platform == "win32":
+        if workers not in (0, "auto"):
+            raise ConfigError(f"data.workers={workers}: on Windows data is read in the main process, data.workers=0")
+        return 0
     if workers != "auto":
+        if workers < 0:
+            raise ValueError(f"workers must be 0 or more, or auto, got {workers}")
         return int(workers)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(1, min(16, cores // local_world_size - 1))
 
 
-class _Reader(Dataset):
-    """Reads whole batches; runs in the workers."""
+def _stream(source: "_Workers | _InProcess", requests: Iterable[Any], finish: Finish) -> Iterator[Batch]:
+    for read in source.batches(requests):
+        parts = deque(read if isinstance(read, list) else [read])
+        del read  # what this frame does not hold, workers can write to again
+        while parts:
+            yield finish(parts.popleft())
 
-    def __init__(self, read: Callable[[list[Any]], Any]) -> None:
-        self.read = read
 
-    def __getitems__(self, requests: list[Any]) -> Batch | list[Batch] | DataError:
-        try:
-            return self.read(requests)
-        except DataError as error:
-            return error  # as a value: raised here, its message would reach the user inside a worker's traceback
-
-    @staticmethod
-    def as_read(batch: Any) -> Any:
-        return batch
+def _training(source: "_Workers | _InProcess", requests: Iterable[Any], finish: Finish) -> Iterator[Batch]:
+    try:
+        yield from _stream(source, requests, finish)
+    finally:
+        source.close()  # an error's traceback would keep this frame, and the workers, alive
 
 
 class _EvalBatches:
-    def __init__(self, loader: DataLoader, finish: Finish, device: torch.device | str) -> None:
-        self.loader, self.finish, self.device = loader, finish, device
+    def __init__(self, start: Callable[[], "_Workers | _InProcess"], requests: list[Any], finish: Finish) -> None:
+        self.start, self.requests, self.finish = start, requests, finish
+        self.source: _Workers | _InProcess | None = None
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self.requests)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _stream(iter(self.loader), self.finish, self.device)
+        if self.source is None:
+            self.source = self.start()
+        return self._stream(self.source)
+
+    def _stream(self, source: "_Workers | _InProcess") -> Iterator[Batch]:
+        try:
+            yield from _stream(source, self.requests, self.finish)
+        except (GeneratorExit, SecondIterationError):
+            raise
+        except BaseException:
+            self.source = None
+            source.close()
+            raise
 
 
-def _loader(
-    read: Callable[[list[Any]], Any],
-    batch_sampler: Any,
-    device: torch.device | str,
-    workers: int | Literal["auto"],
-    *,
-    persistent: bool,
-) -> DataLoader:
-    workers = worker_count(workers)
-    fork = workers > 0 and sys.platform == "linux"
-    return DataLoader(
-        _Reader(read),
-        batch_sampler=batch_sampler,
-        collate_fn=_Reader.as_read,  # the reader has collated
-        num_workers=workers,  # torch gives each worker one thread
-        persistent_workers=persistent and workers > 0,
-        worker_init_fn=_leave_signals_to_parent if fork else None,
-        multiprocessing_context="fork" if fork else None,
-        pin_memory=torch.device(device).type == "cuda",
-        generator=torch.Generator(),  # else starting an iterator would draw from the caller's default generator
-    )
+def _source(
+    read: Callable[[list[Any]], Any], count: int, device: torch.device | str, **options: Any
+) -> "_Workers | _InProcess":
+    return _Workers(WorkerPool(read, count, **options), torch.device(device)) if count else _InProcess(read, device)
 
 
-def _leave_signals_to_parent(worker_id: int) -> None:
-    """In a worker: obey SIGTERM of the parent process only, and neither SIGINT nor SIGUSR1.
+class _InProcess:
+    """Reads batches in this process."""
 
-    Ctrl-C, torchrun and schedulers signal whole process groups. A worker that died of that would break the step that
-    the main process is about to finish.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    # A handler would not learn who sent the signal; a thread that waits for it does.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    def __init__(self, read: Callable[[list[Any]], Any], device: torch.device | str) -> None:
+        self.read, self.device = read, device
 
+    def batches(self, requests: Iterable[Any]) -> Iterator[Any]:
+        return (to_device(self.read(list(batch)), self.device) for batch in requests)
 
-def _end_with_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+    def close(self) -> None:
         pass
-    os._exit(0)  # as torch's own handler does, which this one replaces
 
 
-def _stream(host_batches: Iterator[Any], finish: Finish, device: torch.device | str) -> Iterator[Batch]:
-    try:
-        for read in host_batches:
-            if isinstance(read, DataError):
-                raise DataError(str(read))  # a new one: raising `read` itself would tie this frame into a cycle
-            for batch in read if isinstance(read, list) else [read]:
-                yield finish(_to_device(batch, device))
-    finally:
-        del host_batches  # ends the workers now: an error's traceback would keep this frame, and them, alive
+class _Workers:
+    """Reads batches in workers."""
 
+    def __init__(self, pool: WorkerPool, device: torch.device) -> None:
+        self.pool, self.device = pool, device
+        self.copy = DeviceCopy(pool.ring, device) if device.type == "cuda" else None
 
-def _to_device(value: Any, device: torch.device | str) -> Any:
-    """A copy of a batch with all tensors on the device, those in lists and dictionaries too, but for `_ON_CPU`."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, dict):
-        return {key: item if key in _ON_CPU else _to_device(item, device) for key, item in value.items()}
-    return [_to_device(item, device) for item in value] if isinstance(value, list) else value
+    def batches(self, requests: Iterable[Any]) -> Iterator[Any]:
+        # What a device has copied is free again; what stays on the CPU is the caller's for as long as it likes.
+        most = _LENT if self.copy is None else self.pool.ring.slots - _LENT
+        return map(self._on_device, self.pool.batches(map(list, requests), lend=most))
+
+    def close(self) -> None:
+        if self.copy is not None:
+            self.copy.close()
+        self.pool.close()
+
+    def _on_device(self, delivery: tuple[Any, int]) -> Any:
+        value, slot = delivery
+        if self.copy is None:
+            return to_device(value, self.device)
+        value, copied = self.copy(value, slot)
+        self.pool.hold(slot, copied)
+        return value

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 # First part of a key: keeps the draws of different uses apart.
-SAMPLE, REPLACEMENT, BATCH = range(3)
+SAMPLE, REPLACEMENT, BATCH, GEOMETRY, POLICY, ERASING = range(6)
+
+Integers = Sequence[int] | np.ndarray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: SplitMix64's step
 
@@ -31,9 +33,7 @@ def entry_key(kind: int, seed: int, epoch: int, index: int, repeat: int) -> tupl
     return (kind, seed, epoch, index, repeat) if repeat else (kind, seed, epoch, index)
 
 
-def uniforms(
-    kind: int, seed: int, epoch: int, indices: Sequence[int], repeats: Sequence[int], count: int
-) -> np.ndarray:
+def uniforms(kind: int, seed: int, epoch: int, indices: Integers, repeats: Integers, count: int) -> np.ndarray:
     """Uniform draws in [0, 1) for the samples of a batch: float64 (B, count), a row for each of `indices`.
 
     A row depends on (kind, seed, epoch, its index, its repeat) alone, and its first numbers not on `count`. A whole
@@ -69,25 +69,14 @@ def seed_generators(*key: int) -> None:
 
 
 @contextmanager
-def keyed_generators(*key: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seeds the global generators from `key` inside the block and restores them after it.
-
-    Of a CUDA device, too. Generator states live on the host: nothing here waits for the device.
-    """
-    generators = [torch.default_generator]
-    if device is not None and device.type == "cuda":
-        # `default_generators` is filled when CUDA starts; asking for the current device starts it.
-        index = torch.cuda.current_device() if device.index is None else device.index
-        generators.append(torch.cuda.default_generators[index])
+def keyed_generators(*key: int) -> Iterator[None]:
+    """Seeds the global generators from `key` inside the block and restores them after it."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    torch_states = [generator.get_state() for generator in generators]
+    torch_state = torch.default_generator.get_state()
     try:
         seed_generators(*key)
-        for generator in generators[1:]:
-            generator.manual_seed(key_seeds(*key)[2])
         yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        for generator, state in zip(generators, torch_states, strict=True):
-            generator.set_state(state)
+        torch.default_generator.set_state(torch_state)

@@ -18,7 +18,7 @@ _AGREE_SECONDS = 2.0
 class StopSignal:
     """Notes SIGTERM, SIGUSR1 (SLURM's warning) and SIGINT; a second SIGINT interrupts at once.
 
-    (Loader workers have handlers of their own: a signal to the whole process group does not take the data away from
+    (Data workers have handlers of their own: a signal to the whole process group does not take the data away from
     the step that is being finished.)
     """
 

@@ -69,8 +69,7 @@ class PredictionEvaluator:
             logits = torch.logaddexp(logits.log_softmax(1), mirrored.log_softmax(1)) - math.log(2)
         top, losses = score(logits, batch["target"])
         confidence = logits.softmax(1).gather(1, top[:, :1])[:, 0]
-        # Copies: on the CPU these two lie in memory shared with a DataLoader worker, which holds files open for them.
-        self.batches.append((batch["index"].clone(), batch["target"].clone(), top, confidence, losses))
+        self.batches.append((batch["index"], batch["target"], top, confidence, losses))
 
     def state(self) -> tuple[Tensor, ...]:
         """Index, target, top-5, confidence and loss of the images of this process, on the CPU; () if it had none."""

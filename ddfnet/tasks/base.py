@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddfnet.data.batches import Batch
-from ddfnet.data.loader import Finish, eval_batches, train_batches
+from ddfnet.data.loader import Finish, LoaderConfig, eval_batches, train_batches
 from ddfnet.data.sampler import Request, TrainSampler, epoch_order
 from ddfnet.tasks.config import Config
 from ddfnet.tasks.evaluation import stored_evaluation
@@ -52,6 +52,11 @@ class Task(ABC, Generic[C, S]):
     """Whether all training batches have one shape, so that it pays to search for the fastest convolutions."""
     repeats: int = 1
     """Times that an epoch shows each of its samples."""
+    train_in_process: bool = False
+    """Set by `train_reader` where reading a batch takes less than handing it over: no workers are started then, with
+    `data.workers: auto`."""
+    eval_in_process: bool = False
+    """The same of `eval_reader`."""
     _val: S
 
     def __init__(self, config: C) -> None:
@@ -77,6 +82,10 @@ class Task(ABC, Generic[C, S]):
     def batch_images(self, batch: Batch) -> int:
         return len(batch["index"])
 
+    def _loader(self, in_process: bool) -> dict[str, Any]:
+        options = self.config.data.model_dump(include=set(LoaderConfig.model_fields))
+        return {**options, "workers": 0} if in_process and options["workers"] == "auto" else options
+
     def train_batches(self, plan: RunPlan, *, rank: int, start_step: int, device: torch.device) -> Iterator[Batch]:
         """This rank's micro-batches from a step to the end of the run, on the device."""
         sampler = TrainSampler(
@@ -91,7 +100,8 @@ class Task(ABC, Generic[C, S]):
             repeats=self.repeats,
         )
         read, finish = self.train_reader(device)
-        return train_batches(read, sampler, finish, device=device, workers=self.config.data.workers)
+        options = self._loader(self.train_in_process)
+        return train_batches(read, sampler, finish, device=device, name=self._train.name, **options)
 
     def eval_batches(self, *, rank: int, world_size: int, device: torch.device) -> Iterable[Batch]:
         """This rank's validation batches, on the device."""
@@ -104,7 +114,8 @@ class Task(ABC, Generic[C, S]):
             rank=rank,
             world_size=world_size,
             device=device,
-            workers=self.config.data.workers,
+            name=self._val.name,
+            **self._loader(self.eval_in_process),
         )
 
     def sample_names(self, plan: RunPlan, step: int) -> list[str]:

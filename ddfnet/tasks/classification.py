@@ -1,5 +1,6 @@
 """Image classification: its configuration and its task."""
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,19 +13,24 @@ from torch import Tensor, nn
 
 import ddfnet
 from ddfnet.config import Fraction, Positive, Section
-from ddfnet.data.augment import AugmentConfig, train_transform
+from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.batches import Batch, EvalBatchTransform, TrainBatchTransform
 from ddfnet.data.class_hashes import class_hashes
 from ddfnet.data.dataset import CorruptImages, EvalDataset, TrainDataset
+from ddfnet.data.decode import Decoder, DecoderName
 from ddfnet.data.loader import Finish
-from ddfnet.data.preprocessing import InputConfig, eval_transform
+from ddfnet.data.memory import cached_images
+from ddfnet.data.preprocessing import InputConfig
 from ddfnet.data.sources import ImageSource, SourceConfig, open_split
+from ddfnet.data.val_cache import ValCache
 from ddfnet.evaluation.metrics import ClassificationEvaluator
 from ddfnet.models import create_model
 from ddfnet.tasks.base import Task
 from ddfnet.tasks.classification_evaluation import classification_evaluation
 from ddfnet.tasks.config import Config, DataSection, ModelSection
 from ddfnet.utils.errors import ConfigError
+
+_log = logging.getLogger("ddfnet")
 
 
 class ModelConfig(ModelSection):
@@ -69,6 +75,14 @@ class DataConfig(DataSection, SourceConfig):
     """Validation images, likewise."""
     max_corrupt: Fraction = 0.001
     """Training stops when more than this share of the images, and more than 10, cannot be decoded."""
+    decoder: DecoderName = "auto"
+    """Decoder of JPEGs; all give the same pixels. auto: the first installed of simplejpeg, torchcodec and Pillow."""
+    cache: Literal["auto", "memory", "none"] = "auto"
+    """memory: decode all images once, at the start, and keep their pixels in the memory of each process. auto: for each
+    split, if its pixels take up to 512 MiB (CIFAR does)."""
+    val_cache: str | None = None
+    """Folder to keep the validation images in, as the network gets them: size^2 * 3 bytes each, 7.5 GB for ImageNet's
+    50,000 at 224. Later evaluations read them from there. One that all processes of a machine see; null: none."""
     input: InputConfig = InputConfig()
 
     renamed: ClassVar[dict[str, str]] = {"max_broken": "max_corrupt"}
@@ -159,7 +173,18 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
     def train_reader(self, device: torch.device) -> tuple[Callable, Finish]:
         config, augment = self.config, self.config.augment
         crops = self.preprocessing.replaced(size=config.data.input.train_size or config.data.input.size)
-        dataset = TrainDataset(self._train, train_transform(crops, augment), seed=config.run.seed)
+        decoder = Decoder(config.data.decoder)
+        _log.info("JPEGs are decoded by %s", decoder.name)
+        dataset = TrainDataset(
+            self._train,
+            crops,
+            augment,
+            seed=config.run.seed,
+            on_device=augment.on_device(device),
+            decoder=decoder,
+            decoded=cached_images(self._train, decoder, config.data.cache),
+        )
+        self.train_in_process = dataset.is_quick
         corrupt = CorruptImages(self._train, config.data.max_corrupt)
         transform = TrainBatchTransform(
             self.preprocessing,
@@ -173,8 +198,13 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         return dataset.read, lambda batch: transform(corrupt.count(batch))
 
     def eval_reader(self, device: torch.device) -> tuple[Callable, Finish]:
+        data, decoder = self.config.data, Decoder(self.config.data.decoder)
+        cache = ValCache(data.val_cache, self._val, self.preprocessing) if data.val_cache is not None else None
+        decoded = cached_images(self._val, decoder, data.cache) if cache is None else None
+        dataset = EvalDataset(self._val, self.preprocessing, decoder=decoder, decoded=decoded, cache=cache)
+        self.eval_in_process = dataset.is_quick
         transform = EvalBatchTransform(self.preprocessing, device=device, channels_last=self.config.train.channels_last)
-        return EvalDataset(self._val, eval_transform(self.preprocessing)).read, transform
+        return dataset.read, transform
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy (or BCE) of one micro-batch, computed in float32."""

@@ -9,7 +9,7 @@ from ddfnet.checkpoint import Weights
 from ddfnet.data.batches import EvalBatchTransform
 from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.loader import eval_batches
-from ddfnet.data.preprocessing import Preprocessing, eval_transform
+from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.data.sources import ImageSource, SourceConfig, open_source, open_split, split_path
 from ddfnet.evaluation.class_names import in_order_of_number, known_classes, output_names
 from ddfnet.evaluation.image_sets import ImageSet, find_sets, load_set
@@ -30,7 +30,12 @@ def classification_evaluation(
     """`Task.evaluation` of classification: any file that `build_classifier` reads, image by image."""
     folders = find_sets(options.sets, options.data) if options.sets is not None else None
     loaded = build_classifier(weights, source=path, model=options.model, entry=entry)
-    changes = {"size": options.input_size, "crop_pct": options.crop_pct, "interpolation": options.interpolation}
+    changes = {
+        "size": options.input_size,
+        "crop_pct": options.crop_pct,
+        "interpolation": options.interpolation,
+        "resize": options.resize,
+    }
     try:
         how = loaded.preprocessing.replaced(**{key: value for key, value in changes.items() if value is not None})
     except ConfigError as error:
@@ -62,7 +67,7 @@ def _set(images: ImageSet, loaded: Classifier, how: Preprocessing, options: Eval
 
     def batches(*, rank: int, world_size: int, device: torch.device) -> Any:
         return eval_batches(
-            EvalDataset(images.index, eval_transform(how)).read,
+            EvalDataset(images.index, how).read,
             len(images.index),
             EvalBatchTransform(how, device=device, channels_last=True),
             batch_size=options.batch_size or BATCH_SIZE,
@@ -70,6 +75,7 @@ def _set(images: ImageSet, loaded: Classifier, how: Preprocessing, options: Eval
             world_size=world_size,
             device=device,
             workers=options.workers,
+            name=images.index.name,
         )
 
     def evaluator(device: torch.device) -> PredictionEvaluator:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ddfnet.config import Fraction, Positive, Section
+from ddfnet.data.loader import LoaderConfig
 from ddfnet.optim import OptimConfig, ScheduleConfig
 
 
@@ -37,11 +38,9 @@ class ModelSection(Section):
     """Values of the keys that name weights to start from, where a checkpoint has the weights."""
 
 
-class DataSection(Section):
+class DataSection(LoaderConfig):
     root: str
     """Folder with the data."""
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """DataLoader workers per rank. auto: this rank's part of the cores less one, at least 1, at most 16."""
 
 
 class FlipConfig(Section):

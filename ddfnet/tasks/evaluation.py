@@ -30,11 +30,12 @@ class EvaluationOptions:
     tta: bool = False  # average the softmax over each image and its mirror image; wrong for digits, letters
     model: str | None = None  # model name, for a file that does not say it
     batch_size: int | None = None  # images per process; None: the task's choice
-    workers: int | Literal["auto"] = "auto"  # DataLoader workers per rank
+    workers: int | Literal["auto"] = "auto"  # processes per rank that read data
     precision: str = "auto"  # fp32, bf16, fp16; auto: that of training, to give the figures that training printed
     input_size: int | None = None  # this one and the next two: instead of the checkpoint's preprocessing
     crop_pct: float | None = None
     interpolation: str | None = None
+    resize: str | None = None
     fuse_bn: bool = False  # fold batch normalization into convolutions, see `ddfnet.models.fold`
 
     def __post_init__(self) -> None:
@@ -76,7 +77,7 @@ def stored_evaluation(
 ) -> Evaluation:
     """`Task.evaluation` for `best.pt` and `last.pt` of a task: evaluated as in training, with its report.json alone.
     UserError for options that only another task takes, and for a checkpoint or data that cannot be used."""
-    others = ("model", "input_size", "crop_pct", "interpolation", "sets", "tta", "fuse_bn")
+    others = ("model", "input_size", "crop_pct", "interpolation", "resize", "sets", "tta", "fuse_bn")
     given = [key for key in others if getattr(options, key) not in (None, False)]
     if given:
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in given)

@@ -9,16 +9,20 @@ Rows, all against timm on the plain files:
     store_keep   training from a store that prepare_images.py makes with --quality keep
     store_400    the same with --quality 90 --short-side 400: other pixels, see the distance
     eval         evaluation: short side to 256, center of 224
-    cifar        training at 32 pixels from class folders (--cifar; default: the images of ROOT reduced to 32 x 32)
-Training rows come twice: with the recipe, whose operations run in the workers on both sides, and with crop and flip
-alone. torchvision has another RandAugment, so it is a peer of crop and flip, and of the evaluation.
+    eval_cached  the same from data.val_cache, once it is complete
+    cifar        training at 32 pixels from images in memory, crops of the padded image (--cifar; default: the images
+                 of ROOT at 32 x 32)
+Training rows come three times: with the recipe, which timm's workers apply and ddfnet leaves to the device
+(augment.where=device); with the recipe in the workers on both sides (cpu); and with crop and flip alone. torchvision
+has another RandAugment, so it is a peer of crop and flip, and of the evaluation.
 
-All loaders make the same crops of the same images and deliver uint8 batches; normalization, erasing and mixing are the
-device's work and in nobody's time. Figures are CPU milliseconds per image over all processes, one thread each, page
-cache warm: medians over the passes, ranges in brackets. The ratio is the peer's time by ours, pass by pass. "pixels"
-is the distance to the same images from timm, which decodes and resizes with Pillow: largest and mean difference in
-levels of 255, and the median PSNR. Images that a store has in another size get other crops from the same draws; their
-distance is given apart, after the evaluation's transform.
+All loaders make the same crops of the same images and deliver uint8 batches; of the recipe's operations only the
+distribution is the same. Normalization, erasing and mixing are the device's work and in nobody's time. Figures are CPU
+milliseconds per image over all processes, one thread each, page cache warm: medians over the passes, ranges in
+brackets. The ratio is the peer's time by ours, pass by pass. "pixels" is the distance to the same crops from timm,
+which decodes and resizes with Pillow: largest and mean difference in levels of 255, and the median PSNR. Images that a
+store has in another size get other crops from the same draws; their distance is given apart, after the evaluation's
+transform.
 
 Exit code 0: measured; 2: bad arguments, or images that cannot be used.
 """
@@ -28,7 +32,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,63 +39,39 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a check
 
 import numpy as np
 import torch
-from PIL import Image, features
+from PIL import features
 
-from ddfnet.data.decode import open_rgb
+from ddfnet.data.dataset import EvalDataset
+from ddfnet.data.decode import Decoder
 from ddfnet.data.prepare.encode import Encoding
 from ddfnet.data.prepare.write import write_store
-from ddfnet.data.sampler import Request, permutation
+from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.data.sources.folder import index_folder
+from ddfnet.data.val_cache import ValCache
 from ddfnet.utils.cli import HelpFormatter, at_least, run
 from ddfnet.utils.environment import package_version
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.files import write_json
 from ddfnet.utils.markdown import table
 from scripts.benchmarks import common as bench
-from scripts.benchmarks.data_loaders import Loader, Work, own_loader, timm_loader, torchvision_loader
+from scripts.benchmarks.data_loaders import (
+    Loader,
+    Plan,
+    Work,
+    make_small,
+    own_dataset,
+    own_loader,
+    plan,
+    timm_loader,
+    torchvision_loader,
+)
 from scripts.benchmarks.data_measure import distance, measure, profile, resized, resized_distance
 
 RECIPE = "rand-m7-mstd0.5-inc1"
-TARGETS = {"plain": 2.4, "store_keep": 3.5, "store_400": 5.0, "eval": 2.0, "cifar": 60.0}
+TARGETS = {"plain": 2.4, "store_keep": 3.5, "store_400": 5.0, "eval": 2.0, "eval_cached": 100.0, "cifar": 60.0}
 STORES = {"store_keep": Encoding(), "store_400": Encoding(quality=90, short_side=400)}
 COLUMNS = ("row", "augmentation", "timm ms", "ours ms", "timm / ours", "target", "pixels: max, mean, PSNR",
            "torchvision ms", "timm / torchvision", "its pixels")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is read in a measurement."""
-
-    batches: list[list[Request]]  # all of it
-    images: int  # of a pass
-    epoch: int  # batches that show each image once
-
-
-def plan(count: int, images: int, *, turn: int = 10, passes: int, spare: int) -> Plan:
-    """Passes over up to `images` of `count` images, about `images` in all, each as often as every other.
-
-    Batches are of about `turn` images, whatever leaves out the fewest. One more pass warms up, and `spare` batches
-    follow that workers read ahead.
-    """
-    chosen = permutation(count, 0, 0)[:images]
-    batch = min(len(chosen), max(range(turn * 4 // 5, turn * 6 // 5 + 1), key=lambda size: len(chosen) // size * size))
-    chosen = chosen[: len(chosen) // batch * batch]
-    repeats = max(1, round(images / len(chosen)))
-    needed = (passes + 1) * repeats * len(chosen) + spare * batch
-    epochs = -(-needed // len(chosen))
-    requests = [(e, int(chosen[j]), 0) for e in range(epochs) for j in permutation(len(chosen), 0, e)][:needed]
-    batches = [requests[at : at + batch] for at in range(0, needed, batch)]
-    return Plan(batches, repeats * len(chosen), len(chosen) // batch)
-
-
-def make_small(root: Path, target: Path) -> Path:
-    """The images of a tree as JPEGs of 32 x 32 pixels, in the same class folders."""
-    index = index_folder(root)
-    for i in range(len(index)):
-        path = target / f"{index.key(i)}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        open_rgb(index.read(i)).resize((32, 32), Image.Resampling.LANCZOS).save(path, quality=95)
-    return target
 
 
 def compare(
@@ -112,28 +91,36 @@ def compare(
             ratios = [a / b for a, b in zip(reference, times, strict=True)]
             prefix = "" if peer == "ours" else f"{peer}_"
             row |= {f"{prefix}ratio": statistics.median(ratios), f"{prefix}ratio_range": [min(ratios), max(ratios)]}
-            row[f"{prefix}distance"] = distances[loader.name]
+            if loader.name in distances:
+                row[f"{prefix}distance"] = distances[loader.name]
     return row
 
 
 def run_group(
-    works: dict[str, Work], forms: dict[str, Path | None], planned: Plan, arguments: argparse.Namespace
+    works: dict[str, Work], forms: dict[str, dict[str, Any]], planned: Plan, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Rows of loaders that take turns with each other.
 
     Args:
         works: by kind, "recipe" and "bare", or "bare" alone.
-        forms: name of each row, and the store that ddfnet reads in it; None: the plain files.
+        forms: name of each row, and what `own_loader` takes for it: nothing, `root` or `cache`.
     """
     bare, epoch = works["bare"], planned.epoch
     timm = {kind: timm_loader(f"timm {kind}", work) for kind, work in works.items()}
-    ours = {(name, kind): own_loader(f"{name} {kind}", work, store)
-            for name, store in forms.items() for kind, work in works.items()}  # fmt: skip
+    kinds = {kind: (work, True) for kind, work in works.items()}
+    if "recipe" in works:
+        kinds["cpu"] = works["recipe"], False
+    ours = {(name, kind): own_loader(f"{name} {kind}", work, **form, on_device=on_device)
+            for name, form in forms.items() for kind, (work, on_device) in kinds.items()}  # fmt: skip
     torchvision = torchvision_loader("torchvision", bare)
-    # All images once: from here on they are in the page cache, and a peer that cannot read them is known.
-    other_size = {name: resized(bare, store) if store else [] for name, store in forms.items()}
-    distances = {loader.name: distance(loader, timm[kind], epoch, other_size[name])
-                 for (name, kind), loader in ours.items()}  # fmt: skip
+    stores = {name: form["root"] for name, form in forms.items() if "root" in form}
+    # All images once: from here on they are in the page cache, and a peer that cannot read them is known. Operations
+    # are drawn by each side for itself, so distances are those of crop and flip.
+    other_size = {name: resized(bare, store) for name, store in stores.items()}
+    distances = {}
+    for (name, kind), loader in ours.items():
+        if kind == "bare":
+            distances[loader.name] = distance(loader, timm[kind], epoch, other_size.get(name, ()))
     loaders = [*timm.values(), *ours.values()]
     try:
         distances[torchvision.name] = distance(torchvision, timm["bare"], epoch)
@@ -142,23 +129,28 @@ def run_group(
         distances[torchvision.name] = {"failed": bench.reason(error)}
     figures = measure(loaders, workers=arguments.workers, images=planned.images, passes=arguments.passes)
     rows = []
-    for name, store in forms.items():
-        peers = {"bare": [] if store else [torchvision], "recipe": []}
-        parts = {kind: compare([timm[kind], ours[name, kind], *peers[kind]], figures, distances) for kind in works}
+    for name, form in forms.items():
+        peers = [torchvision] if not form else []
+        parts = {"bare": compare([timm["bare"], ours[name, "bare"], *peers], figures, distances)}
+        for kind in set(kinds) - {"bare"}:
+            parts[kind] = compare([timm["recipe"], ours[name, kind]], figures, distances)
         row = {"name": name, **parts.get("recipe", parts["bare"]), "target": TARGETS[name]}
         row["met"] = row["ratio"] >= row["target"]
         if "recipe" in works:
-            row["crop_only"] = parts["bare"]
-        if store and other_size[name]:
-            row["resized_distance"] = resized_distance(bare, store, other_size[name])
-        row["profile"] = profile(works.get("recipe", bare), store, epoch)
+            row |= {"cpu": parts["cpu"], "crop_only": parts["bare"]}
+        if other_size.get(name):
+            row["resized_distance"] = resized_distance(bare, stores[name], other_size[name])
+        profiled = works.get("recipe", bare)
+        row["profile"] = profile(own_dataset(profiled, **form), profiled, epoch)
         rows.append(row)
     return rows
 
 
 def lines_of(row: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One or two lines of the table."""
-    parts = {RECIPE: row, "crop, flip": row["crop_only"]} if "crop_only" in row else {"-": row}
+    """One line of the table, or three."""
+    parts = {"-": row}
+    if "crop_only" in row:
+        parts = {f"{RECIPE}, device": row, f"{RECIPE}, cpu": row["cpu"], "crop, flip": row["crop_only"]}
     return [(row["name"], what, *_cells(part, row["target"] if part is row else None)) for what, part in parts.items()]
 
 
@@ -168,7 +160,13 @@ def _cells(part: dict[str, Any], target: float | None) -> list[str]:
         return f"{bench.number(part[key])} [{bench.number(low)} {bench.number(high)}]"
 
     wanted = "-" if target is None else f"{target:g}: {'met' if part['met'] else 'missed'}"
-    cells = [spread("timm_ms"), spread("ours_ms"), spread("ratio"), wanted, _pixels(part["distance"])]
+    cells = [
+        spread("timm_ms"),
+        spread("ours_ms"),
+        spread("ratio"),
+        wanted,
+        _pixels(part["distance"]) if "distance" in part else "-",
+    ]
     if "torchvision_ms" in part:
         return [*cells, spread("torchvision_ms"), spread("torchvision_ratio"), _pixels(part["torchvision_distance"])]
     return [*cells, part.get("torchvision_failed", "-"), "-", "-"]
@@ -190,7 +188,7 @@ def details(rows: list[dict[str, Any]]) -> str:
     text = table(head, starts)
     for row in rows:
         steps = ", ".join(f"{step['step']} {bench.number(step['ms'], 3)}" for step in row["profile"])
-        text += f"\n{row['name']}, ms per image in a worker of ddfnet: {steps}.\n"
+        text += f"\n{row['name']}, ms per image in ddfnet's reader: {steps}.\n"
         if "resized_distance" in row:
             away = row["resized_distance"]
             text += f"\n{row['name']}: {away['images']} images are resized, after the evaluation's transform their "
@@ -201,22 +199,29 @@ def details(rows: list[dict[str, Any]]) -> str:
 def measure_all(arguments: argparse.Namespace, scratch: Path, done: Callable[[list[dict[str, Any]]], None]) -> None:
     """Measures group by group and hands over the rows of each."""
 
-    def rows(root: Path, size: int, kinds: dict[str, str | None], forms: dict[str, Path | None]) -> None:
-        index, spare = index_folder(root), 2 * arguments.workers + 4
+    def rows(root: Path, size: int, kinds: dict[str, str | None], forms: dict[str, dict[str, Any]]) -> None:
+        index, spare = index_folder(root), 2 * arguments.workers + 8
         # A turn is to take about 0.1 s. Batches of 10 small images would mostly measure what a batch costs.
-        turn, images = (10, arguments.images) if size > 32 else (100, 3 * arguments.images)
+        turn, images = (30, arguments.images) if size > 32 else (100, 3 * arguments.images)
         planned = plan(len(index), images, turn=turn, passes=arguments.passes, spare=spare)
         train = "recipe" in kinds
-        works = {kind: Work(index, planned.batches, size, train, recipe) for kind, recipe in kinds.items()}
+        works = {
+            kind: Work(index, planned.batches, size, train, recipe, pad=train and size == 32)
+            for kind, recipe in kinds.items()
+        }
         done(run_group(works, forms, planned, arguments))
 
     training: dict[str, str | None] = {"recipe": RECIPE, "bare": None}
-    stores: dict[str, Path | None] = {name: scratch / name for name in STORES}
+    stores: dict[str, dict[str, Any]] = {name: {"root": scratch / name} for name in STORES}
+    index = index_folder(arguments.root)
     for name, encoding in STORES.items():
-        write_store(index_folder(arguments.root), scratch / name, encoding)
-    rows(arguments.root, 224, training, {"plain": None, **stores})
-    rows(arguments.root, 224, {"bare": None}, {"eval": None})
-    rows(arguments.cifar or make_small(arguments.root, scratch / "small"), 32, training, {"cifar": None})
+        write_store(index, scratch / name, encoding)
+    cached = EvalDataset(index, Preprocessing(), cache=ValCache(scratch / "cache", index, Preprocessing()))
+    for i in range(len(index)):
+        cached.read([i])
+    rows(arguments.root, 224, training, {"plain": {}, **stores})
+    rows(arguments.root, 224, {"bare": None}, {"eval": {}, "eval_cached": {"cache": scratch / "cache"}})
+    rows(arguments.cifar or make_small(arguments.root, scratch / "small"), 32, training, {"cifar": {}})
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -249,9 +254,11 @@ def main(argv: list[str] | None = None) -> int:
     environment = bench.environment(torch.device("cpu"))
     environment |= {name: package_version(name) for name in ("timm", "torchvision", "pillow")}
     environment |= {"libjpeg_turbo": features.version("libjpeg_turbo"), "numpy": np.__version__}
+    environment |= {"decoder": Decoder().name, "simplejpeg": package_version("simplejpeg")}
     settings = {key: getattr(arguments, key) for key in ("workers", "passes", "images")} | {"recipe": RECIPE}
     report: dict[str, Any] = {"environment": environment, "settings": settings, "rows": []}
-    print(f"{bench.title(environment)}, timm {environment['timm']}, Pillow {environment['pillow']}", flush=True)
+    versions = ", ".join(f"{name} {environment[name.lower()]}" for name in ("timm", "Pillow"))
+    print(f"{bench.title(environment)}, {versions}; ddfnet decodes by {environment['decoder']}", flush=True)
 
     def done(rows: list[dict[str, Any]]) -> None:
         report["rows"] += rows

@@ -11,20 +11,25 @@ from typing import Any
 
 import torch
 import torchvision
+from PIL import Image
 from timm.data import ImageDataset, create_loader
-from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import functional as F
 
-from ddfnet.data.augment import AugmentConfig, train_transform
+from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.dataset import EvalDataset, TrainDataset
+from ddfnet.data.decode import Decoder, open_rgb
+from ddfnet.data.geometry import Geometry
 from ddfnet.data.loader import eval_batches, train_batches
-from ddfnet.data.preprocessing import Preprocessing, eval_transform
-from ddfnet.data.rng import SAMPLE, entry_key, seed_generators
-from ddfnet.data.sampler import Request
+from ddfnet.data.memory import decode_all
+from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.data.rng import GEOMETRY, uniforms
+from ddfnet.data.sampler import Request, permutation
 from ddfnet.data.sources import open_source
-from ddfnet.data.sources.folder import FolderIndex
+from ddfnet.data.sources.folder import FolderIndex, index_folder
+from ddfnet.data.val_cache import ValCache
 
 SEED = 0
 _BICUBIC = InterpolationMode.BICUBIC
@@ -38,7 +43,8 @@ class Work:
     batches: list[list[Request]]
     size: int  # pixels
     train: bool
-    recipe: str | None = None  # timm's string; None: random resized crop and flip alone
+    recipe: str | None = None  # timm's string; None: crop and flip alone
+    pad: bool = False  # crops of the padded image, as is usual with small ones, in place of random resized ones
 
     @property
     def root(self) -> Path:
@@ -46,18 +52,44 @@ class Work:
 
     @property
     def augment(self) -> AugmentConfig:
-        return AugmentConfig(interpolation="bicubic", color_jitter=0, rand_augment=self.recipe)
+        crop: Any = "pad" if self.pad else "random_resized"
+        return AugmentConfig(crop=crop, interpolation="bicubic", color_jitter=0, rand_augment=self.recipe)
 
     @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(size=self.size)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is read in a measurement."""
+
+    batches: list[list[Request]]  # all of it
+    images: int  # of a pass
+    epoch: int  # batches that show each image once
+
+
+def plan(count: int, images: int, *, turn: int = 10, passes: int, spare: int) -> Plan:
+    """Passes over up to `images` of `count` images, about `images` in all, each as often as every other.
+
+    Batches are of about `turn` images, whatever leaves out the fewest. One more pass warms up, and `spare` batches
+    follow that workers read ahead.
+    """
+    chosen = permutation(count, 0, 0)[:images]
+    batch = min(len(chosen), max(range(turn * 4 // 5, turn * 6 // 5 + 1), key=lambda size: len(chosen) // size * size))
+    chosen = chosen[: len(chosen) // batch * batch]
+    repeats = max(1, round(images / len(chosen)))
+    needed = (passes + 1) * repeats * len(chosen) + spare * batch
+    epochs = -(-needed // len(chosen))
+    requests = [(e, int(chosen[j]), 0) for e in range(epochs) for j in permutation(len(chosen), 0, e)][:needed]
+    batches = [requests[at : at + batch] for at in range(0, needed, batch)]
+    return Plan(batches, repeats * len(chosen), len(chosen) // batch)
+
+
 class Untimed:
     """Nanoseconds of CPU that a peer spends on what the comparison asks of it, one counter per worker.
 
-    Peers draw from generators that are seeded by nobody; seeding them before each image, so that all make the same
-    crops, is no work of theirs.
+    Learning which crop ddfnet draws, so that all make the same ones, is no work of theirs.
     """
 
     def __init__(self, workers: int) -> None:
@@ -68,27 +100,44 @@ class Untimed:
 
 
 class _InOrder:
-    """Images of a dataset in the order of the requests, whatever index its sampler asks for."""
+    """Images of a dataset in the order of the requests, whatever index its sampler asks for, cropped as ddfnet does."""
 
     def start(self, work: Work, untimed: Untimed) -> None:
         self.work, self.untimed, self.calls = work, untimed, 0
         self.index = work.index
+        self.geometry = Geometry(work.preprocessing, work.augment)
 
     def __len__(self) -> int:
         return sum(map(len, self.work.batches))
 
     def request(self) -> int:
-        """Index of the next image, with the generators seeded as ddfnet seeds them for it."""
+        """Index of the next image, whose draws are noted."""
         start = time.thread_time_ns()
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         batch, place = divmod(self.calls, len(self.work.batches[0]))
         self.calls += 1
         epoch, i, repeat = self.work.batches[batch * workers + worker][place]  # DataLoader deals batches out in turn
-        if self.work.train:
-            seed_generators(*entry_key(SAMPLE, SEED, epoch, i, repeat))
+        self.draws = uniforms(GEOMETRY, SEED, epoch, [i], [repeat], self.geometry.count)[0].tolist()
         self.untimed.counters[worker] += time.thread_time_ns() - start
         return i
+
+    def box(self, image: Any, scale: Any = None, ratio: Any = None) -> tuple[int, int, int, int]:
+        """In place of the drawing of timm's crop: top, left, height, width."""
+        _, height, width = F.get_dimensions(image)
+        left, top, right, bottom = self.geometry.box(self.draws, width, height)
+        return top, left, bottom - top, right - left
+
+    def flip(self, image: Any) -> Any:
+        """In place of a random horizontal flip."""
+        return F.hflip(image) if self.draws[1] < self.work.augment.hflip else image
+
+    def pad_crop(self, image: Any) -> Any:
+        """In place of `RandomCrop(size, padding=size // 8)`."""
+        size = self.work.size
+        padded = F.pad(image, [size // 8])
+        places = size // 8 * 2 + 1
+        return F.crop(padded, int(self.draws[4] * places), int(self.draws[3] * places), size, size)
 
 
 class _TimmImages(_InOrder, ImageDataset):
@@ -108,7 +157,6 @@ class _TorchvisionImages(_InOrder, Dataset):
     def __init__(self, work: Work, untimed: Untimed) -> None:
         self.start(work, untimed)
         size = work.preprocessing.size
-        self.flip = v2.RandomHorizontalFlip(work.augment.hflip)
         short_side = int(size / work.preprocessing.crop_pct)
         self.eval = v2.Compose([v2.Resize(short_side, _BICUBIC, antialias=True), v2.CenterCrop(size)])
 
@@ -120,9 +168,9 @@ class _TorchvisionImages(_InOrder, Dataset):
             image = torchvision.io.decode_image(data, torchvision.io.ImageReadMode.RGB)
         if not self.work.train:
             return self.eval(image), self.index.label(i)
-        augment = self.work.augment
-        box = RandomResizedCropAndInterpolation.get_params(image, augment.scale, augment.ratio)
-        cropped = v2.functional.resized_crop(image, *box, [size, size], _BICUBIC, antialias=True)
+        if self.work.pad:
+            return self.flip(self.pad_crop(image)), self.index.label(i)
+        cropped = v2.functional.resized_crop(image, *self.box(image), [size, size], _BICUBIC, antialias=True)
         return self.flip(cropped), self.index.label(i)
 
 
@@ -144,8 +192,9 @@ def timm_loader(name: str, work: Work) -> Loader:
     """timm's `create_loader` over its `ImageDataset`."""
 
     def batches(workers: int, untimed: Untimed) -> Iterator[Tensor]:
+        images = _TimmImages(work, untimed)
         loader: Any = create_loader(
-            _TimmImages(work, untimed),
+            images,
             work.size,
             len(work.batches[0]),
             is_training=work.train,
@@ -156,6 +205,11 @@ def timm_loader(name: str, work: Work) -> Loader:
             num_workers=workers,
             device=torch.device("cpu"),
         )
+        if work.train:
+            steps = images.transform.transforms  # type: ignore[union-attr]
+            steps[0].get_params, steps[1] = images.box, images.flip
+            if work.pad:
+                steps[0] = images.pad_crop
         return map(_first, iter(loader.loader))  # without the prefetcher around it, which normalizes
 
     return Loader(name, work, batches)
@@ -171,29 +225,45 @@ def torchvision_loader(name: str, work: Work) -> Loader:
     return Loader(name, work, batches)
 
 
-def own_loader(name: str, work: Work, root: Path | None = None) -> Loader:
-    """ddfnet's, from another form of the same images if `root` is given."""
+def own_loader(
+    name: str, work: Work, root: Path | None = None, *, on_device: bool = True, cache: Path | None = None
+) -> Loader:
+    """ddfnet's.
+
+    Args:
+        root: another form of the same images.
+        on_device: the recipe's operations are drawn only: applying them is the device's work.
+        cache: folder of a complete cache of the evaluation's images.
+    """
 
     def batches(workers: int, _: Untimed) -> Iterator[Tensor]:
-        read = own_read(work, root)
+        dataset: Any = own_dataset(work, root, on_device=on_device, cache=cache)
+        if dataset.is_quick:
+            workers = 0  # as a run has it with data.workers=auto
         if work.train:
-            return map(_image, train_batches(read, work.batches, _same, device="cpu", workers=workers))  # type: ignore[arg-type]
+            stream = train_batches(dataset.read, work.batches, _same, device="cpu", workers=workers)  # type: ignore[arg-type]
+            return map(_image, stream)
         count, batch = sum(map(len, work.batches)), len(work.batches[0])
-        by_position = partial(_read_batch, read, work.batches)
-        stream = eval_batches(
-            by_position, count, _same, batch_size=batch, rank=0, world_size=1, device="cpu", workers=workers
+        by_position = partial(_read_batch, dataset.read, work.batches)
+        stream = iter(
+            eval_batches(
+                by_position, count, _same, batch_size=batch, rank=0, world_size=1, device="cpu", workers=workers
+            )
         )
-        return map(_image, iter(stream))
+        return map(_image, stream)
 
     return Loader(name, work, batches)
 
 
-def own_read(work: Work, root: Path | None = None) -> Callable[[list[Any]], dict[str, Any]]:
-    """What runs in ddfnet's workers: requests, or indices in an evaluation -> a batch."""
-    source = open_source(root or work.root)
+def own_dataset(
+    work: Work, root: Path | None = None, *, on_device: bool = True, cache: Path | None = None
+) -> TrainDataset | EvalDataset:
+    """What reads in ddfnet; small images from memory, as a run has it with data.cache=auto."""
+    source, how = open_source(root or work.root), work.preprocessing
     if work.train:
-        return TrainDataset(source, train_transform(work.preprocessing, work.augment), seed=SEED).read
-    return EvalDataset(source, eval_transform(work.preprocessing)).read
+        decoded = decode_all(source, Decoder()) if work.pad else None
+        return TrainDataset(source, how, work.augment, seed=SEED, on_device=on_device, decoded=decoded)
+    return EvalDataset(source, how, cache=None if cache is None else ValCache(cache, source, how))
 
 
 def _read_batch(read: Callable, batches: list[list[Request]], positions: list[int]) -> dict[str, Any]:
@@ -210,3 +280,13 @@ def _image(batch: dict[str, Any]) -> Tensor:
 
 def _same(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
+
+
+def make_small(root: Path, target: Path) -> Path:
+    """The images of a tree as JPEGs of 32 x 32 pixels, in the same class folders."""
+    index = index_folder(root)
+    for i in range(len(index)):
+        path = target / f"{index.key(i)}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        open_rgb(index.read(i)).resize((32, 32), Image.Resampling.LANCZOS).save(path, quality=95)
+    return target

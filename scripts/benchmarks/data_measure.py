@@ -14,15 +14,17 @@ from typing import Any
 from unittest import mock
 
 import torch
-from timm.data.transforms import RandomResizedCropAndInterpolation
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddfnet.data import dataset as dataset_module
-from ddfnet.data import regions
+from ddfnet.data import decode
 from ddfnet.data.decode import open_rgb
-from ddfnet.data.preprocessing import eval_transform
+from ddfnet.data.geometry import Geometry
+from ddfnet.data.policy import Policy
+from ddfnet.data.preprocessing import EvalTransform, eval_transform
 from ddfnet.data.sources.store import Store, open_store
-from scripts.benchmarks.data_loaders import Loader, Untimed, Work, own_read
+from ddfnet.data.val_cache import ValCache
+from scripts.benchmarks.data_loaders import Loader, Untimed, Work
 
 _STARTS = 3  # of each loader, for the time to its first batch
 
@@ -164,35 +166,34 @@ def resized_distance(work: Work, store: Path, images: Sequence[int]) -> dict[str
     )
 
 
-def profile(work: Work, root: Path | None, batches: int) -> list[dict[str, Any]]:
-    """CPU milliseconds per image of each step that ddfnet's workers take, measured in this process over some batches.
+def profile(dataset: Any, work: Work, batches: int) -> list[dict[str, Any]]:
+    """CPU milliseconds per image of each step that ddfnet takes to read, measured in this process over some batches.
 
     "the rest" is all in between. Passing batches from process to process is not in it.
     """
-    read: Any = own_read(work, root)
-    dataset = read.__self__
     spent: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
 
         def time_step(step: str, owner: Any, name: str) -> None:
             stack.enter_context(mock.patch.object(owner, name, _timed(getattr(owner, name), step, spent)))
 
-        stack.enter_context(mock.patch.object(dataset_module, "get_worker_info", return_value=True))  # as in a worker
         time_step("read the file", type(dataset.source), "read")
-        time_step("decode", dataset_module, "open_rgb")
-        time_step("seed the draws", dataset_module, "seed_generators")
-        time_step("collate", dataset_module, "_collate")
         if isinstance(dataset.source, Store):
             time_step("read and cut the region", Store, "read_region")
-            time_step("decode", regions, "open_rgb")
-            time_step("crop and resize", regions.F, "resized_crop")
-        for kind in {type(step): None for step in dataset.transform.transforms}:
-            if isinstance(dataset.source, Store) and kind is RandomResizedCropAndInterpolation:
-                continue  # its part "crop and resize" is there already
-            time_step(kind.__name__, kind, "forward" if issubclass(kind, nn.Module) else "__call__")
+        time_step("decode", decode, "open_rgb")
+        backends = {name: _timed(call, "decode", spent) for name, call in decode._BACKENDS.items()}
+        stack.enter_context(mock.patch.dict(decode._BACKENDS, backends))
+        if work.train:
+            time_step("draw", dataset_module, "uniforms")
+            time_step("crop, resize, flip", Geometry, "write_padded" if work.pad else "write")
+            time_step("draw the operations", Policy, "draw")
+            time_step("operations", Policy, "apply")
+        else:
+            time_step("resize, crop", EvalTransform, "write")
+            time_step("read the cache", ValCache, "read")
         start = time.process_time_ns()
         for requests in work.batches[:batches]:
-            read(requests if work.train else [i for _, i, _ in requests])
+            dataset.read(requests if work.train else [i for _, i, _ in requests])
         total = time.process_time_ns() - start
     images = sum(map(len, work.batches[:batches]))
     spent["the rest"] = total - sum(spent.values())

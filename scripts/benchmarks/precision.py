@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from ddfnet.data.batches import EvalBatchTransform
 from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.loader import eval_batches
-from ddfnet.data.preprocessing import eval_transform
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.inference.export import load_onnx, missing_onnx_packages, save_onnx, traced
 from ddfnet.models.classifier import Classifier, load_classifier
@@ -97,7 +96,7 @@ def compare(classifier: Classifier, data: Path, batch_size: int) -> list[tuple[s
     if classifier.classes is None and len(index.classes) != outputs:  # which output is which folder, nobody says
         raise DataError(f"--data {data} has {len(index.classes)} class folders, the checkpoint knows {outputs} classes")
     batches = eval_batches(
-        EvalDataset(index, eval_transform(how)).read, len(index), EvalBatchTransform(how, device="cpu"),
+        EvalDataset(index, how).read, len(index), EvalBatchTransform(how, device="cpu"),
         batch_size=batch_size, rank=0, world_size=1, device="cpu", workers=0,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode(False):

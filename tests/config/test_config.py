@@ -112,6 +112,12 @@ def test_numbers_as_people_write_them(minimal, text, value):
             "augment={trivial_augment: true, rand_augment: rand-m7}",
             ["augment.trivial_augment=true", "augment.rand_augment=rand-m7", "augment.rand_augment=null"],
         ),
+        ("augment.where=gpu", ["augment.where=gpu", "auto", "device", "cpu"]),
+        (
+            "augment={where: device, rand_augment: augmix-m3}",
+            ["augment.where=device", "augment.rand_augment=augmix-m3", "AugMix", "augment.where=cpu"],
+        ),
+        ("augment.rand_augment=rand-n16-tweights", ["augment.rand_augment=rand-n16-tweights", "16 of 15"]),
     ],
 )
 def test_mistakes_name_key_value_and_fix(minimal, override, parts):
@@ -209,6 +215,7 @@ def test_paper_recipe_is_the_released_one():
         (["augment.color_jitter=0.3", "augment.rand_augment=rand-m7"], "augment.color_jitter", "rand_augment"),
         (["augment.color_jitter=0.3", "augment.trivial_augment=true"], "augment.color_jitter", "trivial_augment"),
         (["augment.crop=pad", "augment.scale=[0.5, 1]"], "augment.scale", "crop is pad"),
+        (["augment.where=cpu", "augment.color_jitter=0"], "augment.where", "are off"),
         (["augment.erasing.count=2"], "augment.erasing.count", "erasing.p is 0"),
         (["augment.mixup_prob=0.5"], "augment.mixup_prob", "are 0"),
         (["augment.mixup_switch_prob=0.1", "augment.mixup=0.2"], "augment.mixup_switch_prob", "not both"),

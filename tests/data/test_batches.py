@@ -3,10 +3,13 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.batches import EvalBatchTransform, TrainBatchTransform
+from ddfnet.data.policy import Policy
 from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.data.rng import POLICY, uniforms
 
 PREPROCESSING = Preprocessing(size=16, mean=(0.1, 0.5, 0.7), std=(0.2, 0.3, 0.5))
 
@@ -177,14 +180,31 @@ def test_mix_prob_zero_never_mixes():
     assert torch.equal(one["image"], transform()(batch())["image"])
 
 
+def test_a_policy_is_applied_before_normalization():
+    one = batch(size=30)
+    policy = Policy.of(AugmentConfig(rand_augment="rand-m9-p1-n1"), PREPROCESSING)
+    table = policy.draw(uniforms(POLICY, 0, 0, range(30), [0] * 30, policy.count))
+    made = transform()({**one, "policy": table})
+    assert "policy" not in made
+    pixels = one["image"].permute(0, 2, 3, 1).numpy()
+    applied = [np.asarray(policy.apply(Image.fromarray(image), table, row)) for row, image in enumerate(pixels)]
+    assert (np.stack(applied) != pixels).any((1, 2, 3)).sum() > 15
+    expected = by_hand(torch.from_numpy(np.stack(applied)).permute(0, 3, 1, 2))
+    level = (1 / 255 / np.array(PREPROCESSING.std)).reshape(1, 3, 1, 1)
+    assert (abs(made["image"].numpy() - expected) < 1.001 * level).all()
+    assert torch.equal(one["image"], batch(size=30)["image"])
+
+
 @pytest.mark.gpu
 def test_on_cuda_without_waiting_for_the_device():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     one = batch()
     made = transform(device="cuda", channels_last=True, **OPTIONS)
+    policy = Policy.of(AugmentConfig(rand_augment="rand-m7-mstd0.5-inc1-p1-n8"), PREPROCESSING)
+    table = policy.draw(uniforms(POLICY, 0, 0, range(8), [0] * 8, policy.count))
     state = torch.cuda.get_rng_state()
-    moved = {**one, "image": one["image"].cuda(), "target": one["target"].cuda()}
+    moved = {**one, "image": one["image"].cuda(), "target": one["target"].cuda(), "policy": table}
     made(moved)
     torch.cuda.set_sync_debug_mode("error")
     try:

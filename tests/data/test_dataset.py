@@ -6,19 +6,24 @@ import pytest
 import torch
 from synthetic_images import draw
 
-from ddfnet.data.augment import AugmentConfig, train_transform
+from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.dataset import EvalDataset, TrainDataset
-from ddfnet.data.decode import open_rgb
-from ddfnet.data.preprocessing import eval_transform
+from ddfnet.data.policy import apply_policy, fill_color
+from ddfnet.data.rng import GEOMETRY, uniforms
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.utils.errors import DataError
 
 POLICIES = [None, "rand-m7-mstd0.5-inc1", "augmix-m5-w2", "original-mstd0.5", "3a", "trivial"]
 
 
-def dataset(index, small, seed=0, policy="rand-m7-mstd0.5-inc1"):
+WHOLE = AugmentConfig(
+    scale=(1, 1), ratio=(1.25, 1.25), interpolation="bicubic", hflip=0, color_jitter=0
+)  # of images of 40 x 32
+
+
+def dataset(index, small, seed=0, policy="rand-m7-mstd0.5-inc1", **options):
     chosen = {"trivial_augment": True} if policy == "trivial" else {"rand_augment": policy}
-    return TrainDataset(index, train_transform(small, AugmentConfig(**chosen)), seed=seed)
+    return TrainDataset(index, small, AugmentConfig(**chosen), seed=seed, **options)
 
 
 def global_states():
@@ -47,50 +52,41 @@ def test_pixels_depend_on_seed_epoch_index_and_repeat_only(index, small, policy)
     assert torch.equal(again[(2, 5, 1)][0], dataset(index, small, policy=policy)[(2, 5, 1)][0])
 
 
-def test_every_generator_that_the_transforms_use_is_keyed(index):
-    def draw_all(image):
-        return random.random(), random.gauss(0, 1), np.random.rand(), torch.rand(2)
-
-    draws = TrainDataset(index, draw_all, seed=0)
-    first, second = draws[(0, 3, 0)][0], draws[(0, 3, 0)][0]
-    assert first[:3] == second[:3]
-    assert torch.equal(first[3], second[3])
-    third = draws[(0, 4, 0)][0]
-    assert all(a != b for a, b in zip(first[:3], third[:3], strict=True))
-    assert not torch.equal(first[3], third[3])
-
-
-def test_draws_are_pinned(index):
-    """Other draws for the first showing of an image would change resumed runs; those of repeats are others."""
-
-    def draw_all(image):
-        return random.random(), np.random.rand(), torch.rand(1).item()
-
-    draws = TrainDataset(index, draw_all, seed=11)
-    pinned = {
-        (2, 7, 0): (0.3521992785315222, 0.9776445250726562, 0.6654453873634338),
-        (0, 3, 0): (0.6995687810553616, 0.3642000490973265, 0.5679237842559814),
-    }
+def test_draws_are_pinned(index, small):
+    """Other draws for an image would change resumed runs."""
+    made = dataset(index, small).geometry
+    pinned = {(2, 7, 0): (31, 19, 472, 375), (0, 3, 0): (135, 81, 424, 372), (0, 3, 1): (354, 96, 477, 224)}
     for request, expected in pinned.items():
-        assert draws[request][0] == pytest.approx(expected, rel=1e-7)
-    assert len({draws[(2, 7, repeat)][0] for repeat in range(5)}) == 5
+        (draws,) = uniforms(GEOMETRY, 11, request[0], [request[1]], [request[2]], made.count).tolist()
+        assert made.box(draws, 500, 375) == expected
+
+
+def test_a_sample_does_not_depend_on_its_batch(index, small):
+    data = dataset(index, small)
+    requests = [(1, i, repeat) for i in (3, 17, 3, 0) for repeat in (0, 1)]
+    batch = data.read(requests)
+    for request, image in zip(requests, batch["image"], strict=True):
+        assert torch.equal(data[request][0], image)
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+    assert "policy" not in batch
+
+
+@pytest.mark.parametrize("policy", ["rand-m7-mstd0.5-inc1", "v0", "3a", "trivial", None])
+def test_operations_on_the_device_are_those_of_the_workers(index, small, policy):
+    """The same draws: what Pillow makes of one image, the batched operations make of all, within one level each."""
+    requests = [(0, i, 0) for i in range(18)]
+    here, there = (dataset(index, small, policy=policy, on_device=choice).read(requests) for choice in (False, True))
+    made = apply_policy(there["image"], there["policy"], fill_color(small))
+    assert (made.int() - here["image"].int()).abs().float().mean() < 0.1
+    assert not torch.equal(there["image"], here["image"])
+    plain = TrainDataset(index, small, AugmentConfig(color_jitter=0), seed=0).read(requests)
+    assert torch.equal(plain["image"], there["image"])
 
 
 def test_leaves_the_callers_generators_alone(index, small):
     before = global_states()
     dataset(index, small)[(0, 0, 0)]
-    EvalDataset(index, eval_transform(small))[0]
-    assert global_states() == before
-
-
-def test_restores_the_generators_after_a_failing_transform(index):
-    def fail(image):
-        random.random()
-        raise RuntimeError("defect")
-
-    before = global_states()
-    with pytest.raises(RuntimeError, match="defect"):
-        TrainDataset(index, fail, seed=0)[(0, 0, 0)]
+    EvalDataset(index, small)[0]
     assert global_states() == before
 
 
@@ -106,8 +102,8 @@ def test_corrupt_training_image_is_replaced_the_same_way_every_time(index, small
     assert i == 4
     assert "UnidentifiedImageError" in problem
     assert torch.equal(image, dataset(index, small)[(0, 4, 0)][0])
-    shown = TrainDataset(index, np.asarray, seed=0)
-    assert np.array_equal(shown[(0, 4, 0)][0], shown[(0, 4, 2)][0])  # repeats share the stand-in
+    shown = TrainDataset(index, small, WHOLE, seed=0)
+    assert torch.equal(shown[(0, 4, 0)][0], shown[(0, 4, 2)][0])  # repeats share the stand-in
     stand_ins = {data._replacement(epoch, 4, 1) for epoch in range(30)}
     assert len(stand_ins) > 5
     assert 4 not in stand_ins
@@ -117,14 +113,14 @@ def test_a_replacement_brings_its_own_label(tmp_path, small):
     for name in "abcdef":
         draw(tmp_path / name / "0.png", ord(name))
     index = index_folder(tmp_path)
-    shown = TrainDataset(index, lambda image: image, seed=0)
-    originals = [np.asarray(open_rgb(index.read(i))) for i in range(6)]
+    shown = TrainDataset(index, small, WHOLE, seed=0)
+    originals = [shown[(0, i, 0)][0] for i in range(6)]
     break_file(index, 2)
     for epoch in range(8):
         image, label, _, problem = shown[(epoch, 2, 0)]
         assert problem
         assert label != 2
-        assert np.array_equal(np.asarray(image), originals[label])
+        assert torch.equal(image, originals[label])
 
 
 def test_corrupt_replacements_are_replaced_too(index, small):
@@ -141,13 +137,15 @@ def test_gives_up_when_everything_is_corrupt(index, small):
         dataset(index, small)[(0, 4, 0)]
 
 
-def test_a_defect_in_a_transform_is_not_taken_for_a_corrupt_image(index):
+def test_a_defect_is_not_taken_for_a_corrupt_image(index, small, monkeypatch):
+    data = dataset(index, small)
+    monkeypatch.setattr(data.geometry, "write", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        TrainDataset(index, lambda image: 1 / 0, seed=0)[(0, 0, 0)]
+        data[(0, 0, 0)]
 
 
 def test_evaluation_refuses_a_corrupt_image(index, small):
-    data = EvalDataset(index, eval_transform(small))
+    data = EvalDataset(index, small)
     image, label, i = data[17]
     assert (image.dtype, tuple(image.shape), label, i) == (torch.uint8, (3, 24, 24), 2, 17)
     break_file(index, 17)
@@ -159,7 +157,7 @@ def test_a_missing_file_is_a_corrupt_image(index, small):
     os.remove(index.name(3))
     assert "FileNotFoundError" in dataset(index, small)[(0, 3, 0)][3]
     with pytest.raises(DataError, match="FileNotFoundError"):
-        EvalDataset(index, eval_transform(small))[3]
+        EvalDataset(index, small)[3]
 
 
 def test_reasons_are_one_line_without_the_path(index, small):

@@ -20,7 +20,7 @@ from PIL import Image
 from synthetic_images import draw, make_tree
 from test_jpeg import image
 
-from ddfnet.data.augment import AugmentConfig, train_transform
+from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.dataset import TrainDataset
 from ddfnet.data.decode import open_rgb
 from ddfnet.data.prepare import parts
@@ -394,8 +394,8 @@ def test_training_reads_regions_and_gets_the_pixels_of_the_whole(photos, tmp_pat
     write_store(index_folder(photos), tmp_path / "store", Encoding())
     kept = open_source(tmp_path / "store")
     unpack(kept, tmp_path / "tree")
-    transform = train_transform(small, AugmentConfig(**options))
-    stored, files = (TrainDataset(source, transform, seed=4) for source in (kept, index_folder(tmp_path / "tree")))
+    augment = AugmentConfig(**options)
+    stored, files = (TrainDataset(source, small, augment, seed=4) for source in (kept, index_folder(tmp_path / "tree")))
     read, original = [], store.Store.read_region
     monkeypatch.setattr(store.Store, "read_region", lambda self, *where: read.append(1) or original(self, *where))
     for request in ((epoch, i, repeat) for epoch in range(3) for i in range(15) for repeat in range(2)):
@@ -412,6 +412,6 @@ def test_a_region_that_is_damaged_later_is_replaced(photos, tmp_path, small):
     with open(tmp_path / "store" / "images-00000.bin", "r+b") as file:
         file.seek(int(kept.start[5]))
         file.write(bytes(300))
-    dataset = TrainDataset(kept, train_transform(small, AugmentConfig()), seed=0)
+    dataset = TrainDataset(kept, small, AugmentConfig(), seed=0)
     assert dataset[(0, 5, 0)][3].startswith("ValueError: not a JPEG")
     assert dataset[(0, 4, 0)][3] == ""

@@ -12,10 +12,9 @@ import torch
 from image_formats import WRITERS, samples, write_shards, write_table
 from synthetic_images import draw, make_tree
 
-from ddfnet.data.augment import AugmentConfig, train_transform
+from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.dataset import EvalDataset, TrainDataset
 from ddfnet.data.loader import eval_batches, train_batches
-from ddfnet.data.preprocessing import eval_transform
 from ddfnet.data.sampler import TrainSampler
 from ddfnet.data.sources import SourceConfig, open_source, open_split, split_path
 from ddfnet.utils.errors import ConfigError, DataError
@@ -74,9 +73,8 @@ def batches(source, small, workers):
     sampler = TrainSampler(
         length=18, global_batch=6, rank=0, world_size=1, accumulation=1, seed=3, start_step=0, end_step=3
     )
-    transform = train_transform(small, AugmentConfig(rand_augment="rand-m7-mstd0.5-inc1"))
-    training = TrainDataset(source, transform, seed=3).read
-    evaluation = EvalDataset(source, eval_transform(small)).read
+    training = TrainDataset(source, small, AugmentConfig(rand_augment="rand-m7-mstd0.5-inc1"), seed=3).read
+    evaluation = EvalDataset(source, small).read
     device = torch.device("cpu")
     read = [*train_batches(training, sampler, lambda batch: batch, device=device, workers=workers)]
     read += eval_batches(
@@ -252,22 +250,22 @@ def test_a_reader_that_timm_has_not_got_is_refused(tree):
         open_split(tree, "train", key="train", config=SourceConfig(source="timm:nope/x"))
 
 
-def test_a_broken_image_is_the_same_broken_image_in_every_form(tree, tmp_path):
+def test_a_broken_image_is_the_same_broken_image_in_every_form(tree, tmp_path, small):
     (tree / "dog" / "002.png").write_bytes(b"no image")
     from ddfnet.data.sources.folder import index_folder
 
-    small = TrainDataset(index_folder(tree), np.asarray, seed=0)
-    expected = [small[(0, i, 0)] for i in range(18)]
+    folder = TrainDataset(index_folder(tree), small, AugmentConfig(), seed=0)
+    expected = [folder[(0, i, 0)] for i in range(18)]
     assert [bool(problem) for *_, problem in expected] == [i == 8 for i in range(18)]
     for kind in ("csv", "shards", "folder_tar"):
         root, config = write(kind, tree, tmp_path / kind / "out")
         source = open_split(root, "train", key="train", config=config)
-        ours = [TrainDataset(source, np.asarray, seed=0)[(0, i, 0)] for i in range(18)]
+        ours = [TrainDataset(source, small, AugmentConfig(), seed=0)[(0, i, 0)] for i in range(18)]
         for one, other in zip(ours, expected, strict=True):
-            assert np.array_equal(one[0], other[0])
+            assert torch.equal(one[0], other[0])
             assert one[1:] == other[1:]
         with pytest.raises(DataError, match=r"002\.png is corrupt"):
-            EvalDataset(source, np.asarray)[8]
+            EvalDataset(source, small)[8]
 
 
 def test_lists(tree, tmp_path):

@@ -1,16 +1,14 @@
 import json
-import pickle
-import random
 from typing import get_args
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
-from torchvision import transforms as tv
 
-from ddfnet.data.augment import AugmentConfig, train_transform
+from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.preprocessing import Interpolation, Preprocessing, eval_transform
 
 
@@ -19,18 +17,13 @@ def make_image(width, height, key=0):
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def seeded(call, seed=0):
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    return call()
-
-
 # --- Preprocessing ----------------------------------------------------------------------------------------------------
 
 
 def test_preprocessing_survives_json():
-    one = Preprocessing(size=96, crop_pct=0.95, interpolation="bilinear", mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
+    one = Preprocessing(
+        size=96, crop_pct=0.95, interpolation="bilinear", resize="torch", mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1)
+    )
     assert Preprocessing.from_dict(json.loads(json.dumps(one.to_dict()))) == one
     assert hash(one)
 
@@ -67,6 +60,12 @@ def test_from_dict_is_strict():
         Preprocessing.from_dict(values)
 
 
+def test_a_checkpoint_of_before_there_was_a_choice_has_pillows_pixels():
+    values = Preprocessing().to_dict()
+    assert Preprocessing.from_dict(values).resize == values.pop("resize") == "torch"
+    assert Preprocessing.from_dict(values).resize == "pillow"
+
+
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
@@ -75,12 +74,17 @@ def test_from_dict_is_strict():
 def test_eval_pixels_are_timms(size, input_size, crop_pct, interpolation):
     """Against timm's plain (not prefetcher) pipeline: the same numbers once divided by 255."""
     image = make_image(*size)
+    how = {"size": input_size, "crop_pct": crop_pct, "interpolation": interpolation}
     options = {"input_size": input_size, "crop_pct": crop_pct, "interpolation": interpolation}
-    ours = eval_transform(Preprocessing(size=input_size, crop_pct=crop_pct, interpolation=interpolation))(image)
+    ours = eval_transform(Preprocessing(**how, resize="pillow"))(image)
     theirs = create_transform(**options, is_training=False, mean=(0, 0, 0), std=(1, 1, 1))(image)
     assert ours.dtype == torch.uint8
     assert tuple(ours.shape) == (3, input_size, input_size)
     assert torch.equal(ours.float() / 255, theirs)
+    fast = eval_transform(Preprocessing(**how))(np.array(image))
+    # Pillow 13 resizes some images columns first, which moves a few pixels by more.
+    assert (fast.int() - ours.int()).abs().max() <= (2 if int(PIL.__version__.split(".")[0]) < 13 else 40)
+    assert (fast.int() - ours.int()).abs().float().mean() < 0.05
 
 
 def test_eval_by_hand():
@@ -89,97 +93,21 @@ def test_eval_by_hand():
     resized = image.resize((int(73 * 160 / 120), 73), Image.Resampling.BICUBIC)
     left, top = round((resized.width - 64) / 2), round((73 - 64) / 2)
     expected = np.asarray(resized.crop((left, top, left + 64, top + 64)))
-    ours = eval_transform(Preprocessing(size=64))(image)
+    ours = eval_transform(Preprocessing(size=64, resize="pillow"))(image)
     assert np.array_equal(ours.permute(1, 2, 0).numpy(), expected)
 
 
+@pytest.mark.parametrize("interpolation", get_args(Interpolation))
+@pytest.mark.parametrize("size", [(40, 32), (24, 24), (24, 60)])
+def test_every_interpolation_works(interpolation, size):
+    for crop_pct in (0.875, 1.0):
+        how = Preprocessing(size=24, interpolation=interpolation, crop_pct=crop_pct)
+        made = eval_transform(how)(make_image(*size))
+        assert made.shape == (3, 24, 24)
+        assert torch.equal(made, eval_transform(how)(np.array(make_image(*size))))
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"interpolation": "bilinear", "scale": (0.3, 0.8), "ratio": (1.0, 1.0)},
-        {"hflip": 0.0, "vflip": 0.7},
-        {"color_jitter": 0.3},
-        {"rand_augment": "rand-m7-mstd0.5-inc1"},
-        {"rand_augment": "3a"},
-    ],
-)
-def test_train_pixels_are_timms(options):
-    image = make_image(120, 96)
-    theirs = dict(options)
-    theirs["auto_augment"] = theirs.pop("rand_augment", None)
-    theirs.setdefault("interpolation", "random")
-    reference = create_transform(input_size=48, is_training=True, use_prefetcher=True, **theirs)
-    ours = train_transform(Preprocessing(size=48), AugmentConfig(**options))
-    for seed in range(6):
-        assert torch.equal(seeded(lambda: ours(image), seed), seeded(lambda: reference(image), seed))
-
-
-@pytest.mark.parametrize(
-    ("policy", "jitters"), [(None, True), ("rand-m9", False), ("original", False), ("augmix-m3", False), ("3a", True)]
-)
-def test_color_jitter_is_off_with_a_policy_except_3_augment(policy, jitters):
-    steps = train_transform(Preprocessing(size=24), AugmentConfig(rand_augment=policy)).transforms
-    assert any(type(step).__name__ == "ColorJitter" for step in steps) == jitters
-
-
-def test_trivial_augment_takes_the_place_of_the_policy_and_of_the_jitter():
-    """Against torchvision's own chain: crop, flip, TrivialAugment."""
-    image = make_image(120, 96)
-    preprocessing = Preprocessing(size=48, mean=(0.2, 0.5, 0.8))
-    ours = train_transform(
-        preprocessing, AugmentConfig(interpolation="bilinear", trivial_augment=True, color_jitter=0.4)
-    )
-    bilinear = tv.InterpolationMode.BILINEAR
-    theirs = tv.Compose(
-        [
-            *train_transform(preprocessing, AugmentConfig(interpolation="bilinear", color_jitter=0)).transforms[:-1],
-            tv.TrivialAugmentWide(interpolation=bilinear, fill=[51, 128, 204]),
-            tv.PILToTensor(),
-        ]
-    )
-    plain = train_transform(preprocessing, AugmentConfig(interpolation="bilinear", color_jitter=0))
-    changed = 0
-    for seed in range(30):
-        made = seeded(lambda: ours(image), seed)
-        assert made.dtype == torch.uint8
-        assert torch.equal(made, seeded(lambda: theirs(image), seed))
-        changed += not torch.equal(made, seeded(lambda: plain(image), seed))
-    assert changed > 15
-
-
-def test_two_policies_are_refused():
-    with pytest.raises(ValueError, match=r"trivial_augment=true and augment.rand_augment=rand-m7 contradict"):
-        train_transform(Preprocessing(), AugmentConfig(rand_augment="rand-m7", trivial_augment=True))
-
-
-def test_color_jitter_zero_is_none():
-    for value in (0, 0.0):
-        steps = train_transform(Preprocessing(), AugmentConfig(color_jitter=value)).transforms
-        assert not any(type(step).__name__ == "ColorJitter" for step in steps)
-
-
-def test_pad_crop_is_a_shifted_copy_with_black_borders():
-    image = make_image(32, 32)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    padded = torch.nn.functional.pad(pixels, (4, 4, 4, 4))
-    windows = {(y, x): padded[:, y : y + 32, x : x + 32] for y in range(9) for x in range(9)}
-    transform = train_transform(Preprocessing(size=32), AugmentConfig(crop="pad", hflip=0.0, color_jitter=0))
-    shifts = set()
-    for seed in range(40):
-        out = seeded(lambda: transform(image), seed)
-        matching = [shift for shift, window in windows.items() if torch.equal(out, window)]
-        assert len(matching) == 1
-        shifts.add(matching[0])
-    assert len(shifts) > 20
-
-
-def test_pad_crop_resizes_other_sizes():
-    transform = train_transform(Preprocessing(size=32), AugmentConfig(crop="pad", rand_augment="rand-m5"))
-    assert tuple(transform(make_image(48, 80)).shape) == (3, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +129,12 @@ def test_pad_crop_resizes_other_sizes():
     ],
 )
 def test_policies_of_timm_are_accepted(policy):
-    transform = train_transform(Preprocessing(size=24), AugmentConfig(rand_augment=policy))
-    assert tuple(seeded(lambda: transform(make_image(40, 32))).shape) == (3, 24, 24)
+    AugmentConfig(rand_augment=policy)
+
+
+def test_two_policies_are_refused():
+    with pytest.raises(ValueError, match=r"trivial_augment=true and augment.rand_augment=rand-m7 contradict"):
+        AugmentConfig(rand_augment="rand-m7", trivial_augment=True)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +159,7 @@ def test_policies_of_timm_are_accepted(policy):
 def test_malformed_policies_are_refused(policy):
     """timm itself skips several of these without a word."""
     with pytest.raises(ValueError, match=r"is not a policy of timm.*rand-m7-mstd0\.5-inc1"):
-        train_transform(Preprocessing(), AugmentConfig(rand_augment=policy))
+        AugmentConfig(rand_augment=policy)
 
 
 @pytest.mark.parametrize(
@@ -243,25 +175,4 @@ def test_malformed_policies_are_refused(policy):
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        train_transform(Preprocessing(), AugmentConfig(**options))
-
-
-@pytest.mark.parametrize("interpolation", get_args(Interpolation))
-def test_every_interpolation_works(interpolation):
-    preprocessing = Preprocessing(size=24, interpolation=interpolation)
-    assert eval_transform(preprocessing)(make_image(40, 32)).shape == (3, 24, 24)
-    assert train_transform(preprocessing, AugmentConfig(interpolation=interpolation))(make_image(40, 32)).shape == (
-        3,
-        24,
-        24,
-    )
-
-
-@pytest.mark.parametrize("policy", [None, "rand-m7-mstd0.5-inc1", "augmix-m5", "v0", "3a", "trivial"])
-def test_transforms_pickle(policy):
-    """Where workers are spawned instead of forked, they travel by pickle."""
-    image = make_image(40, 32)
-    chosen = {"trivial_augment": True} if policy == "trivial" else {"rand_augment": policy}
-    transform = train_transform(Preprocessing(size=24), AugmentConfig(**chosen))
-    again = pickle.loads(pickle.dumps(transform))
-    assert torch.equal(seeded(lambda: transform(image)), seeded(lambda: again(image)))
+        AugmentConfig(**options)

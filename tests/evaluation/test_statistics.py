@@ -9,7 +9,7 @@ import torch
 from ddfnet.data.batches import EvalBatchTransform
 from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.loader import eval_batches
-from ddfnet.data.preprocessing import Preprocessing, eval_transform
+from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.evaluation.class_names import imagenet_classes, in_order_of_number, known_classes, readable_names
 from ddfnet.evaluation.metrics import ClassificationEvaluator
@@ -131,7 +131,7 @@ def test_batches_of_loader_workers_leave_no_files_open(image_tree):
     how = Preprocessing(size=16, crop_pct=1.0, interpolation="bicubic")
     images = index_folder(image_tree / "val")
     batches = eval_batches(
-        EvalDataset(images, eval_transform(how)).read, len(images),
+        EvalDataset(images, how).read, len(images),
         EvalBatchTransform(how, device="cpu", channels_last=True),
         batch_size=1, rank=0, world_size=1, device=torch.device("cpu"), workers=1,
     )  # fmt: skip

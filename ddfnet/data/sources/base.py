@@ -1,7 +1,9 @@
 """What all sources share: the protocol, the section of the configuration, and how classes and order are settled."""
 
 import argparse
-from collections.abc import Callable, Sequence
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -92,6 +94,9 @@ class ImageSource(Protocol):
     def disk_order(self) -> np.ndarray:
         """int64 (N,): all images in the order in which reading them once is cheapest."""
 
+    def fingerprint(self) -> str:
+        """Changes when the images do, or their order: a hash of names, and of sizes and times of files."""
+
 
 class Names:
     """Strings in one block of bytes: forked workers touch no reference counts."""
@@ -131,6 +136,20 @@ class NamedImages:
 
     def key(self, i: int) -> str:
         return self.keys[i]
+
+
+def hash_files(paths: Iterable[str], *arrays: np.ndarray) -> str:
+    """Hash of arrays, and of the sizes and times of files, for `ImageSource.fingerprint`."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for path in paths:
+        try:
+            status = os.stat(path)
+            digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+        except OSError:
+            digest.update(b"- ")
+    return digest.hexdigest()
 
 
 def canonical_order(labels: np.ndarray, keys: Sequence[str] | None) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddfnet.data.sources.base import some_names
+from ddfnet.data.sources.base import hash_files, some_names
 from ddfnet.utils.errors import DataError
 
 IMAGE_EXTENSIONS = frozenset(
@@ -46,6 +46,9 @@ class FolderIndex:
 
     def disk_order(self) -> np.ndarray:
         return np.arange(len(self))
+
+    def fingerprint(self) -> str:
+        return hash_files(map(self.name, range(len(self))), self.blob, self.offsets)
 
 
 def is_image_name(name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ddfnet.data.sources.base import NamedImages, Names, canonical_order
+from ddfnet.data.sources.base import NamedImages, Names, canonical_order, hash_files
 from ddfnet.utils.errors import DataError
 
 _MOST_GROUPS = 2  # row groups kept per process, about 10 MB each for ImageNet
@@ -39,6 +39,9 @@ class ParquetSource(NamedImages):
 
     def disk_order(self) -> np.ndarray:
         return np.lexsort((self.row, self.group, self.file))
+
+    def fingerprint(self) -> str:
+        return hash_files(self.files, self.keys.blob, self.file, self.group, self.row)
 
 
 def parquet_source(

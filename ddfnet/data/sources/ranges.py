@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddfnet.data.sources.base import NamedImages, Names, canonical_order
+from ddfnet.data.sources.base import NamedImages, Names, canonical_order, hash_files
 
 _MOST_OPEN = 128  # files kept open per process; systems allow from 256 on
 _open_files: OrderedDict[str, int] = OrderedDict()
@@ -62,6 +62,9 @@ class ByteRanges(NamedImages):
 
     def disk_order(self) -> np.ndarray:
         return np.lexsort((self.start, self.file))
+
+    def fingerprint(self) -> str:
+        return hash_files(self.files, self.keys.blob, self.file, self.start, self.size)
 
 
 def byte_ranges(

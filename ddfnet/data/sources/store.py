@@ -36,7 +36,7 @@ class Store(ByteRanges):
     sizes: np.ndarray  # int32 (N, 2), width and height in pixels; 0 where the image is corrupt
     crc: np.ndarray  # uint32 (N,)
 
-    def read_region(self, i: int, box: Box) -> tuple[bytes, int, int]:
+    def read_region(self, i: int, box: Box) -> tuple[bytes | bytearray, int, int]:
         """A file that holds a box of image `i`, and the position (left, top) of its first pixel in the image.
 
         Decoded, the box has the pixels that it has in the whole image. It may be the whole image.

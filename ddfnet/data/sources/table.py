@@ -13,6 +13,7 @@ from ddfnet.data.sources.base import (
     Names,
     SourceConfig,
     canonical_order,
+    hash_files,
     refuse_empty_classes,
     settle_names,
 )
@@ -42,6 +43,9 @@ class Table(NamedImages):
 
     def disk_order(self) -> np.ndarray:
         return self.order
+
+    def fingerprint(self) -> str:
+        return hash_files(map(self.name, range(len(self))), self.keys.blob, self.keys.offsets)
 
 
 def open_table(

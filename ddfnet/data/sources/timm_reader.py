@@ -14,6 +14,7 @@ from ddfnet.data.sources.base import (
     Names,
     SourceConfig,
     canonical_order,
+    hash_files,
     refuse_empty_classes,
     settle_classes,
 )
@@ -39,6 +40,12 @@ class TimmSource(NamedImages):
 
     def disk_order(self) -> np.ndarray:
         return np.argsort(self.row)
+
+    def fingerprint(self) -> str:
+        # A dataset of Hugging Face's has one of its own; other readers have files, or one tar.
+        own = str(getattr(getattr(self.reader, "dataset", None), "_fingerprint", ""))
+        paths = (self.root, *map(self.name, range(len(self))))
+        return hash_files(paths, self.keys.blob, self.row, np.frombuffer(own.encode(), np.uint8))
 
 
 def open_timm(

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ddfnet.data.batches import Batch
+from ddfnet.data.ring import reading
 from ddfnet.data.rng import SAMPLE, entry_key, key_seeds
 from ddfnet.data.sampler import Request
 from ddfnet.tasks.depth.config import DepthData
@@ -37,6 +38,7 @@ class DepthReader:
         """Whole images; those of the same size become one batch."""
         groups: dict[tuple[int, ...], list[tuple[Sample, int]]] = {}
         for i in indices:
+            reading(i)
             rgb, depth = self.pairs.read(i)
             sample = self._sample(rgb, depth, valid_pixels(depth, self.data.border))
             groups.setdefault(sample["low"].shape, []).append((sample, i))
@@ -45,6 +47,7 @@ class DepthReader:
     def crop(self, request: Request) -> Sample:
         """A training crop; the phase of its low resolution counts from the crop's corner."""
         epoch, i, repeat = request
+        reading(i)
         rgb, depth = self.pairs.read(i)
         (height, width), side = depth.shape, self.data.crop
         if min(height, width) < side:

@@ -8,6 +8,7 @@ import torch
 
 from ddfnet.data.batches import Batch
 from ddfnet.data.decode import decode_error, open_rgb
+from ddfnet.data.ring import reading
 from ddfnet.data.rng import SAMPLE, key_seeds
 from ddfnet.data.sampler import Request
 from ddfnet.tasks.detection.coco import CocoIndex
@@ -33,6 +34,7 @@ class DetectionReader:
         return self.read([(0, i, 0) for i in indices])
 
     def _sample(self, epoch: int, i: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        reading(i)
         path = self.index.name(i)
         try:
             pixels = np.asarray(open_rgb(Path(path).read_bytes()))

@@ -1,0 +1,129 @@
+"""Geometry of training images: which crop of an image is shown, at which size, and which way round.
+
+The draws of all images of a batch are made at once (`ddfnet.data.rng.uniforms`); what they mean depends on the size of
+the image, which is known when it is read.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddfnet.data.augment import AugmentConfig
+from ddfnet.data.jpeg import Box
+from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.data.resize import Interpolation, resize_into, resized_size
+
+_ATTEMPTS = 10  # to find a random crop that fits into the image
+
+# Positions of the draws of an image. Those of the attempts follow, two each: area and aspect ratio.
+_INTERPOLATION, _HFLIP, _VFLIP, _LEFT, _TOP, _FIRST_ATTEMPT = range(6)
+
+
+class Geometry:
+    """Crop, resize and flips of training images.
+
+    Random resized crops are drawn by timm's rule: up to 10 times an area and an aspect ratio, the latter uniform in its
+    logarithm, then a position; where none fits, the largest center crop of an allowed ratio. A crop has at least one
+    pixel, where timm fails for images of one to three pixels.
+
+    Args:
+        preprocessing: size of the crops; kernel of the resize; with `crop: pad`, its interpolation.
+        augment: the recipe. With `crop: pad` the short side is resized to `size`, then a crop of `size` is taken from
+            the image padded by `size // 8` black pixels.
+
+    Attributes:
+        count: draws per image.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, augment: AugmentConfig) -> None:
+        self.size, self.kernel = preprocessing.size, preprocessing.resize
+        self.scale, self.ratio = augment.scale, augment.ratio
+        self.hflip, self.vflip = augment.hflip, augment.vflip
+        self.pad = self.size // 8 if augment.crop == "pad" else None
+        self.interpolation = augment.interpolation
+        if self.pad is not None and self.interpolation == "random":
+            self.interpolation = preprocessing.interpolation
+        self._log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
+
+    @property
+    def count(self) -> int:
+        return _FIRST_ATTEMPT if self.pad is not None else _FIRST_ATTEMPT + 2 * _ATTEMPTS
+
+    def box(self, draws: Sequence[float], width: int, height: int) -> Box:
+        """Random resized crop of an image of `width` x `height` pixels for its draws in [0, 1)."""
+        (low, high), (log_low, log_high) = self.scale, self._log_ratio
+        for attempt in range(_FIRST_ATTEMPT, _FIRST_ATTEMPT + 2 * _ATTEMPTS, 2):
+            area = (low + (high - low) * draws[attempt]) * width * height
+            ratio = math.exp(log_low + (log_high - log_low) * draws[attempt + 1])
+            w, h = max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))
+            if w <= width and h <= height:
+                left, top = int(draws[_LEFT] * (width - w + 1)), int(draws[_TOP] * (height - h + 1))
+                return left, top, left + w, top + h
+        w, h = width, height
+        if width / height < self.ratio[0]:
+            h = max(1, round(width / self.ratio[0]))
+        elif width / height > self.ratio[1]:
+            w = max(1, round(height * self.ratio[1]))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
+
+    def write(self, pixels: np.ndarray, draws: Sequence[float], row: Tensor, box: Box | None = None) -> None:
+        """Writes the crop of an image into a row of a batch.
+
+        Args:
+            pixels: uint8 (H, W, 3).
+            draws: of this image, `count` of them.
+            row: uint8 (size, size, 3).
+            box: where `box` lies in `pixels`, if these are a part of the image only.
+        """
+        if self.pad is not None:
+            return self.write_padded(self._short_side(pixels)[None], np.array([draws]), row[None])
+        height, width = pixels.shape[:2]
+        box = box or self.box(draws, width, height)
+        flips = {"hflip": draws[_HFLIP] < self.hflip, "vflip": draws[_VFLIP] < self.vflip}
+        return resize_into(pixels, box, row, self._interpolation_of(draws), kernel=self.kernel, **flips)
+
+    def pads(self, height: int, width: int) -> bool:
+        """Whether images of this size are padded and cropped as they are: `write_padded` does a whole batch."""
+        return self.pad is not None and min(height, width) == self.size
+
+    def write_padded(self, images: np.ndarray, draws: np.ndarray, rows: Tensor) -> None:
+        """`crop: pad` of a whole batch whose short sides are `size` already.
+
+        Args:
+            images: uint8 (B, H, W, 3).
+            draws: float64 (B, count).
+            rows: uint8 (B, size, size, 3), written.
+        """
+        assert self.pad is not None
+        batch, height, width, _ = images.shape
+        pad, size = self.pad, self.size
+        padded = np.zeros((batch, height + 2 * pad, width + 2 * pad, 3), np.uint8)
+        padded[:, pad : pad + height, pad : pad + width] = images
+        places = padded.shape[1] - size + 1, padded.shape[2] - size + 1
+        tops, lefts = ((draws[:, at] * n).astype(int).tolist() for at, n in zip((_TOP, _LEFT), places, strict=True))
+        target = rows.numpy()
+        for b, (top, left) in enumerate(zip(tops, lefts, strict=True)):
+            target[b] = padded[b, top : top + size, left : left + size]
+        planar = rows.permute(0, 3, 1, 2)
+        for at, rate, side in ((_HFLIP, self.hflip, -1), (_VFLIP, self.vflip, -2)):
+            chosen = torch.from_numpy(np.flatnonzero(draws[:, at] < rate))
+            if len(chosen):
+                planar[chosen] = planar[chosen].flip(side)
+
+    def _short_side(self, pixels: np.ndarray) -> np.ndarray:
+        height, width = resized_size(pixels.shape[0], pixels.shape[1], self.size)
+        if pixels.shape[:2] == (height, width):
+            return pixels
+        made = torch.empty(height, width, 3, dtype=torch.uint8)
+        whole = 0, 0, pixels.shape[1], pixels.shape[0]
+        resize_into(pixels, whole, made, self._interpolation_of([]), kernel=self.kernel)
+        return made.numpy()
+
+    def _interpolation_of(self, draws: Sequence[float]) -> Interpolation:
+        if self.interpolation == "random":
+            return "bilinear" if draws[_INTERPOLATION] < 0.5 else "bicubic"
+        return self.interpolation

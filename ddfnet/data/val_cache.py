@@ -1,0 +1,184 @@
+"""Evaluation sets on disk as they are shown to the network: uint8 pixels, read through a memory map.
+
+A cache is one file in a folder of the user's, named by a hash of what it depends on: the images (names, sizes and times
+of their files) and the transform, versions of the libraries included. It is filled by whoever evaluates: workers, ranks
+and runs may do so at the same time, because all write the same bytes to the same places. While it is incomplete it is
+called `.partial`, and each row counts from the moment that its checksum is written, after the row; a reader compares
+the two. So a process that is killed, or a machine that stops, costs the rows that were not written. The next one to
+open a full file verifies all of it, makes it last, and gives it its name.
+
+    4096 bytes   JSON: what the file is of
+    8 N bytes    checksums: CRC-32 with bit 32 set; 0: the row is missing
+    rows         uint8 (N, size, size, 3), from the next multiple of 4096 on
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+
+from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.data.sources import ImageSource
+from ddfnet.utils.errors import DataError
+from ddfnet.utils.files import sync_folder
+
+_HEADER, _PRESENT, _FORMAT = 4096, 1 << 32, 1
+_SUFFIX, _PARTIAL = ".pixels", ".pixels.partial"
+_log = logging.getLogger("ddfnet")
+
+
+class ValCache:
+    """Rows of an evaluation set by index; see the module.
+
+    Args:
+        folder: where the file lies, or will. Made where it is missing.
+        source, preprocessing: what the rows are of.
+
+    Raises:
+        DataError: the folder cannot be written to, or has no room for the set.
+    """
+
+    def __init__(self, folder: str | os.PathLike, source: ImageSource, preprocessing: Preprocessing) -> None:
+        about = _about(source, preprocessing)
+        self.shape = len(source), preprocessing.size, preprocessing.size, 3
+        name = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
+        # The root is told, but does not count: the same files in another place, times included, are the same images.
+        self.header = json.dumps({**about, "root": source.root}).encode()[:_HEADER].ljust(_HEADER)
+        self.final, self.partial = Path(folder, name + _SUFFIX), Path(folder, name + _PARTIAL)
+        self._rows_at = -(-(_HEADER + 8 * len(source)) // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.bytes = self._rows_at + int(np.prod(self.shape))
+        self._handle: int | None = None
+        self._writes = True
+        try:
+            self._prepare()
+        except OSError as error:
+            raise DataError(
+                f"data.val_cache={folder} cannot be used: {error.strerror or error}; name another folder, or null"
+            ) from None
+        self._open()
+        _report_others(self.final.parent, name, {**about, "root": source.root})
+        there = int((self._checksums != 0).sum())
+        _log.info("evaluation cache %s: %d of %d images, %.1f GB", self.path, there, self.shape[0], self.bytes / 1e9)
+
+    @property
+    def path(self) -> Path:
+        return self.final if self.complete else self.partial
+
+    def read(self, i: int, row: np.ndarray) -> bool:
+        """Copies row i, uint8 (size, size, 3), where it is there and as it was written; returns whether it was."""
+        self._open()
+        if not self.complete and not self._verified[i]:
+            if self._checksums[i] == 0 or self._checksums[i] != _checksum(self._rows[i]):
+                return False
+            self._verified[i] = True
+        row[...] = self._rows[i]
+        return True
+
+    def write(self, i: int, row: np.ndarray) -> None:
+        """Keeps row i, uint8 (size, size, 3), contiguous. Where the disk is full, a warning ends the writing."""
+        self._open()
+        if self.complete or not self._writes:
+            return
+        try:
+            _write_at(self._handle, row, self._rows_at + i * row.nbytes)
+            _write_at(self._handle, np.array([_checksum(row)], np.uint64), _HEADER + 8 * i)
+            self._verified[i] = True
+        except OSError as error:
+            self._writes = False
+            _log.warning("%s cannot be written: %s; evaluation goes on without", self.partial, error.strerror)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that is spawned opens the file for itself.
+        return {**{key: value for key, value in vars(self).items() if key[:5] not in ("_rows", "_chec", "_veri")},
+                "_rows_at": self._rows_at, "_handle": None}  # fmt: skip
+
+    def _prepare(self) -> None:
+        """A file of the right size is there: complete, or to be filled."""
+        self.final.parent.mkdir(parents=True, exist_ok=True)
+        if self.final.exists() and self.final.stat().st_size != self.bytes:
+            _log.warning("%s is damaged; it is made again", self.final)
+            self.final.unlink(missing_ok=True)
+        self.complete = self.final.exists()
+        if self.complete:
+            self.partial.unlink(missing_ok=True)
+            return
+        missing = self.bytes - (self.partial.stat().st_size if self.partial.exists() else 0)
+        free = shutil.disk_usage(self.partial.parent).free
+        if missing > free:
+            raise OSError(f"it needs {self.bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        handle = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            os.ftruncate(handle, self.bytes)  # to what it already has, where another process came first
+            _write_at(handle, np.frombuffer(self.header, np.uint8), 0)
+        finally:
+            os.close(handle)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Gives a full file its name, once all its rows are verified and on disk."""
+        self._open()
+        if not (self._checksums != 0).all():
+            return
+        if all(self._checksums[i] == _checksum(self._rows[i]) for i in range(self.shape[0])):
+            os.fsync(self._handle)  # type: ignore[arg-type]
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                os.replace(self.partial, self.final)
+            sync_folder(self.final.parent)
+            self.complete = True
+
+    def _open(self) -> None:
+        if self._handle is not None:
+            return
+        self.complete = self.complete or not self.partial.exists()  # another process has finished it since
+        count = self.shape[0]
+        self._handle = os.open(self.path, os.O_RDONLY if self.complete else os.O_RDWR)
+        content = np.frombuffer(mmap.mmap(self._handle, self.bytes, prot=mmap.PROT_READ), np.uint8)
+        self._checksums = content[_HEADER : _HEADER + 8 * count].view(np.uint64)
+        self._rows = content[self._rows_at :].reshape(self.shape)
+        self._verified = np.zeros(count, bool)
+
+
+def _about(source: ImageSource, preprocessing: Preprocessing) -> dict[str, Any]:
+    how = preprocessing.to_dict()
+    return {
+        "format": _FORMAT,
+        "images": source.fingerprint(),
+        "transform": {key: how[key] for key in ("input_size", "crop_pct", "interpolation", "resize")},
+        "torch": torch.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
+def _report_others(folder: Path, name: str, about: dict[str, Any]) -> None:
+    """Says which caches of the folder were made of the same images before these, or the libraries, changed."""
+    for path in sorted(folder.glob(f"*{_SUFFIX}*")):
+        if path.name.startswith(name):
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, "rb") as file:
+            other = json.loads(file.read(_HEADER))
+            if (other["root"], other["transform"]) == (about["root"], about["transform"]):
+                changed = [key for key in ("images", "torch", "pillow") if other[key] != about[key]]
+                size = path.stat().st_size / 1e9
+                _log.warning("%s is stale, other %s: delete it, it takes %.1f GB", path, ", ".join(changed), size)
+
+
+def _checksum(row: np.ndarray) -> np.uint64:
+    return np.uint64(zlib.crc32(row.data) | _PRESENT)
+
+
+def _write_at(handle: int | None, array: np.ndarray, at: int) -> None:
+    assert handle is not None
+    view = array.data.cast("B")
+    while view:
+        written = os.pwrite(handle, view, at)
+        view, at = view[written:], at + written

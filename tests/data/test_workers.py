@@ -238,6 +238,18 @@ def test_workers_have_one_thread_and_no_cuda(tmp_path):
     assert next(iter(batches_of(tmp_path, read=read))) == {"threads": 1, "cuda": False}
 
 
+@linux
+def test_without_memory_files(tmp_path, monkeypatch):
+    """As on systems other than Linux: a temporary file."""
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.delattr(os, "posix_fallocate")
+    batches = batches_of(tmp_path)
+    check(batches)
+    assert not rings()
+    kept = list(batches)
+    check(kept)
+
+
 # --- ends -------------------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +300,8 @@ def test_workers_hold_nothing_of_other_streams(tmp_path):
 
 
 def stream_of_pids(folder, method, pids):
+    if method == "fork on an old kernel":
+        method, os.pidfd_open = "fork", unable
     (folder / "fault-1").write_text("h")
     iterator = iter(batches_of(folder, start_method=method))
     pids.send(children())
@@ -295,7 +309,7 @@ def stream_of_pids(folder, method, pids):
 
 
 @linux
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "fork on an old kernel", "spawn"])
 def test_workers_end_when_their_parent_is_killed(tmp_path, method):
     """Though one is in the middle of a batch that never ends."""
     own, other = multiprocessing.Pipe()
@@ -307,6 +321,18 @@ def test_workers_end_when_their_parent_is_killed(tmp_path, method):
     parent.join()
     assert len(pids) == 2
     assert wait_for(lambda: all(map(ended, pids)))
+
+
+def leave_a_stopped_worker(folder):
+    global kept
+    kept = iter(batches_of(folder))
+    next(kept)
+    for pid in children():
+        os.kill(pid, signal.SIGSTOP)
+
+
+def test_a_process_exits_though_its_workers_are_stopped(tmp_path):
+    assert in_other_process(leave_a_stopped_worker, tmp_path) == ""
 
 
 # --- deaths -----------------------------------------------------------------------------------------------------------
@@ -385,7 +411,8 @@ def in_other_process(function, *arguments):
     process.start()
     other.close()
     text = own.recv()
-    process.join()
+    process.join(60)
+    assert process.exitcode == 0
     return text
 
 

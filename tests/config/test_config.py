@@ -85,7 +85,7 @@ def test_numbers_as_people_write_them(minimal, text, value):
         ("run.tensorboard=yes", ["run.tensorboard='yes'", "true or false"]),
         ("data.workers=-1", ["data.workers=-1", "at least 0", "auto"]),
         ("data.timeout=0", ["data.timeout=0", "greater than 0"]),
-        ("data.timeout=.inf", ["data.timeout=inf", "finite"]),
+        ("data.timeout=.inf", ["data.timeout", "finite"]),
         ("data.start_method=thread", ["data.start_method=thread", "fork", "forkserver", "spawn"]),
         ("data.max_broken=0.1", ["data.max_broken (command line) is called data.max_corrupt now: rename it"]),
         ("train.precision=fp8", ["train.precision=fp8", "'bf16'"]),

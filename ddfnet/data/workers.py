@@ -266,7 +266,8 @@ class WorkerPool:
         if worker.deaths > _REDONE:
             text = (
                 f"{worker.deaths} data workers in a row ended while {task}, the last with {ending(code)}: where memory "
-                "is short, lower data.workers or the batch size; else look at that sample"
+                f"is short (the processes share up to {self.ring.slots} batches of {max(self.ring.taken) >> 20} MiB), "
+                "lower data.workers or the batch size; else look at that sample"
             )
             if head is None or not started:
                 raise DataError(text)

@@ -67,7 +67,7 @@ def same(batch):
 
 
 def batches_of(folder, *, samples=64, workers=2, finish=same, read=None, **options):
-    options = {"name": "number {}".format, "timeout": 60.0, "device": "cpu", **options}
+    options = {"name": "number {}".format, "timeout": 300.0, "device": "cpu", **options}
     return eval_batches(
         read or Reader(folder), samples, finish, batch_size=4, rank=0, world_size=1, workers=workers, **options
     )
@@ -316,7 +316,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path, method):
     parent = FORK.Process(target=stream_of_pids, args=(tmp_path, method, other))
     parent.start()
     pids = own.recv()
-    assert wait_for(lambda: (tmp_path / "fault-1").exists() and not (tmp_path / "fault-1").read_text(), 120)
+    assert wait_for(lambda: (tmp_path / "fault-1").exists() and not (tmp_path / "fault-1").read_text(), 300)
     parent.kill()
     parent.join()
     assert len(pids) == 2

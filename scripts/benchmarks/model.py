@@ -30,7 +30,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-import ddfnet  # noqa: F401  (registers its models)
+import ddfnet  # registers its models
 from ddfnet.utils.cli import HelpFormatter, at_least
 from scripts.benchmarks import common as bench
 from scripts.benchmarks import measure
@@ -58,6 +58,8 @@ def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     network = torch.compile(model, dynamic=False) if mode == "compiled" else model
+    if mode == "eager":
+        ddfnet.compile_ahead(model, log=print)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     losses: list[torch.Tensor] = []  # the last one; reading it waits for the device
 

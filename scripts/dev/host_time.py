@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Host time of the DDF layer: Python, PyTorch and Triton until a kernel is launched, without a GPU and its kernels.
 
-    python scripts/dev/host_time.py                # microseconds and launches of each part, with a driver that does nothing
-    python scripts/dev/host_time.py --profile      # and where the time of a training step is spent
+    python scripts/dev/host_time.py              # microseconds and launches
+    python scripts/dev/host_time.py --profile    # and where the time of a training step is spent
 
 A network on a fast GPU waits for the host when that takes longer than the kernels. Launches are counted too: those of
 Triton, and operations of PyTorch that compute something, each of which is a kernel on a GPU. On the CPU those compute
@@ -38,8 +38,9 @@ from scripts.dev import stub_gpu
 SIZE = (2, 64, 8, 8)
 # Operations that launch nothing: they make views, or tensors that nobody has written yet.
 VIEWS = (
-    *("view", "reshape", "expand", "permute", "transpose", "squeeze", "unsqueeze", "slice", "select", "empty", "detach"),
-    *("as_strided", "t.", "alias", "unflatten", "split", "_unsafe_view", "new_empty", "unbind", "flatten", "_reshape_alias"),
+    *("view", "reshape", "expand", "permute", "transpose", "squeeze", "unsqueeze", "slice", "select", "empty"),
+    *("detach", "as_strided", "t.", "alias", "unflatten", "split", "_unsafe_view", "new_empty", "unbind", "flatten"),
+    "_reshape_alias",
 )  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def launches(call: Callable[[], Any], triton_launches: Counter) -> tuple[int, Co
     modules = [m for name, m in sys.modules.items() if name.startswith("ddfnet.ops") and hasattr(m, "is_plain")]
     with ExitStack() as stack:
         for module in modules:
-            stack.enter_context(mock.patch.object(module, "is_plain", lambda *_: True))
+            stack.enter_context(mock.patch.object(module, "is_plain", return_value=True))
         operations = stack.enter_context(Operations())
         call()
     return triton_launches.total(), operations.counts
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--rounds", type=at_least(1), default=15)
     parser.add_argument("--repeats", type=at_least(1), default=50, help="calls of a round")
-    parser.add_argument("--profile", action="store_true", help="where the time of a training step of the layer is spent")
+    parser.add_argument("--profile", action="store_true", help="where the time of a training step is spent")
     arguments = parser.parse_args(argv)
     counter = stub_gpu.install()
     torch.set_num_threads(1)

@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddfnet
 from ddfnet.utils.cli import HelpFormatter, at_least
+from ddfnet.utils.files import write_text
 from scripts.dev import stub_gpu
 
 SIZE = (2, 64, 8, 8)
@@ -113,18 +114,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=at_least(1), default=15)
     parser.add_argument("--repeats", type=at_least(1), default=50, help="calls of a round")
     parser.add_argument("--profile", action="store_true", help="where the time of a training step is spent")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="gets host_time.md")
     arguments = parser.parse_args(argv)
     counter = stub_gpu.install()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, triton {triton.__version__}, one thread; maps of {SIZE}")
-    print(f"{'':26}{'host us':>9}{'Triton':>8}{'PyTorch':>9}  operations of PyTorch")
+    lines = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    say(f"Host time: torch {torch.__version__}, triton {triton.__version__}, one thread; maps of {SIZE}\n\n```")
+    say(f"{'':26}{'host us':>9}{'Triton':>8}{'PyTorch':>9}  operations of PyTorch")
     calls = cases()
     for name, call in calls.items():
         call()  # compiles, or finds the kernels in the cache
         kernels, operations = launches(call, counter)
         best = microseconds(call, arguments.rounds, arguments.repeats)
         listed = ", ".join(f"{n} {op}" for op, n in operations.most_common())
-        print(f"{name:26}{best:9.0f}{kernels:8}{operations.total():9}  {listed}", flush=True)
+        say(f"{name:26}{best:9.0f}{kernels:8}{operations.total():9}  {listed}")
+    say("```")
+    if arguments.output:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        write_text(arguments.output / "host_time.md", "\n".join([*lines, ""]))
     if arguments.profile:
         profile = cProfile.Profile()
         profile.runcall(lambda: [calls["ddf_layer, training"]() for _ in range(1000)])

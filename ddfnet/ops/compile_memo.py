@@ -27,11 +27,14 @@ def _remembered(analyze: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(analyze)
     def remembered(kernel: Any, kwargs: dict[str, Any], *others: Any) -> Any:
-        module = getattr(getattr(kernel, "fn", None), "__module__", None) or ""
-        if not module.startswith("ddfnet.kernels.") or any(others):  # others: descriptors, which no kernel here takes
+        function = kernel
+        while hasattr(function, "fn"):  # in an autotuner of its own for each launch, which holds the number of warps
+            function = function.fn
+        own = (getattr(function, "__module__", None) or "").startswith("ddfnet.kernels.")
+        if not own or any(others):  # others: descriptors, which no kernel here takes
             return analyze(kernel, kwargs, *others)
         try:
-            key = kernel, tuple((name, _kind(name, value)) for name, value in sorted(kwargs.items()))
+            key = function, tuple((name, _kind(name, value)) for name, value in sorted(kwargs.items()))
             if key not in known:
                 known[key] = analyze(kernel, kwargs, *others)
             return known[key]

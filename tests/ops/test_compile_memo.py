@@ -38,6 +38,7 @@ def test_one_analysis_for_arguments_of_one_kind(analyzed):
     first = remembered(own, {"x": half, "BLOCK_Y": 4, "HEIGHT": 14, "height": 14}, {})
     again = {"HEIGHT": 0, "height": 7, "BLOCK_Y": 4, "x": torch.empty(7, dtype=torch.float16)}
     assert remembered(own, again, {}) is first
+    assert remembered(Kernel(own), again, {}) is first  # in an autotuner
     others = [{**again, "x": single}, {**again, "BLOCK_Y": 5}, {**again, "BLOCK_Y": 4.0}, {"x": half}]
     for kwargs in others:
         assert remembered(own, kwargs, {}) is not first

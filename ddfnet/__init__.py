@@ -5,6 +5,7 @@ Importing the package registers its models with timm.
 
 from ddfnet.layers import CARAFE, DDF, DDFUp, FilterNorm, Involution
 from ddfnet.models import create_model, list_models
+from ddfnet.ops.compile_ahead import compile_ahead
 from ddfnet.ops.ddf import ddf, ddf_up
 
 __version__ = "0.1.0"
@@ -16,6 +17,7 @@ __all__ = [
     "FilterNorm",
     "Involution",
     "__version__",
+    "compile_ahead",
     "create_model",
     "ddf",
     "ddf_up",

@@ -2,7 +2,7 @@
 # Everything that needs a GPU, in one command: tests, then benchmarks of operator and model.
 #
 #   bash scripts/gpu_check.sh OUTDIR          under eight minutes
-#   bash scripts/gpu_check.sh OUTDIR quick    under four: models before tests, no tiles
+#   bash scripts/gpu_check.sh OUTDIR quick    under four: eager models with a profile, then tests; nothing of Inductor
 #
 # OUTDIR gets summary.md, summary.json, gpu_check.log, tests.xml and benchmarks.tar.gz. Parts that fail do not stop the
 # others. Exit status: 0 if none failed, 1 if any failed, 2 without a CUDA device. A part that ran out of time is called

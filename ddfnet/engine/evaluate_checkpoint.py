@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.evaluate import evaluate
 from ddfnet.evaluation.figures import NO_FIGURES, figures_available
 from ddfnet.evaluation.report import PredictionReport, Report, SetsReport, Settings, sets_header
+from ddfnet.ops.compile_ahead import compile_ahead
 from ddfnet.tasks import task_class, task_names
 from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
 from ddfnet.utils.errors import CheckpointError, UserError
@@ -59,6 +61,8 @@ def evaluate_checkpoint(
     with distributed_session(device) as distributed:
         memory_format = torch.channels_last if evaluation.channels_last else torch.contiguous_format
         evaluation.network.to(distributed.device, memory_format=memory_format)
+        if task_class(task).fixed_input_size:
+            compile_ahead(evaluation.network, log=partial(_print, distributed))
         settings = Settings(
             checkpoint=str(path),
             task=task,

@@ -186,7 +186,7 @@ def _summary(config: Config, plan: RunPlan, distributed: Distributed, model: nn.
 def _operator_path(device: str, compiled: bool) -> str:
     if device == "CPU":
         return cpu_path(compiled=compiled)
-    return "DDF operators on the GPU: Triton kernels, compiled in the first step: minutes, once per image size"
+    return "DDF operators on the GPU: Triton kernels, compiled before the first step: once per image size"
 
 
 def _farewell(finished: bool, trainer: Trainer, folder: Path | None, stop: StopSignal) -> str:

@@ -18,6 +18,7 @@ from ddfnet.engine.evaluate import autocast, evaluate
 from ddfnet.engine.logging import Meter, RunLog
 from ddfnet.engine.signals import StopSignal
 from ddfnet.engine.training_state import TrainingState
+from ddfnet.ops.compile_ahead import compile_ahead
 from ddfnet.optim import clip_gradients, learning_rate
 from ddfnet.tasks import Config, Task
 from ddfnet.tasks.plan import RunPlan
@@ -80,6 +81,8 @@ class Trainer:
             log.message("another number of processes: each resumes from the mean of the batch-norm statistics")
         # Compiled around the replica: names of parameters stay those of the raw model.
         self.forward = torch.compile(self.replica) if settings.compile else self.replica
+        if task.fixed_input_size and not settings.compile:
+            compile_ahead(self.model, log=log.message)
 
     def fit(self, stop: StopSignal | None = None) -> bool:
         """Trains from the current step to the end of the run.
@@ -228,7 +231,10 @@ class Trainer:
 
     def _evaluate(self, name: str, model: nn.Module, batches: Any) -> dict[str, float]:
         limit = self.max_eval_batches
-        with averaged_statistics(model, self.distributed):
+        # One that trains compiled is evaluated as it is, with kernels that training had no use for.
+        ahead = self.config.train.compile and self.task.fixed_input_size
+        kernels = compile_ahead(model, log=self.log.message) if ahead else nullcontext()
+        with averaged_statistics(model, self.distributed), kernels:
             metrics = evaluate(
                 model,
                 batches if limit is None else (batch for _, batch in zip(range(limit), batches, strict=False)),

@@ -4,20 +4,23 @@ import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.library import wrap_triton
 
 T = TypeVar("T", bound=Tensor | None)
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 DECOMPOSITIONS: dict[Any, Callable] = {}  # each operator as a pure expression, for `run_decompositions`
+OPS: dict[str, Any] = {}  # all that are registered, by name
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # absent on macOS and Windows
 # Triton's interpreter runs the kernels on CPU tensors. It reads this variable when the kernels are imported.
 _INTERPRETED = _HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+_record_launch: Callable[[Any, tuple, dict[str, Any]], None] | None = None
 
 
 def runs_on_triton(x: Tensor) -> bool:
@@ -33,7 +36,8 @@ def define_op(name: str, implementation: Callable) -> Any:
     tracing has not got: there the ops have to be opaque.
     """
     define = torch.library.custom_op if _INTERPRETED else torch.library.triton_op
-    return define(name, implementation, mutates_args=())
+    OPS[name] = define(name, implementation, mutates_args=())
+    return OPS[name]
 
 
 def define_native_op(
@@ -65,8 +69,11 @@ def define_native_op(
 
 def launch(kernel: Any, grid: tuple[int], *arguments: Any, num_warps: int, num_stages: int, **constants: Any) -> None:
     """Launch `kernel` on the device of its first argument, or record the launch where torch.compile traces it."""
+    if _record_launch is not None and isinstance(arguments[0], FakeTensor):
+        _record_launch(kernel, arguments, {**constants, "num_warps": num_warps, "num_stages": num_stages})
+        return
     device = arguments[0].device
-    if device.type == "cpu":  # the interpreter, which some versions of torch cannot wrap
+    if _INTERPRETED and device.type == "cpu":  # which some versions of torch cannot wrap
         kernel[grid](*arguments, **constants)
         return
     # Triton launches on the current device. A trace is no launch, and whoever runs it selects the device.
@@ -76,6 +83,17 @@ def launch(kernel: Any, grid: tuple[int], *arguments: Any, num_warps: int, num_s
     traceable = kernel if is_plain() else wrap_triton(kernel)
     with on_device:
         traceable[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+
+
+@contextlib.contextmanager
+def recorded_launches(record: Callable[[Any, tuple, dict[str, Any]], None]) -> Iterator[None]:
+    """Within, `record` gets kernel, arguments and options of each launch on fake tensors, which have no data."""
+    global _record_launch
+    _record_launch, before = record, _record_launch
+    try:
+        yield
+    finally:
+        _record_launch = before
 
 
 def is_plain(*tensors: Tensor | None) -> bool:

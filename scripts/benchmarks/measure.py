@@ -20,6 +20,8 @@ from torch import Tensor
 
 MIB = 2**20
 _FLUSH_BYTES = 256 * MIB  # more than the L2 cache of any GPU: writing so much evicts all else
+_FLUSH_SECONDS = 2e-4  # at most, on a GPU of 1.3 TB/s or more
+_CLOCK = 2e9  # cycles a second; a GPU with a slower clock waits longer, which does no harm
 
 
 def first_call(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
@@ -49,12 +51,11 @@ def time_call(call: Callable[[], Any], device: torch.device, budget: float) -> d
 
 
 def _time_cuda(call: Callable[[], Any], budget: float) -> dict[str, Any]:
-    """Between events, behind writes that evict the L2 cache and last longer than the host takes to launch the call.
-
-    Were they shorter, the time of a small operator would be that of its launches, which a network hides.
+    """Between events, behind a kernel that waits until the host has launched the call, and a write that evicts the L2
+    cache. Without the wait the time of a small operator would be that of its launches, which a network hides.
     """
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device="cuda")
-    both, hosts, flushes = [], [], []  # seconds of the call, of its launch, of a flush
+    both, hosts = [], []  # seconds of the call, of its launch
     for _ in range(6):
         torch.cuda.synchronize()
         start = time.perf_counter()
@@ -62,14 +63,12 @@ def _time_cuda(call: Callable[[], Any], budget: float) -> dict[str, Any]:
         hosts.append(time.perf_counter() - start)
         torch.cuda.synchronize()
         both.append(time.perf_counter() - start)
-        flushes.append(1e-3 * first_call(flush.zero_, flush.device)[1])
-    host, flush_time = sorted(hosts)[2], min(flushes)
-    count = min(math.ceil(1.5 * host / flush_time), 100)
-    repeats = min(max(int(budget / (sorted(both)[2] + count * flush_time)), 3), 1000)
+    host = sorted(hosts)[2]
+    repeats = min(max(int(budget / (sorted(both)[2] + 2 * host + _FLUSH_SECONDS)), 3), 1000)
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
     for start_event, end_event in events:
-        for _ in range(count):
-            flush.zero_()
+        torch.cuda._sleep(int(2 * host * _CLOCK))  # before the first event
+        flush.zero_()
         start_event.record()
         call()
         end_event.record()

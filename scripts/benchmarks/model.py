@@ -4,14 +4,18 @@
     python scripts/benchmarks/model.py                                     # ddf_mul_resnet50, resnet50 and resnet101
     python scripts/benchmarks/model.py --batch 256 --output runs/model     # writes benchmark_model.json, .md and .png
     python scripts/benchmarks/model.py --models ddf_mul_resnet50 resnet50 --modes eager --torch-profile 3 --output out
+    python scripts/benchmarks/model.py --modes eager graph reduced --batch 1       # where the host is the bottleneck
     python scripts/benchmarks/model.py --device cpu --models ddf_mul_resnet14_32px --modes eager --image-size 32
 
 MODELS are names that timm knows, those of ddfnet included. A training step is forward, cross-entropy, backward and a
 step of SGD with momentum, on random images and labels that are on the device already: no data loading, no transfer.
-Images per second are of the median step. Ratios are to `--baseline` in the same mode. Peak memory is in excess of what
-was in use before the model was built, and leaves out the first steps; on a CPU it is resident memory (Linux only),
-that of the compiler included. Compile time is how much longer the first step takes than the median one, with empty
-caches. A model that fails is a FAILED row.
+Modes: eager; compiled, by `torch.compile`; graph, the eager step as one CUDA graph; reduced,
+`torch.compile(mode="reduce-overhead")`, which makes CUDA graphs of what it compiled. The last two need CUDA, and are
+left out without it. They pay where the host takes longer to launch a step than the device to compute it: small
+batches. Images per second are of the median step. Ratios are to `--baseline` in the same mode. Peak memory is in
+excess of what was in use before the model was built, and leaves out the first steps; on a CPU it is resident memory
+(Linux only), that of the compiler included. Compile time is how much longer the first step takes than the median one,
+with empty caches. A model that fails is a FAILED row.
 
 Exit code 0: measured; 1: every model failed; 2: bad arguments.
 """
@@ -21,6 +25,7 @@ import gc
 import itertools
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +35,14 @@ import timm
 import torch
 import torch.nn.functional as F
 
-import ddfnet  # noqa: F401  (registers its models)
+import ddfnet  # registers its models
 from ddfnet.utils.cli import HelpFormatter, at_least
 from scripts.benchmarks import common as bench
 from scripts.benchmarks import measure
 
 CLASSES = 1000
+COMPILED = {"compiled": None, "reduced": "reduce-overhead"}  # modes of torch.compile
+MODES = ("eager", "compiled", "graph", "reduced")
 TABLE = bench.Table(
     {"model": 22, "mode": 8, "train img/s": 11, "MiB": 9, "ratio": 6, "compile s": 9}
     | {"infer img/s": 11, "MiB ": 9, "ratio ": 6}
@@ -57,11 +64,16 @@ def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch
     labels = torch.randint(CLASSES, (arguments.batch,), device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    network = torch.compile(model, dynamic=False) if mode == "compiled" else model
+    network: Callable[..., Any] = model
+    if mode in COMPILED:
+        network = torch.compile(model, dynamic=False, mode=COMPILED[mode])
+    else:
+        ddfnet.compile_ahead(model, log=print)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     losses: list[torch.Tensor] = []  # the last one; reading it waits for the device
 
     def train() -> None:
+        torch.compiler.cudagraph_mark_step_begin()  # of interest to mode `reduced` alone
         with autocast:
             loss = F.cross_entropy(network(images), labels)
         scaler.scale(loss).backward()
@@ -71,11 +83,17 @@ def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch
         losses[:] = [loss.detach()]
 
     def infer() -> None:
+        torch.compiler.cudagraph_mark_step_begin()
         with torch.no_grad(), autocast:
             network(images)
 
     def steps(step: Callable[[], None]) -> dict[str, Any]:
+        if mode == "graph":
+            step, capture = measure.first_call(partial(graphed, step), device)
+        else:
+            capture = 0.0
         _, first = measure.first_call(step, device)
+        first += capture
         for _ in range(arguments.warmup - 1):
             step()
         measure.start_memory(device)
@@ -92,7 +110,7 @@ def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch
         raise ValueError(f"the loss is {losses[0].item()}")
     if arguments.torch_profile:
         path = arguments.output / f"trace_{name}_{mode}.json"
-        figures["kernels"] = profile(train, arguments.torch_profile, device, path)
+        figures["kernels"], figures["train"]["profile"] = profile(train, arguments.torch_profile, device, path)
     optimizer.state.clear()  # momenta and gradients are no part of the memory of inference
     model.zero_grad(set_to_none=True)
     model.requires_grad_(False).eval()
@@ -100,8 +118,25 @@ def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch
     return figures
 
 
-def profile(step: Callable[[], None], steps: int, device: torch.device, path: Path) -> list[dict[str, Any]]:
-    """Write a Chrome trace of some steps; the 15 kernels (on a CPU: operators) that take the most time."""
+def graphed(step: Callable[[], None]) -> Callable[[], None]:
+    """Replays of the step, recorded as a CUDA graph: same tensors, one launch."""
+    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):  # what a first step allocates and compiles must not be recorded
+        for _ in range(3):
+            step()
+    current.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def profile(
+    step: Callable[[], None], steps: int, device: torch.device, path: Path
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Write a Chrome trace of some steps; the 15 kernels (on a CPU: operators) that take the most time, and of all of
+    them milliseconds and launches in a step: where a step takes longer, the device waited for the host."""
     cuda = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
     with torch.profiler.profile(activities=activities) as profiler:
@@ -112,7 +147,8 @@ def profile(step: Callable[[], None], steps: int, device: torch.device, path: Pa
         if event.device_type == getattr(torch.autograd.DeviceType, device.type.upper()):
             microseconds = event.self_device_time_total if cuda else event.self_cpu_time_total
             kernels.append({"name": event.key, "calls": event.count / steps, "ms": microseconds / 1e3 / steps})
-    return sorted(kernels, key=lambda kernel: -kernel["ms"])[:15]
+    in_all = {"device_ms": sum(k["ms"] for k in kernels), "launches": sum(k["calls"] for k in kernels)}
+    return sorted(kernels, key=lambda kernel: -kernel["ms"])[:15], in_all
 
 
 def run_all(arguments: argparse.Namespace, device: torch.device, report: dict[str, Any]) -> None:
@@ -126,6 +162,10 @@ def run_all(arguments: argparse.Namespace, device: torch.device, report: dict[st
         except Exception as error:
             row["failed"] = bench.reason(error)
             print("FAILED", flush=True)
+        if "profile" in row.get("train", {}):
+            found = row["train"]["profile"]
+            print(f"  a training step: {found['device_ms']:.1f} ms in {found['launches']:.0f} kernels, ", end="")
+            print(f"{row['train']['median_ms']:.1f} ms in all")
         for kernel in row.get("kernels", []):
             print(f"  {bench.number(kernel['ms']):>8} ms  {kernel['calls']:6.1f} x  {kernel['name'][:90]}")
         gc.collect()
@@ -152,7 +192,7 @@ def line(row: dict[str, Any]) -> str:
         return TABLE.row(head, row["failed"])
     decimals = {"images_per_second": 4, "peak_mib": 1, "ratio": 2}
     train, inference = ([bench.number(row[p].get(k), n) for k, n in decimals.items()] for p in ("train", "inference"))
-    seconds = bench.number(row["train"]["compile_s"], decimals=1) if row["mode"] == "compiled" else "-"
+    seconds = bench.number(row["train"]["compile_s"], decimals=1) if row["mode"] != "eager" else "-"
     return TABLE.row([*head, *train, seconds, *inference])
 
 
@@ -161,7 +201,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.d
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--models", nargs="+", default=["ddf_mul_resnet50", "resnet50", "resnet101"], metavar="MODEL")
-    add("--modes", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
+    add("--modes", nargs="+", choices=MODES, default=["eager", "compiled"])
     add("--baseline", default="resnet50", metavar="MODEL", help="of the ratios (default: %(default)s)")
     add("--batch", type=at_least(1), help="images per step (default: 128 on CUDA, 4 on a CPU)")
     add("--image-size", type=at_least(1), help="in pixels (default: 224 on CUDA, 64 on a CPU)")
@@ -173,6 +213,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.d
     for name, on_cuda, on_cpu in (("batch", 128, 4), ("image_size", 224, 64), ("steps", 50, 5), ("warmup", 20, 2)):
         if getattr(arguments, name) is None:
             setattr(arguments, name, on_cuda if arguments.device == "cuda" else on_cpu)
+    if arguments.device == "cpu" and (left_out := [mode for mode in arguments.modes if mode in ("graph", "reduced")]):
+        print(f"left out, as they need CUDA: {', '.join(left_out)}")
+        arguments.modes = [mode for mode in arguments.modes if mode not in left_out]
     for name in arguments.models:
         if not timm.is_model(name):
             parser.error(f"--models {name}: timm knows no such model")

@@ -30,7 +30,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -39,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a check
 import torch
 import triton
 
+from ddfnet.ops.compile_worker import pretend_device
 from ddfnet.ops.ddf import tiling
 from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.ddf.arguments import Arguments, Needed
@@ -183,8 +183,7 @@ def _elements(kernel: str, choices: dict[str, Any]) -> float:
 def start_worker(target: Any) -> None:
     """Make Triton compile for the GPU of the main process without a CUDA context of this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
-    stub = {"get_current_target": lambda: target, "get_current_device": lambda: 0, "get_current_stream": lambda _: 0}
-    triton.runtime.driver.set_active(SimpleNamespace(**stub))
+    pretend_device(target)
 
 
 def compile_variant(variant: Variant) -> str:

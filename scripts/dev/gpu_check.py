@@ -24,7 +24,7 @@ import torch
 from ddfnet.utils import markdown
 from ddfnet.utils.environment import environment
 
-TESTS = "-m pytest tests/gpu -m gpu -q --tb=short --durations=15 --continue-on-collection-errors -p no:cacheprovider"
+TESTS = "-m pytest tests/gpu -m gpu -v --tb=short --durations=15 --continue-on-collection-errors -p no:cacheprovider"
 if importlib.util.find_spec("xdist"):
     workers = min(max((os.cpu_count() or 1) // 2, 1), 8)
     TESTS += f" -n {os.environ.get('GPU_CHECK_WORKERS', workers)} --dist loadgroup"
@@ -34,25 +34,29 @@ OP = "scripts/benchmarks/op.py --keep-caches --budget 0.2"
 MODEL = "scripts/benchmarks/model.py --keep-caches --models ddf_mul_resnet50 resnet50"
 COMPILED = "--keep-caches --modes compiled --batch 256"
 # Seconds and commands of each part; several commands run at once. What tells most comes first: a part gets its own
-# limit or the seconds that are left, whichever is less. A file that cannot be imported must not stop the other tests;
-# long traces of many failures must not fill the log. Models are compiled side by side before they are measured: one
-# after the other, two minutes were not enough for them on an H200.
+# limit or the seconds that are left, whichever is less. Tests are named one by one (-v), so that a cut leaves a list of
+# those that passed; a file that cannot be imported must not stop the others, nor long traces fill the log. The eager
+# models compile all kernels ahead, in parallel, into the cache that the parts share; a profile of one step says what
+# the device does, and whether it waits for the host, which on an H200 it did. Models are compiled side by side before
+# they are measured: one after the other, two minutes were not enough for them there.
 PARTS = {
     "tests": (180, TESTS),
     "op": (60, f"{OP} --skip-compiled"),
-    "model_eager": (60, f"{MODEL} --modes eager --batch 256"),
+    "model_eager": (70, f"{MODEL} --modes eager --batch 256 --torch-profile 1"),
     "compile": (
         *(130, f"scripts/benchmarks/model.py --models ddf_mul_resnet50 {COMPILED} --steps 1 --warmup 1"),
         f"scripts/benchmarks/model.py --models resnet50 {COMPILED} --steps 1 --warmup 1",
     ),
     "model_compiled": (60, f"{MODEL} --modes compiled --batch 256"),
     "model_eager_64": (40, f"{MODEL} --modes eager --batch 64"),
+    "model_graph": (40, f"{MODEL} --modes eager graph --batch 8"),
+    "host": (40, "scripts/dev/host_time.py --profile"),
     "tiles": (60, "scripts/benchmarks/tiles.py"),
     "op_compiled": (60, f'{OP} --only "ddf,ddf compiled,shifted compiled"'),
     "op_shapes": (60, f"{OP} --skip-compiled --shapes table2 --shapes tableA"),
 }
 # Seconds in all, and the parts in order.
-PROFILES = {"full": (465, list(PARTS)), "quick": (235, ["model_eager", "compile", "model_compiled", "tests"])}
+PROFILES = {"full": (465, list(PARTS)), "quick": (235, ["model_eager", "model_graph", "tests", "host"])}
 
 
 def run_part(name: str, limit: int, commands: list[list[str]], total: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The two benchmark scripts on tiny shapes: true floors, complete reports, failures as rows. Nothing asserts speed."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -257,6 +258,9 @@ def test_profile_of_models(model_run):
     times = [kernel["ms"] for kernel in kernels]
     assert times == sorted(times, reverse=True)
     assert kernels[0]["name"] in result.stdout
+    in_all = report_of(folder, "benchmark_model")["rows"][2]["train"]["profile"]
+    assert in_all["device_ms"] >= sum(times)
+    assert in_all["launches"] >= sum(kernel["calls"] for kernel in kernels)
 
 
 def test_table_of_models(model_run):
@@ -281,6 +285,34 @@ def test_table_of_models(model_run):
 )
 def test_bad_arguments_of_the_models(options, message, capsys):
     assert_refused(model, ["--device", "cpu", *options], message, capsys)
+
+
+def test_modes_of_cuda_alone_are_left_out(capsys):
+    arguments, _ = model.parse_arguments(["--device", "cpu", "--modes", "eager", "graph", "reduced"])
+    assert arguments.modes == ["eager"]
+    assert capsys.readouterr().out == "left out, as they need CUDA: graph, reduced\n"
+
+
+def test_a_graph_records_the_fourth_step(monkeypatch):
+    """The order of warming up, recording and replaying, with a CUDA that is not there."""
+    events = []
+
+    class Stream(contextlib.nullcontext):
+        def wait_stream(self, other):
+            events.append("wait")
+
+    class Graph:
+        def replay(self):
+            events.append("replay")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: events.append("record") or contextlib.nullcontext())
+    replay = model.graphed(lambda: events.append("step"))
+    replay()
+    assert events == ["wait", "step", "step", "step", "wait", "record", "step", "replay"]
 
 
 # --- common parts -----------------------------------------------------------------------------------------------------

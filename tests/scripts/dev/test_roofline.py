@@ -1,0 +1,87 @@
+"""The model of bytes: its counts by hand, against the kernels' own launches, and its table of predictions."""
+
+from unittest import mock
+
+import pytest
+import torch
+
+from ddfnet.ops.ddf import triton as operator_launch
+from ddfnet.ops.ddf_layer import triton as layer_launch
+from ddfnet.ops.ddf_layer.arguments import Settings, Weights
+from scripts.dev import roofline, roofline_model, roofline_time
+from scripts.dev.roofline_model import AS_IS, MEASURED_STEP, Sizes, ddf_backward, ddf_forward, network, resnet50
+
+
+def by_kind(works):
+    return {work.kind: work.bytes for work in works}
+
+
+def test_a_case_by_hand():
+    """Two images, 64 channels of 8 x 8."""
+    s = Sizes(2, 64, 8, 8)
+    x, filters, channel = 2 * 64 * 64 * 2, 2 * 64 * 9 * 2, 2 * 64 * 9 * 4
+    forward = by_kind(ddf_forward(s, AS_IS, True))
+    assert forward["ddf_forward"] == 2 * x + filters + channel == 39_680
+    assert forward["spatial_filters"] == x + filters + 2 * 64 * 4 + 2 * 64 * 4  # inverse deviations, one partial sum
+    backward = by_kind(ddf_backward(s, AS_IS))
+    assert backward["ddf_backward_filters"] == 2 * x + 2 * filters + 2 * channel  # one partial sum of each
+    assert backward["spatial_filters_backward"] == 2 * x + 2 * filters + 2 * 64 * 4 + 2 * 64 * 16 * 2
+    assert sum(work.launches for work in (*ddf_forward(s, AS_IS, True), *ddf_backward(s, AS_IS))) == 22
+
+
+def test_flops_and_outputs_of_resnet50():
+    convolutions = [work for work in network(None, training=False, compiled=False, batch=1) if work.flops]
+    assert sum(work.flops for work in convolutions) == pytest.approx(2 * 4.087e9, rel=1e-3)  # without the classifier
+    values = sum(conv.channels * conv.size**2 for conv in resnet50())
+    batch_norms = sum(w.bytes for w in network(None, training=True, compiled=False, batch=1) if "norm" in w.kind)
+    assert batch_norms == 8 * 2 * values
+    assert values == pytest.approx(11.1e6, rel=0.01)
+
+
+@pytest.mark.parametrize(("channels", "size", "stride"), [(64, 56, 1), (128, 56, 2), (512, 7, 1)])
+def test_bytes_are_those_of_the_launches(channels, size, stride):
+    """What the layer launches, each tensor once; the branch's backward kernel reads and writes grad_x."""
+    pytest.importorskip("triton")
+    moved = {}
+
+    def record(kernel, grid, *arguments, **options):
+        tensors = {id(a): a.numel() * a.element_size() for a in arguments if isinstance(a, torch.Tensor)}
+        moved[kernel.fn.__name__.removesuffix("_kernel")] = sum(tensors.values())
+
+    def empty(*shape):
+        return torch.empty(shape, device="meta")
+
+    x = torch.empty(256, channels, size, size, dtype=torch.bfloat16, device="meta")
+    x = x.contiguous(memory_format=torch.channels_last)
+    hidden = channels // 5
+    shapes = ((9, channels), (9,), (hidden, channels), (hidden,), (9 * channels, hidden), (9 * channels,))
+    weights, settings = Weights(*(empty(*s) for s in (*shapes, (9 * channels,)))), Settings(3, stride, 1, 1, True, 0.47)
+    launches = {"launch": record}
+    with mock.patch.multiple(operator_launch, **launches), mock.patch.multiple(layer_launch, **launches):
+        y, activations = layer_launch.forward(x, weights, settings)
+        layer_launch.backward(y, x, weights, activations, settings, True, True)
+    moved["spatial_filters_backward"] += x.numel() * 2
+    s = Sizes(256, channels, size, y.shape[2])
+    works = by_kind([*ddf_forward(s, AS_IS, True), *ddf_backward(s, AS_IS)])
+    for kind in set(moved) - {"channel_filters", "channel_filters_backward"}:
+        assert works[kind] == pytest.approx(moved[kind], rel=0.02), kind  # weights, pooled gradients
+
+
+def test_the_calibration_gives_back_what_it_was_made_of():
+    predicted = roofline_time.predict(None, True, False, roofline_time.H200)
+    for kind, (of_plain, _) in roofline_time.MEASURED["training"].items():
+        assert not of_plain or predicted[kind] == pytest.approx(of_plain)
+    predicted = roofline_time.predict(MEASURED_STEP, True, False, roofline_time.H200, new_tiles=False)
+    assert predicted["spatial_filters"] == pytest.approx(0.71)
+
+
+def test_every_step_saves_bytes_or_time(capsys):
+    for training in (False, True):
+        times = [
+            sum(roofline_time.predict(step, training, False, roofline_time.H100).values())
+            for step in range(len(roofline_model.STEPS))
+        ]
+        assert times == sorted(times, reverse=True)
+    assert roofline.main([]) == 0
+    text = capsys.readouterr().out
+    assert all(text.count(name) == 5 for name in roofline_model.STEPS)  # bytes; two GPUs, two modes

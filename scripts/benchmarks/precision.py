@@ -31,7 +31,8 @@ from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.loader import eval_batches
 from ddfnet.data.preprocessing import eval_transform
 from ddfnet.data.sources.folder import index_folder
-from ddfnet.inference.export import load_onnx, missing_onnx_packages, save_onnx, traced
+from ddfnet.inference.formats import missing_packages, onnx_file
+from ddfnet.inference.programs import traced
 from ddfnet.models.classifier import Classifier, load_classifier
 from ddfnet.utils.cli import HelpFormatter, at_least, run
 from ddfnet.utils.environment import cpu_name, package_version
@@ -70,10 +71,10 @@ def _quantized(network: nn.Module) -> Predict | str:
 
 
 def _onnx(network: nn.Module, size: int, path: Path) -> Predict | str:
-    if missing := missing_onnx_packages():
+    if missing := missing_packages("onnx"):
         return f"not measured: pip install {' '.join(missing)}"
-    save_onnx(traced(network, size, batch=None), path, {})
-    return load_onnx(path)
+    onnx_file.save(traced(network, size, batch=None), path, {})
+    return onnx_file.load(path)
 
 
 def _figures(logits: Tensor, reference: Tensor, target: Tensor) -> Tensor:

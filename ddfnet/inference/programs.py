@@ -1,6 +1,6 @@
 """A classifier as a program of torch.export, and the same in PyTorch's core operators, which other runtimes know."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -25,10 +25,15 @@ def traced(network: nn.Module, size: int, *, batch: int | None) -> ExportedProgr
         return torch.export.export(network, (image,), dynamic_shapes=shapes)
 
 
-def decomposed(program: ExportedProgram) -> ExportedProgram:
-    """The program without operators of ddfnet, and of PyTorch's with the core ones alone as far as it can be."""
+def decomposed(program: ExportedProgram, *, keep: Collection[Any] = ()) -> ExportedProgram:
+    """The program without operators of ddfnet, and of PyTorch's with the core ones alone as far as it can be.
+
+    Args:
+        keep: operators that are left whole, such as `torch.ops.aten.conv2d.default`.
+    """
     table: dict[Any, Callable] = {**torch.export.default_decompositions(), **DECOMPOSITIONS}
     table[torch.ops.aten.var_mean.correction] = _var_mean
+    table = {operator: function for operator, function in table.items() if operator not in keep}
     with torch.no_grad():
         return program.run_decompositions(table)
 

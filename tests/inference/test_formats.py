@@ -1,4 +1,4 @@
-"""Each format in its own runtime: the digits that the network predicts, and how to use it. Skips without the runtime."""
+"""Each format in its own runtime: the digits that the network predicts, how to use it. Skips without the runtime."""
 
 import json
 import math

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 import zipfile
 
@@ -16,7 +17,9 @@ from ddfnet.inference.formats import ABOUT, find_format, missing_packages
 from ddfnet.models.classifier import load_classifier
 from ddfnet.utils.errors import UserError
 from scripts import export
+from tests.conftest import ROOT
 
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/guides/export.md").read_text(), re.DOTALL)
 DIGITS = "zoo:ddf_mul_resnet14_32px.digits"
 
 
@@ -68,7 +71,7 @@ def read_about(name, path):
 @pytest.mark.parametrize(
     ("name", "batch"), [("openvino", None), ("openvino", 1), ("executorch", 1), ("executorch", 5), ("litert", 1)]
 )
-def test_digits_in_the_runtime_of_the_format(name, batch, digits, tmp_path, capsys):
+def test_digits_in_the_runtime_of_the_format(name, batch, digits, tmp_path, capsys, monkeypatch):
     need(name)
     images, labels, expected = digits
     path = tmp_path / f"digits{find_format(name).SUFFIX}"
@@ -87,6 +90,18 @@ def test_digits_in_the_runtime_of_the_format(name, batch, digits, tmp_path, caps
     assert torch.equal(got.argmax(1), expected[: len(got)].argmax(1))
     if len(got) == 359:
         assert (got.argmax(1) == labels).sum() == 352
+
+    if batch in (1, None):
+        path.rename(tmp_path / f"{DIGITS.removeprefix('zoo:')}{path.suffix}")
+        for part in tmp_path.glob("digits.bin"):
+            part.rename(tmp_path / f"{DIGITS.removeprefix('zoo:')}.bin")
+        path = tmp_path / f"{DIGITS.removeprefix('zoo:')}{path.suffix}"
+        monkeypatch.chdir(tmp_path)
+        space = {}
+        if not (name == "openvino" and batch == 1):  # the block takes two images
+            (block,) = (block for block in BLOCKS if f"digits{path.suffix}" in block)
+            exec(compile(block, "docs/guides/export.md", "exec"), space)
+            assert len(space["logits"][0]) == 10
 
     about = read_about(name, path)
     assert json.loads(about["classes"])[9] == "9"

@@ -15,6 +15,7 @@ from ddfnet.utils.errors import DataError, UserError
 from scripts.benchmarks import precision as parity
 from tests.conftest import CLASSES, ROOT
 
+GUIDE = ROOT / "docs/guides/export.md"
 COMMAND = r"^ *python scripts/benchmarks/precision.py (.*)$"
 
 
@@ -133,8 +134,8 @@ def test_mistakes_are_named(checkpoint, image_tree, tmp_path, capsys):
 
 
 def test_commands_of_the_guide_are_accepted():
-    for text in ((ROOT / "docs/results/precision.md").read_text(), parity.__doc__):
-        commands = re.findall(COMMAND, text, re.MULTILINE)
+    for text in ((ROOT / "docs/results/precision.md").read_text(), GUIDE.read_text(), parity.__doc__):
+        commands = re.findall(COMMAND, text.replace("\\\n", " "), re.MULTILINE)
         assert commands
         for command in commands:
             parity.parse_arguments(shlex.split(command))

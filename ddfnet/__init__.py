@@ -3,6 +3,7 @@
 Importing the package registers its models with timm.
 """
 
+from ddfnet.inference.compiled import load_compiled
 from ddfnet.layers import CARAFE, DDF, DDFUp, FilterNorm, Involution
 from ddfnet.models import create_model, list_models
 from ddfnet.ops.compile_ahead import compile_ahead
@@ -22,4 +23,5 @@ __all__ = [
     "ddf",
     "ddf_up",
     "list_models",
+    "load_compiled",
 ]

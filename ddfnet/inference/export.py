@@ -1,33 +1,29 @@
-"""Export of a classifier: torch.export programs, ONNX files, packages of AOTInductor; each checked against it."""
+"""Export of a classifier to a file format of `ddfnet.inference.formats`, each file checked against the network."""
 
 import copy
 import dataclasses
-import importlib.util
-import io
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
 import ddfnet
+from ddfnet.inference.formats import FORMATS, INPUT, OUTPUT, find_format, missing_packages
+from ddfnet.inference.programs import traced
 from ddfnet.models.classifier import Classifier, load_classifier
 from ddfnet.models.fold import fold_batch_norm
-from ddfnet.ops.common import DECOMPOSITIONS
 from ddfnet.utils.errors import UserError
-from ddfnet.utils.files import scratch_folder, write_atomically
+from ddfnet.utils.files import scratch_folder, sync_folder
 from ddfnet.zoo.entries import ZOO
 
-TOLERANCE = 1e-4
-SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "aoti": ".pt2"}
-INPUT, OUTPUT = "image", "logits"
-EXTRA_FILE = "ddfnet.json"  # in a torch.export archive
+TOLERANCE = 1e-4  # of the largest logit
+_OWN_ERRORS = 4  # or so many times what the network itself is off in float32, where that is more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +31,7 @@ class ExportOptions:
     """An export; UserError for options that contradict and packages that are missing."""
 
     checkpoint: str  # see `load_classifier`
-    format: str  # torch, onnx or aoti
+    format: str  # of `FORMATS`
     output: Path | None = None  # None: here, named after the entry of the zoo, the run or the checkpoint's file
     model: str | None = None  # see `load_classifier`
     input_size: int | None = None  # height and width, pixels; None: those of the checkpoint
@@ -44,26 +40,39 @@ class ExportOptions:
     opset: int | None = None  # onnx: operator set; None: that of PyTorch
     device: str = "cpu"  # where the network runs, cpu or cuda; aoti compiles for it
     fuse_bn: bool = False  # fold batch normalization into convolutions, see `ddfnet.models.fold`
+    unchecked: bool = False  # coreml: keep a file that nothing here can run
 
     def __post_init__(self) -> None:
         kind, output = self.format, self.output
+        if kind not in FORMATS:
+            raise UserError(f"--format {kind}: there are {', '.join(FORMATS)}")
+        suffix = find_format(kind).SUFFIX
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if self.batch_size is None and not find_format(kind).ANY_BATCH:
+            raise UserError(f"--dynamic-batch: --format {kind} takes one size of batches alone; give --batch-size N")
         if self.opset is not None and kind != "onnx":
             raise UserError(f"--opset belongs to --format onnx, not {kind}: leave it out")
         if self.standalone and kind != "torch":
             raise UserError(f"--standalone belongs to --format torch: {kind} has no operator of ddfnet, leave it out")
-        if output is not None and output.suffix != SUFFIXES[kind]:
-            raise UserError(f"--output {output}: a file of --format {kind} ends in {SUFFIXES[kind]}")
-        if output is not None and output.is_dir():
+        if self.unchecked and kind != "coreml":
+            raise UserError(f"--unchecked belongs to --format coreml: {kind} is always checked, leave it out")
+        if output is not None and output.suffix != suffix:
+            raise UserError(f"--output {output}: a file of --format {kind} ends in {suffix}")
+        if output is not None and output.is_dir() and kind != "coreml":  # its packages are folders
             raise UserError(f"--output {output} is a folder: name a file")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: there is no CUDA device here; use cpu")
-        if kind == "onnx" and (missing := missing_onnx_packages()):
-            raise UserError(f"--format onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
+        if missing := missing_packages(kind):
+            raise UserError(f"--format {kind} needs {', '.join(missing)}: pip install {' '.join(missing)}")
         compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as Inductor chooses
         if kind == "aoti" and shutil.which(compiler) is None:
             raise UserError(f"--format aoti needs a C++ compiler: no {compiler} here; install one or name it in CXX")
+        if kind == "coreml" and sys.platform != "darwin" and not self.unchecked:
+            raise UserError(
+                "--format coreml: Core ML runs on macOS alone, so the file cannot be compared with the network here. "
+                "Export it there, or give --unchecked"
+            )
 
     @property
     def path(self) -> Path:
@@ -76,158 +85,110 @@ class ExportOptions:
             path = Path(name).absolute()
             name = path.name.split(".")[0]
             name = path.parent.name if name in ("best", "last") else name
-        return Path(name + kind + SUFFIXES[self.format])
+        return Path(name + kind + find_format(self.format).SUFFIX)
 
 
-def export(options: ExportOptions) -> dict[int, float]:
-    """Writes the file, reads it back, and compares it with the network on random input, in float32.
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """An exported file and its network in float64, on one batch of random images."""
 
-    Returns the largest absolute difference of a logit by batch size; the file is there if none is above `TOLERANCE`, or
-    NaN. UserError where the checkpoint or an option cannot be used; nothing is written then.
+    batch: int
+    largest: float  # logit of the network in float64, by magnitude
+    error: float  # largest difference of a logit of the file, over the largest logit
+    own_error: float  # the same of the network in float32
+
+    @property
+    def limit(self) -> float:
+        """Of the error. TF32 on a GPU, and deep or badly conditioned networks, have more of their own."""
+        return max(TOLERANCE, _OWN_ERRORS * self.own_error)
+
+    @property
+    def agrees(self) -> bool:
+        """False for NaN as well."""
+        return self.error <= self.limit
+
+
+def export(options: ExportOptions) -> list[Comparison]:
+    """Writes the file, reads it back in its own runtime, and compares it with the network on random images.
+
+    Returns the comparison for each batch size, none with `unchecked`; the file is there if all agree. UserError where
+    the checkpoint or an option cannot be used; nothing is written then.
     """
-    classifier, path = load_classifier(options.checkpoint, model=options.model), options.path
-    if options.input_size is not None:
-        try:
-            preprocessing = classifier.preprocessing.replaced(size=options.input_size)
-        except ValueError as error:
-            raise UserError(f"--input-size: {error}") from None
-        classifier = dataclasses.replace(classifier, preprocessing=preprocessing)
-    network, size, about = classifier.network.to(options.device), classifier.preprocessing.size, description(classifier)
+    classifier, path, exporter = _load(options), options.path, find_format(options.format)
+    network, size = classifier.network.to(options.device), classifier.preprocessing.size
     exported_network = copy.deepcopy(network) if options.fuse_bn else network  # compared with the network as it was
     if options.fuse_bn:
         fold_batch_norm(exported_network, size)
+    settings: dict[str, dict[str, Any]] = {
+        "torch": {"standalone": options.standalone}, "onnx": {"opset": options.opset},
+    }  # fmt: skip
     program = traced(exported_network, size, batch=options.batch_size)
-    differences = {}
     with scratch_folder(path) as folder:
         unchecked = folder / path.name
-        if options.format == "torch":
-            save_torch(program, unchecked, about, standalone=options.standalone)
-            exported = load_torch(unchecked)
-        elif options.format == "onnx":
-            save_onnx(program, unchecked, about, opset=options.opset)
-            exported = load_onnx(unchecked)
-        else:
-            save_aoti(program, unchecked, about)
-            exported = load_aoti(unchecked)
-        for batch in (1, 2, 5) if options.batch_size is None else (options.batch_size,):
-            image = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))
-            image = image.to(options.device)
-            with torch.inference_mode():
-                differences[batch] = (exported(image).to(image.device) - network(image)).abs().max().item()
-        if agrees(differences):
-            os.replace(unchecked, path)
-    return differences
+        about = description(classifier, options.batch_size)
+        exporter.save(program, unchecked, about, **settings.get(options.format, {}))
+        sizes = (1, 2, 5) if options.batch_size is None else (options.batch_size,)
+        images = [random_images(batch, size, options.device) for batch in sizes]
+        comparisons = [] if options.unchecked else list(compare(exporter.load(unchecked), network, images))
+        if all(comparison.agrees for comparison in comparisons):
+            _keep(folder, path)
+    return comparisons
 
 
-def agrees(differences: dict[int, float]) -> bool:
-    """Whether an export was written: no difference is above `TOLERANCE`, or NaN."""
-    return all(difference <= TOLERANCE for difference in differences.values())
+def _load(options: ExportOptions) -> Classifier:
+    classifier = load_classifier(options.checkpoint, model=options.model)
+    if options.input_size is None:
+        return classifier
+    try:
+        preprocessing = classifier.preprocessing.replaced(size=options.input_size)
+    except ValueError as error:
+        raise UserError(f"--input-size: {error}") from None
+    return dataclasses.replace(classifier, preprocessing=preprocessing)
 
 
-def description(classifier: Classifier) -> dict[str, str]:
+def random_images(batch: int, size: int, device: str) -> Tensor:
+    """Normal noise float32 (batch, 3, size, size), the same each time."""
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch)).to(device)
+
+
+@torch.inference_mode()
+def compare(exported: Callable[[Tensor], Tensor], network: nn.Module, images: list[Tensor]) -> Iterator[Comparison]:
+    """A file with its network, on batches of images (B, 3, H, W): each as it is and with its channels last in memory,
+    the way decoded images lie, which a runtime that ignores strides would take for other images."""
+    exact_network = copy.deepcopy(network).double()
+    for image in images:
+        exact = exact_network(image.double())
+        largest = exact.abs().max().item()
+
+        def error(logits: Tensor, exact: Tensor = exact, largest: float = largest) -> float:
+            difference = (logits.to(exact.device).double() - exact).abs().max().item()
+            return difference / largest if largest else difference  # all 0: a classifier as some are initialized
+
+        permuted = image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        errors = torch.tensor([error(exported(image)), error(exported(permuted))])  # max() of PyTorch keeps NaN
+        yield Comparison(len(image), largest, errors.max().item(), error(network(image)))
+
+
+def description(classifier: Classifier, batch_size: int | None) -> dict[str, str]:
     """How to use the file; values that are not text are JSON."""
     how, model = classifier.preprocessing, {"name": classifier.name, "kwargs": classifier.kwargs}
+    batch = "B" if batch_size is None else batch_size
     return {
         "model": json.dumps(model),
         "classes": json.dumps(classifier.classes),
         "preprocessing": json.dumps(how.to_dict()),
-        "input": f"{INPUT}: float32 (B, 3, {how.size}, {how.size}), RGB in [0, 1], less mean, over std",
-        "output": f"{OUTPUT}: float32 (B, {classifier.num_classes}), before softmax, in the order of classes",
+        "input": f"{INPUT}: float32 ({batch}, 3, {how.size}, {how.size}), RGB in [0, 1], less mean, over std",
+        "input_shape": json.dumps([batch_size, 3, how.size, how.size]),  # null: any
+        "output": f"{OUTPUT}: float32 ({batch}, {classifier.num_classes}), before softmax, in the order of classes",
         "producer": f"ddfnet {ddfnet.__version__}, torch {torch.__version__}",
     }
 
 
-def traced(network: nn.Module, size: int, *, batch: int | None) -> ExportedProgram:
-    """The network as a program for images (batch, 3, size, size); a batch of None is any. UserError where the network
-    does not run at this size."""
-    device = next(network.parameters()).device
-    image = torch.randn(batch or 2, 3, size, size, device=device)  # torch.export takes a size of 1 for a constant
-    shapes = None if batch else ({0: Dim("batch", min=1)},)
-    with torch.no_grad():
-        try:
-            network(image)
-        except RuntimeError as error:
-            raise UserError(f"the network does not run on images of {size} x {size} pixels: {error}") from None
-        return torch.export.export(network, (image,), dynamic_shapes=shapes)
-
-
-def decomposed(program: ExportedProgram) -> ExportedProgram:
-    """The program without operators of ddfnet."""
-    with torch.no_grad():
-        return program.run_decompositions({**torch.export.default_decompositions(), **DECOMPOSITIONS})
-
-
-def save_torch(program: ExportedProgram, path: Path, about: dict[str, str], *, standalone: bool) -> None:
-    """Writes a torch.export archive; `about` lies in it as `ddfnet.json`."""
-    archive = io.BytesIO()
-    program = decomposed(program) if standalone else program
-    torch.export.save(program, archive, extra_files={EXTRA_FILE: json.dumps(about)})
-    write_atomically(path, lambda file: file.write(archive.getbuffer()))
-
-
-def load_torch(path: Path) -> Callable[[Tensor], Tensor]:
-    return torch.export.load(path).module()
-
-
-def save_onnx(program: ExportedProgram, path: Path, about: dict[str, str], *, opset: int | None = None) -> None:
-    """Writes an ONNX file of standard operators; `about` becomes its metadata. UserError where PyTorch cannot write the
-    operator set."""
-    import onnx
-
-    names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
-    model = torch.onnx.export(decomposed(program), dynamo=True, verbose=False, opset_version=opset, **names).model_proto
-    written = {entry.domain: entry.version for entry in model.opset_import}.get("")
-    if opset is not None and written != opset:
-        raise UserError(f"--opset {opset} cannot be written, only {written}: leave --opset out")
-    graph = model.graph
-    foreign = {f"{node.domain}::{node.op_type}" for node in graph.node if node.domain not in ("", "ai.onnx")}
-    foreign |= {f"{function.domain}::{function.name}" for function in model.functions}
-    if foreign:
-        raise RuntimeError(f"the graph has operators that are not ONNX's own: {', '.join(sorted(foreign))}")
-    # The stack traces of each node are larger than the graph, and hold paths of this machine.
-    for item in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        del item.metadata_props[:]
-    _name_batch(graph)
-    onnx.helper.set_model_props(model, about)
-    onnx.checker.check_model(model, full_check=True)
-    write_atomically(path, lambda file: file.write(model.SerializeToString()))
-
-
-def _name_batch(graph: Any) -> None:
-    """Calls the free dimension `batch`, whatever symbol torch.export had for it."""
-    symbols = {value.type.tensor_type.shape.dim[0].dim_param for value in graph.input} - {""}
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in symbols:
-                dim.dim_param = "batch"
-
-
-def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda image: torch.from_numpy(session.run([OUTPUT], {INPUT: image.cpu().numpy()})[0])
-
-
-def save_aoti(program: ExportedProgram, path: Path, about: dict[str, str]) -> None:
-    """Compiles a package; `about` becomes its metadata."""
-    compiled = path.with_name(f"compiled_{path.name}")
-    settings = {"aot_inductor.metadata": about}
-    torch._inductor.aoti_compile_and_package(program, package_path=str(compiled), inductor_configs=settings)
-    os.replace(compiled, path)
-
-
-def load_aoti(path: Path) -> Callable[[Tensor], Tensor]:
-    return torch._inductor.aoti_load_package(str(path))
-
-
-def missing_onnx_packages() -> list[str]:
-    """What `save_onnx` and `load_onnx` need and is not installed here."""
-    return [name for name in ("onnx", "onnxscript", "onnxruntime") if not _installed(name)]
-
-
-def _installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ValueError:  # sys.modules holds None for it
-        return False
+def _keep(folder: Path, path: Path) -> None:
+    """Moves what was written to its place; a format of two files has its main one, `path`, last."""
+    for item in sorted(folder.iterdir(), key=lambda item: item.name == path.name):
+        target = path.with_name(item.name)
+        if target.is_dir():  # an earlier package: no folder takes the place of one that is not empty
+            os.replace(target, folder / f"earlier_{target.name}")
+        os.replace(item, target)
+    sync_folder(path.parent)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ddfnet  # noqa: F401  (registers its models)
-from ddfnet.inference.export import save_onnx, traced
+from ddfnet.inference.formats import onnx_file
+from ddfnet.inference.programs import traced
 from ddfnet.models.fold import fold_batch_norm
 from ddfnet.ops.ddf import ddf, ddf_up, native
 
@@ -110,7 +111,7 @@ def network_calls(
             calls[f"{name}, compiled"] = _inference(torch.compile(network, dynamic=False), images, dtype)
         path = scratch / f"{name}-{size}.onnx"
         if not path.exists() and {"onnxruntime", "openvino"} & set(runtimes):
-            save_onnx(traced(network.to(memory_format=torch.contiguous_format), size, batch=None), path, {})
+            onnx_file.save(traced(network.to(memory_format=torch.contiguous_format), size, batch=None), path, {})
             network.to(memory_format=torch.channels_last)
         if "onnxruntime" in runtimes and dtype == torch.float32:
             calls[f"{name}, onnxruntime"] = _onnxruntime(path, images, threads)

@@ -35,6 +35,16 @@ class Settings(NamedTuple):
     alpha: float
 
 
+class BatchNorm(NamedTuple):
+    """A batch normalization as it is in inference: four tensors (C,) and a number, y = (x - mean) / std * weight + bias."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    variance: Tensor
+    eps: float
+
+
 class Activations(NamedTuple):
     """What backward needs beside x.
 

@@ -56,9 +56,9 @@ def spatial_filters_kernel(
     x is read once, and it is nearly all that is read or written. With a stride, every pixel is pooled but only those on
     the grid of the stride have filters. The taps are padded to powers of two, as tensor cores ask for.
 
-    With ACTIVATE_X, x is relu(x * scale + shift) as in `ddf_forward_kernel`, for the matrix product rounded to the dtype
-    of x. In half precision the pool then is a matrix product as well, with a row of ones: as a sum it needs registers
-    or half as many instructions again (SASS of sm_90).
+    With ACTIVATE_X, x is relu(x * scale + shift) as in `ddf_forward_kernel`, for the matrix product rounded to the
+    dtype of x. In half precision the pool then is a matrix product as well, with a row of ones: as a sum it needs
+    registers or half as many instructions again (SASS of sm_90).
 
     x: channels_last (B, C, H, W), float16, bfloat16 or float32. weight: (G*AREA, C), bias: (G*AREA,), any float dtype.
     spatial_filter: contiguous (B, G*AREA, Ho, Wo); inverse_std: float32 (B, G, Ho, Wo); pool_partials: float32.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddfnet.layers import DDF
 from ddfnet.layers.checks import check_choice
-from ddfnet.layers.normalized_ddf import normalized_ddf, one_by_one
+from ddfnet.layers.normalized_ddf import absorbs_norms, normalized_ddf, one_by_one
 from ddfnet.models.pretrained import build_model, register, tagged_cfgs
 
 # What the models below take besides timm's arguments, and hand on to each DDF.
@@ -68,12 +68,19 @@ class DDFBottleneck(ReplacedBottleneck):
         check_choice("fused_norms", fused_norms, ("none", "inference"))
         self.fused_norms = fused_norms
 
+    def absorbed_norms(self) -> tuple[nn.Module, ...]:
+        """The batch normalizations that the kernels compute, for x of a dtype and memory format that they take."""
+        around = self._around_ddf()
+        return (self.bn1, self.bn2) if self.fused_norms == "inference" and absorbs_norms(*around) else ()
+
+    def _around_ddf(self) -> tuple[nn.Module, ...]:
+        return self.bn1, self.act1, self.conv2, self.bn2, self.drop_block, self.act2
+
     def forward(self, x: Tensor) -> Tensor:
         """As timm's."""
         shortcut = x
-        around = (self.bn1, self.act1, self.conv2, self.bn2, self.drop_block, self.act2)
         x = self.conv1(x)
-        x = normalized_ddf(x, *around) if self.fused_norms == "inference" else one_by_one(x, *around)
+        x = (normalized_ddf if self.fused_norms == "inference" else one_by_one)(x, *self._around_ddf())
         x = self.bn3(self.conv3(self.aa(x)))
         if self.se is not None:
             x = self.se(x)

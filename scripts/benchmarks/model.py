@@ -6,7 +6,8 @@
     python scripts/benchmarks/model.py --models ddf_mul_resnet50 resnet50 --modes eager --torch-profile 3 --output out
     python scripts/benchmarks/model.py --device cpu --models ddf_mul_resnet14_32px --modes eager --image-size 32
 
-MODELS are names that timm knows, those of ddfnet included. A training step is forward, cross-entropy, backward and a
+MODELS are names that timm knows, those of ddfnet included; `name:option=value,option=value` gives a model options, for
+example ddf_mul_resnet50:fused_norms=none. A training step is forward, cross-entropy, backward and a
 step of SGD with momentum, on random images and labels that are on the device already: no data loading, no transfer.
 Images per second are of the median step. Ratios are to `--baseline` in the same mode. Peak memory is in excess of what
 was in use before the model was built, and leaves out the first steps; on a CPU it is resident memory (Linux only),
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a check
 import timm
 import torch
 import torch.nn.functional as F
+import yaml
 
 import ddfnet  # noqa: F401  (registers its models)
 from ddfnet.utils.cli import HelpFormatter, at_least
@@ -42,6 +44,15 @@ TABLE = bench.Table(
 )
 
 
+def parse_model(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a model given as `name:option=value,option=value`; ValueError if it is not."""
+    name, colon, rest = text.partition(":")
+    pairs = [pair.partition("=") for pair in rest.split(",")] if colon else []
+    if not all(key and equals and value for key, equals, value in pairs):
+        raise ValueError(f"{text}: expected name:option=value,option=value")
+    return name, {key: yaml.safe_load(value) for key, _, value in pairs}
+
+
 def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Parameters of a model, and for training and inference in a mode images per second, MiB and times.
 
@@ -51,7 +62,8 @@ def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch
     torch.compiler.reset()
     before = measure.start_memory(device)
     memory_format, dtype = bench.FORMATS[arguments.memory_format], bench.DTYPES[arguments.dtype]
-    model = timm.create_model(name, num_classes=CLASSES).to(device, memory_format=memory_format)
+    architecture, options = parse_model(name)
+    model = timm.create_model(architecture, num_classes=CLASSES, **options).to(device, memory_format=memory_format)
     images = torch.randn(arguments.batch, 3, arguments.image_size, arguments.image_size, device=device)
     images = images.contiguous(memory_format=memory_format)
     labels = torch.randint(CLASSES, (arguments.batch,), device=device)
@@ -91,7 +103,7 @@ def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch
     if not losses[0].isfinite():
         raise ValueError(f"the loss is {losses[0].item()}")
     if arguments.torch_profile:
-        path = arguments.output / f"trace_{name}_{mode}.json"
+        path = arguments.output / f"trace_{name.replace(':', '_')}_{mode}.json"
         figures["kernels"] = profile(train, arguments.torch_profile, device, path)
     optimizer.state.clear()  # momenta and gradients are no part of the memory of inference
     model.zero_grad(set_to_none=True)
@@ -173,7 +185,11 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.d
     for name, on_cuda, on_cpu in (("batch", 128, 4), ("image_size", 224, 64), ("steps", 50, 5), ("warmup", 20, 2)):
         if getattr(arguments, name) is None:
             setattr(arguments, name, on_cuda if arguments.device == "cuda" else on_cpu)
-    for name in arguments.models:
+    for text in arguments.models:
+        try:
+            name, _ = parse_model(text)
+        except ValueError as error:
+            parser.error(f"--models {error}")
         if not timm.is_model(name):
             parser.error(f"--models {name}: timm knows no such model")
     if arguments.torch_profile and not arguments.output:

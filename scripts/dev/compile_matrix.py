@@ -189,9 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--archs", type=int, nargs="+", default=sorted(SHARED_LIMIT), choices=sorted(SHARED_LIMIT))
     parser.add_argument("--quick", action="store_true", help="only the variants that the tests compile")
-    parser.add_argument(
-        "--kernels", nargs="+", default=ALL_KERNELS, choices=ALL_KERNELS, metavar="KERNEL"
-    )
+    parser.add_argument("--kernels", nargs="+", default=ALL_KERNELS, choices=ALL_KERNELS, metavar="KERNEL")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--output", type=Path, help="write the table to this Markdown file")
     options = parser.parse_args(arguments)

@@ -1,4 +1,7 @@
-"""Runs interpreter_cases.py and interpreter_norm_cases.py with TRITON_INTERPRET=1, which has to be set before the kernels are imported."""
+"""Runs interpreter_cases.py and interpreter_norm_cases.py with TRITON_INTERPRET=1.
+
+It has to be set before the kernels are imported.
+"""
 
 import importlib.metadata
 import importlib.util

@@ -25,11 +25,7 @@ _NORM_CHANNELS = 32  # of a program of the channel branch: enough programs for a
 
 
 def forward(
-    x: Tensor,
-    weights: Weights,
-    settings: Settings,
-    x_affine: Tensor | None = None,
-    y_affine: Tensor | None = None,
+    x: Tensor, weights: Weights, settings: Settings, x_affine: Tensor | None = None, y_affine: Tensor | None = None
 ) -> tuple[Tensor, Activations]:
     """y, and what backward needs; with affine maps and ReLUs around the layer, see `forward_dense` of the operator."""
     x = operator.aligned(x, torch.channels_last)

@@ -273,6 +273,7 @@ def test_table_of_models(model_run):
     ("options", "message"),
     [
         (["--models", "resnet5O"], "timm knows no such model"),
+        (["--models", "resnet50:drop_rate"], "expected name:option=value"),
         (["--steps", "0"], "--steps: must be at least 1"),
         (["--image-size", "0"], "--image-size: must be at least 1"),
         (["--torch-profile", "2"], "with --output"),
@@ -281,6 +282,11 @@ def test_table_of_models(model_run):
 )
 def test_bad_arguments_of_the_models(options, message, capsys):
     assert_refused(model, ["--device", "cpu", *options], message, capsys)
+
+
+def test_options_of_a_model():
+    assert model.parse_model("resnet50") == ("resnet50", {})
+    assert model.parse_model("a:b=none,c=0.5,d=true") == ("a", {"b": "none", "c": 0.5, "d": True})
 
 
 # --- common parts -----------------------------------------------------------------------------------------------------

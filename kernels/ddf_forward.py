@@ -62,8 +62,9 @@ def ddf_forward_kernel(
     spatial_filter: contiguous or channels_last (B, phases*G*k*k, Ho, Wo). An absent filter (HAS_* false) is not read.
     HEIGHT, WIDTH, HEAD_CHANNELS: the sizes as constants, or 0 to take the arguments: constants save address arithmetic.
     INT64: offsets inside one image need 64 bits; offsets between images always have them.
-    ACTIVATE_X: x is relu(x * scale + shift), with x_affine (2, C) in float32; the zeros of the padding are not. ACTIVATE_Y
-    likewise, y is relu(y * scale + shift): the batch normalizations around the operator. Affines not used are not read.
+    ACTIVATE_X: x is relu(x * scale + shift), with x_affine (2, C) in float32; the zeros of the padding are not.
+    ACTIVATE_Y: y is relu(y * scale + shift), likewise: the batch normalizations around the operator. An affine that is
+    not used is not read.
     """
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     AREA: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE

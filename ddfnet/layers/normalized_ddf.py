@@ -18,9 +18,9 @@ def normalized_ddf(
 ) -> Tensor:
     """`last_act(drop(after(ddf(act(before(x))))))`, (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride)).
 
-    One operator computes it, where that operator exists and nobody could tell but by rounding: in evaluation mode, without
-    gradients, with plain batch normalization, ReLU and `DDF`, none of them hooked, patched or exchanged, nothing dropped,
-    and where the DDF is one operator itself (`fused_filters` of `DDF`). Else the layers are called one by one.
+    One operator computes it, where that operator exists and nobody could tell but by rounding: in evaluation mode,
+    without gradients, with plain batch normalization, ReLU and `DDF`, none hooked, patched or exchanged, nothing
+    dropped, and where the DDF is one operator itself (its `fused_filters`). Else the layers are called one by one.
     """
     layers = (before, act, ddf, after, drop, last_act)
     if not absorbs_norms(*layers):

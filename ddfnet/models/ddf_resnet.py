@@ -86,7 +86,9 @@ class DDFBottleneck(ReplacedBottleneck):
             x = self.se(x)
         if self.drop_path is not None:
             x = self.drop_path(x)
-        x += shortcut if self.downsample is None else self.downsample(shortcut)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        x += shortcut
         return self.act3(x)
 
 

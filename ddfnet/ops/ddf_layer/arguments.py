@@ -36,7 +36,7 @@ class Settings(NamedTuple):
 
 
 class BatchNorm(NamedTuple):
-    """A batch normalization as it is in inference: four tensors (C,) and a number, y = (x - mean) / std * weight + bias."""
+    """A batch normalization in inference, (x - mean) / sqrt(variance + eps) * weight + bias; the tensors are (C,)."""
 
     weight: Tensor
     bias: Tensor

@@ -36,25 +36,24 @@ def ddf_layer_between(x: Tensor, before: BatchNorm, weights: Weights, after: Bat
     What the modules around the layer would round to the dtype of x stays in float32, but for the spatial branch's
     matrix product, which has inputs in that dtype as ever.
     """
-    arguments = (x, *before[:4], *after[:4], *weights, before.eps, after.eps, *settings)
-    if is_plain(*arguments[: 9 + len(weights)]):
-        return _forward(*arguments)  # type: ignore[arg-type]
-    return _ddf_layer_between(*arguments)
+    tensors = (x, *before[:4], *after[:4], *weights)
+    call: Any = _forward if is_plain(*tensors) else _ddf_layer_between
+    return call(*tensors, before.eps, after.eps, *settings)
 
 
 def plain_ddf_layer_between(x: Tensor, *arguments: Any) -> Tensor:
     """The definition, in PyTorch, for `ddfnet::ddf_layer_between`'s arguments."""
-    before, after, rest = arguments[:4], arguments[4:8], arguments[8:]
-    weights, (x_eps, y_eps, *settings) = split(rest)
-    y, *_ = plain_ddf_layer(_activated(x, *before, x_eps), *weights, *settings)
-    return _activated(y, *after, y_eps).to(x.dtype)
+    weights, (x_eps, y_eps, *settings) = split(arguments[8:])
+    before, after = BatchNorm(*arguments[:4], x_eps), BatchNorm(*arguments[4:8], y_eps)
+    y, *_ = plain_ddf_layer(_activated(x, before), *weights, *settings)
+    return _activated(y, after).to(x.dtype)
 
 
-def _activated(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+def _activated(x: Tensor, norm: BatchNorm) -> Tensor:
     """ReLU behind batch normalization, in the dtype of the sums."""
     wide = accumulator_dtype(x)
-    scale = weight.to(wide) / torch.sqrt(variance.to(wide) + eps)
-    shift = bias.to(wide) - mean.to(wide) * scale
+    scale = norm.weight.to(wide) / torch.sqrt(norm.variance.to(wide) + norm.eps)
+    shift = norm.bias.to(wide) - norm.mean.to(wide) * scale
     return (x.to(wide) * scale[:, None, None] + shift[:, None, None]).relu()
 
 

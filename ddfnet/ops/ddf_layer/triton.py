@@ -46,7 +46,8 @@ def forward_between(x: Tensor, before: BatchNorm, weights: Weights, after: Batch
     launch(
         batch_norm_affine_kernel,
         (cdiv(channels, _AFFINE_CHANNELS),),
-        *(*before[:4], *after[:4], affines, channels, before.eps, after.eps),
+        *(tensor.contiguous() for tensor in (*before[:4], *after[:4])),
+        *(affines, channels, before.eps, after.eps),
         BLOCK_CHANNELS=_AFFINE_CHANNELS,
         num_warps=4,
         num_stages=1,

@@ -135,7 +135,7 @@ QUICK_VARIANTS = [
     Variant(filters="channel", sizes="argument"),
     Variant(scale=2),
 ]
-QUICK_BRANCHES = [Branch(), Branch("fp32", 3, 2), Between(), Between("fp16", 3, 2)]
+QUICK_BRANCHES = [Branch(), Branch("fp32", 3, 2), Between(), Between(stride=2)]
 
 
 Job = tuple[Variant | Branch, str, int]  # a kernel of a variant for an architecture

@@ -12,7 +12,6 @@ from torch import nn
 from ddfnet import DDF
 from ddfnet.layers.normalized_ddf import normalized_ddf, one_by_one
 from ddfnet.models.ddf_resnet import DDFBottleneck
-from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.ddf_layer import triton as layer_launch
 from ddfnet.ops.ddf_layer.inference import plain_ddf_layer_between
 
@@ -226,10 +225,19 @@ def test_a_network_takes_the_option(launches):  # noqa: F811
     assert relative_error(logits[0], logits[1].double()) <= 1e-5
 
 
+def test_compiles_as_one_graph(launches):  # noqa: F811
+    layers, x = make()
+    with torch.no_grad():
+        expected = normalized_ddf(x, *layers)
+        launches.clear()
+        compiled = torch.compile(lambda x: normalized_ddf(x, *layers), fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x), expected)
+    assert launches == FUSED
+
+
 def test_opcheck():
     layers, x = make()
     tests = ("test_schema", "test_faketensor")
     with torch.no_grad():
         detached = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments(layers, x)]
         torch.library.opcheck(torch.ops.ddfnet.ddf_layer_between.default, detached, test_utils=tests)
-    assert triton_launch.launch

@@ -25,11 +25,13 @@ def normalized_ddf(
     layers = (before, act, ddf, after, drop, last_act)
     if not absorbs_norms(*layers):
         return one_by_one(x, *layers)
-    layer, norms = cast(DDF, ddf), cast(tuple[nn.BatchNorm2d, nn.BatchNorm2d], (before, after))
-    given = autocast(x)
-    if _needs_gradient(x, *layers) or not layer.is_fused(given) or not all(_fits(norm, layer, given) for norm in norms):
+    layer, given = cast(DDF, ddf), autocast(x)
+    first, second = (_of(cast(nn.BatchNorm2d, norm)) for norm in (before, after))
+    alike = len(first.mean) == len(second.mean) == layer.channels == x.shape[1]
+    beside = first.mean.device == second.mean.device == x.device
+    # where sizes or devices do not fit, the error of the layers is the one to see
+    if not (alike and beside) or _needs_gradient(x, *layers) or not layer.is_fused(given):
         return one_by_one(x, *layers)
-    first, second = (BatchNorm(n.weight, n.bias, n.running_mean, n.running_var, n.eps) for n in norms)  # type: ignore[arg-type]
     weights, settings = layer.operands()
     return ddf_layer_between(given, first, weights, second, settings)
 
@@ -57,11 +59,9 @@ def _is_affine_map(norm: nn.BatchNorm2d) -> bool:
     return norm.running_mean is not None and norm.weight is not None
 
 
-def _fits(norm: nn.BatchNorm2d, ddf: DDF, x: Tensor) -> bool:
-    """Whether its channels and its device are those of x: else the error of the layers is the one to see."""
-    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    alike = norm.num_features == ddf.channels == x.shape[1]
-    return alike and all(tensor is not None and tensor.device == x.device for tensor in tensors)
+def _of(norm: nn.BatchNorm2d) -> BatchNorm:
+    """It as the operator takes it."""
+    return BatchNorm(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)  # type: ignore[arg-type]
 
 
 def _needs_gradient(x: Tensor, *layers: nn.Module) -> bool:

@@ -180,6 +180,8 @@ def test_it_applies_to_nothing_else(launches):  # noqa: F811
             twin_result = one_by_one(x, *twin)
             assert torch.equal(normalized_ddf(x, *network), twin_result), name
             assert FUSED[0] not in launches, name
+        with pytest.raises((ValueError, RuntimeError), match="expected"):
+            normalized_ddf(x, *layers[:2], DDF(32).eval(), *layers[3:])
         contiguous = x.contiguous()
         assert torch.equal(normalized_ddf(contiguous, *layers), one_by_one(contiguous, *layers))
         with torch.nn.modules.module.register_module_forward_hook(lambda *_: None):

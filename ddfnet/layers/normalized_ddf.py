@@ -65,6 +65,8 @@ def _of(norm: nn.BatchNorm2d) -> BatchNorm:
 
 
 def _needs_gradient(x: Tensor, *layers: nn.Module) -> bool:
+    if torch.autograd.forward_ad._current_level >= 0:  # tangents pass through no_grad as well
+        return True
     if not torch.is_grad_enabled():
         return False
     return x.requires_grad or any(parameter.requires_grad for layer in layers for parameter in layer.parameters())

@@ -83,7 +83,7 @@ class DDFBottleneck(ReplacedBottleneck):
         x = (normalized_ddf if self.fused_norms == "inference" else one_by_one)(x, *self._around_ddf())
         x = self.bn3(self.conv3(self.aa(x)))
         if self.se is not None:
-            x = self.se(x)
+            x = self.se(x)  # type: ignore[misc]  # to timm's annotations it is None
         if self.drop_path is not None:
             x = self.drop_path(x)
         if self.downsample is not None:

@@ -132,6 +132,9 @@ def test_a_gradient_takes_the_layers_apart(launches):  # noqa: F811
     layers.requires_grad_(False)
     assert normalized_ddf(x.requires_grad_(), *layers).requires_grad
     assert FUSED[0] not in launches
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
+        normalized_ddf(torch.autograd.forward_ad.make_dual(x, x), *layers)  # DDF has none, and says so
+    assert FUSED[0] not in launches
     assert not normalized_ddf(x.detach(), *layers).requires_grad
     assert FUSED[0] in launches
 

@@ -1,6 +1,6 @@
 """The DDF layer and the batch normalizations and ReLUs around it as one operator, for inference.
 
-Apart, the four passes around the layer move as many bytes as the layer itself. Here the kernels normalize x where they
+Apart, the four passes around the layer move more bytes than the layer itself. Here the kernels normalize x where they
 load it and y where they store it. Only Triton has it, and it has no gradient; elsewhere the layers are called one by
 one, and `plain_ddf_layer_between`, which defines it, is what exporters get.
 """
@@ -44,7 +44,7 @@ def ddf_layer_between(x: Tensor, before: BatchNorm, weights: Weights, after: Bat
 def plain_ddf_layer_between(x: Tensor, *arguments: Any) -> Tensor:
     """The definition, in PyTorch, for `ddfnet::ddf_layer_between`'s arguments."""
     weights, (x_eps, y_eps, *settings) = split(arguments[8:])
-    before, after = BatchNorm(*arguments[:4], x_eps), BatchNorm(*arguments[4:8], y_eps)
+    before, after = BatchNorm._make((*arguments[:4], x_eps)), BatchNorm._make((*arguments[4:8], y_eps))
     y, *_ = plain_ddf_layer(_activated(x, before), *weights, *settings)
     return _activated(y, after).to(x.dtype)
 

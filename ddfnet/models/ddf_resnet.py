@@ -81,9 +81,9 @@ class DDFBottleneck(ReplacedBottleneck):
         shortcut = x
         x = self.conv1(x)
         x = (normalized_ddf if self.fused_norms == "inference" else one_by_one)(x, *self._around_ddf())
-        x = self.bn3(self.conv3(self.aa(x)))
+        x = self.bn3(self.conv3(self.aa(x)))  # type: ignore[misc]  # by timm's annotations aa could be None
         if self.se is not None:
-            x = self.se(x)  # type: ignore[misc]  # to timm's annotations it is None
+            x = self.se(x)
         if self.drop_path is not None:
             x = self.drop_path(x)
         if self.downsample is not None:

@@ -106,6 +106,7 @@ def ddf_backward_filters_kernel(
 
     # Channels lie along lanes: each loads the filter's values of its own channels, once for each of its pixels. As one
     # row of channels, loads would be spread over all lanes and each tap exchanged through shared memory, with barriers.
+    # (With several phases sm_100 spills over it.)
     pixels_of_block = tl.zeros((BLOCKS, 1), tl.int32)
     filter_tile = channel_filter[None, :] + pixels_of_block
     tile_ok = channel_ok[None, :] & (pixels_of_block == 0)
@@ -132,7 +133,7 @@ def ddf_backward_filters_kernel(
             for v in tl.static_range(KERNEL_SIZE):
                 if PRODUCT and NEED_SPATIAL:
                     tap = (u * KERNEL_SIZE + v) * channels
-                    if CHANNELS_LAST:
+                    if CHANNELS_LAST and SCALE == 1:
                         f = load(filter_tile + tap, tile_ok, ACC)
                     else:
                         f = load(channel_filter + tap, channel_ok, ACC)[None, :]

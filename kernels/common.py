@@ -6,16 +6,48 @@ import triton.language as tl
 
 @triton.jit
 def load(pointer, mask, ACC: tl.constexpr):
-    """The values at `pointer`, 0 where masked, in the dtype of the sums.
+    """The values at `pointer`, 0 where masked, in the dtype of the sums."""
+    return to_sums(tl.load(pointer, mask=mask, other=0.0), ACC)
+
+
+@triton.jit
+def to_sums(value, ACC: tl.constexpr):
+    """`value` in the dtype of the sums.
 
     A bfloat16 is the upper half of a float32. Saying so costs one instruction an element, where the conversion of the
     compiler costs one and a half (SASS of sm_90).
     """
-    value = tl.load(pointer, mask=mask, other=0.0)
     if value.dtype == tl.bfloat16 and ACC == tl.float32:
         return (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
         return value.to(ACC)
+
+
+@triton.jit
+def affine_of(affine, channel, channels, channel_ok):
+    """Scale and shift of some channels, of float32 (2, C): what a batch normalization amounts to."""
+    scale = tl.load(affine + channel, mask=channel_ok, other=1.0)
+    shift = tl.load(affine + channels + channel, mask=channel_ok, other=0.0)
+    return scale, shift
+
+
+@triton.jit
+def activate(value, scale, shift):
+    """relu(value * scale + shift), of pixels x channels; NaN stays NaN, as in PyTorch."""
+    value = tl.fma(value, tl.broadcast_to(scale[None, :], value.shape), tl.broadcast_to(shift[None, :], value.shape))
+    return tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def load_activated(pointer, mask, scale, shift, ACC: tl.constexpr):
+    """`load` and `activate`, 0 where masked: padding comes behind the ReLU, which would make relu(shift) of a zero.
+
+    So a masked value is the infinity that becomes minus infinity and then 0, which saves selecting one afterwards.
+    `scale` must not be 0.
+    """
+    below = tl.where(scale > 0.0, float("-inf"), float("inf")).to(pointer.dtype.element_ty)
+    value = tl.load(pointer, mask=mask, other=tl.broadcast_to(below[None, :], pointer.shape))
+    return activate(to_sums(value, ACC), scale, shift)
 
 
 @triton.jit

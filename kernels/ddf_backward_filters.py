@@ -104,6 +104,13 @@ def ddf_backward_filters_kernel(
     spatial_partials += (image * channel_tiles + tile) * (SCALE * SCALE * heads * AREA) * out_pixels
     spatial_partials += first_spatial_tap * out_pixels
 
+    # Channels lie along lanes: each loads the filter's values of its own channels, once for each of its pixels. As one
+    # row of channels, loads would be spread over all lanes and each tap exchanged through shared memory, with barriers.
+    # (With several phases sm_100 spills over it.)
+    pixels_of_block = tl.zeros((BLOCKS, 1), tl.int32)
+    filter_tile = channel_filter[None, :] + pixels_of_block
+    tile_ok = channel_ok[None, :] & (pixels_of_block == 0)
+
     sums = zeros(TAP_ROWS * KERNEL_SIZE if NEED_CHANNEL else 0, BLOCKS, BLOCK_CHANNELS, ACC)
     for iteration in range(iterations):
         first_block = (chunk * iterations + iteration) * BLOCKS
@@ -125,7 +132,11 @@ def ddf_backward_filters_kernel(
             totals = ()
             for v in tl.static_range(KERNEL_SIZE):
                 if PRODUCT and NEED_SPATIAL:
-                    f = load(channel_filter + (u * KERNEL_SIZE + v) * channels, channel_ok, ACC)
+                    tap = (u * KERNEL_SIZE + v) * channels
+                    if CHANNELS_LAST and SCALE == 1:
+                        f = load(filter_tile + tap, tile_ok, ACC)
+                    else:
+                        f = load(channel_filter + tap, channel_ok, ACC)[None, :]
                 for oy in tl.static_range(BLOCK_Y):
                     for ox in tl.static_range(BLOCK_X):
                         dy = oy * STEP * STRIDE + u * DILATION
@@ -138,7 +149,7 @@ def ddf_backward_filters_kernel(
                         value = load(x_block + x_offset, inside[:, None] & channel_ok[None, :], ACC)
                         w = grads[oy * BLOCK_X + ox] * value
                         if NEED_SPATIAL:
-                            weighted = w * f[None, :] if PRODUCT else w
+                            weighted = w * f if PRODUCT else w
                             totals = totals + (tl.sum(weighted, axis=1),)
                         if NEED_CHANNEL:
                             if PRODUCT:

@@ -2,7 +2,16 @@
 
 import triton
 import triton.language as tl
-from ddfnet.kernels.common import block_positions, channels_of, load, multiply_accumulate, zeros
+from ddfnet.kernels.common import (
+    activate,
+    affine_of,
+    block_positions,
+    channels_of,
+    load,
+    load_activated,
+    multiply_accumulate,
+    zeros,
+)
 
 
 @triton.jit
@@ -11,6 +20,8 @@ def ddf_forward_kernel(
     channel_filter,
     spatial_filter,
     y,
+    x_affine,
+    y_affine,
     height,
     width,
     head_channels,
@@ -34,6 +45,8 @@ def ddf_forward_kernel(
     BLOCK_CHANNELS: tl.constexpr,
     PHASES: tl.constexpr,
     TAP_ROWS: tl.constexpr,
+    ACTIVATE_X: tl.constexpr,
+    ACTIVATE_Y: tl.constexpr,
 ):
     """y[b,c,phase,p] = sum over taps t of x[b,c,p+t] * weight[b,c,phase,t,p], where, with g(c) the head of channel c,
     weight[b,c,phase,t,p] = channel_filter[b,phase,t,c] (*|+) spatial_filter[b,phase,g(c),t,p].
@@ -49,6 +62,9 @@ def ddf_forward_kernel(
     spatial_filter: contiguous or channels_last (B, phases*G*k*k, Ho, Wo). An absent filter (HAS_* false) is not read.
     HEIGHT, WIDTH, HEAD_CHANNELS: the sizes as constants, or 0 to take the arguments: constants save address arithmetic.
     INT64: offsets inside one image need 64 bits; offsets between images always have them.
+    ACTIVATE_X: x is relu(x * scale + shift), with x_affine (2, C) in float32; the zeros of the padding are not.
+    ACTIVATE_Y: y is relu(y * scale + shift), likewise: the batch normalizations around the operator. An affine that is
+    not used is not read.
     """
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     AREA: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
@@ -95,6 +111,8 @@ def ddf_forward_kernel(
     spatial_block = spatial_filter + (row * out_width + column) * filter_column_stride
     channel_filter += image * (SCALE * SCALE * AREA) * channels + channel
 
+    if ACTIVATE_X:
+        x_scale, x_shift = affine_of(x_affine, channel, channels, channel_ok)
     sums = zeros(PHASES * BLOCK_Y * BLOCK_X, BLOCKS, BLOCK_CHANNELS, ACC)
     for outer in range(KERNEL_SIZE // TAP_ROWS):
         for inner in tl.static_range(TAP_ROWS):
@@ -118,7 +136,11 @@ def ddf_forward_kernel(
                             inside = block_ok & (in_row >= 0) & (in_row < height)
                             inside = inside & ((in_column >= 0) & (in_column < width))
                             x_tap = x_block + dy * row_stride + dx * column_stride
-                            value = load(x_tap, inside[:, None] & channel_ok[None, :], ACC)
+                            x_ok = inside[:, None] & channel_ok[None, :]
+                            if ACTIVATE_X:
+                                value = load_activated(x_tap, x_ok, x_scale, x_shift, ACC)
+                            else:
+                                value = load(x_tap, x_ok, ACC)
                             if HAS_SPATIAL:
                                 tap = ((first_phase + i) * heads + head) * AREA + u * KERNEL_SIZE + v
                                 offset = (oy * STEP * out_width + ox * STEP) * filter_column_stride
@@ -133,6 +155,8 @@ def ddf_forward_kernel(
     y += image * channels * out_height * out_width * (SCALE * SCALE)
     y_block = y + (row * SCALE * row_stride + column * SCALE * column_stride)[:, None]
     y_block += (channel * channel_stride)[None, :]
+    if ACTIVATE_Y:
+        y_scale, y_shift = affine_of(y_affine, channel, channels, channel_ok)
     for i in tl.static_range(PHASES):
         phase = first_phase + i
         for oy in tl.static_range(BLOCK_Y):
@@ -140,8 +164,11 @@ def ddf_forward_kernel(
                 ok = block_ok & (row + oy * STEP < out_height) & (column + ox * STEP < out_width)
                 dy = oy * STEP * SCALE + phase // SCALE
                 dx = ox * STEP * SCALE + phase % SCALE
+                value = sums[(i * BLOCK_Y + oy) * BLOCK_X + ox]
+                if ACTIVATE_Y:
+                    value = activate(value, y_scale, y_shift)
                 tl.store(
                     y_block + dy * row_stride + dx * column_stride,
-                    sums[(i * BLOCK_Y + oy) * BLOCK_X + ox].to(y.dtype.element_ty),
+                    value.to(y.dtype.element_ty),
                     mask=ok[:, None] & channel_ok[None, :],
                 )

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from ddfnet.kernels.common import activate, affine_of, load
 
 
 @triton.jit
@@ -30,6 +31,7 @@ def spatial_filters_kernel(
     spatial_filter,
     inverse_std,
     pool_partials,
+    x_affine,
     channels,
     height,
     width,
@@ -38,6 +40,7 @@ def spatial_filters_kernel(
     AREA: tl.constexpr,
     STRIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    ACTIVATE_X: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
     PADDED_AREA: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
@@ -53,6 +56,10 @@ def spatial_filters_kernel(
     x is read once, and it is nearly all that is read or written. With a stride, every pixel is pooled but only those on
     the grid of the stride have filters. The taps are padded to powers of two, as tensor cores ask for.
 
+    With ACTIVATE_X, x is relu(x * scale + shift) as in `ddf_forward_kernel`, for the matrix product rounded to the
+    dtype of x. In half precision the pool then is a matrix product as well, with a row of ones: as a sum it needs
+    registers or half as many instructions again (SASS of sm_90).
+
     x: channels_last (B, C, H, W), float16, bfloat16 or float32. weight: (G*AREA, C), bias: (G*AREA,), any float dtype.
     spatial_filter: contiguous (B, G*AREA, Ho, Wo); inverse_std: float32 (B, G, Ho, Wo); pool_partials: float32.
     """
@@ -63,20 +70,38 @@ def spatial_filters_kernel(
     image = (program // tiles).to(tl.int64)
     pixel = tile * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
     pixel_ok = pixel < pixels
+    POOL_BY_PRODUCT: tl.constexpr = ACTIVATE_X and x.dtype.element_ty != tl.float32
     _, tap_ok, row_of_weight = padded_taps(HEADS, AREA, PADDED_HEADS, PADDED_AREA)
 
     x += image * pixels * channels
     pool_partials += (image * tiles + tile) * channels
     logits = tl.zeros((BLOCK_PIXELS, PADDED_HEADS * PADDED_AREA), tl.float32)
+    if POOL_BY_PRODUCT:
+        row = tl.arange(0, 16)  # the fewest of a matrix product; all but one are not used
+        ones = tl.where((row == 0)[:, None] & pixel_ok[None, :], 1.0, 0.0).to(x.dtype.element_ty)
     for first in range(0, channels, BLOCK_CHANNELS):
         channel = first + tl.arange(0, BLOCK_CHANNELS)
         channel_ok = channel < channels
         x_mask = pixel_ok[:, None] & channel_ok[None, :]
-        value = tl.load(x + pixel.to(tl.int64)[:, None] * channels + channel[None, :], mask=x_mask, other=0.0)
+        x_block = x + pixel.to(tl.int64)[:, None] * channels + channel[None, :]
+        if ACTIVATE_X:
+            scale, shift = affine_of(x_affine, channel, channels, channel_ok)
+            wide = activate(load(x_block, x_mask, tl.float32), scale, shift)
+            # Chosen before the rounding, or the compiler computes all of this twice, in the layouts of both uses.
+            wide = tl.where(pixel_ok[:, None], wide, 0.0)
+            value = wide.to(x.dtype.element_ty)
+        else:
+            value = tl.load(x_block, mask=x_mask, other=0.0)
+            wide = value.to(tl.float32)
         w_mask = tap_ok[None, :] & channel_ok[:, None]
         w = tl.load(weight + row_of_weight[None, :] * channels + channel[:, None], mask=w_mask, other=0.0)
         logits = tl.dot(value, w.to(value.dtype), logits, input_precision="ieee")
-        tl.store(pool_partials + channel, tl.sum(value.to(tl.float32), axis=0) / pixels, mask=channel_ok)
+        if POOL_BY_PRODUCT:
+            pooled = tl.dot(ones, value) / pixels
+            pool_mask = (row == 0)[:, None] & channel_ok[None, :]
+            tl.store(pool_partials + tl.broadcast_to(channel[None, :], pooled.shape), pooled, mask=pool_mask)
+        else:
+            tl.store(pool_partials + channel, tl.sum(wide, axis=0) / pixels, mask=channel_ok)
     if HAS_BIAS:
         logits += tl.load(bias + row_of_weight, mask=tap_ok, other=0.0).to(tl.float32)[None, :]
 

@@ -104,8 +104,8 @@ class DDF(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.channels)
         k, cast = self.kernel_size, autocast(x)
-        if self.fused_filters and fusible(cast, k, self.heads) and self._is_as_built() and self._fits(cast):
-            return self._fused(cast)
+        if self.is_fused(cast):
+            return ddf_layer(cast, *self.operands())
         channel_filter: Tensor | None = self.channel_branch(x) if self.channel_branch is not None else None
         spatial_filter: Tensor | None = self.spatial_branch(x) if self.spatial_branch is not None else None
         if channel_filter is not None:
@@ -113,12 +113,18 @@ class DDF(nn.Module):
         stride, dilation, combine = self.stride, self.dilation, self.combine
         return ddf(x, channel_filter, spatial_filter, stride=stride, dilation=dilation, combine=combine, kernel_size=k)
 
-    def _fused(self, x: Tensor) -> Tensor:
+    def is_fused(self, x: Tensor) -> bool:
+        """Whether one operator computes the layer for x, which has the dtype of the autocast region it is in."""
+        applies = self.fused_filters and fusible(x, self.kernel_size, self.heads)
+        return applies and self._is_as_built() and self._fits(x)
+
+    def operands(self) -> tuple[Weights, Settings]:
+        """The layer as that operator takes it."""
         (conv, norm), (_, squeeze, _, excite, channel_norm) = self.spatial_branch, self.channel_branch
         weights = (conv.weight, conv.bias, squeeze.weight, squeeze.bias, excite.weight, excite.bias, channel_norm.std)
         multiply = self.combine == "mul"
         settings = Settings(self.kernel_size, self.stride, self.dilation, self.heads, multiply, norm.std)
-        return ddf_layer(x, Weights(*weights), settings)
+        return Weights(*weights), settings
 
     def _fits(self, x: Tensor) -> bool:
         """Whether the weights have the dtype of x, or autocast allows others, as the separate layers ask for."""
@@ -137,14 +143,7 @@ class DDF(nn.Module):
         strides = zip((conv, squeeze, excite), (self.stride, 1, 1), strict=True)
         if not all(_is_pointwise(layer, stride) for layer, stride in strides):
             return False
-        return not any(
-            layer._forward_hooks
-            or layer._forward_pre_hooks
-            or layer._backward_hooks
-            or layer._backward_pre_hooks
-            or "forward" in vars(layer)
-            for layer in (*layers, self.spatial_branch, self.channel_branch)
-        )
+        return not any(map(is_watched, (*layers, self.spatial_branch, self.channel_branch)))
 
     def extra_repr(self) -> str:
         text = describe(self, "kernel_size", "stride", "dilation")
@@ -153,6 +152,17 @@ class DDF(nn.Module):
         if self.spatial_branch is None:
             return f"{text}, filters='channel'"
         return f"{text}, heads={self.heads}, combine={self.combine!r}"
+
+
+def is_watched(layer: nn.Module) -> bool:
+    """Whether a call of it has more to do than its class says: it has hooks of its own, or a patched `forward`."""
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or "forward" in vars(layer)
+    )
 
 
 def _is_pointwise(layer: nn.Conv2d, stride: int) -> bool:

@@ -7,17 +7,21 @@ The models are registered with timm when `ddfnet` is imported, so `timm.create_m
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from timm.models import generate_default_cfgs
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
-from torch import nn
+from torch import Tensor, nn
 
 from ddfnet.layers import DDF
+from ddfnet.layers.checks import check_choice
+from ddfnet.layers.normalized_ddf import absorbs_norms, normalized_ddf, one_by_one
 from ddfnet.models.pretrained import build_model, register, tagged_cfgs
 
 # What the models below take besides timm's arguments, and hand on to each DDF.
 DDF_OPTIONS = ("kernel_size", "heads", "squeeze_ratio", "filters", "normalization", "fused_filters")
+# ... and each bottleneck with a DDF.
+BLOCK_OPTIONS = ("fused_norms",)
 
 
 def _in_place_of(conv: nn.Conv2d, layer: Callable[..., nn.Module]) -> nn.Module:
@@ -44,11 +48,48 @@ class ReplacedBottleneck(Bottleneck):
 
 
 class DDFBottleneck(ReplacedBottleneck):
-    """timm's bottleneck with `conv2` replaced by a DDF of the same channels, stride and dilation. `ddf_args`: options
-    of `ddfnet.DDF`, such as combine or heads."""
+    """timm's bottleneck with `conv2` replaced by a DDF of the same channels, stride and dilation.
 
-    def __init__(self, *args: Any, ddf_args: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    Args:
+        ddf_args: options of `ddfnet.DDF`, such as combine or heads.
+        fused_norms: `inference`: where no gradient is asked for, the two batch normalizations and ReLUs around the DDF
+            are computed in its kernels, if it is one operator and nothing was exchanged (`normalized_ddf`). `none`:
+            never. Same parameters, and the same numbers but for rounding. Also an attribute, to switch it later.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        ddf_args: Mapping[str, Any] | None = None,
+        fused_norms: Literal["none", "inference"] = "inference",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, layer=partial(DDF, **(ddf_args or {})), **kwargs)
+        check_choice("fused_norms", fused_norms, ("none", "inference"))
+        self.fused_norms = fused_norms
+
+    def absorbed_norms(self) -> tuple[nn.Module, ...]:
+        """The batch normalizations that the kernels compute, for x of a dtype and memory format that they take."""
+        around = self._around_ddf()
+        return (self.bn1, self.bn2) if self.fused_norms == "inference" and absorbs_norms(*around) else ()
+
+    def _around_ddf(self) -> tuple[nn.Module, ...]:
+        return self.bn1, self.act1, self.conv2, self.bn2, self.drop_block, self.act2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As timm's."""
+        shortcut = x
+        x = self.conv1(x)
+        x = (normalized_ddf if self.fused_norms == "inference" else one_by_one)(x, *self._around_ddf())
+        x = self.bn3(self.conv3(self.aa(x)))  # type: ignore[misc]  # by timm's annotations aa could be None
+        if self.se is not None:
+            x = self.se(x)
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        x += shortcut
+        return self.act3(x)
 
 
 class DDFBasicBlock(BasicBlock):
@@ -128,7 +169,8 @@ def _create(
     ddf_args = {"combine": combine, **{key: model_args.pop(key) for key in DDF_OPTIONS if key in model_args}}
     if model_args["block"] is DDFBasicBlock and ddf_args.get("filters") != "spatial":
         ddf_args = {"squeeze_ratio": 0.5, **ddf_args}
-    block_args = model_args.pop("block_args", {})
+    block_args = dict(model_args.pop("block_args", {}))
+    block_args |= {key: model_args.pop(key) for key in BLOCK_OPTIONS if key in model_args}
     block_args = {**block_args, "ddf_args": {**ddf_args, **block_args.get("ddf_args", {})}}
     return build_model(model_class, variant, pretrained, block_args=block_args, **model_args)
 
@@ -144,7 +186,7 @@ _models: dict[str, tuple[str, dict[str, Any], Callable[..., nn.Module]]] = {
 for _combine, _how in (("mul", "multiplied"), ("add", "added")):
     for _layers, _size in ((18, "7.7 M parameters (`DDFBasicBlock`)"), (50, "16.8 M parameters"),
                           (101, "28.1 M parameters"), (152, "37.5 M parameters")):  # fmt: skip
-        _doc = f"DDF-ResNet{_layers}, filters {_how}: {_size}. Options besides timm's: `DDF_OPTIONS`."
+        _doc = f"DDF-ResNet{_layers}, filters {_how}: {_size}. Options besides timm's: `DDF_OPTIONS`, `BLOCK_OPTIONS`."
         _block = DDFBasicBlock if _layers == 18 else DDFBottleneck
         _make = partial(_create, combine=_combine, layers=LAYERS[_layers], block=_block)
         _models[f"ddf_{_combine}_resnet{_layers}"] = _doc, _cfg(), _make

@@ -7,7 +7,7 @@ import timm
 from torch import nn
 
 from ddfnet.models import baselines, ddf_resnet
-from ddfnet.models.ddf_resnet import DDF_OPTIONS
+from ddfnet.models.ddf_resnet import BLOCK_OPTIONS, DDF_OPTIONS
 from ddfnet.utils.errors import did_you_mean
 
 # Arguments of timm.create_model that do not describe the network, but read files, download, or change global state.
@@ -46,7 +46,7 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        hint = did_you_mean(unknown[1], DDF_OPTIONS, most=1) if unknown else ""
+        hint = did_you_mean(unknown[1], DDF_OPTIONS + BLOCK_OPTIONS, most=1) if unknown else ""
         raise ValueError(f"model {name} does not take its arguments: {error}{'; ' * bool(hint)}{hint}") from error
 
 

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddfnet.models.ddf_resnet import DDFBottleneck
+
 _TOLERANCE = 1e-3  # of the largest logit; rounding in float32 stays far below, a wrong pair far above
 
 
@@ -14,7 +16,8 @@ def fold_batch_norm(network: nn.Module, size: int) -> int:
 
     Which these are is seen on random images that pass through the network, so that no naming scheme is needed. The
     network must be in evaluation mode. Its outputs stay the same up to rounding, which is checked; its state_dict does
-    not: it cannot be trained on or loaded into. What follows a DDF is not folded, since it has no weights of its own.
+    not: it cannot be trained on or loaded into. What follows a DDF is not folded, since it has no weights of its own;
+    nor on CUDA what stands before one, where the kernels of a `DDFBottleneck` compute both (`fused_norms`).
 
     Args:
         network: takes images (B, 3, size, size).
@@ -28,6 +31,11 @@ def fold_batch_norm(network: nn.Module, size: int) -> int:
     weight = next(network.parameters())
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(weight)
     pairs, expected = _pairs(network, images)
+    if images.device.type == "cuda":
+        absorbed = {
+            norm for block in network.modules() if isinstance(block, DDFBottleneck) for norm in block.absorbed_norms()
+        }
+        pairs = [(conv, norm) for conv, norm in pairs if norm not in absorbed]
     for conv, norm in pairs:
         _fold(conv, norm)
     replaced = {norm for _, norm in pairs}

@@ -7,7 +7,8 @@
     python scripts/benchmarks/model.py --modes eager graph reduced --batch 1       # where the host is the bottleneck
     python scripts/benchmarks/model.py --device cpu --models ddf_mul_resnet14_32px --modes eager --image-size 32
 
-MODELS are names that timm knows, those of ddfnet included. A training step is forward, cross-entropy, backward and a
+MODELS are names that timm knows, those of ddfnet included; `name:option=value,option=value` gives a model options, for
+example ddf_mul_resnet50:fused_norms=none. A training step is forward, cross-entropy, backward and a
 step of SGD with momentum, on random images and labels that are on the device already: no data loading, no transfer.
 Modes: eager; compiled, by `torch.compile`; graph, the eager step as one CUDA graph; reduced,
 `torch.compile(mode="reduce-overhead")`, which makes CUDA graphs of what it compiled. The last two need CUDA, and are
@@ -34,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a check
 import timm
 import torch
 import torch.nn.functional as F
+import yaml
 
 import ddfnet  # registers its models
 from ddfnet.utils.cli import HelpFormatter, at_least
@@ -49,6 +51,15 @@ TABLE = bench.Table(
 )
 
 
+def parse_model(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a model given as `name:option=value,option=value`; ValueError if it is not."""
+    name, colon, rest = text.partition(":")
+    pairs = [pair.partition("=") for pair in rest.split(",")] if colon else []
+    if not all(key and equals and value for key, equals, value in pairs):
+        raise ValueError(f"{text}: expected name:option=value,option=value")
+    return name, {key: yaml.safe_load(value) for key, _, value in pairs}
+
+
 def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Parameters of a model, and for training and inference in a mode images per second, MiB and times.
 
@@ -58,7 +69,8 @@ def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch
     torch.compiler.reset()
     before = measure.start_memory(device)
     memory_format, dtype = bench.FORMATS[arguments.memory_format], bench.DTYPES[arguments.dtype]
-    model = timm.create_model(name, num_classes=CLASSES).to(device, memory_format=memory_format)
+    architecture, options = parse_model(name)
+    model = timm.create_model(architecture, num_classes=CLASSES, **options).to(device, memory_format=memory_format)
     images = torch.randn(arguments.batch, 3, arguments.image_size, arguments.image_size, device=device)
     images = images.contiguous(memory_format=memory_format)
     labels = torch.randint(CLASSES, (arguments.batch,), device=device)
@@ -109,7 +121,7 @@ def run_model(name: str, mode: str, arguments: argparse.Namespace, device: torch
     if not losses[0].isfinite():
         raise ValueError(f"the loss is {losses[0].item()}")
     if arguments.torch_profile:
-        path = arguments.output / f"trace_{name}_{mode}.json"
+        path = arguments.output / f"trace_{name.replace(':', '_')}_{mode}.json"
         figures["kernels"], figures["train"]["profile"] = profile(train, arguments.torch_profile, device, path)
     optimizer.state.clear()  # momenta and gradients are no part of the memory of inference
     model.zero_grad(set_to_none=True)
@@ -216,7 +228,11 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.d
     if arguments.device == "cpu" and (left_out := [mode for mode in arguments.modes if mode in ("graph", "reduced")]):
         print(f"left out, as they need CUDA: {', '.join(left_out)}")
         arguments.modes = [mode for mode in arguments.modes if mode not in left_out]
-    for name in arguments.models:
+    for text in arguments.models:
+        try:
+            name, _ = parse_model(text)
+        except ValueError as error:
+            parser.error(f"--models {error}")
         if not timm.is_model(name):
             parser.error(f"--models {name}: timm knows no such model")
     if arguments.torch_profile and not arguments.output:

@@ -37,6 +37,8 @@ KERNELS = tuple(f"ddf_{name}_kernel" for name in ("forward", "backward_x", "back
 BRANCH_KERNELS = tuple(
     f"{branch}_filters{part}_kernel" for branch in ("spatial", "channel") for part in ("", "_backward")
 )
+NORM_KERNELS = ("batch_norm_affine_kernel",)
+ALL_KERNELS = KERNELS + BRANCH_KERNELS + NORM_KERNELS
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,19 @@ class Branch:
     def record(self) -> dict[str, offline.Launch]:
         """Launches by kernel name."""
         return offline.record_layer((2, 128, 28, 28), **{**asdict(self), "dtype": DTYPES[self.dtype]})
+
+
+@dataclass(frozen=True)
+class Between(Branch):
+    """One combination of the options of a layer between batch normalizations."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} between norms"
+
+    def record(self) -> dict[str, offline.Launch]:
+        """Launches by kernel name."""
+        with mock.patch.multiple(tiling, _MAX_STATIC_SHAPES=1000, _static_shapes=set()):
+            return offline.record_between((2, 64, 56, 56), **{**asdict(self), "dtype": DTYPES[self.dtype]})
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,10 @@ def all_branches() -> list[Branch]:
     """Every kernel size and stride, and several heads; float32 is fused for one head of 3x3 taps only."""
     branches = [Branch(*case) for case in itertools.product(("bf16", "fp16"), (3, 5, 7), (1, 2))]
     branches += [Branch("fp32", stride=stride) for stride in (1, 2)]
-    return branches + [Branch(heads=heads) for heads in (2, 3, 8)]
+    branches += [Branch(heads=heads) for heads in (2, 3, 8)]
+    between = [Between(*case) for case in itertools.product(("bf16", "fp16"), (3, 5, 7), (1, 2))]
+    between += [Between("fp32", stride=stride) for stride in (1, 2)]
+    return branches + between + [Between(heads=heads) for heads in (2, 3, 8)]
 
 
 # A few that between them take every branch of every kernel.
@@ -117,7 +135,7 @@ QUICK_VARIANTS = [
     Variant(filters="channel", sizes="argument"),
     Variant(scale=2),
 ]
-QUICK_BRANCHES = [Branch(), Branch("fp32", 3, 2)]
+QUICK_BRANCHES = [Branch(), Branch("fp32", 3, 2), Between(), Between(stride=2)]
 
 
 Job = tuple[Variant | Branch, str, int]  # a kernel of a variant for an architecture
@@ -136,7 +154,7 @@ def table(results: dict[Job, tuple[offline.Compiled, float]], archs: list[int]) 
     shown = 90 if 90 in archs else archs[0]
     head = ["variant", *(f"sm_{arch}" for arch in archs), f"instructions (sm_{shown})", "16-byte loads", "shared"]
     text = ""
-    for kernel in (*KERNELS, *BRANCH_KERNELS):
+    for kernel in ALL_KERNELS:
         rows = []
         for variant in dict.fromkeys(job[0] for job in results if job[1] == kernel):
             registers = []
@@ -171,9 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--archs", type=int, nargs="+", default=sorted(SHARED_LIMIT), choices=sorted(SHARED_LIMIT))
     parser.add_argument("--quick", action="store_true", help="only the variants that the tests compile")
-    parser.add_argument(
-        "--kernels", nargs="+", default=KERNELS + BRANCH_KERNELS, choices=KERNELS + BRANCH_KERNELS, metavar="KERNEL"
-    )
+    parser.add_argument("--kernels", nargs="+", default=ALL_KERNELS, choices=ALL_KERNELS, metavar="KERNEL")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--output", type=Path, help="write the table to this Markdown file")
     options = parser.parse_args(arguments)

@@ -32,6 +32,7 @@ if importlib.util.find_spec("pytest_timeout"):
     TESTS += " --timeout 120"
 OP = "scripts/benchmarks/op.py --keep-caches --budget 0.2"
 MODEL = "scripts/benchmarks/model.py --keep-caches --models ddf_mul_resnet50 resnet50"
+UNFUSED = "ddf_mul_resnet50:fused_norms=none"  # what inference gains from normalizing in the layer's kernels
 COMPILED = "--keep-caches --modes compiled --batch 256"
 # Seconds and commands of each part; several commands run at once. What tells most comes first: a part gets its own
 # limit or the seconds that are left, whichever is less. Tests are named one by one (-v), so that a cut leaves a list of
@@ -42,7 +43,7 @@ COMPILED = "--keep-caches --modes compiled --batch 256"
 PARTS = {
     "tests": (180, TESTS),
     "op": (60, f"{OP} --skip-compiled"),
-    "model_eager": (70, f"{MODEL} --modes eager --batch 256 --torch-profile 1"),
+    "model_eager": (80, f"{MODEL} {UNFUSED} --modes eager --batch 256 --torch-profile 1"),
     "compile": (
         *(130, f"scripts/benchmarks/model.py --models ddf_mul_resnet50 {COMPILED} --steps 1 --warmup 1"),
         f"scripts/benchmarks/model.py --models resnet50 {COMPILED} --steps 1 --warmup 1",

@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 from ddfnet.ops.ddf_layer import triton as layer_launch
-from ddfnet.ops.ddf_layer.arguments import Settings, Weights
+from ddfnet.ops.ddf_layer.arguments import BatchNorm, Settings, Weights
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # bytes of shared memory one block may ask for
@@ -131,17 +131,33 @@ def record_layer(
     shape: tuple[int, int, int, int], *, dtype: torch.dtype, kernel_size: int, stride: int, heads: int
 ) -> dict[str, Launch]:
     """Launches of a whole DDF layer that are not the operator's, by kernel name."""
-    x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
-    channels, area = shape[1], kernel_size**2
-    sizes = ((heads * area, channels), (heads * area,), (8, channels), (8,), (channels * area, 8), (channels * area,))
-    weights = Weights(*(torch.empty(size, device="meta") for size in (*sizes, (channels * area,))))
-    settings = Settings(kernel_size, stride, 1, heads, True, 0.47)
+    x, weights, settings = _layer(shape, dtype, kernel_size, stride, heads)
 
     def call() -> None:
         y, activations = layer_launch.forward(x, weights, settings)
         layer_launch.backward(y, x, weights, activations, settings, True, True)
 
     return {name: launch for name, launch in _recorded(call).items() if not name.startswith("ddf_")}
+
+
+def record_between(
+    shape: tuple[int, int, int, int], *, dtype: torch.dtype, kernel_size: int, stride: int, heads: int
+) -> dict[str, Launch]:
+    """Launches of a DDF layer with batch normalizations around it, in inference, by kernel name."""
+    x, weights, settings = _layer(shape, dtype, kernel_size, stride, heads)
+    norm = BatchNorm(*(torch.empty(shape[1], device="meta") for _ in range(4)), 1e-5)
+    launches = _recorded(lambda: layer_launch.forward_between(x, norm, weights, norm, settings))
+    return {name: launch for name, launch in launches.items() if name != "channel_filters_kernel"}
+
+
+def _layer(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, kernel_size: int, stride: int, heads: int
+) -> tuple[torch.Tensor, Weights, Settings]:
+    x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
+    channels, area = shape[1], kernel_size**2
+    sizes = ((heads * area, channels), (heads * area,), (8, channels), (8,), (channels * area, 8), (channels * area,))
+    weights = Weights(*(torch.empty(size, device="meta") for size in (*sizes, (channels * area,))))
+    return x, weights, Settings(kernel_size, stride, 1, heads, True, 0.47)
 
 
 def _recorded(call: Callable[[], None]) -> dict[str, Launch]:

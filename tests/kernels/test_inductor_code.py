@@ -1,5 +1,6 @@
 """torch.compile on CUDA, without a GPU: Inductor's code around the layer's kernels wastes no pass over memory."""
 
+import functools
 import json
 import os
 import re
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
+FORWARD = {"spatial_filters_kernel", "channel_filters_kernel", "ddf_forward_kernel"}
 OURS = {
-    "forward": {"spatial_filters_kernel", "channel_filters_kernel", "ddf_forward_kernel"},
+    "forward": FORWARD,
+    "between": {"batch_norm_affine_kernel", *FORWARD},
     "backward": {
         *("ddf_backward_filters_kernel", "channel_filters_backward_kernel"),
         *("ddf_backward_x_kernel", "spatial_filters_backward_kernel"),
@@ -19,9 +22,9 @@ OURS = {
 }
 
 
-@pytest.mark.parametrize("which", OURS)
-def test_no_kernel_only_writes(which):
-    """Outputs made by `torch.empty(memory_format=...)` were filled with NaN first: a pass over y, two over grad_x."""
+@functools.cache
+def kernels_of(which):
+    """The kernels of a case of inductor_cases.py: name to source."""
     pytest.importorskip("triton")
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -29,10 +32,27 @@ def test_no_kernel_only_writes(which):
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     (line,) = (line for line in run.stdout.splitlines() if line.startswith("KERNELS "))
-    kernels = json.loads(line.removeprefix("KERNELS "))
+    return json.loads(line.removeprefix("KERNELS "))
+
+
+@pytest.mark.parametrize("which", OURS)
+def test_no_kernel_only_writes(which):
+    """Outputs made by `torch.empty(memory_format=...)` were filled with NaN first: a pass over y, two over grad_x."""
+    kernels = kernels_of(which)
     ours = {re.sub(r"_\d+$", "", name) for name in kernels if not name.startswith("triton_")}
     assert ours == OURS[which]
     generated = {name: body for name, body in kernels.items() if name.startswith("triton_")}
     assert generated
     for name, body in generated.items():
         assert "tl.store" not in body or "tl.load" in body, f"{name} reads nothing:\n{body}"
+
+
+def passes_over_images(kernels):
+    """Generated kernels whose size is that of x of the layer, of (256, 64, 56, 56)."""
+    return [name for name, body in kernels.items() if name.startswith("triton_") and str(256 * 64 * 56 * 56) in body]
+
+
+def test_normalizing_in_the_layer_leaves_no_pass_around_it():
+    """Apart, there is one over x and one over y, each of batch normalization and ReLU."""
+    assert len(passes_over_images(kernels_of("forward"))) == 2
+    assert passes_over_images(kernels_of("between")) == []

@@ -1,4 +1,7 @@
-"""Runs interpreter_cases.py with TRITON_INTERPRET=1, which has to be set before the kernels are imported."""
+"""Runs interpreter_cases.py and interpreter_norm_cases.py with TRITON_INTERPRET=1.
+
+It has to be set before the kernels are imported.
+"""
 
 import importlib.metadata
 import importlib.util
@@ -29,13 +32,14 @@ def test_kernels_in_the_interpreter():
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5"]
-    # two processes, because it is slow: the interpreter makes about 2000 calls of NumPy a second
+    # several processes, because it is slow: the interpreter makes about 2000 calls of NumPy a second
+    parts = [("interpreter_cases.py", "-k", half) for half in ("test_options", "not test_options")]
     runs = [
         subprocess.Popen(
-            [*command, str(HERE / "interpreter_cases.py"), "-k", half],
+            [*command, str(HERE / file), *choice],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for half in ("test_options", "not test_options")
+        for file, *choice in [*parts, ("interpreter_norm_cases.py",)]
     ]  # fmt: skip
     for run in runs:
         output = run.communicate()[0]

@@ -26,6 +26,9 @@ if missing_tools():
 CASES = [(kernel, 90, variant) for variant in compile_matrix.QUICK_VARIANTS for kernel in variant.record()]
 CASES += [(kernel, 90, compile_matrix.Branch("fp32", 3, 2)) for kernel in compile_matrix.BRANCH_KERNELS]
 CASES += [(kernel, 80, compile_matrix.Branch()) for kernel in compile_matrix.BRANCH_KERNELS]
+BRANCH = compile_matrix.Branch()
+BETWEEN = compile_matrix.Between()
+CASES += [(kernel, arch, BETWEEN) for kernel in BETWEEN.record() for arch in (80, 90)]
 FAST_KERNELS = compile_matrix.KERNELS[:3]  # those of channels_last tensors
 CASES += [(kernel, arch, compile_matrix.Variant()) for kernel in FAST_KERNELS for arch in (80, 86, 89, 100)]
 FAST = (2, 64, 56, 56)
@@ -47,8 +50,7 @@ def test_half_precision_channels_last_makes_wide_accesses_and_each_once(kernel):
     taps, outputs = 9, launch.constants["BLOCK_Y"] * launch.constants["BLOCK_X"]
     if kernel == "ddf_backward_filters_kernel":
         assert outputs == 2
-        assert narrow.pop("LDG.E.64") == taps  # a lane reads two channels of the filter; the warp exchanges them
-        wide = 12 + 2  # the 3x4 values of x that a block of 1x2 meets, and grad_y
+        wide = 12 + 2 + 2 * taps  # the 3x4 values of x that a block of 1x2 meets, grad_y, eight channels of the filter
     else:
         assert outputs == 8
         assert narrow.pop("LDG.E.64") == 24  # four channels of the 4x6 values that a block of 2x4 meets
@@ -58,6 +60,16 @@ def test_half_precision_channels_last_makes_wide_accesses_and_each_once(kernel):
     stores = {name: count for name, count in compiled.instructions.items() if name.startswith("STG")}
     if kernel != "ddf_backward_filters_kernel":
         assert stores == {"STG.E.64": outputs}
+
+
+def test_normalizing_in_the_kernels_takes_few_instructions():
+    """3 of x are loaded for each output: a multiply-add and a maximum for each, two more for y, and no selection."""
+    apart = compile_matrix.compile_job((compile_matrix.Variant(), "ddf_forward_kernel", 90))
+    within = compile_matrix.compile_job((BETWEEN, "ddf_forward_kernel", 90))
+    assert within[1] - apart[1] < 9
+    assert within[0].registers <= 100
+    branch, between = (compile_matrix.compile_job((v, "spatial_filters_kernel", 90))[0] for v in (BRANCH, BETWEEN))
+    assert between.registers <= branch.registers  # else the compiler computes the normalized x twice
 
 
 def test_alignment_is_what_makes_loads_wide(monkeypatch):
@@ -140,7 +152,7 @@ def test_a_fault_is_reported():
 
 def test_the_command_line(capsys):
     assert compile_matrix.main(["--quick", "--archs", "90", "--kernels", "ddf_forward_kernel"]) == 0
-    assert "6 of 6 within limits" in capsys.readouterr().out
+    assert "8 of 8 within limits" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 56, 56), (2, 24, 13, 11)], ids=str)

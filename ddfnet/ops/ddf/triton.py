@@ -24,8 +24,11 @@ def forward(args: Arguments) -> Tensor:
     return forward_dense(_dense(args)) if args.x.numel() else args.empty_output()
 
 
-def forward_dense(args: Arguments) -> Tensor:
-    """The same of dense arguments."""
+def forward_dense(args: Arguments, x_affine: Tensor | None = None, y_affine: Tensor | None = None) -> Tensor:
+    """The same of dense arguments, with ReLUs of affine maps around it: float32 (2, C), scale and shift, or None.
+
+    y = relu(ddf(relu(x * scale + shift)) * scale + shift), the padding being zeros of what `ddf` filters.
+    """
     y = args.empty_output()
     tile = tiling.forward_tile(args)
     _launch(
@@ -33,8 +36,16 @@ def forward_dense(args: Arguments) -> Tensor:
         _block_programs(tile, args, *args.filter_size) * (args.phases // tile.phases),
         tile,
         args,
-        (args.x, *_filters(args), y),
+        (
+            args.x,
+            *_filters(args),
+            y,
+            args.x if x_affine is None else x_affine,
+            args.x if y_affine is None else y_affine,
+        ),
         PHASES=tile.phases,
+        ACTIVATE_X=x_affine is not None,
+        ACTIVATE_Y=y_affine is not None,
         **_weights(args),
     )
     return y

@@ -35,6 +35,16 @@ class Settings(NamedTuple):
     alpha: float
 
 
+class BatchNorm(NamedTuple):
+    """A batch normalization in inference, (x - mean) / sqrt(variance + eps) * weight + bias; the tensors are (C,)."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    variance: Tensor
+    eps: float
+
+
 class Activations(NamedTuple):
     """What backward needs beside x.
 

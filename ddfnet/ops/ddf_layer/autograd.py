@@ -255,7 +255,7 @@ _ddf_layer_backward.register_autograd(_second_order)
 
 # FLOPs, for torch.utils.flop_counter.FlopCounterMode: one multiplication and one addition per tap and output, as for
 # convolutions there. Combining the two filters is not counted, and neither are normalization and pooling.
-def _flops(x: Shape, spatial: Shape, squeeze: Shape, excite: Shape, out: Shape) -> tuple[int, int]:
+def layer_flops(x: Shape, spatial: Shape, squeeze: Shape, excite: Shape, out: Shape) -> tuple[int, int]:
     """Of the operator, and of the products with weights."""
     pixels = out[0] * prod(out[2:])
     weights = pixels * prod(spatial) + x[0] * (prod(squeeze) + prod(excite))
@@ -264,12 +264,12 @@ def _flops(x: Shape, spatial: Shape, squeeze: Shape, excite: Shape, out: Shape) 
 
 @register_flop_formula(torch.ops.ddfnet.ddf_layer)
 def _(x: Shape, spatial: Shape, _: Any, squeeze: Shape, _b: Any, excite: Shape, *_s: Any, out_shape: Any) -> int:
-    return sum(_flops(x, spatial, squeeze, excite, out_shape[0]))
+    return sum(layer_flops(x, spatial, squeeze, excite, out_shape[0]))
 
 
 @register_flop_formula(torch.ops.ddfnet.ddf_layer_backward)
 def _(grad_y: Shape, x: Shape, spatial: Shape, squeeze: Shape, excite: Shape, *rest: Any, out_shape: Any) -> int:
-    operator, weights = _flops(x, spatial, squeeze, excite, grad_y)
+    operator, weights = layer_flops(x, spatial, squeeze, excite, grad_y)
     need_x, need_weights = rest[-2:]
     # through the operator and the weights to x, and to each of them
     return (2 + need_x) * operator + (1 + need_weights) * weights

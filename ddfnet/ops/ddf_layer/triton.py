@@ -10,29 +10,49 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddfnet.kernels.batch_norm import batch_norm_affine_kernel
 from ddfnet.kernels.channel_filters import channel_filters_backward_kernel, channel_filters_kernel
 from ddfnet.kernels.spatial_filters import spatial_filters_backward_kernel, spatial_filters_kernel
 from ddfnet.ops.common import cdiv, empty, launch, output_size
 from ddfnet.ops.ddf import triton as operator
 from ddfnet.ops.ddf.arguments import Arguments, Needed
-from ddfnet.ops.ddf_layer.arguments import Activations, Settings, Weights, padded_area, padded_heads
+from ddfnet.ops.ddf_layer.arguments import Activations, BatchNorm, Settings, Weights, padded_area, padded_heads
 
 _BLOCK_PIXELS = 64
 _BLOCK_CHANNELS = 64
+_AFFINE_CHANNELS = 128
 _NORM_CHANNELS = 32  # of a program of the channel branch: enough programs for a small batch
 
 
-def forward(x: Tensor, weights: Weights, settings: Settings) -> tuple[Tensor, Activations]:
-    """y, and what backward needs."""
+def forward(
+    x: Tensor, weights: Weights, settings: Settings, x_affine: Tensor | None = None, y_affine: Tensor | None = None
+) -> tuple[Tensor, Activations]:
+    """y, and what backward needs; with affine maps and ReLUs around the layer, see `forward_dense` of the operator."""
     x = operator.aligned(x, torch.channels_last)
-    spatial_filter, inverse_std, pooled = spatial_filters(x, weights.spatial, weights.spatial_bias, settings)
+    spatial_filter, inverse_std, pooled = spatial_filters(x, weights.spatial, weights.spatial_bias, settings, x_affine)
     hidden = F.relu_(_linear(pooled, weights.squeeze, weights.squeeze_bias))
     logits = _linear(hidden, weights.excite, weights.excite_bias)
     channel_filter = x.new_empty((x.shape[0], settings.kernel_size**2, x.shape[1]), dtype=torch.float32)
     tensors = (logits, weights.alpha, channel_filter)
     _launch_norm(channel_filters_kernel, tensors, x, settings)
     activations = Activations(spatial_filter, inverse_std, pooled, hidden, logits, channel_filter)
-    return operator.forward_dense(_arguments(x, activations, settings)), activations
+    return operator.forward_dense(_arguments(x, activations, settings), x_affine, y_affine), activations
+
+
+def forward_between(x: Tensor, before: BatchNorm, weights: Weights, after: BatchNorm, settings: Settings) -> Tensor:
+    """y of the layer between two batch normalizations with ReLUs, for inference."""
+    channels = x.shape[1]
+    affines = x.new_empty((2, 2, channels), dtype=torch.float32)
+    launch(
+        batch_norm_affine_kernel,
+        (cdiv(channels, _AFFINE_CHANNELS),),
+        *(tensor.contiguous() for tensor in (*before[:4], *after[:4])),
+        *(affines, channels, before.eps, after.eps),
+        BLOCK_CHANNELS=_AFFINE_CHANNELS,
+        num_warps=4,
+        num_stages=1,
+    )
+    return forward(x, weights, settings, *affines)[0]
 
 
 def backward(
@@ -70,9 +90,12 @@ def backward(
 
 
 def spatial_filters(
-    x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings
+    x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, x_affine: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Filters in the dtype of x, float32 inverse standard deviations (B, G, Ho, Wo), float32 averages of x (B, C)."""
+    """Filters in the dtype of x, float32 inverse standard deviations (B, G, Ho, Wo), float32 averages of x (B, C).
+
+    With x_affine (2, C), of relu(x * scale + shift).
+    """
     batch, channels, height, width = x.shape
     size = output_size(x, settings.stride)
     tiles = cdiv(height * width, _BLOCK_PIXELS)
@@ -81,8 +104,11 @@ def spatial_filters(
     partials = x.new_empty((batch, tiles, channels), dtype=torch.float32)
     weight = weight.reshape(-1, channels).contiguous()
     bias_or_any = weight if bias is None else bias.contiguous()
-    tensors = (x, weight, bias_or_any, filters, inverse_std, partials)
-    _launch(spatial_filters_kernel, batch * tiles, tensors, x, settings, HAS_BIAS=bias is not None, num_stages=2)
+    tensors = (x, weight, bias_or_any, filters, inverse_std, partials, x if x_affine is None else x_affine)
+    has = {"HAS_BIAS": bias is not None, "ACTIVATE_X": x_affine is not None}
+    # 32 channels at a time keep registers, hence warps on a multiprocessor, as they are without the affine map
+    policy = {"num_stages": 2} if x_affine is None else {"num_stages": 1, "BLOCK_CHANNELS": 32}
+    _launch(spatial_filters_kernel, batch * tiles, tensors, x, settings, **has, **policy)
     return filters, inverse_std, partials.sum(1)
 
 
@@ -152,9 +178,7 @@ def _launch(
         PADDED_HEADS=padded_heads(settings.heads),
         PADDED_AREA=padded_area(settings.kernel_size),
         BLOCK_PIXELS=_BLOCK_PIXELS,
-        BLOCK_CHANNELS=_BLOCK_CHANNELS,
-        num_warps=4,
-        **constants,
+        **{"BLOCK_CHANNELS": _BLOCK_CHANNELS, "num_warps": 4, **constants},
     )
 
 

@@ -11,6 +11,7 @@ from torch._functorch.aot_autograd import aot_export_module
 from torch._subclasses import FakeTensorMode
 
 from ddfnet import DDF
+from ddfnet.layers.normalized_ddf import normalized_ddf
 from ddfnet.ops.ddf import ddf, native
 from tests.ops.ddf.conftest import native_code
 
@@ -223,6 +224,18 @@ def test_the_layer_traces_into_its_fused_kernels_on_cuda(no_gpu_needed):
     assert [sorted(names) for names in written] == [spatial, ["channel_filter"], ["y"]]
     layer.fused_filters = False
     assert written_by_kernels(lambda x: (layer(x),), x) == [["y"]]
+
+
+def test_the_layer_between_norms_traces_into_its_kernels_on_cuda(no_gpu_needed):
+    norms = [torch.nn.BatchNorm2d(64, device="cuda").eval() for _ in range(2)]
+    ddf = DDF(64, device="cuda", dtype=torch.bfloat16).eval()
+    relu, drop = torch.nn.ReLU().eval(), torch.nn.Identity().eval()
+    x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    layers = (norms[0], relu, ddf, norms[1], drop, relu)
+    with torch.no_grad():
+        written = written_by_kernels(lambda x: (normalized_ddf(x, *layers),), x)
+    spatial = ["inverse_std", "pool_partials", "spatial_filter"]
+    assert [sorted(names) for names in written] == [["affines"], spatial, ["channel_filter"], ["y"]]
 
 
 def layer_tensors(channels, heads, size, device="cpu", dtype=torch.float32, hidden=4):

@@ -277,6 +277,7 @@ def test_table_of_models(model_run):
     ("options", "message"),
     [
         (["--models", "resnet5O"], "timm knows no such model"),
+        (["--models", "resnet50:drop_rate"], "expected name:option=value"),
         (["--steps", "0"], "--steps: must be at least 1"),
         (["--image-size", "0"], "--image-size: must be at least 1"),
         (["--torch-profile", "2"], "with --output"),
@@ -313,6 +314,11 @@ def test_a_graph_records_the_fourth_step(monkeypatch):
     replay = model.graphed(lambda: events.append("step"))
     replay()
     assert events == ["wait", "step", "step", "step", "wait", "record", "step", "replay"]
+
+
+def test_options_of_a_model():
+    assert model.parse_model("resnet50") == ("resnet50", {})
+    assert model.parse_model("a:b=none,c=0.5,d=true") == ("a", {"b": "none", "c": 0.5, "d": True})
 
 
 # --- common parts -----------------------------------------------------------------------------------------------------

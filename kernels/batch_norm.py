@@ -1,0 +1,32 @@
+"""Kernels of batch normalization, where the layer is one operator with those around it."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def batch_norm_affine_kernel(
+    x_weight, x_bias, x_mean, x_variance, y_weight, y_bias, y_mean, y_variance, affines, channels, x_epsilon, y_epsilon,
+    BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Scale and shift of two batch normalizations: weight / sqrt(variance + epsilon), bias - mean * scale.
+
+    A scale of 0 becomes the smallest normal number, because `load_activated` lets an infinity through the map.
+
+    The first eight: (C,), any float dtype. affines: float32 (2, 2, C), scale and shift of x, then of y. One program has
+    BLOCK_CHANNELS channels of both.
+    """
+    channel = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    channel_ok = channel < channels
+    for index in tl.static_range(2):
+        weight, bias, mean, variance, epsilon = x_weight, x_bias, x_mean, x_variance, x_epsilon
+        if index == 1:
+            weight, bias, mean, variance, epsilon = y_weight, y_bias, y_mean, y_variance, y_epsilon
+        spread = tl.load(variance + channel, mask=channel_ok, other=1.0).to(tl.float32) + epsilon
+        scale = tl.load(weight + channel, mask=channel_ok, other=0.0).to(tl.float32) / tl.sqrt_rn(spread)
+        center = tl.load(mean + channel, mask=channel_ok, other=0.0).to(tl.float32)
+        shift = tl.load(bias + channel, mask=channel_ok, other=0.0).to(tl.float32) - center * scale
+        scale = tl.where(scale == 0.0, 1.1754943508222875e-38, scale)
+        target = affines + index * 2 * channels + channel
+        tl.store(target, scale, mask=channel_ok)
+        tl.store(target + channels, shift, mask=channel_ok)

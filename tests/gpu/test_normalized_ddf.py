@@ -1,0 +1,110 @@
+"""A DDF between batch normalizations as one operator on CUDA, against the layers on the CPU in float64."""
+
+import copy
+
+import pytest
+import torch
+from ddf_cases import relative_error
+from gpu_cases import DEVICE, needs_cuda, poisoned_memory
+from torch import nn
+from torch._dynamo.utils import counters
+
+from ddfnet import DDF
+from ddfnet.layers.normalized_ddf import normalized_ddf, one_by_one
+from ddfnet.models.ddf_resnet import DDFBottleneck
+
+pytestmark = pytest.mark.gpu
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+def randomize(network):
+    """Statistics as after training, and weights of which some are negative and some 0."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.copy_(torch.randn(norm.num_features, generator=generator))
+            norm.running_var.copy_(torch.rand(norm.num_features, generator=generator) * 2 + 0.1)
+            norm.weight.data.copy_(torch.randn(norm.num_features, generator=generator))
+            norm.weight.data[1::5] = 0
+            norm.bias.data.copy_(torch.randn(norm.num_features, generator=generator) + 0.5)
+    return network.eval()
+
+
+def make(channels, **options):
+    torch.manual_seed(0)
+    return randomize(
+        nn.Sequential(
+            *(nn.BatchNorm2d(channels), nn.ReLU(), DDF(channels, **options)),
+            *(nn.BatchNorm2d(channels), nn.Identity(), nn.ReLU()),
+        )
+    )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("channels", "size", "options"),
+    [
+        (64, (56, 56), {}),
+        (128, (28, 28), {"stride": 2}),
+        (72, (15, 13), {"heads": 1, "combine": "add"}),
+        (512, (7, 7), {}),
+        (24, (9, 8), {"dilation": 2}),
+    ],
+    ids=str,
+)
+def test_against_the_layers_on_the_cpu(channels, size, options, dtype):
+    layers = make(channels, **options)
+    x = torch.randn(2, channels, *size).to(dtype).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        exact = one_by_one(x.double(), *copy.deepcopy(layers).double())
+        on_device = copy.deepcopy(layers).to(DEVICE)
+        autocast = torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32)
+        with autocast, poisoned_memory():
+            y = normalized_ddf(x.to(DEVICE), *on_device)
+    assert y.dtype == dtype
+    assert relative_error(y.cpu(), exact) <= TOLERANCE[dtype]
+
+
+def block(**options):
+    torch.manual_seed(0)
+    network = randomize(DDFBottleneck(256, 64, **options)).to(DEVICE, memory_format=torch.channels_last)
+    x = torch.randn(4, 256, 14, 14).to(DEVICE, memory_format=torch.channels_last)
+    return network, x
+
+
+def test_a_compiled_block_has_no_graph_break():
+    counters.clear()
+    torch._dynamo.reset()
+    network, x = block()
+    with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
+        expected = network(x)
+        y = torch.compile(network, fullgraph=True)(x)
+    assert not counters["graph_break"]
+    assert relative_error(y.cpu(), expected.cpu().double()) <= 2e-2
+
+
+@needs_cuda
+def test_a_block_launches_less():
+    network, x = block()
+    launched = {}
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        for network.fused_norms in ("inference", "none"):
+            network(x)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                network(x)
+                torch.cuda.synchronize()
+            launched[network.fused_norms] = [event.key for event in profile.key_averages()]
+    assert any("batch_norm_affine_kernel" in name for name in launched["inference"])
+    assert not any("batch_norm_affine_kernel" in name for name in launched["none"])
+
+
+@needs_cuda
+def test_in_a_cuda_graph():
+    network, x = block()
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        expected = network(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = network(x)
+        graph.replay()
+        assert torch.equal(y, expected)

@@ -1,0 +1,102 @@
+"""A DDF between batch normalizations: the operator's definition is that of the layers, and blocks are timm's."""
+
+import copy
+
+import pytest
+import torch
+from timm.models.resnet import Bottleneck
+from torch import nn
+
+from ddfnet import DDF
+from ddfnet.layers.normalized_ddf import normalized_ddf, one_by_one
+from ddfnet.models.ddf_resnet import DDFBottleneck
+from ddfnet.models.fold import fold_batch_norm
+
+
+def make(channels=8, **options):
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        *(nn.BatchNorm2d(channels), nn.ReLU(), DDF(channels, squeeze_ratio=0.5, **options)),
+        *(nn.BatchNorm2d(channels), nn.Identity(), nn.ReLU()),
+    )
+    for norm in (layers[0], layers[3]):
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    return layers.double().eval()
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "heads": 2, "combine": "add"}], ids=str)
+def test_the_definition_is_the_layers_one_by_one(options):
+    """Where no Triton kernels run, the registered operator is its definition."""
+    layers = make(**options)
+    before, _, ddf, after, *_ = layers
+    x = torch.randn(2, 8, 7, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    norms = [
+        tensor for norm in (before, after) for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    ]
+    weights, settings = ddf.operands()
+    with torch.no_grad():
+        y = torch.ops.ddfnet.ddf_layer_between(x, *norms, *weights, before.eps, after.eps, *settings)
+        torch.testing.assert_close(y, one_by_one(x, *layers), rtol=1e-10, atol=1e-10)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_without_triton_the_layers_are_called():
+    layers = make()
+    x = torch.randn(2, 8, 7, 5, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(normalized_ddf(x, *layers), one_by_one(x, *layers))
+    x.requires_grad_()
+    torch.autograd.gradcheck(lambda x: normalized_ddf(x, *layers), x[:1, :, :4, :3].detach().requires_grad_())
+
+
+def blocks():
+    """Blocks with everything that timm's bottleneck has."""
+    downsample = nn.Sequential(nn.Conv2d(16, 32, 1, 2, bias=False), nn.BatchNorm2d(32))
+    ddf_args = {"squeeze_ratio": 0.5}
+    yield DDFBottleneck(16, 8, 2, downsample, ddf_args=ddf_args)
+    yield DDFBottleneck(32, 8, ddf_args=ddf_args, attn_layer="se", drop_path=nn.Dropout(0.5))
+    yield DDFBottleneck(32, 8, ddf_args=ddf_args, drop_block=lambda: nn.Dropout2d(0.5), fused_norms="none")
+    aa_layer = nn.AvgPool2d
+    yield DDFBottleneck(16, 8, 2, copy.deepcopy(downsample), ddf_args=ddf_args, aa_layer=aa_layer)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("index", range(4))
+def test_a_block_is_timms(index, training):
+    """Bit for bit, with gradients and statistics, on a CPU."""
+    torch.manual_seed(0)
+    block = list(blocks())[index].train(training)
+    other = copy.deepcopy(block)
+    x = torch.randn(3, block.conv1.in_channels, 8, 8, requires_grad=True)
+    torch.manual_seed(1)
+    y = block(x)
+    torch.manual_seed(1)
+    expected = Bottleneck.forward(other, x)
+    assert torch.equal(y, expected)
+    grads = torch.autograd.grad(y.sin().sum(), [x, *block.parameters()])
+    for a, b in zip(grads, torch.autograd.grad(expected.sin().sum(), [x, *other.parameters()]), strict=True):
+        assert torch.equal(a, b)
+    for name, buffer in block.named_buffers():
+        assert torch.equal(buffer, other.get_buffer(name)), name
+
+
+def test_an_unknown_choice_is_named():
+    with pytest.raises(ValueError, match="fused_norms must be 'none' or 'inference', got 'training'"):
+        DDFBottleneck(32, 8, fused_norms="training")
+
+
+def test_which_norms_a_block_absorbs():
+    block = DDFBottleneck(32, 8, ddf_args={"squeeze_ratio": 0.5})
+    assert block.absorbed_norms() == ()  # training
+    assert block.eval().absorbed_norms() == (block.bn1, block.bn2)
+    block.fused_norms = "none"
+    assert block.absorbed_norms() == ()
+
+
+def test_on_a_cpu_folding_still_folds_them():
+    network = nn.Sequential(nn.Conv2d(3, 32, 1), DDFBottleneck(32, 8, ddf_args={"squeeze_ratio": 0.5})).eval()
+    assert fold_batch_norm(network, 8) == 2
+    assert isinstance(network[1].bn1, nn.Identity)

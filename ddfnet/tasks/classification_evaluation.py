@@ -17,6 +17,7 @@ from ddfnet.evaluation.predictions import PredictionEvaluator
 from ddfnet.evaluation.report import PredictionReport
 from ddfnet.models.classifier import Classifier, build_classifier
 from ddfnet.models.fold import fold_batch_norm
+from ddfnet.models.input_size import check_sizes
 from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
 from ddfnet.utils.errors import DataError, UserError
 from ddfnet.zoo.entries import Entry
@@ -29,9 +30,14 @@ def classification_evaluation(
 ) -> Evaluation:
     """`Task.evaluation` of classification: any file that `build_classifier` reads, image by image."""
     folders = find_sets(options.sets, options.data) if options.sets is not None else None
-    loaded = build_classifier(weights, source=path, model=options.model, entry=entry)
+    loaded = build_classifier(weights, source=path, model=options.model, entry=entry, size=options.input_size)
     changes = {"size": options.input_size, "crop_pct": options.crop_pct, "interpolation": options.interpolation}
     how = loaded.preprocessing.replaced(**{key: value for key, value in changes.items() if value is not None})
+    if options.input_size:
+        try:
+            check_sizes(loaded.name, loaded.kwargs, size=how.size)
+        except ValueError as error:
+            raise UserError(f"--input-size {how.size}: {error}") from None
     outputs = loaded.num_classes
     if folders is None:
         index = _index(loaded.classes, path, options.data, weights, outputs)
@@ -47,7 +53,8 @@ def classification_evaluation(
         model=loaded.name,
         precision=loaded.precision if options.precision == "auto" else options.precision,
         batch_size=options.batch_size or BATCH_SIZE,
-        channels_last=True,
+        channels_last=loaded.channels_last,
+        notes=[f"weights of {path}: {loaded.changes}"] if loaded.changes else [],
         facts={"model_kwargs": loaded.kwargs, "preprocessing": how.to_dict(), "tta": options.tta, **folded},
         sets=[_set(images, loaded, how, options) for images in sets],
     )
@@ -60,7 +67,7 @@ def _set(images: ImageSet, loaded: Classifier, how: Preprocessing, options: Eval
         return eval_batches(
             EvalDataset(images.index, eval_transform(how)).read,
             len(images.index),
-            EvalBatchTransform(how, device=device, channels_last=True),
+            EvalBatchTransform(how, device=device, channels_last=loaded.channels_last),
             batch_size=options.batch_size or BATCH_SIZE,
             rank=rank,
             world_size=world_size,

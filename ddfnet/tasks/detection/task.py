@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import ddfnet
-from ddfnet.checkpoint import Weights, load_weights, read_weights
+from ddfnet.checkpoint import Weights, read_weights
 from ddfnet.data.batches import Batch
 from ddfnet.data.loader import Finish
 from ddfnet.models.factory import create_model
+from ddfnet.models.weights import load_weights
 from ddfnet.tasks.base import Task
 from ddfnet.tasks.detection.coco import CocoIndex, index_coco
 from ddfnet.tasks.detection.config import DetectionConfig

@@ -231,9 +231,12 @@ def hub_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} names no architecture of timm: give a folder that timm or this package wrote")
     # Early files have one level: what is now in pretrained_cfg beside the architecture.
     config = {"pretrained_cfg": config, "label_names": config.get("labels"), **config}
-    config["model_args"] = config.get("model_args") or {}
-    if not isinstance(config["pretrained_cfg"], dict) or not isinstance(config["model_args"], dict):
+    arguments = config.get("model_args") or {}
+    if not isinstance(config["pretrained_cfg"], dict) or not isinstance(arguments, dict):
         raise CheckpointError(f"{path}: pretrained_cfg and model_args must be objects: write the folder again")
+    # The number of classes is that of the weights, and three channels are no choice.
+    usual = {"num_classes": arguments.get("num_classes"), "in_chans": 3}
+    config["model_args"] = {key: arguments[key] for key in arguments if arguments[key] != usual.get(key, ...)}
     return config
 
 

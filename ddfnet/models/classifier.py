@@ -94,7 +94,7 @@ def build_classifier(
         raise UserError(str(error)) from None
     infinite = {key for key, tensor in network.state_dict().items() if torch.isinf(tensor).any()}  # some are, by design
     changes = load_weights(network, weights, source=source, name=name)
-    _check_finite(weights, source, infinite)
+    _check_finite(network, source, infinite)
     return Classifier(
         network.eval(),
         name,
@@ -122,9 +122,10 @@ def _described(
         raise CheckpointError(f"{source} does not say which model it holds: give --model, e.g. ddf_mul_resnet50")
     if name == theirs and not timm.is_model(name):
         raise CheckpointError(f"{source} calls its model {name!r}, which timm does not know: give --model")
-    if args.get("in_chans") not in (None, 3):
-        raise CheckpointError(f"{source} is of images with {args['in_chans']} channels: only 3 can be used here")
     kwargs = dict(args.get("model_kwargs") or {}) if name == theirs else {}
+    channels = args.get("in_chans") or kwargs.get("in_chans") or 3
+    if channels != 3:
+        raise CheckpointError(f"{source} is of images with {channels} channels: only 3 can be used here")
     if name == theirs and isinstance(args.get("gp"), str):  # timm's --gp
         kwargs["global_pool"] = args["gp"]
     check_describes_network(kwargs, source=source)
@@ -161,13 +162,13 @@ def _class_names(names: Any, num_classes: int) -> list[str] | None:
     return names if good else None
 
 
-def _check_finite(weights: Weights, source: Path, infinite: set[str]) -> None:
+def _check_finite(network: nn.Module, source: Path, infinite: set[str]) -> None:
     """Raises CheckpointError for values that make every output NaN, and name no class. `infinite`: keys of tensors that
-    hold infinities in a fresh network, such as masks."""
+    hold infinities in a fresh network, such as limits."""
     bad = [
         key
-        for key, tensor in weights.state_dict.items()
-        if not (~torch.isnan(tensor) if key in infinite else torch.isfinite(tensor)).all()
+        for key, tensor in network.state_dict().items()
+        if (torch.isnan(tensor).any() if key in infinite else not torch.isfinite(tensor).all())
     ]
     if bad:
         raise CheckpointError(

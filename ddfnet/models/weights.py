@@ -60,10 +60,7 @@ def load_weights(
     """
     own = model.state_dict()
     heads = classifier_names(model)
-    state, changes = _named_as_in(own, weights.state_dict, heads, source)
-    if any(_differences(_without(state, heads), _without(own, heads))):
-        state, converted = _converted(model, state, own, heads)
-        changes += converted
+    state, changes = _named_as_in(model, weights.state_dict, source)
     counters = [key for key in own if key.endswith("num_batches_tracked") and key not in state]
     state.update({key: own[key] for key in counters})
     changes += [f"{len(counters)} num_batches_tracked are absent and start at 0"] if counters else []
@@ -91,12 +88,9 @@ def load_weights(
 
 def count_classes(model: nn.Module, weights: Weights, *, source: object) -> int | None:
     """Number of classes of weights for a model, which may be without memory; None where they have no classifier."""
-    own, heads = model.state_dict(), classifier_names(model)
-    state, _ = _named_as_in(own, weights.state_dict, heads, source)
-    if any(_differences(_without(state, heads), _without(own, heads))):
-        state, _ = _converted(model, state, own, heads)
-    sizes = [len(state[f"{head}.{key}"]) for head in heads for key in ("bias", "weight") if f"{head}.{key}" in state]
-    return sizes[0] if sizes else None
+    state, _ = _named_as_in(model, weights.state_dict, source)
+    keys = [f"{head}.{key}" for head in classifier_names(model) for key in ("bias", "weight")]
+    return next((len(state[key]) for key in keys if key in state), None)
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
@@ -129,24 +123,29 @@ def checkpoint_filter(architecture: str) -> Callable[..., Any] | None:
     return kept[0] if kept else None
 
 
-def _named_as_in(own: State, state: State, heads: tuple[str, ...], source: object) -> tuple[State, list[str]]:
-    """The weights without the prefix of their network, and with the names of the model's classifier."""
+def _named_as_in(model: nn.Module, state: State, source: object) -> tuple[State, list[str]]:
+    """The weights without the prefix of their network, converted by timm's filter where names or shapes differ, and
+    with the name of the model's classifier; and what was done."""
+    own, heads = model.state_dict(), classifier_names(model)
     prefix = _prefix(own, state, source)
     inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     beside = {key: tensor for key, tensor in state.items() if not key.startswith(prefix)}
     changes = [f"stripped {prefix}"] if prefix else []
-    head = heads[0] if len(heads) == 1 else None
-    if head and own.get(f"{head}.weight") is not None and not any(_of(head, key) for key in inside):
+    if any(_differences(_without(inside, heads), _without(own, heads))):
+        inside, converted = _converted(model, inside, own, heads)
+        changes += converted
+    if len(heads) == 1 and f"{heads[0]}.weight" in own and not any(_of(heads[0], key) for key in inside):
+        weight = own[f"{heads[0]}.weight"]
         rest = {**beside, **{key: tensor for key, tensor in inside.items() if key not in own}}
-        width = own[f"{head}.weight"].shape[1:]
-        linear = [key.removesuffix(".weight") for key, tensor in rest.items() if key.endswith(".weight")
-                  and tensor.ndim == own[f"{head}.weight"].ndim and tensor.shape[1:] == width]  # fmt: skip
-        if len(linear) == 1:
-            theirs = [key for key in rest if _of(linear[0], key)]
-            for key in theirs:
-                inside[head + key.removeprefix(linear[0])] = rest[key]
-                (beside if key in beside else inside).pop(key)
-            changes += [f"renamed {linear[0]} to {head}"] if linear[0] != head else []
+        like = [
+            key.removesuffix(".weight")
+            for key, tensor in rest.items()
+            if key.endswith(".weight") and tensor.ndim == weight.ndim and tensor.shape[1:] == weight.shape[1:]
+        ]
+        if len(like) == 1:
+            for key in [key for key in rest if _of(like[0], key)]:
+                inside[heads[0] + key.removeprefix(like[0])] = (beside if key in beside else inside).pop(key)
+            changes += [f"renamed {like[0]} to {heads[0]}"] if like[0] != heads[0] else []
     changes += [f"left out {some(list(beside))}"] if beside else []
     return inside, changes
 

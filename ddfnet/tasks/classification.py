@@ -189,7 +189,7 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
                 trained.
         """
         model, given = self.config.model, self.config.data.input
-        rates = {"drop_rate": model.drop_rate}
+        rates: dict[str, Any] = {"drop_rate": model.drop_rate}
         if model.drop_path_rate:
             rates["drop_path_rate"] = model.drop_path_rate
         try:

@@ -13,7 +13,7 @@ import ddfnet
 from ddfnet.checkpoint import DEFAULT_TASK, Weights, read_weights
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.models.factory import check_describes_network, create_model
-from ddfnet.models.input_size import size_argument
+from ddfnet.models.input_size import create_for_size, size_argument
 from ddfnet.models.weights import count_classes, load_weights
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.zoo.download import locate
@@ -86,10 +86,13 @@ def build_classifier(
         num_classes, cfg = _probed(weights, source, name, kwargs)
         preprocessing = entry.preprocessing if entry else _preprocessing(cfg, args, source)
         classes = _class_names((weights.origin or {}).get("classes"), num_classes)
-        size = size or preprocessing.size
     try:
-        kwargs = {**kwargs, **(size_argument(name, kwargs, size) if size else {})}
-        network = create_model(name, num_classes=num_classes, **kwargs)
+        if size is not None or meta is None:
+            size = size or preprocessing.size
+            kwargs = {**kwargs, **size_argument(name, kwargs, size)}
+            network = create_for_size(name, kwargs, size=size, num_classes=num_classes)
+        else:
+            network = create_model(name, num_classes=num_classes, **kwargs)
     except ValueError as error:
         raise UserError(str(error)) from None
     infinite = {key for key, tensor in network.state_dict().items() if torch.isinf(tensor).any()}  # some are, by design

@@ -1,14 +1,15 @@
-"""The image sizes that a network takes: many are built for one, some take only multiples."""
+"""The image sizes that a network takes: many are built for one, some take only multiples of their windows."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from ddfnet.models.factory import create_model
 
 SEARCH = 64  # pixels up and down, in which sizes that work are looked for
+STEPS = (8, 14)  # patches, strides and windows are multiples of these, mostly
 
 
 def size_argument(name: str, kwargs: dict[str, Any], size: int) -> dict[str, Any]:
@@ -26,67 +27,82 @@ def size_argument(name: str, kwargs: dict[str, Any], size: int) -> dict[str, Any
     return {} if built_for == (size, size) else {"img_size": size}
 
 
-def check_sizes(name: str, kwargs: dict[str, Any], *, size: int, train_size: int | None = None) -> None:
-    """Raises ValueError where a network cannot take images of these sizes, with the nearest ones that it takes, or
-    returns more than the logits in training. A pass without memory or values shows it.
+def create_for_size(
+    name: str, kwargs: dict[str, Any], *, size: int, train_size: int | None = None, **rates: Any
+) -> nn.Module:
+    """`create_model` for images of a size, which are tried where the size or the arguments are not the model's own.
 
     Args:
-        name, kwargs: for `create_model`, without `img_size` for the model's own rule.
-        size: side of the images in evaluation, pixels, for which a model of one size is built.
-        train_size: of those in training, if it is another.
+        name: see `create_model`.
+        kwargs: arguments that describe the network, `img_size` among them where `size_argument` says so.
+        size: side of the images in evaluation, pixels.
+        train_size: of those in training; None where there is no training.
+        **rates: further arguments: classes, dropout.
+
+    Raises:
+        ValueError: there is no such model or it does not take its arguments; or not images of these sizes, with the
+            nearest ones that it takes; or it returns more than the logits in training.
     """
-    for side, training in ((size, False), (train_size or size, True)):
-        reason = _fault(name, kwargs, built_for=size, side=side, training=training)
-        if reason is None:
+    built_for_one = "img_size" in kwargs
+    try:
+        network = create_model(name, **rates, **kwargs)
+        cfg = vars(network)["pretrained_cfg"]
+    except (AssertionError, RuntimeError) as error:  # of a constructor that sizes do not suit
+        if not built_for_one:
+            raise
+        raise ValueError(_refusal(name, kwargs, size, _reason(error))) from None
+    if train_size in (None, size) and not kwargs and tuple(cfg["input_size"][1:]) == (size, size):
+        return network
+    for side, training in ((size, False), (train_size, True)):
+        fault = None if side is None else _fault(network, side, training=training)
+        if fault is None or side is None:
             continue
-        if side != size and _fault(name, kwargs, built_for=side, side=side, training=True) is None:
+        if training and side == size:
+            raise ValueError(f"{name} cannot be trained with these arguments: {fault}")
+        if training and built_for_one:
             raise ValueError(
-                f"{name} is built for one image size, {size}: training at {side} beside it is not possible"
+                f"{name} is built for one image size: it cannot train at {side} and evaluate at {size}"
             )
-        if side == size and training:
-            raise ValueError(f"{name} cannot be trained as it is: {reason}")
-        near = [s for s in (_first(name, kwargs, side, -1), _first(name, kwargs, side, 1)) if s is not None]
-        with torch.device("meta"):
-            own = vars(create_model(name))["pretrained_cfg"]["input_size"][-1]
-        takes = " and ".join(f"{s}" for s in near)
-        raise ValueError(
-            f"{name} takes no images of {side} x {side} pixels ({reason}): "
-            + (f"the nearest sizes that it takes are {takes}; " if near else "")
-            + f"it is made for {own}"
-        )
+        raise ValueError(_refusal(name, kwargs, side, fault))
+    return network
 
 
-def _first(name: str, kwargs: dict[str, Any], side: int, sign: int) -> int | None:
-    sizes = (side + sign * step for step in range(1, SEARCH + 1))
-    tries = (s for s in sizes if s > 0 and _fault(name, kwargs, built_for=s, side=s, devices=("meta",)) is None)
-    return next(tries, None)
+def _refusal(name: str, kwargs: dict[str, Any], size: int, reason: str) -> str:
+    near = [side for side in (_first(name, kwargs, size, -1), _first(name, kwargs, size, 1)) if side is not None]
+    takes = f"the nearest sizes that it takes are {' and '.join(map(str, near))}; " if near else ""
+    with torch.device("meta"):
+        own = vars(create_model(name))["pretrained_cfg"]["input_size"][-1]
+    return f"{name} takes no images of {size} x {size} pixels ({reason}): {takes}it is made for {own}"
 
 
-def _fault(
-    name: str,
-    kwargs: dict[str, Any],
-    *,
-    built_for: int,
-    side: int,
-    training: bool = False,
-    devices: Sequence[str] = ("meta", "cpu"),
-) -> str | None:
-    """Why a network built for images of one size fails on those of another, or None.
-
-    On the device `meta`, which computes shapes alone. Where that is not enough (a network that reads values, say), the
-    pass is made on the CPU.
-    """
-    reason = None
-    for device in devices:
-        try:
-            with torch.device(device):
-                model = create_model(name, **kwargs, **size_argument(name, kwargs, built_for)).train(training)
-                with torch.no_grad():
-                    out = model(torch.zeros(2, 3, side, side))
-        except Exception as error:  # asserts of models, shapes of PyTorch, errors of their own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _first(name: str, kwargs: dict[str, Any], size: int, sign: int) -> int | None:
+    """The first size below or above that the network takes."""
+    rest = {key: value for key, value in kwargs.items() if key != "img_size"}
+    for side in (size + sign * step for step in range(1, SEARCH + 1)):
+        if side < 1 or all(side % step for step in STEPS):
             continue
-        if not isinstance(out, Tensor):
-            return f"in training it returns {len(out)} outputs instead of the logits"
-        return None
-    return reason
+        try:
+            if _fault(create_model(name, **rest, **size_argument(name, rest, side)), side, training=False) is None:
+                return side
+        except (AssertionError, RuntimeError, ValueError):
+            continue
+    return None
+
+
+@torch.no_grad()
+def _fault(network: nn.Module, side: int, *, training: bool) -> str | None:
+    """Why a network fails on two blank images of a size, or None; it and the random numbers stay as they are."""
+    was_training = network.training
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}  # running statistics among them
+    try:
+        with torch.random.fork_rng(devices=[]):
+            out = functional_call(network.train(training), buffers, (torch.zeros(2, 3, side, side),))
+    except Exception as error:  # asserts of models, shapes of PyTorch, errors of their own
+        return _reason(error)
+    finally:
+        network.train(was_training)
+    return None if isinstance(out, Tensor) else f"in training it returns {len(out)} outputs instead of the logits"
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -19,8 +19,8 @@ from ddfnet.data.loader import Finish
 from ddfnet.data.preprocessing import InputConfig, eval_transform
 from ddfnet.data.sources import ImageSource, SourceConfig, open_split
 from ddfnet.evaluation.metrics import ClassificationEvaluator
-from ddfnet.models.factory import create_model, resolve_name
-from ddfnet.models.input_size import check_sizes, size_argument
+from ddfnet.models.factory import resolve_name
+from ddfnet.models.input_size import create_for_size, size_argument
 from ddfnet.models.weights import TIMM
 from ddfnet.tasks.base import Task
 from ddfnet.tasks.classification_evaluation import classification_evaluation
@@ -192,15 +192,18 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         rates: dict[str, Any] = {"drop_rate": model.drop_rate}
         if model.drop_path_rate:
             rates["drop_path_rate"] = model.drop_path_rate
+        train_size = given.train_size or given.size
         try:
-            network = create_model(self.model_name, num_classes=self.num_classes, **rates, **self.model_kwargs)
+            return create_for_size(
+                self.model_name,
+                self.model_kwargs,
+                size=given.size,
+                train_size=train_size,
+                num_classes=self.num_classes,
+                **rates,
+            )
         except ValueError as error:
-            raise ConfigError(f"model.name, model.kwargs: {error}") from None
-        try:
-            check_sizes(self.model_name, self.model_kwargs, size=given.size, train_size=given.train_size)
-        except ValueError as error:
-            raise ConfigError(f"data.input.size={given.size}: {error}") from None
-        return network
+            raise ConfigError(f"model.name, model.kwargs, data.input.size={given.size}: {error}") from None
 
     def train_reader(self, device: torch.device) -> tuple[Callable, Finish]:
         config, augment = self.config, self.config.augment

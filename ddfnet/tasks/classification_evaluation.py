@@ -17,7 +17,6 @@ from ddfnet.evaluation.predictions import PredictionEvaluator
 from ddfnet.evaluation.report import PredictionReport
 from ddfnet.models.classifier import Classifier, build_classifier
 from ddfnet.models.fold import fold_batch_norm
-from ddfnet.models.input_size import check_sizes
 from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
 from ddfnet.utils.errors import DataError, UserError
 from ddfnet.zoo.entries import Entry
@@ -33,11 +32,6 @@ def classification_evaluation(
     loaded = build_classifier(weights, source=path, model=options.model, entry=entry, size=options.input_size)
     changes = {"size": options.input_size, "crop_pct": options.crop_pct, "interpolation": options.interpolation}
     how = loaded.preprocessing.replaced(**{key: value for key, value in changes.items() if value is not None})
-    if options.input_size:
-        try:
-            check_sizes(loaded.name, loaded.kwargs, size=how.size)
-        except ValueError as error:
-            raise UserError(f"--input-size {how.size}: {error}") from None
     outputs = loaded.num_classes
     if folders is None:
         index = _index(loaded.classes, path, options.data, weights, outputs)

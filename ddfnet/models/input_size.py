@@ -60,9 +60,7 @@ def create_for_size(
         if training and side == size:
             raise ValueError(f"{name} cannot be trained with these arguments: {fault}")
         if training and built_for_one:
-            raise ValueError(
-                f"{name} is built for one image size: it cannot train at {side} and evaluate at {size}"
-            )
+            raise ValueError(f"{name} is built for one image size: it cannot train at {side} and evaluate at {size}")
         raise ValueError(_refusal(name, kwargs, side, fault))
     return network
 

@@ -43,7 +43,7 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
     _check_tag(name)
     if pretrained and name.split(".")[0] in list_models() and not timm.is_model_pretrained(name):
         known = timm.list_models("*", pretrained=True, module="ddf_resnet")
-        raise ValueError(f"there are no weights of {name} yet, only of {', '.join(known)}: use pretrained=False")
+        raise ValueError(f"there are no weights of {name} yet, only of {', '.join(known)}: set pretrained to false")
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except TypeError as error:

@@ -132,7 +132,7 @@ def _levels(backbone: nn.Module) -> list[Tensor]:
 
 def _used(levels: list[Tensor], parameters: list[nn.Parameter]) -> set[nn.Parameter]:
     """The parameters that some features depend on."""
-    total = sum(level.float().sum() for level in levels)
+    total = torch.stack([level.sum() for level in levels]).sum()
     gradients = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
     return {parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 

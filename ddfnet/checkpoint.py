@@ -3,15 +3,17 @@
 import argparse
 import json
 import pickle
+import re
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddfnet.utils.errors import CheckpointError
 from ddfnet.utils.files import write_atomically
@@ -93,37 +95,155 @@ class Weights:
     meta: dict[str, Any] | None  # of the task (`Task.meta`); None where the file has none
     kind: str  # `ema`, `model` or `state_dict`
     config: dict[str, Any] | None = None  # of the run, in its `best.pt` and `last.pt`
+    origin: dict[str, Any] | None = None  # `arch` and `args` of another trainer or a hub folder, see `_origin`
+    changes: tuple[str, ...] = ()  # what reading changed: "stripped module.", "left out n_averaged"
 
 
 def read_weights(path: str | Path, *, prefer: str = "auto") -> Weights:
-    """Reads weights from a checkpoint of this package, an official one, a bare state_dict, or a .safetensors file.
+    """Reads weights from a file of this package or of another trainer, or from a folder in the layout of the hub.
+
+    Files: .safetensors, or what torch.save wrote: a state_dict by itself or under one of the keys that timm,
+    torchvision, Lightning, mmpretrain, DeiT, DINO and the like give it. The keys lose what DDP, FSDP, torch.compile
+    and averaging put before them. Prefixes that only a model can tell from its own names are left to
+    `ddfnet.models.weights.load_weights`.
 
     Args:
-        path: the file.
+        path: the file, or a folder with config.json and the weights, as publish_weights.py and timm write it.
         prefer: `auto` takes the EMA weights where there are any, `ema` demands them, `raw` never takes them.
 
     Raises:
         CheckpointError: see `read_checkpoint`; no weights inside, or no EMA weights although `prefer` is `ema`.
     """
     path = Path(path)
+    if path.is_dir() and (path / HUB_CONFIG).is_file():
+        return _read_folder(path, prefer)
     if path.suffix == ".safetensors":
         return _read_safetensors(path, prefer)
+    if path.suffix == ".npz":
+        raise CheckpointError(
+            f"{path} is a NumPy archive of JAX weights: load it with timm (model.load_pretrained) and save its "
+            "state_dict, or take the PyTorch file"
+        )
     payload = read_checkpoint(path)
-    raw_key, ema_key = ("model", "ema") if payload.get("format") == FORMAT else ("state_dict", "state_dict_ema")
-    if prefer == "ema" and payload.get(ema_key) is None:
+    own = payload.get("format") == FORMAT
+    ema_keys, raw_keys = (("ema",), ("model",)) if own else (_EMA_KEYS, _RAW_KEYS)
+    ema = None if prefer == "raw" else _first_state_dict(payload, ema_keys)
+    if prefer == "ema" and ema is None:
         raise CheckpointError(f"{path} has no EMA weights: use --weights raw")
-    key = ema_key if prefer != "raw" and payload.get(ema_key) is not None else raw_key
-    state_dict = payload.get(key, payload)  # without such a key, the file itself is a state_dict
-    tensors = isinstance(state_dict, dict) and all(isinstance(value, Tensor) for value in state_dict.values())
-    if not tensors or not state_dict:
+    raw = _first_state_dict(payload, raw_keys) if ema is None else None
+    state_dict = ema or raw or _tensors_of(payload)  # without such a key, the file itself is a state_dict
+    if state_dict is None:
         raise CheckpointError(
             f"{path} holds no weights: expected `model` (ddfnet), `state_dict` (official) or a state_dict of tensors, "
             f"got the keys {sorted(map(str, payload))[:8]}"
         )
-    state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
-    kind = "ema" if key == ema_key else "model" if key in payload else "state_dict"
-    about = payload if payload.get("format") == FORMAT else {}
-    return Weights(state_dict, about.get("meta"), kind, about.get("config"))
+    kind = "ema" if ema else "model" if raw else "state_dict"
+    if own:
+        return Weights(state_dict, payload.get("meta"), kind, payload.get("config"))
+    return _unwrapped(Weights(state_dict, None, kind, origin=_origin(payload)))
+
+
+# What trainers call a state_dict, in the order of preference. `teacher`, `student`: self-distillation, whose teacher
+# is an EMA of the student.
+_EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model", "teacher")
+_RAW_KEYS = ("state_dict", "model", "model_state_dict", "student", "state", "net", "network", "weights", "module")
+# What torch.compile, FSDP and activation checkpointing put into keys, wherever the wrapped module stands.
+_WRAPPER = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# Counters of torch's AveragedModel and of FLOP counters, which are no part of a network.
+_COUNTERS = ("n_averaged", "total_ops", "total_params")
+
+
+def _first_state_dict(payload: dict[str, Any], keys: Sequence[str]) -> dict[str, Any] | None:
+    """The state_dict under the first of the keys that has one, by itself or one or two keys deeper."""
+    for value in (payload.get(key) for key in keys):
+        if isinstance(value, dict):
+            state_dict = _tensors_of(value) or _first_state_dict(value, _RAW_KEYS)
+            if state_dict is not None:
+                return state_dict
+    return None
+
+
+def _tensors_of(values: dict[Any, Any]) -> dict[str, Any] | None:
+    """The dictionary itself if it is a state_dict: mostly tensors by name."""
+    tensors = sum(isinstance(value, Tensor) for value in values.values())
+    named = all(isinstance(key, str) for key in values)
+    return values if named and tensors and 2 * tensors >= len(values) else None
+
+
+def _unwrapped(weights: Weights) -> Weights:
+    """Weights of another trainer under the keys of the module that was wrapped, tensors of a network alone."""
+    stripped, left_out, clean = set(), [], {}
+    for key, tensor in weights.state_dict.items():
+        if key.rpartition(".")[2] in _COUNTERS or not isinstance(tensor, Tensor):
+            left_out.append(key)
+            continue
+        stripped |= set(_WRAPPER.findall(key))
+        clean[_WRAPPER.sub("", key)] = tensor
+    while clean and all(key.startswith("module.") for key in clean):
+        stripped.add("module.")
+        clean = {key.removeprefix("module."): tensor for key, tensor in clean.items()}
+    changes = [f"stripped {' and '.join(sorted(stripped))}"] if stripped else []
+    changes += [f"left out {some(left_out)}"] if left_out else []
+    return replace(weights, state_dict=clean, changes=tuple(changes))
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names, and that there are more."""
+    return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
+
+
+def _origin(payload: dict[str, Any]) -> dict[str, Any] | None:
+    """What a training file says of its model: `arch` and `args` of timm's train.py; only `model` in the `args` of
+    others. Names and numbers, to be checked by who uses them."""
+    args = payload.get("args")
+    args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+    arch = payload.get("arch")
+    if isinstance(arch, str):
+        return {"arch": arch, "args": args}
+    model = args.get("model")
+    return {"arch": model, "args": {}} if isinstance(model, str) else None
+
+
+# Files of a folder with a config.json, as timm looks for them; the first one there is read.
+HUB_CONFIG = "config.json"
+HUB_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+
+
+def _read_folder(folder: Path, prefer: str) -> Weights:
+    """The weights of a folder in the layout of the Hugging Face hub, and of its config.json what describes them."""
+    file = next((folder / name for name in HUB_FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise CheckpointError(f"{folder} has a {HUB_CONFIG} but none of {', '.join(HUB_FILES)}: download it again")
+    weights = read_weights(file, prefer=prefer)
+    if weights.meta is not None:
+        return weights  # written by this package
+    config = hub_config(folder)
+    about = config["pretrained_cfg"]
+    args = {key: about[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct") if key in about}
+    args |= {"crop_mode": about.get("crop_mode"), "model_kwargs": config["model_args"]}
+    origin = {"arch": config["architecture"], "args": args, "classes": config.get("label_names")}
+    return replace(weights, origin=origin)
+
+
+def hub_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder of the hub, with `architecture`, `pretrained_cfg` and `model_args`; CheckpointError
+    where it does not describe a model of timm's."""
+    path = folder / HUB_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+        raise CheckpointError(f"{path} names no architecture of timm: give a folder that timm or this package wrote")
+    # Early files have one level: what is now in pretrained_cfg beside the architecture.
+    config = {"pretrained_cfg": config, "label_names": config.get("labels"), **config}
+    arguments = config.get("model_args") or {}
+    if not isinstance(config["pretrained_cfg"], dict) or not isinstance(arguments, dict):
+        raise CheckpointError(f"{path}: pretrained_cfg and model_args must be objects: write the folder again")
+    # The number of classes is that of the weights, and three channels are no choice.
+    usual = {"num_classes": arguments.get("num_classes"), "in_chans": 3}
+    config["model_args"] = {key: arguments[key] for key in arguments if arguments[key] != usual.get(key, ...)}
+    return config
 
 
 def _read_safetensors(path: Path, prefer: str) -> Weights:
@@ -139,7 +259,8 @@ def _read_safetensors(path: Path, prefer: str) -> Weights:
     kind = about.get("kind", "state_dict")  # one file holds one set of weights
     if (prefer == "ema" and kind != "ema") or (prefer == "raw" and kind == "ema"):
         raise CheckpointError(f"{path} holds the {kind} weights alone: leave --weights out, or take best.pt")
-    return Weights(state_dict, meta, kind)
+    weights = Weights(state_dict, meta, kind)
+    return weights if meta is not None else _unwrapped(weights)
 
 
 def save_safetensors(path: Path, state_dict: dict[str, Tensor], meta: dict[str, Any], *, kind: str) -> None:
@@ -147,29 +268,3 @@ def save_safetensors(path: Path, state_dict: dict[str, Tensor], meta: dict[str, 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     data = safetensors.torch.save(tensors, {"ddfnet": json.dumps(meta), "kind": kind, "format": "pt"})
     write_atomically(path, lambda file: file.write(data))
-
-
-def load_weights(model: nn.Module, weights: Weights, *, source: str | Path, name: str) -> None:
-    """Loads weights strictly: every key and every shape must match. CheckpointError says how those of another model
-    differ."""
-    expected = model.state_dict()
-    missing = sorted(expected.keys() - weights.state_dict.keys())
-    extra = sorted(weights.state_dict.keys() - expected.keys())
-    reshaped = [
-        f"{key} is {tuple(weights.state_dict[key].shape)} instead of {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in weights.state_dict and weights.state_dict[key].shape != tensor.shape
-    ]
-    if missing or extra or reshaped:
-        parts = [_some(missing, "missing"), _some(extra, "unknown"), _some(reshaped, "of another shape")]
-        raise CheckpointError(
-            f"{source} does not hold weights of {name}: {'; '.join(filter(None, parts))}. "
-            "Name the model (and number of classes) it was trained as"
-        )
-    model.load_state_dict(weights.state_dict)
-
-
-def _some(names: list[str], what: str) -> str:
-    if not names:
-        return ""
-    return f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"

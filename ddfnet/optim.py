@@ -1,5 +1,6 @@
 """Optimizer, learning-rate schedule and gradient clipping, and the sections of the configuration that choose them."""
 
+import importlib.util
 import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Protocol
@@ -16,7 +17,8 @@ from ddfnet.utils.errors import ConfigError, did_you_mean
 
 class OptimConfig(Section):
     name: str = "sgd"
-    """Any optimizer of timm's factory. timm's `sgd` uses Nesterov momentum, `momentum` does not."""
+    """Any optimizer of timm's factory; lookahead_NAME puts timm's Lookahead around it. timm's `sgd` uses Nesterov
+    momentum, `momentum` does not."""
     lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate as it is. Give this or base_lr."""
     base_lr: Annotated[float, Field(gt=0)] | None = None
@@ -122,10 +124,14 @@ def build_optimizer(model: nn.Module, settings: OptimConfig, lr: float) -> torch
     Raises:
         ConfigError: an optimizer timm does not know, or an argument it does not take.
     """
-    if settings.name.lower() not in list_optimizers():
+    name = _inner_name(settings.name)
+    if name not in list_optimizers():
         known = map(str, list_optimizers())
-        hint = did_you_mean(settings.name.lower(), known, otherwise="timm.optim.list_optimizers() names them")
+        hint = did_you_mean(name, known, otherwise="timm.optim.list_optimizers() names them")
         raise ConfigError(f"optim.name={settings.name} is no optimizer of timm: {hint}")
+    lacks = _lacks(name, model)
+    if lacks:
+        raise ConfigError(f"optim.name={settings.name} {lacks}")
     try:
         return create_optimizer_v2(
             model,
@@ -137,6 +143,30 @@ def build_optimizer(model: nn.Module, settings: OptimConfig, lr: float) -> torch
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optim.name={settings.name} with optim.kwargs={settings.kwargs}: {error}") from error
+    except (AssertionError, ImportError, RuntimeError) as error:  # of the packages that some are from
+        package = str(get_optimizer_info(name).opt_class).partition(".")[0]
+        raise ConfigError(
+            f"optim.name={settings.name} cannot be used here ({error}): it is from the package {package}, which has to "
+            "be installed and may need a GPU; or take one of PyTorch or timm, e.g. adamw"
+        ) from None
+
+
+def _inner_name(name: str) -> str:
+    """The optimizer that `lookahead_NAME` wraps, as timm spells it; any other name in lower case."""
+    return name.lower().removeprefix("lookahead_")
+
+
+def _lacks(name: str, model: nn.Module) -> str | None:
+    """Why an optimizer that timm would build could not take a step here."""
+    if get_optimizer_info(name).second_order:
+        return "needs second derivatives of the loss, which training does not compute: take another one, e.g. adamw"
+    if not name.startswith("kron"):
+        return None
+    if importlib.util.find_spec("opt_einsum") is None:
+        return "multiplies many small matrices and needs opt_einsum to do so in little memory: pip install opt_einsum"
+    if any(parameter.ndim == 4 and not parameter.is_contiguous() for parameter in model.parameters()):
+        return "asks for far too much memory with weights in channels_last: set train.channels_last=false"
+    return None
 
 
 def learning_rate(step: int, schedule: ScheduleConfig, steps: ScheduleSteps) -> float:
@@ -159,7 +189,7 @@ def learning_rate(step: int, schedule: ScheduleConfig, steps: ScheduleSteps) -> 
 def clip_gradients(model: nn.Module, clip: float | None, mode: str) -> Tensor:
     """Clips the gradients in place and returns their global L2 norm before clipping (on the device, no sync).
 
-    mode: `norm` (global norm to `clip`), `value` (each element to +-clip), `agc` (adaptive, classifier excluded).
+    mode: `norm` (global norm to `clip`), `value` (each element to +-clip), `agc` (adaptive, classifiers excluded).
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
     if clip is not None and mode == "norm":
@@ -168,14 +198,15 @@ def clip_gradients(model: nn.Module, clip: float | None, mode: str) -> Tensor:
     if clip is not None and mode == "value":
         nn.utils.clip_grad_value_(parameters, clip)
     elif clip is not None:
-        head = model.get_classifier() if hasattr(model, "get_classifier") else nn.Identity()
-        classifier = {id(p) for p in head.parameters()}
+        heads = model.get_classifier() if hasattr(model, "get_classifier") else ()
+        heads = heads if isinstance(heads, tuple | list) else (heads,)  # some models have two
+        classifier = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
         adaptive_clip_grad([p for p in parameters if id(p) not in classifier], clip)
     return norm
 
 
 def _has_momentum(optimizer: str) -> bool:
     try:
-        return get_optimizer_info(optimizer.lower()).has_momentum
+        return get_optimizer_info(_inner_name(optimizer)).has_momentum
     except ValueError:  # unknown: an error of its own, later
         return True

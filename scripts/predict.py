@@ -52,6 +52,8 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--top {top}: {checkpoint} has {outputs} classes")
     if not arguments.json:
         print(f"{classifier.name} of {checkpoint}, {outputs} classes")
+        if classifier.changes:
+            print(f"weights: {classifier.changes}")
     answers = []
     for answer in predict_images(classifier, paths, top=top or min(_TOP, outputs)):
         answers.append(answer)

@@ -9,15 +9,9 @@ import pytest
 import torch
 
 import ddfnet
-from ddfnet.checkpoint import (
-    load_weights,
-    read_checkpoint,
-    read_weights,
-    save_checkpoint,
-    save_safetensors,
-    write_atomically,
-)
+from ddfnet.checkpoint import read_checkpoint, read_weights, save_checkpoint, save_safetensors, write_atomically
 from ddfnet.engine.train import load_initial_weights
+from ddfnet.models.weights import load_weights
 from ddfnet.utils.errors import CheckpointError
 
 NAME = "ddf_mul_resnet14_32px"

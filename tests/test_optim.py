@@ -1,7 +1,11 @@
 """Schedule against timm's, optimizer groups, clipping, and errors."""
 
+import importlib.util
+
 import pytest
+import timm
 import torch
+from timm.optim import Lookahead
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
@@ -10,6 +14,8 @@ from ddfnet.optim import ScheduleConfig, build_optimizer, clip_gradients, learni
 from ddfnet.tasks import check_config
 from ddfnet.tasks.plan import RunPlan
 from ddfnet.utils.errors import ConfigError
+
+HAS_EINSUM = importlib.util.find_spec("opt_einsum") is not None
 
 
 def config(**optim):
@@ -93,3 +99,55 @@ def test_clipping_by_norm_value_and_agc():
     clip_gradients(model, 1e-3, "agc")
     assert torch.equal(model.fc.weight.grad, head)  # the classifier is exempt
     assert model.conv1.weight.grad.norm() < stem.norm()
+
+
+def test_agc_spares_both_classifiers():
+    torch.manual_seed(0)
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3, depth=1, img_size=32)
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    before = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    clip_gradients(model, 1e-4, "agc")
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter.grad)}
+    assert not {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"} & changed
+    assert {"patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"} <= changed
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bnbadam", "from the package bitsandbytes"),
+        ("fusedadam", "from the package apex"),
+        ("adahessian", "needs second derivatives"),
+        pytest.param("kron", "pip install opt_einsum", marks=pytest.mark.skipif(HAS_EINSUM, reason="it is here")),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the packages may be here, and a GPU")
+def test_optimizers_that_need_what_is_absent_say_so(name, message):
+    with pytest.raises(ConfigError, match=f"optim.name={name} .*{message}"):
+        build_optimizer(nn.Linear(2, 2), config(name=name).optim, 0.1)
+
+
+def test_kron_is_not_given_weights_in_channels_last(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    model = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+    with pytest.raises(ConfigError, match=r"set train\.channels_last=false"):
+        build_optimizer(model, config(name="kron").optim, 0.1)
+
+
+def test_lookahead_is_timms():
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    optimizers = [
+        build_optimizer(ours, config(name="lookahead_adamw", weight_decay=0.1).optim, 0.1),
+        Lookahead(torch.optim.AdamW([{"params": [theirs.weight], "weight_decay": 0.1},
+                                     {"params": [theirs.bias], "weight_decay": 0.0}], lr=0.1)),
+    ]  # fmt: skip
+    for step in range(8):
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(torch.full((1, 3), float(step))).square().sum().backward()
+            optimizer.step()
+    assert torch.equal(ours.weight, theirs.weight)
+    with pytest.raises(ConfigError, match="lookahead_adamww is no optimizer of timm: did you mean adamw"):
+        build_optimizer(ours, config(name="lookahead_adamww").optim, 0.1)

@@ -18,6 +18,19 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
 
 
+def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
+    """Moves a model to a device and its four-dimensional tensors to a memory format, in place; returns it.
+
+    `nn.Module.to` refuses channels_last for a model that has a five-dimensional tensor, too.
+    """
+    model.to(device)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=memory_format)
+    return model
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,

@@ -7,11 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ddfnet.checkpoint import DEFAULT_TASK, read_weights
 from ddfnet.engine.distributed import Distributed, distributed_session
-from ddfnet.engine.evaluate import evaluate
+from ddfnet.engine.evaluate import evaluate, place
 from ddfnet.evaluation.figures import NO_FIGURES, figures_available
 from ddfnet.evaluation.report import PredictionReport, Report, SetsReport, Settings, sets_header
 from ddfnet.ops.compile_ahead import compile_ahead
@@ -59,8 +57,7 @@ def evaluate_checkpoint(
     evaluation = task_class(task).evaluation(path, read, entry, how)
     _check_writable(folder)  # before the work, not after it
     with distributed_session(device) as distributed:
-        memory_format = torch.channels_last if evaluation.channels_last else torch.contiguous_format
-        evaluation.network.to(distributed.device, memory_format=memory_format)
+        place(evaluation.network, distributed.device, channels_last=evaluation.channels_last)
         if task_class(task).fixed_input_size:
             compile_ahead(evaluation.network, log=partial(_print, distributed))
         settings = Settings(
@@ -75,6 +72,8 @@ def evaluate_checkpoint(
             device=distributed.device.type,
             processes=distributed.world_size,
         )
+        for note in evaluation.notes:
+            _print(distributed, note)
         if not evaluation.sets[0].name:
             report = _evaluate_set(evaluation, evaluation.sets[0], settings, distributed)
             _print(distributed, report.console())

@@ -26,8 +26,8 @@ class StopSignal:
         self.received: str | None = None
         self._distributed = distributed
         self._asked_at, self._asked_step, self._next = time.monotonic(), 0, 0
-        signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-        self._former = {number: signal.signal(number, self._note) for number in signals}
+        numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGUSR1", "SIGINT")]  # Windows has no SIGUSR1
+        self._former = {number: signal.signal(number, self._note) for number in numbers if number is not None}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == "SIGINT":

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddfnet.checkpoint import Weights, load_weights, read_weights
 from ddfnet.config import LoadedConfig
 from ddfnet.engine.agreement import check_same_config, check_same_data
 from ddfnet.engine.distributed import Distributed, distributed_session
@@ -17,11 +16,11 @@ from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_
 from ddfnet.engine.signals import EXIT_INTERRUPTED, StopSignal
 from ddfnet.engine.trainer import Trainer
 from ddfnet.layers import CARAFE, DDF, DDFUp, Involution
+from ddfnet.models.weights import load_weights, read_source
 from ddfnet.ops.ddf.native import cpu_path
 from ddfnet.optim import peak_learning_rate
 from ddfnet.tasks import Config, Task, create_task
 from ddfnet.tasks.plan import RunPlan, plan_run
-from ddfnet.zoo.download import locate
 
 DRY_RUN_STEPS = 2
 DRY_RUN_EVAL_BATCHES = 2
@@ -70,8 +69,8 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
         notes.append("note: train.sync_bn has no effect: there is one process")
     folder = None if dry_run else Path(config.run.dir)
     resumes = folder is not None and (folder / "last.pt").exists()
-    if config.model.init_checkpoint and not resumes:
-        notes.append(load_initial_weights(model, config.model.init_checkpoint, meta=task.meta()))
+    if config.model.start and not resumes:
+        notes.append(load_initial_weights(model, config.model.start, meta=task.meta()))
     if folder is not None:
         check_same_run(folder, loaded)
     tensorboard, total_steps = config.run.tensorboard, plan.total_steps
@@ -96,30 +95,20 @@ def load_initial_weights(model: nn.Module, path: str | Path, *, meta: dict[str, 
 
     Args:
         model: gets the weights.
-        path: a file, or `zoo:NAME`.
+        path: see `ddfnet.models.weights.read_source`.
         meta: of this run's task, to be compared with what the file says of itself.
 
     Returns:
-        What was loaded, and where the weights come from other images or classes; one line each.
+        What was loaded and changed on the way, and where the weights come from other images or classes; one line each.
 
     Raises:
-        CheckpointError: the file does not fit the model otherwise.
+        UserError: they cannot be had or read, or do not fit the model otherwise.
     """
-    weights = read_weights(locate(path)[0])
-    known = getattr(model, "pretrained_cfg", {})  # timm's models have one
-    classifier, name = known.get("classifier", "fc"), known.get("architecture", type(model).__name__)
-    own = model.state_dict()
-    left = [
-        key
-        for key in own
-        if key.startswith(f"{classifier}.")
-        and (key not in weights.state_dict or weights.state_dict[key].shape != own[key].shape)
-    ]
-    kept = {key: tensor for key, tensor in weights.state_dict.items() if key not in left}
-    kept.update({key: own[key] for key in left})
-    load_weights(model, Weights(kept, weights.meta, weights.kind), source=path, name=name)
-    lines = [f"weights from {path} ({weights.kind})" + (f"; new classifier: {', '.join(left)}" if left else "")]
-    return "\n".join(lines + _differences(weights.meta or {}, meta or {}, new_classifier=bool(left)))
+    weights = read_source(str(path))
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
+    changes = load_weights(model, weights, source=path, name=name, new_classifier=True)
+    lines = [f"weights from {path} ({weights.kind})" + (f"; {changes}" if changes else "")]
+    return "\n".join(lines + _differences(weights.meta or {}, meta or {}, new_classifier="new classifier" in changes))
 
 
 def _differences(weights: dict[str, Any], run: dict[str, Any], *, new_classifier: bool) -> list[str]:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddfnet.engine.batch_norm import averaged_statistics, synchronize_batch_norm
 from ddfnet.engine.distributed import Distributed
-from ddfnet.engine.evaluate import autocast, evaluate
+from ddfnet.engine.evaluate import autocast, evaluate, place
 from ddfnet.engine.logging import Meter, RunLog
 from ddfnet.engine.signals import StopSignal
 from ddfnet.engine.training_state import TrainingState
@@ -52,10 +52,9 @@ class Trainer:
         self.distributed, self.device, self.folder = distributed, distributed.device, folder
         self.max_eval_batches = max_eval_batches
         settings = config.train
-        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         if settings.sync_bn and distributed.world_size > 1:
             model = synchronize_batch_norm(model, self.device)
-        self.model = model.to(self.device, memory_format=memory_format)
+        self.model = place(model, self.device, channels_last=settings.channels_last)
         self.state = TrainingState(config, task, self.model, plan.lr, distributed)
         self.meter = Meter()
         self.grad_norm = torch.zeros((), device=self.device)
@@ -210,7 +209,7 @@ class Trainer:
         record = {
             "epoch": self.epoch,
             "loss": self.last_finite_loss,
-            "lr": state.optimizer.param_groups[0]["lr"],
+            "lr": learning_rate(state.step - 1, self.config.schedule, self.plan),  # of the step that is done
             "grad_norm": float(self.grad_norm),
             "images_per_second": images_per_second,
             "data_wait": data_wait,

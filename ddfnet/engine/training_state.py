@@ -78,7 +78,8 @@ class TrainingState:
                     weights[key] = {name: t.detach().to("cpu", copy=True) for name, t in model.state_dict().items()}
         if not self.distributed.is_main:
             return
-        progress = {"precision": self.config.train.precision, "step": self.step, "epoch": epoch, "metrics": metrics}
+        how = {"precision": self.config.train.precision, "channels_last": self.config.train.channels_last}
+        progress = {**how, "step": self.step, "epoch": epoch, "metrics": metrics}
         about = {"meta": {**self.task.meta(), **progress}, "config": self.config.model_dump(mode="json")}
         if best:
             save_checkpoint(folder / "best.pt", {**about, **weights})

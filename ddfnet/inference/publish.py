@@ -51,6 +51,8 @@ def publish(
     upload = _uploader(push, private=private) if push else None
     path, entry = locate(checkpoint)
     loaded = build_classifier(read_weights(path, prefer=weights), source=path, model=model, entry=entry)
+    if loaded.changes:
+        print(f"weights: {loaded.changes}")
     architecture = loaded.cfg["architecture"]
     _check_timm(architecture)
     if entry:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ddfnet.layers.checks import check_at_least, check_divides, check_kernel_size, check_odd, check_scale, describe
+from ddfnet.layers.tracing import TracedAsLeaf
 from ddfnet.ops.ddf import ddf_up
 
 
-class CARAFE(nn.Module):
+class CARAFE(TracedAsLeaf):
     """CARAFE (Wang et al., "CARAFE: Content-Aware ReAssembly of FEatures", ICCV 2019, section 3).
 
     A 1x1 convolution compresses the channels, a second convolution encodes scale * scale filters of k x k taps for
@@ -67,6 +68,8 @@ class CARAFE(nn.Module):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
+        if (node := self.traced(x)) is not None:
+            return node
         logits = self.content_encoder(self.channel_compressor(x))
         # the authors shuffle pixels here, which takes the phases from the end of the channels; for ddf_up they lead
         taps = logits.unflatten(1, (self.groups, self.kernel_size**2, self.scale**2)).softmax(2)

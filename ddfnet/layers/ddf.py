@@ -15,6 +15,7 @@ from ddfnet.layers.checks import (
     describe,
 )
 from ddfnet.layers.filter_norm import FilterNorm, normalization_layer
+from ddfnet.layers.tracing import TracedAsLeaf
 from ddfnet.ops.common import autocast
 from ddfnet.ops.ddf import ddf
 from ddfnet.ops.ddf_layer.arguments import Settings, Weights, fusible
@@ -24,7 +25,7 @@ _CHANNEL_LAYERS = (nn.AdaptiveAvgPool2d, nn.Conv2d, nn.ReLU, nn.Conv2d, FilterNo
 _FUSED_LAYERS = (nn.Conv2d, FilterNorm, *_CHANNEL_LAYERS)
 
 
-class DDF(nn.Module):
+class DDF(TracedAsLeaf):
     """Decoupled dynamic filter: a drop-in for a k x k convolution with equal input and output channels.
 
     A 1x1 convolution predicts one k x k filter per pixel and head (spatial branch); global average pooling and two
@@ -102,6 +103,8 @@ class DDF(nn.Module):
             self.channel_branch = channel_branch(channels, kernel_size, squeeze_ratio=ratio, **norm)
 
     def forward(self, x: Tensor) -> Tensor:
+        if (node := self.traced(x)) is not None:
+            return node
         check_input(x, self.channels)
         k, cast = self.kernel_size, autocast(x)
         if self.is_fused(cast):

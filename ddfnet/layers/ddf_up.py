@@ -19,11 +19,12 @@ from ddfnet.layers.checks import (
 )
 from ddfnet.layers.ddf import channel_branch
 from ddfnet.layers.filter_norm import normalization_layer
+from ddfnet.layers.tracing import TracedAsLeaf
 from ddfnet.ops.common import autocast
 from ddfnet.ops.ddf import ddf_up
 
 
-class DDFUp(nn.Module):
+class DDFUp(TracedAsLeaf):
     """DDF upsampling (Zhou et al., CVPR 2021, section 6): scale * scale pairs of branches, one for each phase.
 
     The phases of a pixel are the output pixels it becomes. Each pair of branches is that of `DDF`: spatial filters, one
@@ -104,6 +105,8 @@ class DDFUp(nn.Module):
         )
 
     def forward(self, x: Tensor, guidance: Tensor | None = None) -> Tensor:
+        if (node := self.traced(x, guidance)) is not None:
+            return node
         self._check_inputs(x, guidance)
         x, guidance = autocast(x), autocast(guidance)  # once, and not in each branch
         pooled = F.adaptive_avg_pool2d(x, 1)

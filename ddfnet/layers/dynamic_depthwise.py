@@ -7,11 +7,12 @@ from timm.layers import CondConv2d
 from torch import Tensor, nn
 
 from ddfnet.layers.checks import check_at_least, check_kernel_size, describe
+from ddfnet.layers.tracing import TracedAsLeaf
 from ddfnet.ops.common import memory_format_of
 from ddfnet.ops.ddf import ddf
 
 
-class DepthwiseCondConv(nn.Module):
+class DepthwiseCondConv(TracedAsLeaf):
     """Depthwise CondConv (Yang et al., "CondConv", NeurIPS 2019, section 3).
 
     Each sample is filtered with a weighted sum of learned depthwise filters, the experts. The weights are the sigmoid
@@ -52,6 +53,8 @@ class DepthwiseCondConv(nn.Module):
         nn.init.uniform_(self.experts, -1 / kernel_size, 1 / kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        if (node := self.traced(x)) is not None:
+            return node
         routing = self.routing(x.mean((2, 3))).sigmoid()
         filters = (routing @ self.experts.flatten(1)).unflatten(1, self.experts.shape[1:])
         return ddf(x, filters, None, stride=self.stride, dilation=self.dilation)
@@ -60,7 +63,7 @@ class DepthwiseCondConv(nn.Module):
         return f"{describe(self, 'kernel_size', 'stride', 'dilation')}, experts={self.experts.shape[0]}"
 
 
-class DepthwiseWeightNet(nn.Module):
+class DepthwiseWeightNet(TracedAsLeaf):
     """Depthwise WeightNet (Ma et al., "WeightNet", ECCV 2020, section 3, with M / G = 1).
 
     Global average pooling, two 1x1 convolutions C -> max(16, C // reduction) -> C, a sigmoid and a grouped 1x1
@@ -107,6 +110,8 @@ class DepthwiseWeightNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if (node := self.traced(x)) is not None:
+            return node
         filters = self.filter_branch(x).view(-1, self.channels, self.kernel_size, self.kernel_size)
         return ddf(x, filters, None, stride=self.stride, dilation=self.dilation)
 
@@ -114,7 +119,7 @@ class DepthwiseWeightNet(nn.Module):
         return describe(self, "kernel_size", "stride", "dilation")
 
 
-class CondConv(nn.Module):
+class CondConv(TracedAsLeaf):
     """CondConv (Yang et al., "CondConv", NeurIPS 2019, section 3): timm's `CondConv2d` with its routing.
 
     A dense convolution: `ddfnet.ddf`, which sums over no channels, has no part in it.
@@ -161,6 +166,8 @@ class CondConv(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if (node := self.traced(x)) is not None:
+            return node
         routing = self.routing(x.mean((2, 3))).sigmoid()
         # timm's convolution puts the samples side by side as channels, so its output is never channels_last
         return self.conv(x, routing).contiguous(memory_format=memory_format_of(x))

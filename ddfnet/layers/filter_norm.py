@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ddfnet.layers.checks import check_choice, check_kernel_size, describe
+from ddfnet.layers.tracing import TracedAsLeaf
 from ddfnet.ops.filter_norm import filter_norm
 
 
-class FilterNorm(nn.Module):
+class FilterNorm(TracedAsLeaf):
     """Normalizes each predicted filter over its k*k taps: zero mean, then a given standard deviation.
 
     `alpha * (f - mean(f)) / (std(f) + 1e-10)` with the unbiased std, as in the official code. A spatial filter has
@@ -50,6 +51,8 @@ class FilterNorm(nn.Module):
 
         Channel filters come in float32 (float64 for float64 input): rounding them would save nothing.
         """
+        if (node := self.traced(filters)) is not None:
+            return node
         return filter_norm(filters, self.channels, self.std)
 
     def extra_repr(self) -> str:

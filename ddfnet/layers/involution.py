@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ddfnet.layers.checks import check_divides, check_kernel_size, check_reduction, describe
+from ddfnet.layers.tracing import TracedAsLeaf
 from ddfnet.ops.ddf import ddf
 
 
-class Involution(nn.Module):
+class Involution(TracedAsLeaf):
     """Involution (Li et al., "Involution: Inverting the Inherence of Convolution", CVPR 2021, section 3).
 
     A 1x1 convolution to channels / reduction, batch normalization, ReLU and a second 1x1 convolution predict one
@@ -61,6 +62,8 @@ class Involution(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if (node := self.traced(x)) is not None:
+            return node
         filters = self.filter_branch(x)
         return ddf(x, None, filters, kernel_size=self.kernel_size, stride=self.stride, dilation=self.dilation)
 

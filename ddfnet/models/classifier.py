@@ -4,14 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
-from timm.models import get_pretrained_cfg
+from timm.data import resolve_data_config
 from torch import nn
 
 import ddfnet
-from ddfnet.checkpoint import DEFAULT_TASK, Weights, load_weights, read_weights
+from ddfnet.checkpoint import DEFAULT_TASK, Weights, read_weights
 from ddfnet.data.preprocessing import Preprocessing
-from ddfnet.models.factory import NOT_THE_NETWORK, create_model, list_models
+from ddfnet.models.factory import check_describes_network, create_model
+from ddfnet.models.input_size import create_for_size, size_argument
+from ddfnet.models.weights import count_classes, load_weights
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.zoo.download import locate
 from ddfnet.zoo.entries import Entry
@@ -30,6 +33,8 @@ class Classifier:
     preprocessing: Preprocessing
     precision: str  # of training: fp32, bf16 or fp16; fp32 where the file does not say it
     weights: str  # which of the file: `ema`, `model` or `state_dict`
+    channels_last: bool = True  # memory format of training; True where the file does not say it
+    changes: str = ""  # what was stripped, renamed, resized or left out, see `ddfnet.models.weights.load_weights`
 
     @property
     def parameters(self) -> int:
@@ -44,24 +49,29 @@ class Classifier:
             "classes": self.classes,
             "preprocessing": self.preprocessing.to_dict(),
             "precision": self.precision,
+            "channels_last": self.channels_last,
             "ddfnet": ddfnet.__version__,
         }
 
 
-def load_classifier(checkpoint: str | Path, *, model: str | None = None, weights: str = "auto") -> Classifier:
+def load_classifier(
+    checkpoint: str | Path, *, model: str | None = None, weights: str = "auto", size: int | None = None
+) -> Classifier:
     """Loads a classifier; UserError where the file cannot be read, is not a classifier, or does not fit the model.
 
     Args:
-        checkpoint: a checkpoint of this package, an official one, a state_dict, a .safetensors file, or `zoo:NAME`.
+        checkpoint: a file or folder that `read_weights` reads, `zoo:NAME`, `hf-hub:ORG/NAME` or `local-dir:FOLDER`.
         model: model name, needed where the file does not say it.
         weights: `auto` (the EMA weights if there are any), `raw` or `ema`.
+        size: side of the images that the network will get, where it is not the checkpoint's: a model built for one
+            size is built for this one, and its position embeddings are resized.
     """
     path, entry = locate(checkpoint)
-    return build_classifier(read_weights(path, prefer=weights), source=path, model=model, entry=entry)
+    return build_classifier(read_weights(path, prefer=weights), source=path, model=model, entry=entry, size=size)
 
 
 def build_classifier(
-    weights: Weights, *, source: Path, model: str | None = None, entry: Entry | None = None
+    weights: Weights, *, source: Path, model: str | None = None, entry: Entry | None = None, size: int | None = None
 ) -> Classifier:
     """The classifier of weights that were read already; see `load_classifier`. `entry`: theirs in the zoo, if any."""
     meta = weights.meta
@@ -70,29 +80,99 @@ def build_classifier(
         name, num_classes, kwargs = (meta["model"][key] for key in ("name", "num_classes", "kwargs"))
         if model is not None and model != name:
             raise CheckpointError(f"{source} holds {name}, not {model}: leave --model out")
+        preprocessing, classes = Preprocessing.from_dict(meta["preprocessing"]), meta.get("classes")
     else:
-        name, num_classes, kwargs = model or (entry.model if entry else None), None, {}
-        if name is None:
-            raise CheckpointError(f"{source} does not say which model it holds: give --model, e.g. ddf_mul_resnet50")
+        name, kwargs, args = _described(weights, source, model, entry)
+        num_classes, cfg = _probed(weights, source, name, kwargs)
+        preprocessing = entry.preprocessing if entry else _preprocessing(cfg, args, source)
+        classes = _class_names((weights.origin or {}).get("classes"), num_classes)
     try:
-        num_classes = num_classes or _count_classes(weights, name)
-        network = create_model(name, num_classes=num_classes, **kwargs)
+        if size is not None or meta is None:
+            size = size or preprocessing.size
+            kwargs = {**kwargs, **size_argument(name, kwargs, size)}
+            network = create_for_size(name, kwargs, size=size, num_classes=num_classes)
+        else:
+            network = create_model(name, num_classes=num_classes, **kwargs)
     except ValueError as error:
         raise UserError(str(error)) from None
-    cfg = vars(network)["pretrained_cfg"]
-    load_weights(network, weights, source=source, name=name)
-    _check_finite(weights, source)
-    if meta is not None:
-        preprocessing = Preprocessing.from_dict(meta["preprocessing"])
-    else:
-        preprocessing = entry.preprocessing if entry else _usual_preprocessing(name, cfg)
-    classes, precision = (meta or {}).get("classes"), (meta or {}).get("precision") or "fp32"
-    return Classifier(network.eval(), name, num_classes, kwargs, cfg, classes, preprocessing, precision, weights.kind)
+    infinite = {key for key, tensor in network.state_dict().items() if torch.isinf(tensor).any()}  # some are, by design
+    changes = load_weights(network, weights, source=source, name=name)
+    _check_finite(network, source, infinite)
+    return Classifier(
+        network.eval(),
+        name,
+        num_classes,
+        kwargs,
+        vars(network)["pretrained_cfg"],
+        classes,
+        preprocessing,
+        precision=(meta or {}).get("precision") or "fp32",
+        weights=weights.kind,
+        channels_last=(meta or {}).get("channels_last", True) is True,
+        changes=changes,
+    )
 
 
-def _check_finite(weights: Weights, source: Path) -> None:
-    """Raises CheckpointError for values that make every output NaN, and name no class."""
-    bad = [key for key, tensor in weights.state_dict.items() if not torch.isfinite(tensor).all()]
+def _described(
+    weights: Weights, source: Path, model: str | None, entry: Entry | None
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Name, arguments and training `args` of the model in a file of another trainer; `model` and the zoo come first."""
+    origin = weights.origin or {}
+    args = origin.get("args") or {}
+    theirs = origin.get("arch")
+    name = model or (entry.model if entry else None) or theirs
+    if name is None:
+        raise CheckpointError(f"{source} does not say which model it holds: give --model, e.g. ddf_mul_resnet50")
+    if name == theirs and not timm.is_model(name):
+        raise CheckpointError(f"{source} calls its model {name!r}, which timm does not know: give --model")
+    kwargs = dict(args.get("model_kwargs") or {}) if name == theirs else {}
+    channels = args.get("in_chans") or kwargs.get("in_chans") or 3
+    if channels != 3:
+        raise CheckpointError(f"{source} is of images with {channels} channels: only 3 can be used here")
+    if name == theirs and isinstance(args.get("gp"), str):  # timm's --gp
+        kwargs["global_pool"] = args["gp"]
+    check_describes_network(kwargs, source=source)
+    return name, kwargs, args
+
+
+def _probed(weights: Weights, source: Path, name: str, kwargs: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Number of classes of weights that do not say it, and timm's record of their model."""
+    try:
+        with torch.device("meta"):
+            probe = create_model(name, **kwargs)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    cfg = vars(probe)["pretrained_cfg"]
+    return count_classes(probe, weights, source=source) or cfg["num_classes"], cfg
+
+
+def _preprocessing(cfg: dict[str, Any], args: dict[str, Any], source: Path) -> Preprocessing:
+    """That of a file which does not state its own: timm's answer for the arguments of the training and the model."""
+    keys = ("input_size", "img_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    try:
+        values = resolve_data_config({key: args.get(key) for key in keys}, pretrained_cfg=cfg)
+        values["size"] = values["input_size"][-1]
+        return Preprocessing(**{key: value for key, value in values.items() if key in Preprocessing.model_fields})
+    except (AssertionError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source} states a preprocessing that cannot be used here: {error}") from None
+
+
+def _class_names(names: Any, num_classes: int) -> list[str] | None:
+    """The names of a hub folder, if they are one of each class."""
+    good = isinstance(names, list) and len(names) == num_classes == len(
+        {name for name in names if isinstance(name, str)}
+    )
+    return names if good else None
+
+
+def _check_finite(network: nn.Module, source: Path, infinite: set[str]) -> None:
+    """Raises CheckpointError for values that make every output NaN, and name no class. `infinite`: keys of tensors that
+    hold infinities in a fresh network, such as limits."""
+    bad = [
+        key
+        for key, tensor in network.state_dict().items()
+        if (torch.isnan(tensor).any() if key in infinite else not torch.isfinite(tensor).all())
+    ]
     if bad:
         raise CheckpointError(
             f"{source}: {len(bad)} tensors hold NaN or infinite values ({', '.join(bad[:3])}): "
@@ -119,26 +199,6 @@ def _check_meta(meta: Any, source: Path) -> None:
         raise CheckpointError(f"{source} describes its network wrongly ({error!r}): write it again") from None
     if not valid:
         raise CheckpointError(f"{source} describes its network wrongly: {model}, classes {str(classes)[:60]}")
-    loading = sorted(set(kwargs) & {"num_classes", "features_only", *NOT_THE_NETWORK})
-    if loading:
-        raise CheckpointError(
-            f"{source} asks for {', '.join(loading)}, which is no part of a network and could make timm read other "
-            "files: refused. Get the weights as a plain file from their author"
-        )
-
-
-def _usual_preprocessing(name: str, cfg: dict[str, Any]) -> Preprocessing:
-    """That of a model, not of some weights of it that the zoo happens to have."""
-    architecture = name.split(".")[0]
-    if architecture in list_models():
-        cfg = get_pretrained_cfg(f"{architecture}.untrained").to_dict()
-    values = {key: cfg[key] for key in ("crop_pct", "interpolation", "mean", "std")}
-    return Preprocessing(size=cfg["input_size"][-1], **values)
-
-
-def _count_classes(weights: Weights, name: str) -> int:
-    """Number of classes of weights that do not say it, from the bias of the classifier."""
-    with torch.device("meta"):
-        cfg = vars(create_model(name))["pretrained_cfg"]
-    bias = weights.state_dict.get(f"{cfg['classifier']}.bias")
-    return len(bias) if bias is not None else cfg["num_classes"]
+    if ":" in name:
+        raise CheckpointError(f"{source} names its network {name!r}, which timm would look for elsewhere: refused")
+    check_describes_network(kwargs, source=source)

@@ -6,9 +6,11 @@ from typing import Any
 import timm
 from torch import nn
 
+from ddfnet.checkpoint import hub_config
 from ddfnet.models import baselines, ddf_resnet
 from ddfnet.models.ddf_resnet import BLOCK_OPTIONS, DDF_OPTIONS
-from ddfnet.utils.errors import did_you_mean
+from ddfnet.utils.errors import CheckpointError, did_you_mean
+from ddfnet.zoo.download import HUB, LOCAL, locate
 
 # Arguments of timm.create_model that do not describe the network, but read files, download, or change global state.
 NOT_THE_NETWORK = (
@@ -41,13 +43,41 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
     _check_tag(name)
     if pretrained and name.split(".")[0] in list_models() and not timm.is_model_pretrained(name):
         known = timm.list_models("*", pretrained=True, module="ddf_resnet")
-        raise ValueError(f"there are no weights of {name} yet, only of {', '.join(known)}: use pretrained=False")
+        raise ValueError(f"there are no weights of {name} yet, only of {', '.join(known)}: set pretrained to false")
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         hint = did_you_mean(unknown[1], DDF_OPTIONS + BLOCK_OPTIONS, most=1) if unknown else ""
         raise ValueError(f"model {name} does not take its arguments: {error}{'; ' * bool(hint)}{hint}") from error
+
+
+def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
+    """The architecture (with its tag) that a name stands for, and its arguments: for `hf-hub:ORG/NAME` and
+    `local-dir:FOLDER` what the config.json there says, which is fetched if need be; other names as they are.
+
+    Raises:
+        UserError: there is no such folder, or it describes no model that can be built from its description alone.
+    """
+    if not name.startswith((HUB, LOCAL)):
+        return name, {}
+    folder, _ = locate(name)
+    config = hub_config(folder)
+    check_describes_network(config["model_args"], source=folder)
+    if not timm.is_model(config["architecture"]):
+        raise CheckpointError(f"{folder} is of {config['architecture']}, which this timm ({timm.__version__}) lacks")
+    return config["architecture"], config["model_args"]
+
+
+def check_describes_network(kwargs: dict[str, Any], *, source: object) -> None:
+    """A file may come from anybody: it describes a network, and must not make timm read other files or download.
+    CheckpointError where its arguments do more."""
+    loading = sorted(set(kwargs) & {"num_classes", "features_only", *NOT_THE_NETWORK})
+    if loading:
+        raise CheckpointError(
+            f"{source} asks for {', '.join(loading)}, which is no part of a network and could make timm read other "
+            "files: refused. Get the weights as a plain file from their author"
+        )
 
 
 def _check_tag(name: str) -> None:

@@ -24,18 +24,25 @@ from ddfnet.data.preprocessing import InputConfig
 from ddfnet.data.sources import ImageSource, SourceConfig, open_split
 from ddfnet.data.val_cache import ValCache
 from ddfnet.evaluation.metrics import ClassificationEvaluator
-from ddfnet.models import create_model
+from ddfnet.models.factory import resolve_name
+from ddfnet.models.input_size import create_for_size, size_argument
+from ddfnet.models.weights import TIMM
 from ddfnet.tasks.base import Task
 from ddfnet.tasks.classification_evaluation import classification_evaluation
 from ddfnet.tasks.config import Config, DataSection, ModelSection
 from ddfnet.utils.errors import ConfigError
+from ddfnet.zoo.download import HUB, LOCAL
 
 _log = logging.getLogger("ddfnet")
 
 
 class ModelConfig(ModelSection):
     name: str
-    """Any classification model of timm, or ddf_mul_resnet50, ddf_add_resnet101, ... (`ddfnet.list_models()`)."""
+    """Any classification model of timm, or ddf_mul_resnet50, ddf_add_resnet101, ... (`ddfnet.list_models()`).
+    MODEL.TAG, hf-hub:ORG/NAME or local-dir:FOLDER name the weights to start from, too."""
+    pretrained: bool | None = None
+    """Start from the weights that timm or the zoo has for the name (downloaded). null: where the name says which: it
+    has a tag, or is a hub or local folder, and there is no init_checkpoint."""
     num_classes: Positive | None = None
     """null: the number of classes of the data."""
     drop_rate: Fraction = 0.0
@@ -45,15 +52,38 @@ class ModelConfig(ModelSection):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the model's constructor, e.g. {squeeze_ratio: 0.3}."""
     init_checkpoint: str | None = None
-    """Start from these weights (a ddfnet checkpoint, an official one, a .safetensors file, or `zoo:NAME`).
+    """Start from these weights: a file of ddfnet or another trainer, `zoo:NAME`, `hf-hub:ORG/NAME`, `local-dir:FOLDER`.
     A classifier for another number of classes keeps its random start, and the log says so."""
+
+    no_start: ClassVar[dict[str, Any]] = {"init_checkpoint": None, "pretrained": False}
+
+    @property
+    def start(self) -> str | None:
+        if self.init_checkpoint:
+            return self.init_checkpoint
+        from_folder = self.name.startswith((HUB, LOCAL))
+        tag = self.name.partition(".")[2]
+        named = from_folder or (tag and tag != "untrained")
+        if not (named if self.pretrained is None else self.pretrained):
+            return None
+        return self.name if from_folder else TIMM + self.name
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "ModelConfig":
+        if self.init_checkpoint and self.pretrained:
+            raise ValueError(
+                f"model.init_checkpoint={self.init_checkpoint} and model.pretrained=true contradict: "
+                "set one of them to null or false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _kwargs_are_further_ones(self) -> "ModelConfig":
         loading = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
         own = {
             **{key: f"set model.{key}" for key in ("num_classes", "drop_rate", "drop_path_rate")},
-            **dict.fromkeys(loading, "give a file as model.init_checkpoint"),
+            **dict.fromkeys(loading, "give a file as model.init_checkpoint, or set model.pretrained"),
+            "img_size": "it follows data.input.size",
             "in_chans": "images have three channels",
             "features_only": "training needs the classifier",
             "block": "choose another model.name",
@@ -152,6 +182,7 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
                 f"{self._train.root}: raise it, or leave it null to take their number"
             )
         self.preprocessing = config.data.input.replaced()
+        self.model_name, self._saved_kwargs = resolve_name(config.model.name)
         self._bce = None
         if config.loss.name == "bce":
             self._bce = BinaryCrossEntropy(config.loss.label_smoothing, target_threshold=config.loss.bce_threshold)
@@ -160,15 +191,38 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
     def class_hashes(self) -> dict[str, dict[str, str]]:
         return {"train": class_hashes(self._train), "val": class_hashes(self._val)}
 
-    def build_model(self) -> nn.Module:
-        """The model of the configuration with random weights."""
-        model, kwargs = self.config.model, dict(self.config.model.kwargs)
-        if model.drop_path_rate:
-            kwargs["drop_path_rate"] = model.drop_path_rate
+    @cached_property
+    def model_kwargs(self) -> dict[str, Any]:
+        """Arguments of the model besides classes and rates; `img_size` where it is built for one size."""
+        kwargs = {**self._saved_kwargs, **self.config.model.kwargs}
         try:
-            return create_model(model.name, num_classes=self.num_classes, drop_rate=model.drop_rate, **kwargs)
+            return {**kwargs, **size_argument(self.model_name, kwargs, self.config.data.input.size)}
         except ValueError as error:
             raise ConfigError(f"model.name, model.kwargs: {error}") from None
+
+    def build_model(self) -> nn.Module:
+        """The model of the configuration with random weights, made for `data.input.size`.
+
+        Raises:
+            ConfigError: there is no such model, it does not take the arguments or the image sizes, or cannot be
+                trained.
+        """
+        model, given = self.config.model, self.config.data.input
+        rates: dict[str, Any] = {"drop_rate": model.drop_rate}
+        if model.drop_path_rate:
+            rates["drop_path_rate"] = model.drop_path_rate
+        train_size = given.train_size or given.size
+        try:
+            return create_for_size(
+                self.model_name,
+                self.model_kwargs,
+                size=given.size,
+                train_size=train_size,
+                num_classes=self.num_classes,
+                **rates,
+            )
+        except ValueError as error:
+            raise ConfigError(f"model.name, model.kwargs, data.input.size={given.size}: {error}") from None
 
     def train_reader(self, device: torch.device) -> tuple[Callable, Finish]:
         config, augment = self.config, self.config.augment
@@ -220,10 +274,9 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
 
     def meta(self) -> dict[str, Any]:
         """Model, classes and preprocessing: all that `eval.py` needs besides the weights and the images."""
-        model = self.config.model
         return {
             "task": "classification",
-            "model": {"name": model.name, "num_classes": self.num_classes, "kwargs": model.kwargs},
+            "model": {"name": self.model_name, "num_classes": self.num_classes, "kwargs": self.model_kwargs},
             "classes": self.classes,
             "preprocessing": self.preprocessing.to_dict(),
             "ddfnet": ddfnet.__version__,

@@ -29,7 +29,7 @@ def classification_evaluation(
 ) -> Evaluation:
     """`Task.evaluation` of classification: any file that `build_classifier` reads, image by image."""
     folders = find_sets(options.sets, options.data) if options.sets is not None else None
-    loaded = build_classifier(weights, source=path, model=options.model, entry=entry)
+    loaded = build_classifier(weights, source=path, model=options.model, entry=entry, size=options.input_size)
     changes = {
         "size": options.input_size,
         "crop_pct": options.crop_pct,
@@ -56,7 +56,8 @@ def classification_evaluation(
         model=loaded.name,
         precision=loaded.precision if options.precision == "auto" else options.precision,
         batch_size=options.batch_size or BATCH_SIZE,
-        channels_last=True,
+        channels_last=loaded.channels_last,
+        notes=[f"weights of {path}: {loaded.changes}"] if loaded.changes else [],
         facts={"model_kwargs": loaded.kwargs, "preprocessing": how.to_dict(), "tta": options.tta, **folded},
         sets=[_set(images, loaded, how, options) for images in sets],
     )
@@ -69,7 +70,7 @@ def _set(images: ImageSet, loaded: Classifier, how: Preprocessing, options: Eval
         return eval_batches(
             EvalDataset(images.index, how).read,
             len(images.index),
-            EvalBatchTransform(how, device=device, channels_last=True),
+            EvalBatchTransform(how, device=device, channels_last=loaded.channels_last),
             batch_size=options.batch_size or BATCH_SIZE,
             rank=rank,
             world_size=world_size,

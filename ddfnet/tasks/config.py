@@ -37,6 +37,11 @@ class ModelSection(Section):
     no_start: ClassVar[dict[str, Any]] = {"init_checkpoint": None}
     """Values of the keys that name weights to start from, where a checkpoint has the weights."""
 
+    @property
+    def start(self) -> str | None:
+        """Where the weights to start from are, for `ddfnet.models.weights.read_source`; None: a random start."""
+        return self.init_checkpoint
+
 
 class DataSection(LoaderConfig):
     root: str

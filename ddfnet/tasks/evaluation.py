@@ -1,6 +1,6 @@
 """Evaluation of a checkpoint: what a task makes of it, and the way of tasks whose configuration is stored in it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +9,12 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from ddfnet.checkpoint import Weights, load_weights
+from ddfnet.checkpoint import Weights
 from ddfnet.config import check
 from ddfnet.config.sections import with_present_names
 from ddfnet.data.batches import Batch
 from ddfnet.evaluation.report import Report
+from ddfnet.models.weights import load_weights
 from ddfnet.tasks.config import Config
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.zoo.entries import Entry
@@ -70,6 +71,7 @@ class Evaluation:
     channels_last: bool
     facts: dict[str, Any]  # what the report says besides, as plain values
     sets: list[EvaluationSet]
+    notes: Sequence[str] = ()  # lines to print before the result
 
 
 def stored_evaluation(

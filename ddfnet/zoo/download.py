@@ -16,11 +16,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from ddfnet.checkpoint import HUB_CONFIG, HUB_FILES
 from ddfnet.utils.files import sync_folder, write_text
 from ddfnet.zoo.entries import ZOO, Entry, ZooError, entries, find
 
 SHIPPED = Path(__file__).parent / "weights"
 CHUNK = 1 << 20
+HUB, LOCAL = "hf-hub:", "local-dir:"  # timm's names for a repository of the hub, and for a folder like one
 TIMEOUT = 30  # seconds without a byte
 GOOGLE_DRIVE = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
 
@@ -66,14 +68,46 @@ def fetch(entry: Entry, *, cache: str | Path | None = None, progress: bool = Tru
 
 
 def locate(checkpoint: str | Path) -> tuple[Path, Entry | None]:
-    """The file of `zoo:NAME`, downloaded if need be, with its entry; any other path as it is, with None. ZooError where
-    the zoo does not know the name or cannot get the file."""
-    if isinstance(checkpoint, Path) or not checkpoint.startswith(ZOO):
-        if not Path(checkpoint).exists() and str(checkpoint) in [entry.name for entry in entries()]:
-            raise ZooError(f"checkpoint not found: {checkpoint}; the weights of that name are {ZOO}{checkpoint}")
-        return Path(checkpoint), None
-    entry = find(checkpoint.removeprefix(ZOO))
+    """Where weights are: the file of `zoo:NAME`, with its entry; the folder of `hf-hub:ORG/NAME` or `local-dir:FOLDER`;
+    any other path as it is. What is not here is downloaded. ZooError where the zoo does not know the name, or the file
+    cannot be had."""
+    text = str(checkpoint)
+    if isinstance(checkpoint, str) and text.startswith(HUB):
+        return fetch_from_hub(text.removeprefix(HUB)), None
+    if isinstance(checkpoint, str) and text.startswith(LOCAL):
+        return Path(text.removeprefix(LOCAL)), None
+    if isinstance(checkpoint, Path) or not text.startswith(ZOO):
+        if not Path(text).exists() and text in [entry.name for entry in entries()]:
+            raise ZooError(f"checkpoint not found: {text}; the weights of that name are {ZOO}{text}")
+        return Path(text), None
+    entry = find(text.removeprefix(ZOO))
     return fetch(entry), entry
+
+
+def fetch_from_hub(name: str) -> Path:
+    """The folder with config.json and weights of ORG/NAME[@REVISION] on the Hugging Face hub, in the hub's own cache;
+    ZooError where it cannot be had, or holds no model of this layout."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    try:
+        folder = Path(hf_hub_download(repository, HUB_CONFIG, revision=revision or None)).parent
+        for file in HUB_FILES:
+            try:
+                hf_hub_download(repository, file, revision=revision or None)
+                return folder
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:
+                continue
+    except (OSError, HfHubHTTPError, HFValidationError, EntryNotFoundError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ZooError(
+            f"cannot get {HUB}{name} ({reason}): check the name, or download the folder where there is a network and "
+            f"give it as {LOCAL}FOLDER"
+        ) from None
+    raise ZooError(f"{HUB}{name} has none of {', '.join(HUB_FILES)}: it holds no weights that can be read here")
 
 
 def check(entry: Entry, path: Path) -> str:

@@ -129,10 +129,12 @@ def test_two_processes_stop_together_and_resume(start, tiny_config, tmp_path):
     assert state(folder)["step"] == 160
 
 
-def test_step_by_step_in_one_process_equals_a_whole_run(tiny_config, tmp_path):
+@pytest.mark.parametrize("optimizer", ["sgd", "lookahead_adamw"])
+def test_step_by_step_in_one_process_equals_a_whole_run(tiny_config, tmp_path, optimizer):
     """Stopping after every epoch, without any kill, also gives the same bits."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    constant = ["schedule.name=constant", "schedule.warmup_epochs=0"]  # the same for one epoch and for three
+    # The schedule is the same for one epoch and for three.
+    constant = ["schedule.name=constant", "schedule.warmup_epochs=0", f"optim.name={optimizer}"]
     assert train(load_config(tiny_config, [f"run.dir={whole}", *constant])) == 0
     path = parts / "last.pt"
     for end in (1, 2, 3):

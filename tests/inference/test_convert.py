@@ -5,6 +5,7 @@ import hashlib
 
 import pytest
 import torch
+from timm.models import get_pretrained_cfg
 
 import ddfnet
 from ddfnet.checkpoint import read_weights, save_checkpoint
@@ -50,7 +51,8 @@ def test_the_official_format_becomes_one_that_eval_understands(tmp_path):
     loaded = build_classifier(found, source=target, model=None)
     network = loaded.network
     assert (loaded.name, network.num_classes) == (NAME, 5)
-    assert loaded.preprocessing == Preprocessing(size=32, crop_pct=1.0)
+    record = get_pretrained_cfg(NAME)  # timm's, of the model without a tag
+    assert loaded.preprocessing == Preprocessing(size=32, crop_pct=1.0, mean=record.mean, std=record.std)
     assert all(torch.equal(tensor, weights[key]) for key, tensor in network.state_dict().items())
 
 

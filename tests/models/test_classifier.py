@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from timm.data import resolve_model_data_config
 
 import ddfnet
 from ddfnet.checkpoint import save_safetensors
@@ -95,11 +96,14 @@ def test_more_outputs_than_names_are_allowed(written):
     assert load_classifier(written(classes=["a", "b"])).network.num_classes == 3
 
 
-def test_a_bare_file_is_prepared_as_its_model_usually_is(tmp_path):
-    """And not as the weights of it that the zoo happens to have."""
-    torch.save(ddfnet.create_model(NAME, num_classes=3).state_dict(), tmp_path / "bare.pt")
-    how = load_classifier(tmp_path / "bare.pt", model=NAME).preprocessing
-    assert (how.size, how.crop_pct, how.mean) == (32, 1.0, (0.485, 0.456, 0.406))
+@pytest.mark.parametrize("name", [NAME, "ddf_mul_resnet50", "vit_tiny_patch16_224", "resnet18"])
+def test_a_bare_file_is_prepared_as_timm_prepares_images_for_its_model(tmp_path, name):
+    """One record, one answer: who trains the model with timm's train.py gives it these pixels."""
+    network = ddfnet.create_model(name, num_classes=3)
+    torch.save(network.state_dict(), tmp_path / "bare.pt")
+    how, timms = load_classifier(tmp_path / "bare.pt", model=name).preprocessing, resolve_model_data_config(network)
+    assert (how.size, how.mean, how.std) == (timms["input_size"][-1], timms["mean"], timms["std"])
+    assert (how.crop_pct, how.interpolation) == (timms["crop_pct"], timms["interpolation"])
 
 
 def test_values_that_are_no_numbers_are_refused(tmp_path):

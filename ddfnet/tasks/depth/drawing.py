@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ddfnet.checkpoint import load_weights, read_weights
+from ddfnet.checkpoint import read_weights
+from ddfnet.models.weights import load_weights
 from ddfnet.tasks.depth.config import DepthConfig
 from ddfnet.tasks.depth.data import DepthReader, denormalize_guidance, normalize_guidance
 from ddfnet.tasks.depth.network import DDFUpNet, interpolate

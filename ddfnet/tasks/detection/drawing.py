@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ddfnet.checkpoint import load_weights, read_weights
+from ddfnet.checkpoint import read_weights
 from ddfnet.data.decode import open_rgb
+from ddfnet.models.weights import load_weights
 from ddfnet.tasks.detection.network import create_backbone, create_detector
 from ddfnet.utils.errors import CheckpointError
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import freeze_batch_norm_2d
+from timm.layers import Format, freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -92,21 +92,49 @@ def create_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn
     return _features_only(name, pretrained=pretrained, out_indices=tuple(last), **kwargs)
 
 
+@torch.enable_grad()
 def freeze(backbone: nn.Module, stages: int) -> None:
     """Takes the first parts of a backbone out of training: its stem and as many stages, batch norms among them.
 
-    0 stages freeze nothing, 1 the stem and the first stage (stride 4), ..., 4 everything. ValueError for a backbone
-    that is no sequence of stages.
+    0 stages freeze nothing, 1 the stem and the first stage (stride 4), ..., 4 everything. What belongs to a stage is
+    what its features depend on, whatever its name. ValueError for a backbone that is no sequence of stages.
     """
     if not stages:
         return
-    end = backbone.feature_info.module_name()[stages - 1].replace(".", "_")
-    names = [name for name, _ in backbone.named_children()]
-    if end not in names:
-        raise ValueError(f"cannot freeze stages: {end} is not among the parts {names}; freeze 0 stages")
-    for name in names[: names.index(end) + 1]:
-        part = getattr(backbone, name).requires_grad_(False)
-        setattr(backbone, name, freeze_batch_norm_2d(part))  # returns another module where the part is a batch norm
+    levels = _levels(backbone)
+    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    used = _used(levels[:stages], parameters)
+    # Stages in a sequence: each builds on those before it, so none has parameters of its own beside the next one.
+    if stages < len(levels):
+        aside = sum(p.numel() for p in used - _used(levels[stages : stages + 1], parameters))
+        if aside > 0.01 * sum(p.numel() for p in used):
+            raise ValueError("cannot freeze stages: this backbone is no sequence of them; freeze 0 stages")
+    for parameter in used:
+        parameter.requires_grad_(False)
+    for name, module in list(backbone.named_modules()):
+        own = set(module.parameters(recurse=False))
+        if own and own <= used and isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+            backbone.set_submodule(name, freeze_batch_norm_2d(module))  # returns another module
+
+
+def _levels(backbone: nn.Module) -> list[Tensor]:
+    """The features of a blank image, with gradients; small where the backbone takes any size."""
+    was_training, error = backbone.training, None
+    for height, width in ((64, 64), backbone.pretrained_cfg["input_size"][1:]):
+        try:
+            return backbone.eval()(torch.zeros(1, 3, height, width))
+        except (AssertionError, RuntimeError) as fault:  # of a network that is built for one size
+            error = fault
+        finally:
+            backbone.train(was_training)
+    raise ValueError(f"the backbone takes neither images of 64 pixels nor its own size: {error}") from error
+
+
+def _used(levels: list[Tensor], parameters: list[nn.Parameter]) -> set[nn.Parameter]:
+    """The parameters that some features depend on."""
+    total = torch.stack([level.sum() for level in levels]).sum()
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
+    return {parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 
 def _features_only(name: str, **kwargs: Any) -> nn.Module:
@@ -123,13 +151,13 @@ class _Features(nn.Module):
         super().__init__()
         self.body, self.fpn = body, fpn
         self.out_channels = fpn.output[0].out_channels
-        self.widths = body.feature_info.channels()
+        # timm's networks say where their features have the channels; those that do not have them second.
+        self.channels_are_last = Format(getattr(body, "output_fmt", None) or Format.NCHW) == Format.NHWC
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        levels = [
-            level if level.shape[1] == width else level.permute(0, 3, 1, 2)  # some transformers have channels last
-            for level, width in zip(self.body(images), self.widths, strict=True)
-        ]
+        levels = self.body(images)
+        if self.channels_are_last:
+            levels = [level.permute(0, 3, 1, 2) for level in levels]
         return OrderedDict((name, level.float()) for name, level in self.fpn(levels).items())
 
 

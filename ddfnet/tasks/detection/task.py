@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import ddfnet
-from ddfnet.checkpoint import Weights, load_weights, read_weights
 from ddfnet.data.batches import Batch
 from ddfnet.data.loader import Finish
 from ddfnet.models.factory import create_model
+from ddfnet.models.weights import load_weights, read_source
 from ddfnet.tasks.base import Task
 from ddfnet.tasks.detection.coco import CocoIndex, index_coco
 from ddfnet.tasks.detection.config import DetectionConfig
@@ -22,7 +22,6 @@ from ddfnet.tasks.detection.data import DetectionReader, scale_images
 from ddfnet.tasks.detection.metrics import DetectionEvaluator
 from ddfnet.tasks.detection.network import create_backbone, create_detector
 from ddfnet.utils.errors import CheckpointError, ConfigError, DataError, UserError
-from ddfnet.zoo.download import locate
 
 _log = logging.getLogger("ddfnet")
 
@@ -118,20 +117,18 @@ class DetectionTask(Task[DetectionConfig, CocoIndex]):
         return index_coco(root / getattr(data, f"{split}_images"), root / getattr(data, f"{split}_annotations"))
 
     def _load_backbone(self, backbone: nn.Module, path: str) -> None:
-        """Loads the weights of a classifier, all but what comes after its last stage, and nothing else."""
+        """Loads the weights of a classifier, all but what comes after its last stage."""
         model = self.config.model
-        weights = read_weights(locate(path)[0])
-        with torch.device("meta"):
-            whole = create_model(model.backbone, **model.backbone_kwargs).state_dict().keys()
-        # timm flattens the stages of some networks: their stages.0 is stages_0 in a backbone.
-        flat = {key.replace(".", "_"): key for key in weights.state_dict}
-        renamed = {key: flat.get(key.replace(".", "_")) for key in backbone.state_dict()}
-        state = {own: weights.state_dict[key] for own, key in renamed.items() if key is not None}
-        state.update({key: tensor for key, tensor in weights.state_dict.items() if key not in whole})
         try:
-            load_weights(backbone, Weights(state, weights.meta, weights.kind), source=path, name=model.backbone)
+            whole = create_model(model.backbone, **model.backbone_kwargs)
+            changes = load_weights(whole, read_source(path), source=path, name=model.backbone, new_classifier=True)
         except CheckpointError as error:
             raise CheckpointError(f"model.backbone_checkpoint: {error}") from None
+        # timm flattens the stages of some networks, and wraps others: stages.0 is stages_0 or model.stages.0 there.
+        flat = {key.replace(".", "_"): tensor for key, tensor in whole.state_dict().items()}
+        names = {key: key.replace(".", "_") for key in backbone.state_dict()}
+        backbone.load_state_dict({key: flat[n if n in flat else n.removeprefix("model_")] for key, n in names.items()})
+        _log.info("backbone weights from %s%s", path, f"; {changes}" if changes else "")
 
 
 TASK = DetectionTask

@@ -1,6 +1,7 @@
 """The detector: torchvision's on timm's backbones, frozen parts, float32 boxes, weights to start from."""
 
 import pytest
+import timm
 import torch
 from timm.layers import FrozenBatchNormAct2d
 from torch import nn
@@ -10,7 +11,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 import ddfnet
 from ddfnet.engine.evaluate import autocast
 from ddfnet.tasks import create_task, load_config
-from ddfnet.tasks.detection.network import create_backbone, create_detector
+from ddfnet.tasks.detection.network import create_backbone, create_detector, freeze
 from ddfnet.utils.errors import CheckpointError, ConfigError
 
 pytest.importorskip("pycocotools")
@@ -152,3 +153,67 @@ def test_backbone_refuses_other_weights(tiny, tmp_path):
         task_of(
             tiny, "model.backbone=ddf_mul_resnet50", f"model.backbone_checkpoint={tmp_path / 'other.pt'}"
         ).build_model()
+
+
+# --- layouts and parts of other backbones -----------------------------------------------------------------------------
+
+# One small model of a family each; Swin and MambaOut return channels last.
+BACKBONES = {
+    "swin_tiny_patch4_window7_224": {"strict_img_size": False, "depths": (1, 1, 1, 1)},
+    "mambaout_femto": {"depths": (1, 1, 1, 1)},
+    "convnext_atto": {},
+    "pvt_v2_b0": {},
+    "twins_pcpvt_small": {"depths": (1, 1, 1, 1)},
+    "regnetx_002": {},
+}
+
+
+@pytest.mark.parametrize("size", [(384, 384), (384, 512), (96, 96)])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_levels_are_those_of_the_network_at_every_size(name, size):
+    """96 x 96: Swin's finest features are 24 x 24 x 96; 384 x 384: 96 x 96 x 96, where sizes tell nothing."""
+    torch.manual_seed(0)
+    whole = timm.create_model(name, **BACKBONES[name]).eval()
+    backbone = create_backbone(name, **BACKBONES[name])
+    flat = {key.replace(".", "_"): tensor for key, tensor in whole.state_dict().items()}
+    backbone.load_state_dict({k: flat[k.replace(".", "_").removeprefix("model_")] for k in backbone.state_dict()})
+    pyramid = create_detector(backbone, num_classes=2, frozen_stages=0, channels=8).eval().backbone
+    seen = {}
+    pyramid.fpn.register_forward_pre_hook(lambda module, inputs: seen.update(levels=inputs[0]))
+    x = torch.rand(1, 3, *size)
+    with torch.no_grad():
+        pyramid(x)
+        expected = whole.forward_intermediates(x, indices=4, intermediates_only=True, output_fmt="NCHW")
+    assert [tuple(level.shape[2:]) for level in seen["levels"]] == [
+        (size[0] // s, size[1] // s) for s in (4, 8, 16, 32)
+    ]
+    for level, other in zip(seen["levels"][:3], expected[-4:-1], strict=True):  # the last may be normalized there
+        assert torch.equal(level, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "frozen"),
+    [
+        ("efficientnet_b0", 1, {"conv_stem", "bn1", "blocks.0", "blocks.1"}),
+        ("mobilenetv3_small_100", 2, {"conv_stem", "bn1", "blocks.0", "blocks.1"}),
+        ("ghostnet_100", 1, {"conv_stem", "bn1", "blocks_0", "blocks_1"}),
+        ("densenet121", 1, {"features_conv0", "features_norm0", "features_denseblock1"}),
+        ("convnext_atto", 1, {"stem_0", "stem_1", "stages_0"}),
+        ("swin_tiny_patch4_window7_224", 1, {"patch_embed", "layers_0"}),
+        ("mvitv2_tiny", 1, {"model.patch_embed", "model.stages.0"}),
+        ("resnet18", 2, {"conv1", "bn1", "layer1", "layer2"}),
+    ],
+)
+def test_frozen_stages_are_the_models_own_parts(name, stages, frozen):
+    backbone = create_backbone(name)
+    freeze(backbone, stages)
+    for key, parameter in backbone.named_parameters():
+        assert parameter.requires_grad != any(key.startswith(f"{part}.") for part in frozen), key
+    norms = [n for n, m in backbone.named_modules() if isinstance(m, FrozenBatchNorm2d | FrozenBatchNormAct2d)]
+    assert all(any(f"{norm}.".startswith(f"{part}.") for part in frozen) for norm in norms)
+    assert not any(isinstance(m, nn.BatchNorm2d) for part in frozen for m in backbone.get_submodule(part).modules())
+
+
+def test_a_network_of_parallel_branches_has_no_stages_to_freeze():
+    with pytest.raises(ValueError, match="no sequence of them; freeze 0 stages"):
+        freeze(create_backbone("hrnet_w18_small"), 1)

@@ -1,0 +1,106 @@
+"""The image sizes that a network takes: many are built for one, some take only multiples of their windows."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ddfnet.models.factory import create_model
+
+SEARCH = 64  # pixels up and down, in which sizes that work are looked for
+STEPS = (8, 14)  # patches, strides and windows are multiples of these, mostly
+
+
+def size_argument(name: str, kwargs: dict[str, Any], size: int) -> dict[str, Any]:
+    """`{"img_size": size}` for a model that is built for one image size, if this is another; `{}` for all others.
+
+    timm's rule: those whose record says `fixed_input_size`, unless their arguments let them take any size.
+    """
+    with torch.device("meta"):
+        cfg = vars(create_model(name, **kwargs))["pretrained_cfg"]
+    takes_any = kwargs.get("dynamic_img_size") or not kwargs.get("strict_img_size", True)
+    if not cfg.get("fixed_input_size") or takes_any:
+        return {}
+    built_for = kwargs.get("img_size", cfg["input_size"][1:])
+    built_for = (built_for, built_for) if isinstance(built_for, int) else tuple(built_for)
+    return {} if built_for == (size, size) else {"img_size": size}
+
+
+def create_for_size(
+    name: str, kwargs: dict[str, Any], *, size: int, train_size: int | None = None, **rates: Any
+) -> nn.Module:
+    """`create_model` for images of a size, which are tried where the size or the arguments are not the model's own.
+
+    Args:
+        name: see `create_model`.
+        kwargs: arguments that describe the network, `img_size` among them where `size_argument` says so.
+        size: side of the images in evaluation, pixels.
+        train_size: of those in training; None where there is no training.
+        **rates: further arguments: classes, dropout.
+
+    Raises:
+        ValueError: there is no such model or it does not take its arguments; or not images of these sizes, with the
+            nearest ones that it takes; or it returns more than the logits in training.
+    """
+    built_for_one = "img_size" in kwargs
+    try:
+        network = create_model(name, **rates, **kwargs)
+        cfg = vars(network)["pretrained_cfg"]
+    except (AssertionError, RuntimeError) as error:  # of a constructor that sizes do not suit
+        if not built_for_one:
+            raise
+        raise ValueError(_refusal(name, kwargs, size, _reason(error))) from None
+    if train_size in (None, size) and not kwargs and tuple(cfg["input_size"][1:]) == (size, size):
+        return network
+    for side, training in ((size, False), (train_size, True)):
+        fault = None if side is None else _fault(network, side, training=training)
+        if fault is None or side is None:
+            continue
+        if training and side == size:
+            raise ValueError(f"{name} cannot be trained with these arguments: {fault}")
+        if training and built_for_one:
+            raise ValueError(f"{name} is built for one image size: it cannot train at {side} and evaluate at {size}")
+        raise ValueError(_refusal(name, kwargs, side, fault))
+    return network
+
+
+def _refusal(name: str, kwargs: dict[str, Any], size: int, reason: str) -> str:
+    near = [side for side in (_first(name, kwargs, size, -1), _first(name, kwargs, size, 1)) if side is not None]
+    takes = f"the nearest sizes that it takes are {' and '.join(map(str, near))}; " if near else ""
+    with torch.device("meta"):
+        own = vars(create_model(name))["pretrained_cfg"]["input_size"][-1]
+    return f"{name} takes no images of {size} x {size} pixels ({reason}): {takes}it is made for {own}"
+
+
+def _first(name: str, kwargs: dict[str, Any], size: int, sign: int) -> int | None:
+    """The first size below or above that the network takes."""
+    rest = {key: value for key, value in kwargs.items() if key != "img_size"}
+    for side in (size + sign * step for step in range(1, SEARCH + 1)):
+        if side < 1 or all(side % step for step in STEPS):
+            continue
+        try:
+            if _fault(create_model(name, **rest, **size_argument(name, rest, side)), side, training=False) is None:
+                return side
+        except (AssertionError, RuntimeError, ValueError):
+            continue
+    return None
+
+
+@torch.no_grad()
+def _fault(network: nn.Module, side: int, *, training: bool) -> str | None:
+    """Why a network fails on two blank images of a size, or None; it and the random numbers stay as they are."""
+    was_training = network.training
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}  # running statistics among them
+    try:
+        with torch.random.fork_rng(devices=[]):
+            out = functional_call(network.train(training), buffers, (torch.zeros(2, 3, side, side),))
+    except Exception as error:  # asserts of models, shapes of PyTorch, errors of their own
+        return _reason(error)
+    finally:
+        network.train(was_training)
+    return None if isinstance(out, Tensor) else f"in training it returns {len(out)} outputs instead of the logits"
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

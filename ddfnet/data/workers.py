@@ -11,7 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, util
 from typing import Any
 
 from ddfnet.data.ring import Ring
@@ -76,6 +76,8 @@ class WorkerPool:
         self.ring = Ring(2 * workers + 2)
         self._workers = [Worker(context, self.ring, read) for _ in range(workers)]
         self.close = weakref.finalize(self, end, os.getpid(), self._workers, self.ring)
+        # Before multiprocessing itself, when the process exits: it would wait for ever for a worker that is stopped.
+        util.Finalize(self, self.close, exitpriority=10)
         self._free, self._returned = list(range(self.ring.slots)), deque[int]()
         self._lent: dict[int, weakref.ref] = {}
         self._copies: dict[int, Any] = {}
@@ -264,7 +266,8 @@ class WorkerPool:
         if worker.deaths > _REDONE:
             text = (
                 f"{worker.deaths} data workers in a row ended while {task}, the last with {ending(code)}: where memory "
-                "is short, lower data.workers or the batch size; else look at that sample"
+                f"is short (the processes share up to {self.ring.slots} batches of {max(self.ring.taken) >> 20} MiB), "
+                "lower data.workers or the batch size; else look at that sample"
             )
             if head is None or not started:
                 raise DataError(text)

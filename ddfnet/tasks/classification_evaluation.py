@@ -18,7 +18,7 @@ from ddfnet.evaluation.report import PredictionReport
 from ddfnet.models.classifier import Classifier, build_classifier
 from ddfnet.models.fold import fold_batch_norm
 from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
-from ddfnet.utils.errors import DataError, UserError
+from ddfnet.utils.errors import ConfigError, DataError, UserError
 from ddfnet.zoo.entries import Entry
 
 BATCH_SIZE = 128
@@ -36,7 +36,11 @@ def classification_evaluation(
         "interpolation": options.interpolation,
         "resize": options.resize,
     }
-    how = loaded.preprocessing.replaced(**{key: value for key, value in changes.items() if value is not None})
+    try:
+        how = loaded.preprocessing.replaced(**{key: value for key, value in changes.items() if value is not None})
+    except ConfigError as error:
+        key, _, fault = str(error).partition("=")
+        raise UserError(f"--{'input-size' if key == 'size' else key.replace('_', '-')} {fault}") from None
     outputs = loaded.num_classes
     if folders is None:
         index = _index(loaded.classes, path, options.data, weights, outputs)

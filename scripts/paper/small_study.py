@@ -3,6 +3,7 @@
 
     python scripts/paper/small_study.py --data data/cifar10
     python scripts/paper/small_study.py --data data/cifar10 --config configs/study/gpu.yaml --jobs 1 --seeds 5
+    python scripts/paper/small_study.py --data data/cifar10 --variants dense ddf --set optim.lr=1e-3
 
 --data is a folder with train/ and val/, each with one folder per class (small images: the networks are made for 32
 pixels). Without it the study trains on handwritten digits, an easier task. Each run is
@@ -63,6 +64,7 @@ def train_one(arguments: argparse.Namespace, data: Path, folder: Path, variant: 
     """Trains one variant with one seed by train.py; the last line of its output. RuntimeError if the run failed."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(arguments.config), *VARIANTS[variant].overrides]
+    command += arguments.set or []
     command += [f"data.root={data}", f"run.seed={seed}", f"run.dir={folder}"]
     threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -74,7 +76,7 @@ def train_one(arguments: argparse.Namespace, data: Path, folder: Path, variant: 
 
 def study(arguments: argparse.Namespace) -> None:
     """Trains what has not finished, and writes the report; ValueError or RuntimeError as the functions it calls."""
-    load_config(arguments.config, ["data.root=unused"])
+    load_config(arguments.config, [*(arguments.set or []), "data.root=unused"])
     data, per_class = arguments.data, arguments.images_per_class
     if data is None:
         data, per_class = arguments.runs / "digits", 0
@@ -84,7 +86,7 @@ def study(arguments: argparse.Namespace) -> None:
     folder = study_folder(arguments.runs, data, per_class)
     runs = {
         # Seeds outside: a study that is cut short has compared all variants.
-        (variant, seed): folder / f"{arguments.config.stem}_{variant}_seed{seed}"
+        (variant, seed): folder / "_".join([arguments.config.stem, *(arguments.set or []), variant, f"seed{seed}"])
         for seed in range(arguments.seeds)
         for variant in arguments.variants
     }
@@ -108,6 +110,8 @@ def _command(arguments: argparse.Namespace) -> str:
         words += ["--data", str(arguments.data), "--images-per-class", str(arguments.images_per_class)]
     if arguments.config != DEFAULT_CONFIG:
         words += ["--config", str(arguments.config)]
+    if arguments.set:
+        words += ["--set", *arguments.set]
     return shlex.join([*words, "--seeds", str(arguments.seeds), "--variants", *arguments.variants])
 
 
@@ -121,6 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="default: configs/study/cpu.yaml")
     variants = f"{', '.join(VARIANTS)} (default: those without sigma)"
     add("--variants", nargs="+", default=default, choices=VARIANTS, metavar="NAME", help=variants)
+    add("--set", nargs="+", metavar="KEY=VALUE", help="changes of the study's YAML, the same for every variant")
     add("--seeds", type=at_least(1), default=3, metavar="N", help="runs per variant (default %(default)s)")
     add("--jobs", type=at_least(1), default=2, metavar="N", help="runs at a time (default %(default)s)")
     add("--runs", type=Path, default=Path("runs/study"), metavar="FOLDER", help="run folders (default %(default)s)")

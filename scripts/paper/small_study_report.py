@@ -43,18 +43,20 @@ CLAIMS = (
     *(("ddf", "dense"), ("channel", "dense"), ("dense", "spatial"), ("ddf", "channel")),
     *(("ddf", "spatial"), ("ddf", "batch_norm"), ("ddf", "sigmoid"), ("ddf", "ddf_add")),
 )
-Scores = dict[str, dict[int, float]]  # top-1 in % by variant and seed
+Scores = dict[str, dict[int, float]]  # top-1 in %, or training loss, by variant and seed
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run as its folder records it: top-1 in % after the last epoch, of so many held-out images."""
+    """A run as its folder records it: top-1 in % after the last epoch, of so many held-out images, and the training
+    loss of that epoch: the mean of what was logged in it."""
 
     folder: Path
     config: Config
     starts: list[dict[str, Any]]
     top1: float
     held_out: int
+    train_loss: float
 
 
 def read_run(folder: Path) -> FinishedRun | None:
@@ -62,10 +64,13 @@ def read_run(folder: Path) -> FinishedRun | None:
     if not (folder / "run.json").exists():
         return None
     starts = json.loads((folder / "run.json").read_text())["starts"]
-    for record in reversed(read_jsonl(folder / "metrics.jsonl")):
-        if record["kind"] == "val" and record["step"] == starts[-1]["derived"]["total_steps"]:
+    records, derived = read_jsonl(folder / "metrics.jsonl"), starts[-1]["derived"]
+    begin = derived["total_steps"] - derived["steps_per_epoch"]
+    losses = [record["loss"] for record in records if record["kind"] == "train" and record["step"] > begin]
+    for record in reversed(records):
+        if record["kind"] == "val" and record["step"] == derived["total_steps"]:
             config = check_config(read_yaml(folder / "config.yaml")[0])
-            return FinishedRun(folder, config, starts, record["top1"], record["n"])
+            return FinishedRun(folder, config, starts, record["top1"], record["n"], statistics.mean(losses))
     return None
 
 
@@ -84,13 +89,16 @@ def write_report(output: Path, runs: dict[tuple[str, int], Path], data: Path, co
             raise ValueError(f"{both} were trained with different recipes or data: give another --runs")
     classes = sum(path.is_dir() for path in (data / "train").iterdir())
     scores: Scores = {}
+    losses: Scores = {}
     costs: dict[str, Complexity] = {}
     for (variant, seed), run in sorted(finished.items(), key=lambda item: list(VARIANTS).index(item[0][0])):
         scores.setdefault(variant, {})[seed] = run.top1
+        losses.setdefault(variant, {})[seed] = run.train_loss
         size, model = run.config.data.input.size, run.config.model
         costs[variant] = model_complexity(model.name, (3, size, size), num_classes=classes, **model.kwargs)
     missing = sorted(map(str, set(runs) - set(finished)))
-    record = {"command": command, **_facts(list(finished.values()), data.name), "top1": scores, "missing": missing}
+    record = {"command": command, **_facts(list(finished.values()), data.name), "top1": scores}
+    record |= {"train_loss": losses, "missing": missing}
     write_json(output.with_suffix(".json"), record)
     write_text(output.with_suffix(".md"), _page(output.name, record, costs))
     _chart(output.with_suffix(".png"), scores, costs)
@@ -127,8 +135,18 @@ def _page(name: str, record: dict[str, Any], costs: dict[str, Complexity]) -> st
         spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
         figures = (f"{cost.parameters:,}", f"{cost.multiply_adds / 1e6:.2f}", f"{statistics.mean(values):.2f}", spread)
         each = (f"{by_seed[seed]:.2f}" if seed in by_seed else "-" for seed in seeds)
-        rows.append((VARIANTS[variant].label, *figures, *each, "-" if paper is None else f"{paper:.1f}"))
-    head = ("variant", "parameters", "M multiply-adds", "top-1", "std", *(f"seed {seed}" for seed in seeds), "paper")
+        loss = statistics.mean(record["train_loss"][variant].values())
+        rows.append((VARIANTS[variant].label, *figures, *each, f"{loss:.3f}", "-" if paper is None else f"{paper:.1f}"))
+    head = (
+        "variant",
+        "parameters",
+        "M multiply-adds",
+        "top-1",
+        "std",
+        *(f"seed {seed}" for seed in seeds),
+        "training loss",
+        "paper",
+    )
     claims, verdicts = [], {"every": [], "some": [], "no": []}
     for better, worse in CLAIMS:
         common = sorted(set(scores.get(better, {})) & set(scores.get(worse, {})))
@@ -150,7 +168,8 @@ def _page(name: str, record: dict[str, Any], costs: dict[str, Complexity]) -> st
 {record["date"]}.
 
 One recipe for every variant (configs/study/base.yaml says how it was chosen); accuracy of the last epoch, in %. The \
-paper's column is ResNet50 on ImageNet (`both, added` from the README of its code): the order is to be compared, not \
+training loss is the mean of what was logged in that epoch, on augmented images. The paper's column is ResNet50 on \
+ImageNet (`both, added` from the README of its code): the order is to be compared, not \
 the numbers. `--data` is any folder with train/ and val/, each with one folder per class.
 
 {unfinished}![Accuracy of each variant and seed]({name}.png)

@@ -84,6 +84,9 @@ def test_numbers_as_people_write_them(minimal, text, value):
         ("train.epochs=0", ["train.epochs=0", "at least 1"]),
         ("run.tensorboard=yes", ["run.tensorboard='yes'", "true or false"]),
         ("data.workers=-1", ["data.workers=-1", "at least 0", "auto"]),
+        ("data.timeout=0", ["data.timeout=0", "greater than 0"]),
+        ("data.timeout=.inf", ["data.timeout", "finite"]),
+        ("data.start_method=thread", ["data.start_method=thread", "fork", "forkserver", "spawn"]),
         ("data.max_broken=0.1", ["data.max_broken (command line) is called data.max_corrupt now: rename it"]),
         ("train.precision=fp8", ["train.precision=fp8", "'bf16'"]),
         ("augment.scale=[1, 0.5]", ["augment.scale", "low <= high"]),
@@ -229,6 +232,8 @@ def test_paper_recipe_is_the_released_one():
         (["optim.base_batch=512"], "optim.base_batch", "optim.lr is used"),
         (["optim.clip_mode=value"], "optim.clip_mode", "clip_grad is null"),
         (["optim.name=adamw", "optim.momentum=0.5"], "optim.momentum", "adamw has none"),
+        (["data.workers=0", "data.timeout=60"], "data.timeout", "data.workers is 0"),
+        (["data.workers=0", "data.start_method=spawn"], "data.start_method", "data.workers is 0"),
         (["schedule.warmup_lr=1e-5"], "schedule.warmup_lr", "warmup_epochs is 0"),
     ],
 )

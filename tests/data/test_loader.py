@@ -116,7 +116,7 @@ def test_batches_have_the_promised_form(index, small):
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_same_batches_for_any_number_of_workers(index, small, repeats):
     in_process = list(stream(index, small, repeats=repeats))
-    for workers in (1, 2):
+    for workers in (1, 4):
         assert_same(stream(index, small, workers=workers, repeats=repeats), in_process)
 
 

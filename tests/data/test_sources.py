@@ -134,7 +134,8 @@ def test_expected_classes_set_the_labels(kind, tree, tmp_path):
     names = [(source.classes[source.label(i)], source.read(i)) for i in range(18)]
     assert sorted(names) == sorted((plain.classes[plain.label(i)], plain.read(i)) for i in range(18))
     assert [source.label(i) for i in range(18)] == [0] * 6 + [1] * 6 + [2] * 6
-    with pytest.raises(DataError, match=r"1 missing \(fox\) and 1 not expected \(eel\)"):
+    where = {"csv": r"train\.csv, line \d+", "shards": r"\.tar/\w+\.png"}.get(kind, r".+")
+    with pytest.raises(DataError, match=rf"1 missing \(fox\) and 1 not expected \(eel(, the first in .*{where})?\)"):
         open_source(path, classes=["cat", "dog", "fox"], config=config)
 
 
@@ -182,6 +183,9 @@ def test_splits_by_name(tmp_path):
     assert split_path(tmp_path, "val") == tmp_path / "imagenet1k-validation[-_.][0-9]*.tar"
     assert split_path(tmp_path, "test") == tmp_path / "sub" / "test[-_.][0-9]*.parquet"
     assert split_path(tmp_path, "imagenet1k-val*.tar") == tmp_path / "imagenet1k-val*.tar"
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "validation.parquet").touch()
+    assert split_path(tmp_path / "plain", "val") == tmp_path / "plain" / "validation.parquet"
     assert split_path(tmp_path, "other") is None
     assert split_path(tmp_path / "none", "train") is None
     (tmp_path / "cifar-train-0000.tar").touch()
@@ -280,7 +284,9 @@ def test_lists(tree, tmp_path):
     fails(r"row 2: no value", f"{header}\ntrain\n")
     fails(r"has the label cat in line 2 and dog in line 3", f"{header}\n{first}\n{first.replace(',cat', ',dog')}\n")
     fails(r"line 2: there is no file .*none\.png; paths must be absolute, or", f"{header}\ntrain,none.png,cat\n")
-    fails("label -1 is out of range", f"{header}\n{first.rsplit(',', 1)[0]},-1\n")
+    fails("line 2: label -1 is out of range", f"{header}\n{first.rsplit(',', 1)[0]},-1\n")
+    rest = "\n".join(text.splitlines()[1:-1])
+    fails(r"line 19: there is no file .*none\.png", f"{header}\n{rest}\ntrain,none.png,eel\n")
     fails("holds no images", f"{header}\n")
     path.write_bytes(b"path,label\n\xff\xfe,1\n")
     with pytest.raises(DataError, match="UTF-8"):
@@ -340,7 +346,7 @@ def test_damaged_arrow_and_parquet(tree, tmp_path):
         open_source(path)
     assert len(open_source(path, config=SourceConfig(label_column="target"))) == 9
     pq.write_table(table.set_column(1, "label", pa.array([9] * 9)).replace_schema_metadata(table.schema.metadata), path)
-    with pytest.raises(DataError, match=r"label 9 is out of range, there are 3 classes \(0 to 2\)"):
+    with pytest.raises(DataError, match=r"parquet, row 0: label 9 is out of range, there are 3 classes \(0 to 2\)"):
         open_source(path)
     pq.write_table(table.set_column(1, "label", pa.array([None] * 9, pa.int64())), path)
     with pytest.raises(DataError, match="9 rows have no label"):

@@ -349,6 +349,20 @@ def test_a_thousand_numbered_folders_are_those_of_v2(image_tree, tmp_path, no_fi
         evaluated(tmp_path / "bare.pt", model=NAME, data=data, output=tmp_path / "out", **COMMON)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"input_size": 0}, "--input-size 0 must be at least 1"),
+        ({"crop_pct": 7.0}, "--crop-pct 7.0 must be at most 1"),
+        ({"interpolation": "foo"}, "--interpolation foo must be 'nearest', "),
+    ],
+)
+def test_wrong_options_are_named(options, words, checkpoint, image_tree, tmp_path):
+    with pytest.raises(UserError, match=words):
+        evaluated(checkpoint, data=image_tree / "val", output=tmp_path / "out", **options, **COMMON)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_set_of_ones_own_scores_the_same_in_any_order_of_classes(checkpoint, image_tree, tmp_path, no_figures):
     """The same network with its outputs in two orders, two of them without a name and with the highest logits."""
     payload = torch.load(checkpoint, weights_only=True)

@@ -3,7 +3,8 @@
 import argparse
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -132,6 +133,25 @@ def hash_files(paths: Iterable[str], *arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, eq=False)
+class NamedImages:
+    """The part of `ImageSource` that is the same wherever labels and keys are arrays."""
+
+    root: str
+    classes: list[str]
+    labels: np.ndarray  # int32 (N,)
+    keys: Names  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def label(self, i: int) -> int:
+        return int(self.labels[i])
+
+    def key(self, i: int) -> str:
+        return self.keys[i]
+
+
 def canonical_order(labels: np.ndarray, keys: Sequence[str] | None) -> np.ndarray:
     """int64 (N,): indices sorted by label, then by name; equal or missing names stay in the order given."""
     if keys is None:
@@ -141,7 +161,13 @@ def canonical_order(labels: np.ndarray, keys: Sequence[str] | None) -> np.ndarra
 
 
 def settle_classes(
-    root: str, labels: np.ndarray, own: list[str] | None, *, classes: list[str] | None, config: SourceConfig
+    root: str,
+    labels: np.ndarray,
+    own: list[str] | None,
+    *,
+    classes: list[str] | None,
+    config: SourceConfig,
+    where: Callable[[int], str] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """Labels and class names of a source whose labels are numbers.
 
@@ -149,6 +175,7 @@ def settle_classes(
         labels: int (N,), as the data numbers its classes.
         own: names of these numbers, where the data has some.
         classes: expected names in label order (see `open_source`).
+        where: position in `labels` -> where that label stands, for messages.
 
     Returns:
         labels int32 (N,) and the class names they count in.
@@ -167,7 +194,8 @@ def settle_classes(
         wrong = low if low < 0 else high
         # Test sets hide their labels as -1.
         fix = "choose a split with labels" if low < 0 else "correct it, or give all names as data.class_names"
-        raise DataError(f"{root}: label {wrong} is out of range, there are {limit} classes (0 to {limit - 1}); {fix}")
+        first = where(int(np.argmax(labels == wrong))) if where is not None else root
+        raise DataError(f"{first}: label {wrong} is out of range, there are {limit} classes (0 to {limit - 1}); {fix}")
     if classes is None or names is None:
         return labels.astype(np.int32), list(classes or names or map(str, range(limit)))
     compare_classes(root, set(names), set(classes))
@@ -176,21 +204,30 @@ def settle_classes(
 
 
 def settle_names(
-    root: str, labels: Sequence[str], *, classes: list[str] | None, config: SourceConfig
+    root: str,
+    labels: Sequence[str],
+    *,
+    classes: list[str] | None,
+    config: SourceConfig,
+    where: Callable[[int], str] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """`settle_classes` for labels given as text: whole numbers throughout are numbers, all else are class names."""
     known, codes = np.unique(np.array(labels, dtype=np.str_), return_inverse=True)
     texts = known.tolist()
     if all(text.removeprefix("-").isdecimal() for text in texts) and not set(texts) <= set(classes or ()):
         numbers = np.array([int(text) for text in texts], np.int64)
-        return settle_classes(root, numbers[codes], None, classes=classes, config=config)
+        return settle_classes(root, numbers[codes], None, classes=classes, config=config, where=where)
     names = _names_of_file(config.class_names)
+
+    def first_of(name: str) -> str:
+        return where(int(np.argmax(codes == texts.index(name)))) if where is not None and name in texts else root
+
     if names is not None:
-        compare_classes(root, set(texts), set(names), whose="data.class_names", missing_is_wrong=False)
+        compare_classes(root, set(texts), set(names), whose="data.class_names", missing_is_wrong=False, where=first_of)
     expected = classes if classes is not None else names
     if expected is None:
         return codes.astype(np.int32), texts
-    compare_classes(root, set(texts if names is None else names), set(expected))
+    compare_classes(root, set(texts if names is None else names), set(expected), where=first_of)
     position = {name: i for i, name in enumerate(expected)}
     return np.array([position[text] for text in texts], np.int32)[codes], list(expected)
 
@@ -215,11 +252,13 @@ def compare_classes(
     *,
     whose: str = "the training set or checkpoint",
     missing_is_wrong: bool = True,
+    where: Callable[[str], str] | None = None,
 ) -> None:
-    """DataError where the classes of a source are not the expected ones."""
+    """DataError where the classes of a source are not the expected ones; `where` tells where one first occurs."""
     missing, extra = sorted(expected - present), sorted(present - expected)
     parts = [f"{len(missing)} missing ({some_names(missing)})"] * bool(missing and missing_is_wrong)
-    parts += [f"{len(extra)} not expected ({some_names(extra)})"] * bool(extra)
+    first = f", the first in {where(extra[0])}" if extra and where is not None else ""
+    parts += [f"{len(extra)} not expected ({some_names(extra)}{first})"] * bool(extra)
     if parts:
         raise DataError(
             f"the classes of {root} differ from the {len(expected)} classes of {whose}: {' and '.join(parts)}; use the "

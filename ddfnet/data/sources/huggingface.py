@@ -65,15 +65,19 @@ def open_huggingface(
     values = np.concatenate(labels)
     if not len(values):
         raise DataError(f"{root} has no rows")
+    file = np.repeat(np.arange(len(files)), [len(part) for part in labels])
+
+    def row_of(i: int) -> str:
+        return f"{files[file[i]]}, row {i - int(np.argmax(file == file[i]))}"
+
     if values.dtype.kind in "iu":
-        numbers, known = settle_classes(root, values, columns.names, classes=classes, config=config)
+        numbers, known = settle_classes(root, values, columns.names, classes=classes, config=config, where=row_of)
     else:
-        numbers, known = settle_names(root, values.tolist(), classes=classes, config=config)
+        numbers, known = settle_names(root, values.tolist(), classes=classes, config=config, where=row_of)
     refuse_empty_classes(root, numbers, known, allow_empty)
     keys = _keys(names, numbers, known)
     named = keys is not None
     keys = keys or [f"{row:08d}" for row in range(len(values))]
-    file = np.repeat(np.arange(len(files)), [len(part) for part in labels])
     first, second = np.concatenate(places).T
     if files[0].endswith(".parquet"):
         return parquet_source(root, known, numbers, keys, files, file, first, second, columns, named=named)

@@ -29,8 +29,8 @@ def split_path(root: str | os.PathLike, part: str) -> Path | None:
 
     `root/part` itself where it exists: a folder, a file, or a pattern (`shards/train-*.tar`). Else `part` is looked for
     in the names of files in `root`, its sub-folders and the Hugging Face hub's cache of a dataset: `part.csv` (.tsv,
-    .txt, .tar), ImageNet's `ILSVRC2012_img_part.tar`, shards `NAME-part-00000-of-00012.parquet` (.arrow, .tar).
-    `val` also is `validation`. DataError where files of several datasets fit.
+    .txt, .parquet, .arrow, .tar), ImageNet's `ILSVRC2012_img_part.tar`, shards `NAME-part-00000-of-00012.parquet`
+    (.arrow, .tar). `val` also is `valid` and `validation`. DataError where files of several datasets fit.
     """
     root = Path(root)
     path = root / part
@@ -39,9 +39,10 @@ def split_path(root: str | os.PathLike, part: str) -> Path | None:
     if glob.has_magic(part):
         pattern = Path(glob.escape(str(root))) / part
         return pattern if glob.glob(str(pattern)) else None
-    for suffix in (*table.SUFFIXES, ".tar"):
-        if (root / (part + suffix)).is_file():
-            return root / (part + suffix)
+    for suffix in (*table.SUFFIXES, *_SHARDS):
+        for name in _ALSO.get(part, part).split("|"):
+            if (root / (name + suffix)).is_file():
+                return root / (name + suffix)
     official = root / f"ILSVRC2012_img_{part}.tar"
     if official.is_file():
         return official

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ddfnet.data.sources.base import Names, canonical_order, hash_files
+from ddfnet.data.sources.base import NamedImages, Names, canonical_order, hash_files
 from ddfnet.utils.errors import DataError
 
 _MOST_GROUPS = 2  # row groups kept per process, about 10 MB each for ImageNet
@@ -18,27 +18,14 @@ _files: OrderedDict[tuple[int, str], Any] = OrderedDict()
 
 
 @dataclass(frozen=True, eq=False)
-class ParquetSource:
+class ParquetSource(NamedImages):
     """Images in the row groups of parquet files (see `ImageSource`)."""
 
-    root: str
-    classes: list[str]
-    labels: np.ndarray  # int32 (N,)
-    keys: Names  # (N,)
     files: list[str]
     file: np.ndarray  # int32 (N,), position in `files`
     group: np.ndarray  # int32 (N,), row group
     row: np.ndarray  # int32 (N,), within its group
     column: str  # of the bytes
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def label(self, i: int) -> int:
-        return int(self.labels[i])
-
-    def key(self, i: int) -> str:
-        return self.keys[i]
 
     def name(self, i: int) -> str:
         return os.path.join(self.files[self.file[i]], self.keys[i])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddfnet.data.sources.base import Names, canonical_order, hash_files
+from ddfnet.data.sources.base import NamedImages, Names, canonical_order, hash_files
 
 _MOST_OPEN = 128  # files kept open per process; systems allow from 256 on
 _open_files: OrderedDict[str, int] = OrderedDict()
@@ -46,26 +46,13 @@ def close_files() -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class ByteRanges:
+class ByteRanges(NamedImages):
     """Images at known positions of files (see `ImageSource`)."""
 
-    root: str
-    classes: list[str]
-    labels: np.ndarray  # int32 (N,)
-    keys: Names  # (N,)
     files: list[str]  # paths
     file: np.ndarray  # int32 (N,), position in `files`
     start: np.ndarray  # int64 (N,), bytes
     size: np.ndarray  # int64 (N,), bytes
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def label(self, i: int) -> int:
-        return int(self.labels[i])
-
-    def key(self, i: int) -> str:
-        return self.keys[i]
 
     def name(self, i: int) -> str:
         return os.path.join(self.files[self.file[i]], self.keys[i])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ddfnet.data.sources.base import (
+    NamedImages,
     Names,
     SourceConfig,
     canonical_order,
@@ -22,28 +23,16 @@ SUFFIXES = (".csv", ".tsv", ".txt")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 # In order of preference; compared without case, spaces and underscores.
 _IMAGE_COLUMNS = ("path", "filepath", "file", "filename", "image", "imagepath", "img", "imageid", "name")
+_CHECKED = 100  # files whose presence is checked when a list is opened
 _LABEL_COLUMNS = ("label", "class", "target", "labels", "classname", "category", "predictionstring")
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class Table(NamedImages):
     """Image files and labels of a list (see `ImageSource`). The keys are the paths as the list has them."""
 
-    root: str  # the list
     folder: str  # that relative paths start from
-    classes: list[str]
-    labels: np.ndarray  # int32 (N,)
-    keys: Names  # (N,)
     order: np.ndarray  # int64 (N,), images in the order of the list
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def label(self, i: int) -> int:
-        return int(self.labels[i])
-
-    def key(self, i: int) -> str:
-        return self.keys[i]
 
     def name(self, i: int) -> str:
         return os.path.join(self.folder, self.keys[i])
@@ -73,16 +62,24 @@ def open_table(
             raise DataError(
                 f"{path}: {key} has the label {other} in line {first} and {label} in line {line}; keep one of them"
             )
-    labels, names = settle_names(path, [label for _, _, label in rows], classes=classes, config=config)
+
+    def line_of(i: int) -> str:
+        return f"{path}, line {rows[i][0]}"
+
+    texts = [label for _, _, label in rows]
+    labels, names = settle_names(path, texts, classes=classes, config=config, where=line_of)
     refuse_empty_classes(path, labels, names, allow_empty)
     folder = os.path.dirname(path)
-    if not os.path.exists(os.path.join(folder, keys[0])):
-        raise DataError(
-            f"{path}, line {rows[0][0]}: there is no file {os.path.join(folder, keys[0])}; paths must be absolute, or "
-            f"relative to {folder or 'the current folder'}"
-        )
+    # Asking for each of a million files takes minutes on a network; a wrong folder, or a part that was not copied,
+    # shows in a few.
+    for i in np.unique(np.linspace(0, len(keys) - 1, _CHECKED).astype(int)).tolist():
+        if not os.path.exists(os.path.join(folder, keys[i])):
+            raise DataError(
+                f"{line_of(i)}: there is no file {os.path.join(folder, keys[i])}; paths must be absolute, or relative "
+                f"to {folder or 'the current folder'}"
+            )
     order = canonical_order(labels, keys)
-    return Table(path, folder, names, labels[order], Names([keys[i] for i in order.tolist()]), np.argsort(order))
+    return Table(path, names, labels[order], Names([keys[i] for i in order.tolist()]), folder, np.argsort(order))
 
 
 def read_rows(path: str, image_column: str | None, label_column: str | None) -> Iterator[tuple[int, str, str]]:

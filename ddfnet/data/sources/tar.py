@@ -1,5 +1,6 @@
 """Images in tar files: WebDataset shards, packed class folders, tars of classes and ImageNet's own downloads."""
 
+import os
 import posixpath
 from dataclasses import dataclass
 
@@ -52,7 +53,11 @@ def open_tars(
         texts = texts or validation_labels(root, names, config.val_labels)
     if config.val_labels is not None and not by_list:
         raise DataError(f"data.val_labels={config.val_labels} is not used: the images of {root} bring their labels")
-    labels, known = settle_names(root, texts, classes=classes, config=config)
+
+    def member_of(i: int) -> str:
+        return os.path.join(files[index.file[members[i]]], names[i])
+
+    labels, known = settle_names(root, texts, classes=classes, config=config, where=member_of)
     refuse_empty_classes(root, labels, known, allow_empty)
     columns = (index.file[members], index.start[members], index.size[members])
     return byte_ranges(root, known, labels, keys, files, *columns)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ddfnet.data.sources.base import (
     TIMM,
+    NamedImages,
     Names,
     SourceConfig,
     canonical_order,
@@ -23,24 +24,11 @@ _STREAMS = ("wds", "tfds", "hfids")
 
 
 @dataclass(frozen=True, eq=False)
-class TimmSource:
+class TimmSource(NamedImages):
     """Images of a reader of timm (see `ImageSource`)."""
 
-    root: str
-    classes: list[str]
-    labels: np.ndarray  # int32 (N,)
-    keys: Names  # (N,)
     reader: Any
     row: np.ndarray  # int64 (N,), position in the reader
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def label(self, i: int) -> int:
-        return int(self.labels[i])
-
-    def key(self, i: int) -> str:
-        return self.keys[i]
 
     def name(self, i: int) -> str:
         return os.path.join(self.root, self.keys[i])
@@ -107,7 +95,11 @@ def open_timm(
     if not all(isinstance(label, int | np.integer) for label in labels):
         raise DataError(f"data.source={config.source}: labels must be whole numbers, one of them is {labels[0]!r}")
     where = root or name
-    numbers, known = settle_classes(where, np.array(labels, np.int64), names, classes=classes, config=config)
+
+    def row(i: int) -> str:
+        return f"{where}, row {i}"
+
+    numbers, known = settle_classes(where, np.array(labels, np.int64), names, classes=classes, config=config, where=row)
     refuse_empty_classes(where, numbers, known, allow_empty)
     files = None if kind == "hfds" else _file_names(reader)  # which would read every image
     order = canonical_order(numbers, files)

@@ -90,6 +90,10 @@ def test_the_study_reports_the_runs_it_made(study):
         for seed in (0, 1):
             lines = (runs / f"tiny_{variant}_seed{seed}/metrics.jsonl").read_text().splitlines()
             assert record["top1"][variant][str(seed)] == json.loads(lines[-1])["top1"]
+            trained = [line for line in map(json.loads, lines) if line["kind"] == "train"]
+            assert {line["step"] for line in trained} <= {1, 2}  # one epoch, so all of them count
+            mean = sum(line["loss"] for line in trained) / len(trained)
+            assert record["train_loss"][variant][str(seed)] == pytest.approx(mean)
     page = (folder / "out/study.md").read_text()
     dense, ddf = (list(record["top1"][name].values()) for name in ("dense", "ddf"))
     assert f"| {sum(ddf) / 2:.2f} |" in page
@@ -111,6 +115,19 @@ def test_the_study_resumes_where_it_stopped(study, capsys):
     small_study.main(arguments)
     assert json.loads((folder / "out/study.json").read_text())["missing"] == []
     assert (runs / "tiny_ddf_seed0/last.pt").stat().st_mtime_ns == before
+
+
+def test_changes_of_the_recipe_have_runs_of_their_own(study):
+    folder, arguments, runs = study
+    output = str(folder / "out" / "lr")
+    arguments = [*arguments, "--variants", "ddf", "--seeds", "1", "--output", output, "--set", "optim.lr=0.5"]
+    small_study.main(arguments)
+    record = json.loads((folder / "out/lr.json").read_text())
+    assert list(record["top1"]) == ["ddf"]
+    assert "learning rate 0.5" in record["recipe"]
+    assert record["command"].endswith("--set optim.lr=0.5 --seeds 1 --variants ddf")
+    assert (runs / "tiny_optim.lr=0.5_ddf_seed0" / "last.pt").exists()
+    refused([*arguments[:-1], "optim.lrr=1"])
 
 
 def refused(arguments):

@@ -50,8 +50,8 @@ class AugmentConfig(Section):
     """TrivialAugment (wide): one random operation of random strength per image. Instead of rand_augment."""
     where: Literal["auto", "device", "cpu"] = "auto"
     """Where color_jitter, rand_augment and trivial_augment work. device: in batched operations where the model trains.
-    cpu: image by image through Pillow, in the workers. auto: device on CUDA, else cpu. The same draws, and the same
-    pixels but for 1 of 255 levels."""
+    cpu: image by image through Pillow, in the workers. auto: device on CUDA, else cpu (and always for augmix). The same
+    draws, and after each operation the same pixels but for 1 of 255 levels."""
     repeats: Positive = 1
     """Repeated augmentation: each image so many times in a row, augmented anew each time. An epoch keeps its number of
     samples, so it shows 1/repeats of the images."""

@@ -95,7 +95,7 @@ class ValCache:
             self._verified[i] = True
         except OSError as error:
             self._writes = False
-            _log.warning("%s cannot be written: %s; evaluation goes on without", self.partial, error.strerror)
+            _log.warning("%s cannot be written: %s; images are read as usual", self.partial, error.strerror)
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker that is spawned opens the file for itself.

@@ -64,7 +64,7 @@ class Entry:
         """Of the images at these metrics."""
         from ddfnet.data.preprocessing import Preprocessing  # needs pydantic, which `import ddfnet` does without
 
-        return Preprocessing(**self.input)
+        return Preprocessing(**{"resize": "pillow", **self.input})  # by which all were measured
 
     @property
     def file_name(self) -> str:

@@ -183,7 +183,7 @@ def test_a_full_disk_ends_the_writing_only(index, small, folder, monkeypatch, ca
 
     monkeypatch.setattr(val_cache, "_write_at", full)
     assert torch.equal(images(index, small, cache), expected)
-    assert caplog.text.count("No space left on device; evaluation goes on without") == 1
+    assert caplog.text.count("No space left on device; images are read as usual") == 1
 
 
 def test_no_room_is_told_before_anything_is_read(index, small, folder, monkeypatch):

@@ -319,7 +319,12 @@ def test_block_of_the_guide_for_onnxruntime(digits_onnx, digits, tmp_path, monke
 def test_the_guide_prepares_any_image_as_evaluation_does(digits_onnx, tmp_path, monkeypatch, crop_pct, interpolation):
     onnx = pytest.importorskip("onnx")
     how = Preprocessing(
-        size=32, crop_pct=crop_pct, interpolation=interpolation, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
+        size=32,
+        crop_pct=crop_pct,
+        interpolation=interpolation,
+        resize="pillow",
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.3, 0.4),
     )
     model = onnx.load(digits_onnx)
     about = {entry.key: entry.value for entry in model.metadata_props}

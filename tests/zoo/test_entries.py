@@ -32,7 +32,12 @@ def test_an_entry_names_a_model_a_recipe_and_its_images(entry):
         cfg = ddfnet.create_model(entry.name).pretrained_cfg
     size = cfg["input_size"][-1]
     assert entry.preprocessing == Preprocessing(
-        size=size, crop_pct=cfg["crop_pct"], interpolation=cfg["interpolation"], mean=cfg["mean"], std=cfg["std"]
+        size=size,
+        crop_pct=cfg["crop_pct"],
+        interpolation=cfg["interpolation"],
+        resize="pillow",
+        mean=cfg["mean"],
+        std=cfg["std"],
     )
     assert (cfg["tag"], cfg["num_classes"]) == (entry.tag, entry.num_classes)
     assert all(re.fullmatch(r"https://\S+", url) for url in entry.file.urls)

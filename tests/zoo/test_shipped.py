@@ -17,6 +17,7 @@ from PIL import Image
 from ddfnet.__main__ import main
 from ddfnet.checkpoint import read_weights
 from ddfnet.data.generated import render_digits
+from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 from ddfnet.tasks import load_config
 from ddfnet.utils.files import read_jsonl
@@ -115,7 +116,7 @@ def test_the_file_is_small_and_the_one_of_the_entry(entry):
 def test_the_file_says_of_itself_what_the_entry_says(entry):
     meta = read_weights(fetch(entry)).meta
     assert meta["model"] == {"name": entry.model, "num_classes": entry.num_classes, "kwargs": {}}
-    assert meta["preprocessing"] == entry.preprocessing.to_dict()
+    assert Preprocessing.from_dict(meta["preprocessing"]) == entry.preprocessing
     assert len(meta["classes"]) == entry.num_classes
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,16 @@ from ddfnet.data.prepare.write import write_store
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.utils.errors import UserError
 from scripts.benchmarks import data
-from scripts.benchmarks.data_loaders import Loader, Untimed, Work, own_loader, timm_loader, torchvision_loader
+from scripts.benchmarks.data_loaders import (
+    Loader,
+    Untimed,
+    Work,
+    make_small,
+    own_dataset,
+    own_loader,
+    timm_loader,
+    torchvision_loader,
+)
 from scripts.benchmarks.data_measure import Stream, distance, pixel_distance, profile, resized, resized_distance
 from tests.conftest import ROOT
 
@@ -75,23 +85,45 @@ def test_a_pass_shows_each_image_as_often(count, images, batch):
     assert len(set(shown.values())) == 1
 
 
-@pytest.mark.parametrize("recipe", [None, data.RECIPE])
+def assert_near(images, expected):
+    """Of the same crops, which another kernel resizes: a few levels, where another crop would be tens."""
+    apart = (images.int() - expected.int()).abs()
+    assert apart.max() <= 40
+    assert apart.float().mean() < 0.1
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_timm_and_ddfnet_give_the_same_pixels(tree, recipe, workers):
+@pytest.mark.parametrize("pad", [False, True])
+def test_timm_and_ddfnet_make_the_same_crops(tree, workers, pad):
     """Same images, same draws, same order, whatever the number of workers: so the comparison is one of equal work."""
-    work = work_of(tree, recipe=recipe)
+    work = replace(work_of(tree), pad=pad)
+    if pad:  # timm's is not asked to resize
+        work = replace(work, index=index_folder(make_small(tree, tree.parent / f"small{workers}")))
     ours = images_of(own_loader("ours", work), workers)
     assert ours.shape == (24, 3, 32, 32)
     assert ours.dtype == torch.uint8
-    assert torch.equal(images_of(timm_loader("timm", work), workers), ours)
+    theirs = images_of(timm_loader("timm", work), workers)
+    assert torch.equal(theirs, ours) if pad else assert_near(theirs, ours) is None
     assert ours.flatten(1).unique(dim=0).shape[0] == 24  # the second epoch is drawn anew
 
 
+def test_operations_are_applied_where_they_count(tree):
+    """With the recipe timm's images are changed, and ddfnet's on the CPU; those left to the device are not."""
+    work = work_of(tree, recipe=data.RECIPE)
+    plain = images_of(own_loader("bare", work_of(tree)), 0)
+    assert torch.equal(images_of(own_loader("device", work), 0), plain)
+    for loader in (own_loader("cpu", work, on_device=False), timm_loader("timm", work)):
+        changed = (images_of(loader, 0).int() - plain.int()).abs().flatten(1).float().mean(1) > 1
+        assert 6 < changed.sum() <= 24
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_evaluation_gives_the_same_pixels(tree, workers):
+def test_the_evaluation_gives_the_same_pixels(tree, workers, tmp_path):
     work = work_of(tree, train=False)
     ours = images_of(own_loader("ours", work), workers)
-    assert torch.equal(images_of(timm_loader("timm", work), workers), ours)
+    assert_near(images_of(timm_loader("timm", work), workers), ours)
+    for _ in range(2):  # filled, then read
+        assert torch.equal(images_of(own_loader("cached", work, cache=tmp_path), workers), ours)
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -172,13 +204,15 @@ def test_the_time_of_all_processes_counts(workers):
 
 def test_the_profile_has_the_steps(tree, tmp_path):
     work = work_of(tree, recipe=data.RECIPE)
-    steps = {step["step"]: step["ms"] for step in profile(work, None, 2)}
-    assert {"read the file", "decode", "RandomResizedCropAndInterpolation", "RandAugment", "collate"} <= set(steps)
+    steps = {step["step"]: step["ms"] for step in profile(own_dataset(work), work, 2)}
+    assert {"read the file", "decode", "draw", "crop, resize, flip", "draw the operations", "the rest"} == set(steps)
     assert all(ms > 0 for ms in steps.values())
     write_store(index_folder(tree), tmp_path / "store", Encoding())
-    steps = {step["step"]: step["ms"] for step in profile(work, tmp_path / "store", 2)}
-    assert {"read and cut the region", "decode", "crop and resize"} <= set(steps)
-    assert all(ms > 0 for ms in steps.values())
+    steps = {step["step"]: step["ms"] for step in profile(own_dataset(work, tmp_path / "store"), work, 2)}
+    assert {"read and cut the region", "decode", "crop, resize, flip"} <= set(steps)
+    work = work_of(tree, train=False)
+    steps = {step["step"] for step in profile(own_dataset(work), work, 2)}
+    assert {"read the file", "decode", "resize, crop", "the rest"} == steps
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -200,9 +234,16 @@ def report(tree, tmp_path_factory):
 
 def test_the_report_is_complete(report):
     workers, content, _ = report
-    assert [row["name"] for row in content["rows"]] == ["plain", "store_keep", "store_400", "eval", "cifar"]
+    assert [row["name"] for row in content["rows"]] == [
+        "plain",
+        "store_keep",
+        "store_400",
+        "eval",
+        "eval_cached",
+        "cifar",
+    ]
     for row in content["rows"]:
-        parts = [row] if row["name"] == "eval" else [row, row["crop_only"]]
+        parts = [row] if row["name"].startswith("eval") else [row, row["cpu"], row["crop_only"]]
         for part in parts:
             for peer in ("timm", "ours", *["torchvision"] * ("torchvision_ms" in part)):
                 assert {f"{peer}_{key}" for key in PEER} <= set(part)
@@ -211,15 +252,17 @@ def test_the_report_is_complete(report):
                 assert (part[f"{peer}_worker_mib"] is None) == (workers == 0)
             low, high = part["ratio_range"]
             assert low <= part["ratio"] <= high
-            assert part["distance"]["images"] > 0
+        assert parts[-1]["distance"]["images"] > 0  # operations are drawn by each side for itself
+        assert ["distance" in part for part in parts] == [False] * (len(parts) - 1) + [True]
         assert row["target"] == data.TARGETS[row["name"]]
         assert row["met"] == (row["ratio"] >= row["target"])
         assert sum(step["ms"] for step in row["profile"]) > 0
     rows = {row["name"]: row for row in content["rows"]}
     assert [name for name, row in rows.items() if "resized_distance" in row] == ["store_400"]
-    assert all(rows[name]["distance"]["max"] == 0 for name in ("plain", "eval", "cifar"))
+    assert rows["cifar"]["crop_only"]["distance"]["max"] == 0
+    assert rows["eval"]["distance"] == rows["eval_cached"]["distance"]
     assert all("torchvision_ms" in rows[name].get("crop_only", rows[name]) for name in ("plain", "eval", "cifar"))
-    assert {"cpu", "torch", "timm", "pillow", "libjpeg_turbo", "command"} <= set(content["environment"])
+    assert {"cpu", "torch", "timm", "pillow", "libjpeg_turbo", "decoder", "command"} <= set(content["environment"])
     assert content["settings"] == {"workers": workers, "passes": 2, "images": 12, "recipe": data.RECIPE}
 
 
@@ -233,9 +276,10 @@ def test_the_ratio_is_that_of_the_times(report):
 
 def test_the_table(report):
     lines = [line for line in report[2].splitlines() if line.startswith("|")]
-    assert sum("rand-m7" in line for line in lines) == sum("crop, flip" in line for line in lines) == 4
-    assert sum(": met" in line or ": missed" in line for line in lines) == 5
-    assert len([line for line in report[2].splitlines() if "in a worker of ddfnet" in line]) == 5
+    for kind in (", device", ", cpu", "crop, flip"):
+        assert sum(kind in line for line in lines) == 4
+    assert sum(": met" in line or ": missed" in line for line in lines) == 6
+    assert len([line for line in report[2].splitlines() if "in ddfnet's reader" in line]) == 6
 
 
 def test_a_peer_that_cannot_read_the_images_is_left_out(tree, tmp_path, monkeypatch, capsys):
@@ -247,7 +291,8 @@ def test_a_peer_that_cannot_read_the_images_is_left_out(tree, tmp_path, monkeypa
     assert data.main([str(tree), "--cifar", str(tree), *options]) == 0
     rows = json.loads((tmp_path / "data.json").read_text())["rows"]
     failed = [row.get("crop_only", row).get("torchvision_failed") for row in rows]
-    assert failed == ["RuntimeError: Unsupported", None, None, "RuntimeError: Unsupported", "RuntimeError: Unsupported"]
+    reason = "RuntimeError: Unsupported"
+    assert failed == [reason, None, None, reason, None, reason]
     assert "RuntimeError: Unsupported" in capsys.readouterr().out
 
 

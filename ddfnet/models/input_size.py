@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import timm
 import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
@@ -19,7 +18,10 @@ def size_argument(name: str, kwargs: dict[str, Any], size: int) -> dict[str, Any
 
     timm's rule: those whose record says `fixed_input_size`, unless their arguments let them take any size.
     """
-    cfg = get_pretrained_cfg(name) if timm.is_model(name) else None  # of an unknown model: creating it says so
+    try:
+        cfg = get_pretrained_cfg(name)
+    except RuntimeError:  # an unknown tag; creating the model says so, as it does of an unknown name
+        cfg = None
     takes_any = kwargs.get("dynamic_img_size") or not kwargs.get("strict_img_size", True)
     if cfg is None or not cfg.fixed_input_size or takes_any:
         return {}

@@ -8,8 +8,9 @@
   python eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data --sets val,real,v2,a,r,sketch
   python eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data --sets val=/fast/val,v2
 
-Model, classes and preprocessing come from the checkpoint; official checkpoints
-(state_dict, state_dict_ema) and bare state_dicts need --model. Prints top-1,
+Model, classes and preprocessing come from the checkpoint, which may be of timm,
+torchvision, Lightning and others, or a folder of the hub (hf-hub:ORG/NAME,
+local-dir:FOLDER); bare state_dicts need --model. Prints top-1,
 top-5, expected calibration error, loss and the number of images, and writes a
 folder: report.json, report.md (one page to read), per_class.csv, and with
 matplotlib calibration.png, confusion.png and mistakes.png. Checkpoints of

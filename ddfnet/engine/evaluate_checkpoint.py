@@ -17,7 +17,7 @@ from ddfnet.tasks import task_class, task_names
 from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.utils.text import printable, wrap
-from ddfnet.zoo.download import locate
+from ddfnet.zoo.download import HUB, locate
 
 _NO_BREAK = "\0"  # for a space in the name of a set, where no line may end; no file name holds it
 
@@ -33,7 +33,7 @@ def evaluate_checkpoint(
     """Evaluates a checkpoint over all processes, prints the result and writes the report folder.
 
     Args:
-        checkpoint: a checkpoint of this package, an official one, a state_dict, a .safetensors file, or `zoo:NAME`.
+        checkpoint: see `ddfnet.models.classifier.load_classifier`.
         weights: `auto` (the EMA weights if there are any), `raw` or `ema`.
         device: `auto`, `cuda` or `cpu`.
         output: folder of the report; None: `eval_<name>` beside the checkpoint, of `zoo:NAME` in `runs/`.
@@ -49,8 +49,9 @@ def evaluate_checkpoint(
         folder = Path(output)
     else:  # that of one set must not mix with the files of several; an entry's is not among the files of the zoo
         kind = "_sets" * (how.sets is not None) + "_tta" * how.tta + "_fuse_bn" * how.fuse_bn
-        name = f"eval_{entry.name if entry else path.name.split('.')[0]}{kind}"
-        folder = (Path("runs") if entry else path.parent) / name
+        hub = str(checkpoint).startswith(HUB)  # its files are in a cache
+        title = entry.name if entry else str(checkpoint).rpartition("/")[2] if hub else path.name.split(".")[0]
+        folder = (Path("runs") if entry or hub else path.parent) / f"eval_{title}{kind}"
     task = read.meta.get("task") if isinstance(read.meta, dict) else DEFAULT_TASK
     if task not in task_names():
         raise CheckpointError(f"{path} is of the task {task}: this package has {', '.join(task_names())}")

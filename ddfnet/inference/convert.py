@@ -36,15 +36,15 @@ def convert(source: str | Path, target: str | Path, *, model: str) -> Classifier
         raise UserError(f"{source} is one of this package: take the best.safetensors beside its best.pt")
     # It has no class names: `eval.py` then takes the class folders in sorted order.
     loaded = _checked(weights, source, model)
+    state = loaded.network.state_dict()  # under the names of the model, whatever the source calls them
     origin = {"file": source.name, "sha256": sha256_of(source), "weights": weights.kind}
     kind = "ema" if weights.kind == "ema" else "model"
     try:
-        save_safetensors(target, weights.state_dict, {**loaded.meta(), "converted_from": origin}, kind=kind)
+        save_safetensors(target, state, {**loaded.meta(), "converted_from": origin}, kind=kind)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}") from None
     written = read_weights(target).state_dict
-    same = written.keys() == weights.state_dict.keys()
-    if not same or not all(torch.equal(written[key], tensor) for key, tensor in weights.state_dict.items()):
+    if written.keys() != state.keys() or not all(torch.equal(written[key], tensor) for key, tensor in state.items()):
         raise CheckpointError(f"{target} does not read back as it was written (a failing disk?): delete it")
     return replace(loaded, weights=kind)
 
@@ -61,7 +61,7 @@ def _checked(weights: Weights, source: Path, model: str) -> Classifier:
     types = [
         f"{key} is {tensor.dtype} instead of {expected[key].dtype}"
         for key, tensor in weights.state_dict.items()
-        if tensor.dtype != expected[key].dtype
+        if key in expected and tensor.dtype != expected[key].dtype
     ]
     if types:
         raise CheckpointError(f"{source}: {len(types)} tensors have another type ({types[0]}): save it in that type")

@@ -125,7 +125,8 @@ def _described(
         raise CheckpointError(f"{source} does not say which model it holds: give --model, e.g. ddf_mul_resnet50")
     if name == theirs and not timm.is_model(name):
         raise CheckpointError(f"{source} calls its model {name!r}, which timm does not know: give --model")
-    kwargs = dict(args.get("model_kwargs") or {}) if name == theirs else {}
+    arguments = args.get("model_kwargs") if name == theirs else None
+    kwargs = dict(arguments) if isinstance(arguments, dict) else {}
     channels = args.get("in_chans") or kwargs.get("in_chans") or 3
     if channels != 3:
         raise CheckpointError(f"{source} is of images with {channels} channels: only 3 can be used here")
@@ -159,10 +160,9 @@ def _preprocessing(cfg: dict[str, Any], args: dict[str, Any], source: Path) -> P
 
 def _class_names(names: Any, num_classes: int) -> list[str] | None:
     """The names of a hub folder, if they are one of each class."""
-    good = isinstance(names, list) and len(names) == num_classes == len(
-        {name for name in names if isinstance(name, str)}
-    )
-    return names if good else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return names if len(names) == len(set(names)) == num_classes else None
 
 
 def _check_finite(network: nn.Module, source: Path, infinite: set[str]) -> None:

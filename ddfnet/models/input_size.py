@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -17,12 +18,14 @@ def size_argument(name: str, kwargs: dict[str, Any], size: int) -> dict[str, Any
 
     timm's rule: those whose record says `fixed_input_size`, unless their arguments let them take any size.
     """
-    with torch.device("meta"):
-        cfg = vars(create_model(name, **kwargs))["pretrained_cfg"]
+    try:
+        cfg = get_pretrained_cfg(name)
+    except RuntimeError:  # an unknown tag; creating the model says so, as it does of an unknown name
+        cfg = None
     takes_any = kwargs.get("dynamic_img_size") or not kwargs.get("strict_img_size", True)
-    if not cfg.get("fixed_input_size") or takes_any:
+    if cfg is None or not cfg.fixed_input_size or takes_any:
         return {}
-    built_for = kwargs.get("img_size", cfg["input_size"][1:])
+    built_for = kwargs.get("img_size", cfg.input_size[1:])
     built_for = (built_for, built_for) if isinstance(built_for, int) else tuple(built_for)
     return {} if built_for == (size, size) else {"img_size": size}
 
@@ -45,7 +48,7 @@ def create_for_size(
     """
     built_for_one = "img_size" in kwargs
     try:
-        network = create_model(name, **rates, **kwargs)
+        network = create_model(name, **{**kwargs, **rates})
         cfg = vars(network)["pretrained_cfg"]
     except (AssertionError, RuntimeError) as error:  # of a constructor that sizes do not suit
         if not built_for_one:
@@ -68,9 +71,9 @@ def create_for_size(
 def _refusal(name: str, kwargs: dict[str, Any], size: int, reason: str) -> str:
     near = [side for side in (_first(name, kwargs, size, -1), _first(name, kwargs, size, 1)) if side is not None]
     takes = f"the nearest sizes that it takes are {' and '.join(map(str, near))}; " if near else ""
-    with torch.device("meta"):
-        own = vars(create_model(name))["pretrained_cfg"]["input_size"][-1]
-    return f"{name} takes no images of {size} x {size} pixels ({reason}): {takes}it is made for {own}"
+    own = get_pretrained_cfg(name)
+    made_for = f"it is made for {own.input_size[-1]}" if own else ""
+    return f"{name} takes no images of {size} x {size} pixels ({reason}): {takes}{made_for}"
 
 
 def _first(name: str, kwargs: dict[str, Any], size: int, sign: int) -> int | None:

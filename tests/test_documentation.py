@@ -63,7 +63,7 @@ def test_requirements_and_pyproject_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     required = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
-    extras = [project["optional-dependencies"][name] for name in ("demo", "detection", "depth", "sources")]
+    extras = [project["optional-dependencies"][name] for name in ("demo", "detection", "depth", "sources", "fast")]
     assert required == {*project["dependencies"], *itertools.chain(*extras)}
 
 

@@ -23,7 +23,8 @@ def normalized_ddf(
     dropped, and where the DDF is one operator itself (its `fused_filters`). Else the layers are called one by one.
     """
     layers = (before, act, ddf, after, drop, last_act)
-    if not absorbs_norms(*layers):
+    # torch.fx takes each layer as one node, and a proxy has no dtype to decide by.
+    if isinstance(x, torch.fx.Proxy) or not absorbs_norms(*layers):
         return one_by_one(x, *layers)
     layer, given = cast(DDF, ddf), autocast(x)
     first, second = (_of(cast(nn.BatchNorm2d, norm)) for norm in (before, after))

@@ -211,18 +211,16 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         rates: dict[str, Any] = {"drop_rate": model.drop_rate}
         if model.drop_path_rate:
             rates["drop_path_rate"] = model.drop_path_rate
-        train_size = given.train_size or given.size
+        train_size, kwargs = given.train_size or given.size, self.model_kwargs
         try:
             return create_for_size(
-                self.model_name,
-                self.model_kwargs,
-                size=given.size,
-                train_size=train_size,
-                num_classes=self.num_classes,
-                **rates,
+                self.model_name, kwargs, size=given.size, train_size=train_size, num_classes=self.num_classes, **rates
             )
         except ValueError as error:
-            raise ConfigError(f"model.name, model.kwargs, data.input.size={given.size}: {error}") from None
+            keys = ["model.name", "model.kwargs"]
+            if "unknown model" not in str(error):
+                keys.append(f"data.input.size={given.size}")
+            raise ConfigError(f"{', '.join(keys)}: {error}") from None
 
     def train_reader(self, device: torch.device) -> tuple[Callable, Finish]:
         config, augment = self.config, self.config.augment

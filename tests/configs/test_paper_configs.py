@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 CONFIGS = ROOT / "configs"
 IMAGENET = 1_281_167
 # What is no ImageNet experiment: shared parts, the digits, CIFAR-10, the small-scale study.
-OTHERS = {"demo.yaml", "cifar10.yaml", "study/base.yaml", "study/cpu.yaml", "study/gpu.yaml"}
+OTHERS = {"demo.yaml", "cifar10.yaml", "study/base.yaml", "study/cpu.yaml", "study/cpu_long.yaml", "study/gpu.yaml"}
 EXPERIMENTS = sorted(
     path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS / "base"
 )

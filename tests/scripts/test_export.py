@@ -247,7 +247,7 @@ def test_standalone_programs_hold_core_operators_alone(model):
     core = decomposed(program)
     operators = {node.target for node in core.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
     assert torch.ops.aten.var.correction in operators
-    assert [str(operator) for operator in operators if torch.Tag.core not in operator.tags] == ["aten.sym_size.int"]
+    assert {str(operator) for operator in operators if torch.Tag.core not in operator.tags} <= {"aten.sym_size.int"}
     image = exporting.random_images(3, 32, "cpu")
     with torch.inference_mode():
         torch.testing.assert_close(core.module()(image), network(image), rtol=0, atol=1e-5)

@@ -249,7 +249,10 @@ def test_the_report_is_complete(report):
                 assert {f"{peer}_{key}" for key in PEER} <= set(part)
                 low, high = part[f"{peer}_ms_range"]
                 assert 0 < low <= part[f"{peer}_ms"] <= high
-                assert (part[f"{peer}_worker_mib"] is None) == (workers == 0)
+                # Copies from memory or from a cache need no workers, but for operations of Pillow.
+                quick = row["name"] == "eval_cached" or (row["name"] == "cifar" and part is not row["cpu"])
+                without = peer == "ours" and quick
+                assert (part[f"{peer}_worker_mib"] is None) == (workers == 0 or without)
             low, high = part["ratio_range"]
             assert low <= part["ratio"] <= high
         assert parts[-1]["distance"]["images"] > 0  # operations are drawn by each side for itself

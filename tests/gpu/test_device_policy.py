@@ -6,9 +6,12 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))  # for policy_cases
 
 import numpy as np
-import policy_cases as cases
 import pytest
 import torch
+
+pytest.importorskip("pydantic")  # of the configuration, which the other tests here do without
+
+import policy_cases as cases
 from gpu_cases import DEVICE, needs_cuda
 
 from ddfnet.data.augment import AugmentConfig, ErasingConfig

@@ -136,7 +136,7 @@ def export(options: ExportOptions) -> list[Comparison]:
 
 
 def _load(options: ExportOptions) -> Classifier:
-    classifier = load_classifier(options.checkpoint, model=options.model)
+    classifier = load_classifier(options.checkpoint, model=options.model, size=options.input_size)
     if options.input_size is None:
         return classifier
     try:

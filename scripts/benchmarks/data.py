@@ -14,7 +14,8 @@ Rows, all against timm on the plain files:
                  of ROOT at 32 x 32)
 Training rows come three times: with the recipe, which timm's workers apply and ddfnet leaves to the device
 (augment.where=device); with the recipe in the workers on both sides (cpu); and with crop and flip alone. torchvision
-has another RandAugment, so it is a peer of crop and flip, and of the evaluation.
+has another RandAugment, so it is a peer of crop and flip, and of the evaluation; so is NVIDIA DALI on the CPU, where
+it is installed.
 
 All loaders make the same crops of the same images and deliver uint8 batches; of the recipe's operations only the
 distribution is the same. Normalization, erasing and mixing are the device's work and in nobody's time. Figures are CPU
@@ -54,6 +55,7 @@ from ddfnet.utils.errors import UserError
 from ddfnet.utils.files import write_json
 from ddfnet.utils.markdown import table
 from scripts.benchmarks import common as bench
+from scripts.benchmarks.data_dali import dali_loader
 from scripts.benchmarks.data_loaders import (
     Loader,
     Plan,
@@ -77,10 +79,10 @@ COLUMNS = ("row", "augmentation", "timm ms", "ours ms", "timm / ours", "target",
 def compare(
     loaders: list[Loader], figures: dict[str, dict[str, Any]], distances: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """The figures of one comparison for the report: loaders are timm's, ours, and torchvision's where there is one."""
+    """The figures of one comparison for the report: loaders are timm's, ours, torchvision's, DALI's."""
     reference = figures[loaders[0].name]["ms"]
     row: dict[str, Any] = {}
-    for peer, loader in zip(("timm", "ours", "torchvision"), loaders, strict=False):
+    for peer, loader in zip(("timm", "ours", "torchvision", "dali"), loaders, strict=False):
         if loader.name not in figures:
             row[f"{peer}_failed"] = distances[loader.name]["failed"]
             continue
@@ -127,10 +129,14 @@ def run_group(
         loaders.append(torchvision)
     except Exception as error:  # its decoder refuses some JPEGs
         distances[torchvision.name] = {"failed": bench.reason(error)}
+    dali = dali_or_none(bare)
+    if dali is not None:
+        distances[dali.name] = distance(dali, timm["bare"], epoch)
+        loaders.append(dali)
     figures = measure(loaders, workers=arguments.workers, images=planned.images, passes=arguments.passes)
     rows = []
     for name, form in forms.items():
-        peers = [torchvision] if not form else []
+        peers = [torchvision, *([dali] if dali is not None else [])] if not form else []
         parts = {"bare": compare([timm["bare"], ours[name, "bare"], *peers], figures, distances)}
         for kind in set(kinds) - {"bare"}:
             parts[kind] = compare([timm["recipe"], ours[name, kind]], figures, distances)
@@ -144,6 +150,14 @@ def run_group(
         row["profile"] = profile(own_dataset(profiled, **form), profiled, epoch)
         rows.append(row)
     return rows
+
+
+def dali_or_none(work: Work) -> Loader | None:
+    """NVIDIA DALI's loader, where it is installed and has such crops."""
+    try:
+        return None if work.pad else dali_loader("dali", work)
+    except ImportError:
+        return None
 
 
 def lines_of(row: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -189,6 +203,11 @@ def details(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         steps = ", ".join(f"{step['step']} {bench.number(step['ms'], 3)}" for step in row["profile"])
         text += f"\n{row['name']}, ms per image in ddfnet's reader: {steps}.\n"
+        bare = row.get("crop_only", row)
+        if "dali_ms" in bare:
+            text += f"\n{row['name']}, NVIDIA DALI on the CPU, in the main process, the same crops: "
+            text += f"{bench.number(bare['dali_ms'])} ms, timm / DALI {bench.number(bare['dali_ratio'])}, pixels "
+            text += f"{_pixels(bare['dali_distance'])}.\n"
         if "resized_distance" in row:
             away = row["resized_distance"]
             text += f"\n{row['name']}: {away['images']} images are resized, after the evaluation's transform their "

@@ -202,6 +202,18 @@ def test_the_time_of_all_processes_counts(workers):
     stream.close()
 
 
+def test_dali_makes_the_same_crops(tree):
+    """But for its own resize; a crop or flip that is another one would be tens of levels away on average."""
+    pytest.importorskip("nvidia.dali")
+    from scripts.benchmarks.data_dali import dali_loader
+
+    work = work_of(tree)
+    away = (images_of(dali_loader("dali", work), 0).int() - images_of(timm_loader("timm", work), 0).int()).abs()
+    assert away.float().mean() < 2
+    work = work_of(tree, train=False)  # its center may be a pixel beside timm's
+    assert images_of(dali_loader("dali", work), 0).shape == images_of(timm_loader("timm", work), 0).shape
+
+
 def test_the_profile_has_the_steps(tree, tmp_path):
     work = work_of(tree, recipe=data.RECIPE)
     steps = {step["step"]: step["ms"] for step in profile(own_dataset(work), work, 2)}

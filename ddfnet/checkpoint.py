@@ -57,17 +57,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if "Unsupported" in str(error) or "Weights only load failed" in str(error):
             raise CheckpointError(_unsafe(path, start, str(error))) from None
         raise CheckpointError(_damaged(path)) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile):
+    except Exception:  # damaged bytes raise almost anything: IndexError, AssertionError, struct.error, ...
         raise CheckpointError(_damaged(path)) from None
-    # PyTorch does not look at the checksums that it writes: a flipped bit would become a weight.
-    if isinstance(payload, dict) and payload.get("format") == FORMAT and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise CheckpointError(f"{path} is damaged: {damaged} has another checksum than when it was written")
+    if isinstance(payload, dict) and payload.get("format") == FORMAT:
+        _check_sums(path)
     if not isinstance(payload, dict):
         raise CheckpointError(f"{path} holds a {type(payload).__name__}, expected a checkpoint or a state_dict")
     return payload
+
+
+def _check_sums(path: Path) -> None:
+    """Compares the checksums of a file of this package, which PyTorch writes and does not look at: a flipped bit would
+    become a weight. CheckpointError where one differs."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception:  # NotImplementedError and the like, for a flipped bit of the archive's own
+        raise CheckpointError(_damaged(path)) from None
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: {damaged} has another checksum than when it was written")
 
 
 def _damaged(path: Path) -> str:
@@ -153,21 +161,25 @@ _WRAPPER = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoi
 _COUNTERS = ("n_averaged", "total_ops", "total_params")
 
 
-def _first_state_dict(payload: dict[str, Any], keys: Sequence[str]) -> dict[str, Any] | None:
-    """The state_dict under the first of the keys that has one, by itself or one or two keys deeper."""
+def _first_state_dict(payload: dict[str, Any], keys: Sequence[str], *, deeper: int = 2) -> dict[str, Any] | None:
+    """The state_dict under the first of the keys that has one, by itself or up to `deeper` keys below."""
     for value in (payload.get(key) for key in keys):
         if isinstance(value, dict):
-            state_dict = _tensors_of(value) or _first_state_dict(value, _RAW_KEYS)
+            state_dict = _tensors_of(value)
+            if state_dict is None and deeper:
+                state_dict = _first_state_dict(value, (*_RAW_KEYS, "shadow"), deeper=deeper - 1)
             if state_dict is not None:
                 return state_dict
     return None
 
 
 def _tensors_of(values: dict[Any, Any]) -> dict[str, Any] | None:
-    """The dictionary itself if it is a state_dict: mostly tensors by name."""
-    tensors = sum(isinstance(value, Tensor) for value in values.values())
+    """The dictionary itself if it is a state_dict: mostly tensors by name, and not numbers alone, as the counters of an
+    average are."""
+    tensors = [value for value in values.values() if isinstance(value, Tensor)]
     named = all(isinstance(key, str) for key in values)
-    return values if named and tensors and 2 * tensors >= len(values) else None
+    mostly = named and 2 * len(tensors) >= len(values)
+    return values if mostly and any(tensor.ndim for tensor in tensors) else None
 
 
 def _unwrapped(weights: Weights) -> Weights:

@@ -54,7 +54,9 @@ class Decoder:
             box_of: (width, height) of the image -> the crop, called once.
         """
         header = self._header(data)
-        if header is None or not header.sequential or self.name not in _STOP_EARLY:
+        # With restart markers decoders differ in what damage they step over.
+        early = header is not None and header.sequential and not header.interval and self.name in _STOP_EARLY
+        if header is None or not early:
             pixels = self(data)
             return pixels, box_of(pixels.shape[1], pixels.shape[0])
         box = box_of(header.width, header.height)

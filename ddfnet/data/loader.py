@@ -121,8 +121,11 @@ def worker_count(workers: int | Literal["auto"]) -> int:
             raise ValueError(f"workers must be 0 or more, or auto, got {workers}")
         return int(workers)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(16, cores // local_world_size - 1))
+    if "RANK" not in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:  # srun has given each rank cores of its own
+        own = min(cores, int(os.environ["SLURM_CPUS_PER_TASK"]))
+    else:
+        own = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(16, own - 1))
 
 
 def _stream(source: "_Workers | _InProcess", requests: Iterable[Any], finish: Finish) -> Iterator[Batch]:

@@ -10,7 +10,7 @@ from ddfnet.utils.environment import git_commit
 from ddfnet.utils.errors import UserError
 
 # Machines may keep their data in different places; what is in them is compared by its hashes.
-_OWN = ("data.root", "data.workers", "run.device")
+_OWN = ("data.root", "data.workers", "data.val_cache", "data.timeout", "data.start_method", "run.device")
 
 
 def check_same_config(config: Config, distributed: Distributed) -> None:
@@ -21,9 +21,10 @@ def check_same_config(config: Config, distributed: Distributed) -> None:
 
 def check_same_data(task: Task, distributed: Distributed) -> None:
     """UserError where processes see different data: it names the first class that differs."""
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"train images": task.train_images, "val images": task.val_images}
+    if not task.class_hashes:
+        facts |= {f"{split} images (hash of their names)": value for split, value in task.name_hashes().items()}
     for split, prints in task.class_hashes.items():
-        facts[f"{split} images"] = {"train": task.train_images, "val": task.val_images}[split]
         facts |= {f"{split} class {name} (hash of its images)": value for name, value in prints.items()}
     _check_same(facts, distributed)
 

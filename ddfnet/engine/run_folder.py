@@ -25,6 +25,7 @@ from ddfnet.utils.files import set_aside, write_json, write_text
 
 # Keys that may change between two starts of one run: they say where and how often, not what is computed.
 FREE_KEYS = {"run", "data.root", "data.workers", "data.timeout", "data.start_method", "eval.batch_size"}
+FREE_KEYS |= {"data.cache", "data.val_cache"}
 
 _log = logging.getLogger("ddfnet")
 

@@ -1,5 +1,6 @@
 """A classifier from wherever its weights are: a file of any format we read, or an entry of the zoo."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from ddfnet.models.weights import count_classes, load_weights
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.zoo.download import locate
 from ddfnet.zoo.entries import Entry
+
+_log = logging.getLogger("ddfnet")
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,8 @@ def _probed(weights: Weights, source: Path, name: str, kwargs: dict[str, Any]) -
     try:
         with torch.device("meta"):
             probe = create_model(name, **kwargs)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"{source}: {error or 'its model cannot be built'}") from None
     cfg = vars(probe)["pretrained_cfg"]
     return count_classes(probe, weights, source=source) or cfg["num_classes"], cfg
 
@@ -153,9 +156,19 @@ def _preprocessing(cfg: dict[str, Any], args: dict[str, Any], source: Path) -> P
     try:
         values = resolve_data_config({key: args.get(key) for key in keys}, pretrained_cfg=cfg)
         values["size"] = values["input_size"][-1]
-        return Preprocessing(**{key: value for key, value in values.items() if key in Preprocessing.model_fields})
-    except (AssertionError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{source} states a preprocessing that cannot be used here: {error}") from None
+        # The kernel of timm and of those who published figures.
+        values["resize"] = "pillow"
+        how = Preprocessing(**{key: value for key, value in values.items() if key in Preprocessing.model_fields})
+    except (AssertionError, TypeError, ValueError, LookupError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{source} states a preprocessing that cannot be used here: {reason[:200]}") from None
+    mode, (_, height, width) = values.get("crop_mode") or "center", values["input_size"]
+    if mode != "center" or height != width:
+        _log.warning(
+            "%s was made for crop mode %s of %d x %d pixels; here the center of %d x %d is taken: accuracy may suffer",
+            source, mode, height, width, how.size, how.size,
+        )  # fmt: skip
+    return how
 
 
 def _class_names(names: Any, num_classes: int) -> list[str] | None:

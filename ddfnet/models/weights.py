@@ -82,6 +82,12 @@ def load_weights(
             f"{source} does not hold weights of {name}: {'; '.join(filter(None, parts))}. "
             "Name the model (and number of classes) it was trained as"
         )
+    for key, tensor in state.items():
+        if own[key].is_floating_point() and not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{source} holds {str(tensor.dtype).removeprefix('torch.')} in {key}, which are no weights of {name}: "
+                "take the file of before quantization"
+            )
     types = {
         tensor.dtype for key, tensor in state.items() if own[key].is_floating_point() and tensor.dtype != own[key].dtype
     }

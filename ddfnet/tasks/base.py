@@ -1,5 +1,7 @@
 """Contract of task and engine: data, loss, evaluator. It knows nothing of processes, precision or checkpoints."""
 
+import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -78,6 +80,17 @@ class Task(ABC, Generic[C, S]):
     def class_hashes(self) -> dict[str, dict[str, str]]:
         """By split and class: a hash of its images (`ddfnet.data.class_hashes`). Tasks without classes have none."""
         return {}
+
+    def name_hashes(self) -> dict[str, str]:
+        """By split: a hash of the names of its samples, in order, below `data.root`."""
+        hashes = {}
+        for split, samples in (("train", self._train), ("val", self._val)):
+            digest = hashlib.blake2b(digest_size=8)
+            for i in range(len(samples)):
+                name = os.path.relpath(samples.name(i), self.config.data.root)
+                digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+            hashes[split] = digest.hexdigest()
+        return hashes
 
     def batch_images(self, batch: Batch) -> int:
         return len(batch["index"])

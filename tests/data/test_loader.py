@@ -17,7 +17,7 @@ from synthetic_images import make_tree
 from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.batches import EvalBatchTransform, TrainBatchTransform
 from ddfnet.data.dataset import CorruptImages, EvalDataset, TrainDataset
-from ddfnet.data.loader import eval_batches, train_batches
+from ddfnet.data.loader import eval_batches, train_batches, worker_count
 from ddfnet.data.preprocessing import EvalTransform
 from ddfnet.data.sampler import TrainSampler
 from ddfnet.data.sources.folder import index_folder
@@ -335,3 +335,21 @@ def test_cuda_batches_equal_cpu_batches(index, small):
         assert a["image"].is_contiguous(memory_format=torch.channels_last)
         assert a["index"].device.type == "cpu"
         torch.testing.assert_close(a["image"].cpu(), b["image"], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        ({}, 11),
+        ({"RANK": "3", "LOCAL_WORLD_SIZE": "4"}, 2),  # torchrun: the ranks of a machine share its cores
+        ({"LOCAL_WORLD_SIZE": "8", "SLURM_CPUS_PER_TASK": "12"}, 11),  # srun: each has its own
+        ({"RANK": "0", "LOCAL_WORLD_SIZE": "2", "SLURM_CPUS_PER_TASK": "12"}, 5),  # torchrun within srun
+    ],
+)
+def test_workers_by_the_cores_of_a_rank(environment, count, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(12), raising=False)
+    for name in ("RANK", "LOCAL_WORLD_SIZE", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert worker_count("auto") == count

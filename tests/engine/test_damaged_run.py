@@ -1,22 +1,26 @@
 """A run folder that was damaged, images that were changed, processes that were started differently: a sentence each."""
 
+import contextlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 from ddfnet.checkpoint import read_checkpoint
 from ddfnet.data.class_hashes import class_hashes, differing_classes
+from ddfnet.data.prepare.encode import Encoding
+from ddfnet.data.prepare.write import write_store
 from ddfnet.data.sources import open_source
 from ddfnet.engine import agreement
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.resumable import faults_of_resumable
 from ddfnet.engine.train import train
-from ddfnet.tasks import load_config
+from ddfnet.tasks import create_task, load_config
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.utils.files import read_jsonl
-from tests.conftest import TINY, launch
+from tests.conftest import CLASSES, TINY, launch
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +99,32 @@ def test_a_flipped_bit_is_noticed(run):
     (folder / "last.pt").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"is damaged: .* has another checksum"):
         resume()
+
+
+def test_bytes_of_an_archive_that_are_damaged_are_no_traceback(run):
+    """Anywhere: in the directory of the archive, its records, the pickle."""
+    folder, _ = run
+    whole = (folder / "last.pt").read_bytes()
+    rng = np.random.default_rng(0)
+    places = [*rng.integers(0, len(whole), 15), *rng.integers(len(whole) - 3000, len(whole), 25)]
+    for place in places:
+        data = bytearray(whole)
+        data[place] ^= 1 << int(rng.integers(8))
+        (folder / "last.pt").write_bytes(data)
+        with contextlib.suppress(CheckpointError):  # some bits nobody reads, such as times of files
+            read_checkpoint(folder / "last.pt")
+
+
+def test_tasks_without_classes_compare_names(finished, tmp_path):
+    task = create_task(load_config(finished / "tiny.yaml", []).config)
+    before = task.name_hashes()
+    moved = tmp_path / "moved"
+    shutil.copytree(task.config.data.root, moved)
+    again = create_task(load_config(finished / "tiny.yaml", [f"data.root={moved}"]).config)
+    assert again.name_hashes() == before
+    rename_in_val(moved)
+    other = create_task(load_config(finished / "tiny.yaml", [f"data.root={moved}"]).config).name_hashes()
+    assert (other["train"] == before["train"], other["val"] == before["val"]) == (True, False)
 
 
 @pytest.mark.parametrize("content", [b'{"starts": [{"ti', b"[]", b'{"starts": 3}', b"\xff\xfe\x00"])
@@ -196,6 +226,15 @@ def test_class_hashes(images):
     (images / "train" / "grid" / "6.png").write_bytes(b"")
     now = class_hashes(open_source(images / "train"))
     assert differing_classes(before, now) == ["grid"]
+    # In another form, the same images are the same; a prepared store has other bytes.
+    listed = images / "train.csv"
+    names = [f"train/{kind}/{path.name},{kind}" for kind in CLASSES for path in (images / "train" / kind).iterdir()]
+    listed.write_text("\n".join(["path,label", *names]))
+    assert class_hashes(open_source(listed)) == now
+    write_store(open_source(images / "val"), images / "store", Encoding())
+    stored, plain = class_hashes(open_source(images / "store")), class_hashes(open_source(images / "val"))
+    assert stored != plain
+    assert differing_classes(stored, plain) == []
     relabeled = class_hashes(open_source(images / "train", classes=["disc", "cross", "grid", "ring", "stripes"]))
     assert differing_classes(now, relabeled) == ["cross", "disc"]
 

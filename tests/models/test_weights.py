@@ -359,3 +359,52 @@ def test_weights_of_another_model_are_still_refused(tmp_path, source):
     with pytest.raises(CheckpointError, match="does not hold weights of resnet14t"):
         load_weights(target, torch_round_trip(tmp_path, source.state_dict()), source="w", name="resnet14t")
     assert torch.equal(before, target.conv1[0].weight)
+
+
+def test_an_average_is_told_from_its_counters(tmp_path, source):
+    state, counters = source.state_dict(), {"decay": torch.tensor(0.9), "updates": torch.tensor(5)}
+    torch.save({"model": state, "ema": counters}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").kind == "model"
+    averaged = {key: tensor + 1 for key, tensor in state.items()}
+    torch.save({"model": state, "ema": {"shadow": averaged, **counters}}, tmp_path / "w.pth")
+    load_weights(target := fresh(), read_weights(tmp_path / "w.pth"), source="w.pth", name=NAME)
+    assert same(target, averaged)
+
+
+def test_a_dictionary_that_holds_itself_ends(tmp_path):
+    payload = {"epoch": 1}
+    payload["model"] = payload
+    torch.save(payload, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path, source, dtype):
+    state = {**source.state_dict(), "conv1.0.weight": source.state_dict()["conv1.0.weight"].to(dtype)}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"int8|complex64"):
+        load_weights(fresh(), read_weights(tmp_path / "w.pth"), source="w.pth", name=NAME)
+
+
+@pytest.mark.parametrize("change", [{"crop_mode": "squash"}, {"input_size": [3, 64, 96]}])
+def test_a_crop_that_is_not_made_here_is_told(folder, caplog, change):
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    with caplog.at_level("WARNING", logger="ddfnet"):
+        load_classifier(folder)
+    assert f"was made for crop mode {change.get('crop_mode', 'center')} of " in caplog.text
+
+
+def test_weights_of_others_are_evaluated_with_their_kernel(folder):
+    assert load_classifier(folder).preprocessing.resize == "pillow"
+
+
+@pytest.mark.parametrize("change", [{"input_size": "abc"}, {"input_size": []}, {"std": [0, 1, 1]}])
+def test_a_preprocessing_that_cannot_be_used_is_one_line(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"cannot be used here: [^\n]+$"):
+        load_classifier(folder)

@@ -26,14 +26,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from ddfnet.ops.common import OPS, recorded_launches
+from ddfnet.ops.compile_process import one_process_at_a_time, run_group, worker_count
 
-try:
-    import fcntl
-except ImportError:  # Windows: processes that start together compile the same
-    fcntl = None  # type: ignore[assignment]
-
-_MAX_WORKERS = 32
-_TIMEOUT = 1800  # seconds
+_TIMEOUT = 900  # seconds, with waiting: the other processes of a run may be in a collective, which ends after 1800
 logger = logging.getLogger("ddfnet")
 
 
@@ -52,7 +47,7 @@ def compile_ahead(model: nn.Module, *, log: Callable[[str], None] = logger.info)
     Args:
         model: any module, compiled ones (`torch.compile`) excepted: the call is made once on fake tensors, so that
             what its `forward` does besides computing (counting its calls, say) happens once more.
-        log: gets one line about what was compiled, if anything was.
+        log: gets one line about what was compiled, if anything was, and one when it begins to wait for another process.
 
     Returns:
         A handle to take this back (`remove()`), which `with` does at the end of its block.
@@ -78,14 +73,14 @@ def _device(args: tuple, kwargs: dict[str, Any]) -> torch.device:
 def _compile(
     model: nn.Module, args: tuple, kwargs: dict[str, Any], device: torch.device, log: Callable[[str], None]
 ) -> None:
-    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, _MAX_WORKERS)
+    workers = worker_count()
     if workers < 2:
         return
     began = time.perf_counter()
     try:
         jobs = record_jobs(model, args, kwargs, device)
         with torch.cuda.device(device):
-            count = compile_jobs(jobs, workers)
+            count = compile_jobs(jobs, workers, log)
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         logger.warning(f"kernels are compiled in the first step, not before it: {type(error).__name__}: {reason}")
@@ -189,35 +184,35 @@ def _local_batch_norm() -> Iterator[None]:
         nn.SyncBatchNorm.forward = forward  # type: ignore[method-assign]
 
 
-def compile_jobs(jobs: "list[Any]", workers: int) -> int:
+def compile_jobs(jobs: "list[Any]", workers: int, log: Callable[[str], None]) -> int:
     """Compiles those that the cache lacks, unless it is a single one; how many.
 
     Raises:
-        RuntimeError: a kernel could not be compiled.
+        RuntimeError: a kernel could not be compiled, or it took too long. What was compiled is in the cache.
     """
     import triton
 
     if triton.knobs.compilation.always_compile or len(missing(jobs)) < 2:
         return 0
-    with _one_process_at_a_time(Path(triton.knobs.cache.dir) / "ddfnet.lock"):
+    deadline = time.monotonic() + _TIMEOUT
+    with one_process_at_a_time(Path(triton.knobs.cache.dir) / "ddfnet.lock", deadline, log):
         absent = missing(jobs)  # another process may have compiled them meanwhile
         if not absent:
             return 0
         target = triton.runtime.driver.active.get_current_target()
         request = {"target": [target.backend, target.arch, target.warp_size], "workers": min(workers, len(absent))}
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # as of this process
-        environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(
-            [sys.executable, "-m", "ddfnet.ops.compile_worker"],
-            input=json.dumps({**request, "jobs": absent[::-1]}),  # those of the backward pass take longest
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT,
-            check=False,
-        )
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip()[-300:] or f"the compiling process ended with {done.returncode}")
+        try:
+            code, errors = run_group(
+                [sys.executable, "-m", "ddfnet.ops.compile_worker"],
+                json.dumps({**request, "jobs": absent[::-1]}),  # those of the backward pass take longest
+                {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
+                deadline - time.monotonic(),
+            )
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"not done after {_TIMEOUT} s") from None
+    if code:
+        raise RuntimeError(errors.strip()[-300:] or f"the compiling process ended with {code}")
     return len(absent)
 
 
@@ -250,14 +245,3 @@ def missing(jobs: "list[Any]") -> "list[Any]":
             except _Missing as key:
                 absent.setdefault(str(key), job)
     return list(absent.values())
-
-
-@contextlib.contextmanager
-def _one_process_at_a_time(path: Path) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("w"))
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -9,6 +9,8 @@ import importlib
 import json
 import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -63,8 +65,11 @@ def main() -> int:
     for job in jobs:
         importlib.import_module(job.module)
     triton_key()  # a hash of all of Triton, once and not in each process
-    with multiprocessing.get_context("fork").Pool(request["workers"]) as pool:
-        failures = [failure for failure in pool.imap_unordered(compile_job, jobs) if failure]
+    try:  # not multiprocessing.Pool, which waits forever for the job of a process that was killed
+        with ProcessPoolExecutor(request["workers"], multiprocessing.get_context("fork")) as pool:
+            failures = [failure for failure in pool.map(compile_job, jobs) if failure]
+    except BrokenProcessPool:
+        failures = ["a compiling process was killed (out of memory?); what was compiled by then is kept"]
     print("\n".join(failures), file=sys.stderr)
     return int(bool(failures))
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 import ddfnet
 from ddfnet.ops import compile_ahead as ahead
+from ddfnet.ops import compile_process
 from tests.conftest import ROOT
 
 KERNELS = {
@@ -40,7 +42,8 @@ def test_launches_find_what_was_compiled_ahead(tmp_path):
     """Two processes that start together compile each kernel once; a third one launches without compiling."""
     pytest.importorskip("triton")
     first, second = (result(process) for process in [start("ahead", tmp_path) for _ in range(2)])
-    (line,) = first["lines"] + second["lines"]  # the second call of each, and the other process, found all
+    lines = [line for line in first["lines"] + second["lines"] if not line.startswith("waiting for another process")]
+    (line,) = lines  # the second call of each, and the other process, found all
     assert re.fullmatch(rf"compiled {len(KERNELS)} Triton kernels for training: \d+ s, 2 processes", line)
     assert first["missing"] == second["missing"] == 0  # those of evaluation are among them
     assert first["unchanged"]
@@ -96,3 +99,99 @@ def test_nothing_happens_on_a_cpu(monkeypatch):
     model = nn.Identity()
     ddfnet.compile_ahead(model)
     model(torch.ones(2))
+
+
+# What the worker takes for kernels: each is compiled by writing a file.
+FAKE_KERNELS = """
+import os, pathlib, signal, time
+
+class Kernel:
+    def __init__(self, compile):
+        self.compile = compile
+    def warmup(self, grid, path):
+        self.compile(pathlib.Path(path))
+
+def kill(path):
+    while not path.exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+fine, killed = Kernel(pathlib.Path.touch), Kernel(kill)
+"""
+
+
+@pytest.fixture
+def fake_job(tmp_path, monkeypatch):
+    """Makes a job of FAKE_KERNELS, which is never in the cache."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+
+    from ddfnet.ops.compile_worker import Job, pretend_device
+
+    (tmp_path / "fake_kernels.py").write_text(FAKE_KERNELS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(ahead, "missing", lambda jobs: jobs)
+    monkeypatch.setattr(ahead, "_TIMEOUT", 120)
+    before = triton.runtime.driver._active
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path / "cache")
+        pretend_device(GPUTarget("cuda", 90, 32))
+        yield lambda name, file: Job("fake_kernels", name, (), (("path", str(tmp_path / file)),))
+    triton.runtime.driver._active = before
+
+
+def test_a_killed_process_ends_it_at_once(fake_job, tmp_path):
+    jobs = [fake_job("killed", "a"), fake_job("fine", "a")]
+    with pytest.raises(RuntimeError, match=r"^a compiling process was killed \(out of memory\?\)"):
+        ahead.compile_jobs(jobs, 2, pytest.fail)
+    assert (tmp_path / "a").exists()
+    # The lock is free again, and what is fine is compiled.
+    assert ahead.compile_jobs([fake_job("fine", "b"), fake_job("fine", "c")], 2, pytest.fail) == 2
+    assert (tmp_path / "b").exists()
+    assert (tmp_path / "c").exists()
+
+
+def test_a_lock_that_stays_taken(fake_job, tmp_path, monkeypatch):
+    monkeypatch.setattr(ahead, "_TIMEOUT", 0.5)
+    path, lines = tmp_path / "cache/ddfnet.lock", []
+    with (
+        compile_process.one_process_at_a_time(path, time.monotonic(), pytest.fail),
+        pytest.raises(RuntimeError, match=rf"it has locked {path}$"),
+    ):
+        ahead.compile_jobs([fake_job("fine", "a"), fake_job("fine", "b")], 2, lines.append)
+    assert lines == [f"waiting for another process that compiles Triton kernels (lock {path})"]
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("end", ["wait", "kill -9 $$"])
+def test_no_process_is_left_behind(tmp_path, end):
+    """Neither by a program that takes too long nor by one that was killed."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    command = ["sh", "-c", f"(echo started; sleep 600) > '{pipe}' & sleep 1; echo reason >&2; {end}"]
+    if end == "wait":
+        with pytest.raises(subprocess.TimeoutExpired):
+            compile_process.run_group(command, "", os.environ, 3)
+    else:
+        assert compile_process.run_group(command, "", os.environ, 120) == (-9, "reason\n")
+    assert os.read(reader, 100) == b"started\n"
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            assert os.read(reader, 100) == b""  # nobody holds the other end
+            break
+        except BlockingIOError:
+            time.sleep(0.01)
+    else:
+        pytest.fail("a process is left")
+    os.close(reader)
+
+
+def test_number_of_processes(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    for kib, count in ((900_000, 0), (3_500_000, 3), (64_000_000, 8)):
+        monkeypatch.setattr(compile_process, "_available_kib", lambda kib=kib: kib)
+        assert compile_process.worker_count() == count
+    monkeypatch.undo()
+    assert compile_process._available_kib() > 0

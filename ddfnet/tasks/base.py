@@ -79,6 +79,16 @@ class Task(ABC, Generic[C, S]):
         """By split and class: a hash of its images (`ddfnet.data.class_hashes`). Tasks without classes have none."""
         return {}
 
+    def open_data(self, *, writes: bool = True) -> None:
+        """Opens what the readers need besides images, such as caches; the engine does so before it writes anything.
+
+        Args:
+            writes: False in a dry run: caches are read, and left as they are.
+
+        Raises:
+            UserError: something cannot be had.
+        """
+
     def batch_images(self, batch: Batch) -> int:
         return len(batch["index"])
 

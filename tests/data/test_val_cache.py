@@ -213,7 +213,7 @@ def test_a_damaged_checksum_of_a_finished_file_is_mended(index, small, folder):
 
 
 def test_a_row_is_compared_with_its_checksum_once_in_a_process(index, small, folder, monkeypatch):
-    cache, _ = finished(index, small, folder)
+    finished(index, small, folder)
     calls, original = [], val_cache._checksum
     monkeypatch.setattr(val_cache, "_checksum", lambda row: calls.append(row) or original(row))
     again = ValCache(folder, index, small)

@@ -166,12 +166,14 @@ class ValCache:
     def _finish(self) -> None:
         """Gives a full file its name, once all its rows are verified and on disk."""
         self._open()
-        if not (self._checksums != 0).all():
+        if self.complete or not (self._checksums != 0).all():
             return
+        assert self._handle is not None
         if all(self._checksums[i] == _checksum(self._rows[i]) for i in range(self.shape[0])):
-            os.fsync(self._handle)  # type: ignore[arg-type]
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                os.replace(self.partial, self.final)
+            os.fsync(self._handle)
+            with contextlib.suppress(FileNotFoundError):  # another process was faster, and may have made a new one
+                if os.path.samestat(os.fstat(self._handle), self.partial.stat()):
+                    os.replace(self.partial, self.final)
             sync_folder(self.final.parent)
             self.complete = True
             self._verified[:] = True
@@ -184,7 +186,10 @@ class ValCache:
         if not (self._writes or self.complete or self._is_partial()):
             self._checksums, self._verified = np.zeros(count, np.uint64), np.zeros(count, bool)
             return
-        self._handle = os.open(self.path, os.O_RDWR if self._writes and not self.complete else os.O_RDONLY)
+        try:
+            self._handle = os.open(self.path, os.O_RDWR if self._writes and not self.complete else os.O_RDONLY)
+        except FileNotFoundError:  # another process has finished it in this moment
+            self._handle, self.complete = os.open(self.final, os.O_RDONLY), True
         content = np.frombuffer(mmap.mmap(self._handle, self.bytes, prot=mmap.PROT_READ), np.uint8)
         self._checksums = content[_HEADER : _HEADER + 8 * count].view(np.uint64)
         self._rows = content[self._rows_at :].reshape(self.shape)

@@ -278,14 +278,17 @@ def test_without_writing_what_is_there_is_read_and_left(index, small, folder, mo
     assert [path.stat().st_size for path in folder.iterdir()] == [5000]
 
 
-def test_another_process_finishes_the_file_while_this_one_opens_it(index, small, folder, monkeypatch):
+@pytest.mark.parametrize("moment", [1, 2], ids=["before it is made", "before it is read"])
+def test_another_process_finishes_the_file_while_this_one_opens_it(index, small, folder, monkeypatch, moment):
     cache, expected = finished(index, small, folder)
     os.replace(cache.final, cache.partial)
-    real_open = os.open
+    real_open, opened = os.open, []
 
     def late(path, flags, *arguments, **options):
-        if flags & os.O_CREAT and path == cache.partial and not cache.final.exists():
-            os.replace(cache.partial, cache.final)
+        if path == cache.partial:
+            opened.append(path)
+            if len(opened) == moment:
+                os.replace(cache.partial, cache.final)
         return real_open(path, flags, *arguments, **options)
 
     monkeypatch.setattr(os, "open", late)

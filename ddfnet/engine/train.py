@@ -79,6 +79,7 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
         stack.callback(log.close)
         for line in (*_summary(config, plan, distributed, model, task), *notes):
             log.message(line)
+        task.open_data(writes=not dry_run)
         limit = DRY_RUN_EVAL_BATCHES if dry_run else None
         trainer = Trainer(config, plan, task, model, distributed, folder=folder, log=log, max_eval_batches=limit)
         if folder is not None and distributed.is_main:  # only now: no mistake of the user may leave a folder behind

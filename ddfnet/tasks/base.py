@@ -92,6 +92,16 @@ class Task(ABC, Generic[C, S]):
             hashes[split] = digest.hexdigest()
         return hashes
 
+    def open_data(self, *, writes: bool = True) -> None:
+        """Opens what the readers need besides images, such as caches; the engine does so before it writes anything.
+
+        Args:
+            writes: False in a dry run: caches are read, and left as they are.
+
+        Raises:
+            UserError: something cannot be had.
+        """
+
     def batch_images(self, batch: Batch) -> int:
         return len(batch["index"])
 

@@ -112,7 +112,8 @@ class DataConfig(DataSection, SourceConfig):
     split, if its pixels take up to 512 MiB (CIFAR does)."""
     val_cache: str | None = None
     """Folder to keep the validation images in, as the network gets them: size^2 * 3 bytes each, 7.5 GB for ImageNet's
-    50,000 at 224. Later evaluations read them from there. One that all processes of a machine see; null: none."""
+    50,000 at 224. Later evaluations read them from there; data.cache then is of the training images alone. One that all
+    processes of a machine see; not on Windows; null: none."""
     input: InputConfig = InputConfig()
 
     renamed: ClassVar[dict[str, str]] = {"max_broken": "max_corrupt"}
@@ -183,6 +184,9 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
             )
         self.preprocessing = config.data.input.replaced()
         self.model_name, self._saved_kwargs = resolve_name(config.model.name)
+        self._decoder: Decoder  # this and the cache: see open_data
+        self._val_cache: ValCache | None = None
+        self._data_is_open = False
         self._bce = None
         if config.loss.name == "bce":
             self._bce = BinaryCrossEntropy(config.loss.label_smoothing, target_threshold=config.loss.bce_threshold)
@@ -222,19 +226,28 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
                 keys.append(f"data.input.size={given.size}")
             raise ConfigError(f"{', '.join(keys)}: {error}") from None
 
+    def open_data(self, *, writes: bool = True) -> None:
+        data, self._data_is_open = self.config.data, True
+        self._decoder = Decoder(data.decoder)
+        _log.info("JPEGs are decoded by %s", self._decoder.name)
+        if data.val_cache is not None:
+            self._val_cache = ValCache(data.val_cache, self._val, self.preprocessing, writes=writes)
+            if data.cache == "memory":
+                _log.info("data.cache=memory is of the training images alone: data.val_cache keeps the others")
+
     def train_reader(self, device: torch.device) -> tuple[Callable, Finish]:
         config, augment = self.config, self.config.augment
+        if not self._data_is_open:
+            self.open_data()
         crops = self.preprocessing.replaced(size=config.data.input.train_size or config.data.input.size)
-        decoder = Decoder(config.data.decoder)
-        _log.info("JPEGs are decoded by %s", decoder.name)
         dataset = TrainDataset(
             self._train,
             crops,
             augment,
             seed=config.run.seed,
             on_device=augment.on_device(device),
-            decoder=decoder,
-            decoded=cached_images(self._train, decoder, config.data.cache),
+            decoder=self._decoder,
+            decoded=cached_images(self._train, self._decoder, config.data.cache),
         )
         self.train_in_process = dataset.is_quick
         corrupt = CorruptImages(self._train, config.data.max_corrupt)
@@ -250,9 +263,10 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         return dataset.read, lambda batch: transform(corrupt.count(batch))
 
     def eval_reader(self, device: torch.device) -> tuple[Callable, Finish]:
-        data, decoder = self.config.data, Decoder(self.config.data.decoder)
-        cache = ValCache(data.val_cache, self._val, self.preprocessing) if data.val_cache is not None else None
-        decoded = cached_images(self._val, decoder, data.cache) if cache is None else None
+        if not self._data_is_open:
+            self.open_data()
+        decoder, cache = self._decoder, self._val_cache
+        decoded = cached_images(self._val, decoder, self.config.data.cache) if cache is None else None
         dataset = EvalDataset(self._val, self.preprocessing, decoder=decoder, decoded=decoded, cache=cache)
         self.eval_in_process = dataset.is_quick
         transform = EvalBatchTransform(self.preprocessing, device=device, channels_last=self.config.train.channels_last)

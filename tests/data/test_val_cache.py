@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import multiprocessing
@@ -5,6 +6,7 @@ import os
 import pickle
 import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +19,7 @@ from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.data.val_cache import ValCache
-from ddfnet.utils.errors import DataError
+from ddfnet.utils.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -33,6 +35,37 @@ def count_decodes(monkeypatch):
     calls, original = [], EvalDataset._pixels
     monkeypatch.setattr(EvalDataset, "_pixels", lambda self, i: calls.append(i) or original(self, i))
     return calls
+
+
+def finished(index, how, folder):
+    """A finished cache, and what was read to make it."""
+    expected = images(index, how, ValCache(folder, index, how))
+    return ValCache(folder, index, how), expected
+
+
+def flip(cache, *rows):
+    """One bit of each of some rows changes on the disk, as no size or date tells."""
+    content = bytearray(cache.final.read_bytes())
+    for row in rows:
+        content[cache._rows_at + row * 24 * 24 * 3 + 700] ^= 1
+    cache.final.write_bytes(content)
+
+
+def make_read_only(monkeypatch, folder):
+    """As a disk that is mounted read only: root may write to a file of any mode."""
+    real_open, real_access = os.open, os.access
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def only_to_read(path, flags, *arguments, **options):
+        if Path(os.fsdecode(path)).parent == folder and flags & (os.O_RDWR | os.O_WRONLY | os.O_CREAT):
+            refuse()
+        return real_open(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", only_to_read)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and real_access(path, mode))
+    monkeypatch.setattr(Path, "unlink", refuse)
 
 
 def test_filled_finished_and_read(index, small, folder, monkeypatch, caplog):
@@ -149,6 +182,127 @@ def test_a_row_that_did_not_reach_the_disk_is_made_again(index, small, folder, m
     assert torch.equal(images(index, small, again), expected)
     assert calls == [5]
     assert ValCache(folder, index, small).complete
+
+
+def test_damaged_rows_of_a_finished_file_are_read_from_their_images_and_mended(
+    index, small, folder, monkeypatch, caplog
+):
+    cache, expected = finished(index, small, folder)
+    whole = cache.final.read_bytes()
+    flip(cache, 5, 11)
+    again, calls = ValCache(folder, index, small), count_decodes(monkeypatch)
+    assert again.complete
+    for _ in range(2):
+        assert torch.equal(images(index, small, again), expected)
+    assert calls == [5, 11]
+    assert caplog.text.count("WARNING") == 1
+    assert f"{cache.final} is damaged: row 5, maybe others; their images are read again" in caplog.text
+    assert cache.final.read_bytes() == whole
+    caplog.clear()
+    assert torch.equal(images(index, small, ValCache(folder, index, small)), expected)
+    assert calls == [5, 11]
+    assert caplog.text == ""
+
+
+def test_a_damaged_checksum_of_a_finished_file_is_mended(index, small, folder):
+    cache, expected = finished(index, small, folder)
+    whole = cache.final.read_bytes()
+    cache.final.write_bytes(whole[:4096] + bytes(8) + b"x" + whole[4105:])  # none, and another
+    assert torch.equal(images(index, small, ValCache(folder, index, small)), expected)
+    assert cache.final.read_bytes() == whole
+
+
+def test_a_row_is_compared_with_its_checksum_once_in_a_process(index, small, folder, monkeypatch):
+    finished(index, small, folder)
+    calls, original = [], val_cache._checksum
+    monkeypatch.setattr(val_cache, "_checksum", lambda row: calls.append(row) or original(row))
+    again = ValCache(folder, index, small)
+    for _ in range(3):
+        images(index, small, again)
+    assert len(calls) == 18
+
+
+def test_a_finished_file_on_a_disk_that_is_read_only(index, small, folder, monkeypatch, caplog):
+    cache, expected = finished(index, small, folder)
+    cache.partial.touch()
+    flip(cache, 3)
+    damaged, calls = cache.final.read_bytes(), count_decodes(monkeypatch)
+    make_read_only(monkeypatch, folder)
+    again = ValCache(folder, index, small)
+    assert again.complete
+    for _ in range(2):
+        assert torch.equal(images(index, small, again), expected)
+    assert calls == [3, 3]  # it cannot be mended
+    assert caplog.text.count("WARNING") == 1
+    assert cache.final.read_bytes() == damaged
+
+
+def test_an_unfinished_file_on_a_disk_that_is_read_only_is_refused(index, small, folder, monkeypatch):
+    ValCache(folder, index, small)
+    make_read_only(monkeypatch, folder)
+    with pytest.raises(
+        DataError, match=r"data.val_cache=\S+ cannot be used: .* is not a folder that can be written to"
+    ):
+        ValCache(folder, index, small)
+
+
+def test_without_writing_nothing_is_made(index, small, folder, tmp_path):
+    expected = images(index, small)
+    cache = ValCache(folder, index, small, writes=False)
+    assert torch.equal(images(index, small, cache), expected)
+    assert torch.equal(images(index, small, pickle.loads(pickle.dumps(cache))), expected)
+    assert not folder.exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file is not a folder that can be written to; name another folder"):
+        ValCache(tmp_path / "file" / "cache", index, small, writes=False)
+
+
+def test_without_writing_what_is_there_is_read_and_left(index, small, folder, monkeypatch):
+    expected, partial = images(index, small), ValCache(folder, index, small)
+    EvalDataset(index, small, cache=partial).read([1, 2])
+    before, calls = partial.partial.read_bytes(), count_decodes(monkeypatch)
+    cache = ValCache(folder, index, small, writes=False)
+    assert torch.equal(images(index, small, cache), expected)
+    assert sorted(calls) == [0, *range(3, 18)]
+    assert [path.read_bytes() for path in folder.iterdir()] == [before]
+    cache, _ = finished(index, small, folder)
+    cache.partial.touch()
+    flip(cache, 5)
+    damaged = cache.final.read_bytes()
+    assert torch.equal(images(index, small, ValCache(folder, index, small, writes=False)), expected)
+    assert cache.final.read_bytes() == damaged
+    assert cache.partial.exists()
+    os.truncate(cache.final, 5000)
+    cache.partial.unlink()
+    assert torch.equal(images(index, small, ValCache(folder, index, small, writes=False)), expected)
+    assert [path.stat().st_size for path in folder.iterdir()] == [5000]
+
+
+@pytest.mark.parametrize("moment", [1, 2], ids=["before it is made", "before it is read"])
+def test_another_process_finishes_the_file_while_this_one_opens_it(index, small, folder, monkeypatch, moment):
+    cache, expected = finished(index, small, folder)
+    os.replace(cache.final, cache.partial)
+    real_open, opened = os.open, []
+
+    def late(path, flags, *arguments, **options):
+        if path == cache.partial:
+            opened.append(path)
+            if len(opened) == moment:
+                os.replace(cache.partial, cache.final)
+        return real_open(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", late)
+    again = ValCache(folder, index, small)
+    assert again.complete
+    assert list(folder.iterdir()) == [cache.final]
+    assert torch.equal(images(index, small, again), expected)
+
+
+def test_a_system_without_the_calls_it_needs(index, small, folder, monkeypatch):
+    monkeypatch.delattr(os, "pwrite")
+    with pytest.raises(ConfigError, match=r"data.val_cache=\S+ is not available on this system \(Windows\): set it to"):
+        ValCache(folder, index, small)
+    assert not folder.exists()
 
 
 def test_a_file_that_was_cut_is_made_again(index, small, folder, caplog):

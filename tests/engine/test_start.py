@@ -9,13 +9,14 @@ import timm
 import torch
 
 from ddfnet.checkpoint import read_weights
+from ddfnet.data import decode
 from ddfnet.engine.evaluate import place
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 from ddfnet.engine.signals import StopSignal
 from ddfnet.engine.train import train
 from ddfnet.models.classifier import load_classifier
-from ddfnet.tasks import create_task, load_config
-from ddfnet.utils.errors import ConfigError, UserError
+from ddfnet.tasks import classification, create_task, load_config
+from ddfnet.utils.errors import ConfigError, DataError, UserError
 from tests.conftest import CLASSES
 
 ZOO = "ddf_mul_resnet14_32px.digits"
@@ -191,3 +192,38 @@ def test_the_logged_rate_is_the_base_rate_whatever_the_groups_have(run, tmp_path
                  "schedule.warmup_epochs=0", "schedule.name=constant")  # fmt: skip
     rates = {record["lr"] for record in read_jsonl(folder / "metrics.jsonl") if record["kind"] == "train"}
     assert rates == {0.001}
+
+
+def test_a_decoder_that_is_not_there_leaves_no_run_folder(tiny_config, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "_works", lambda backend: False)
+    with pytest.raises(ConfigError, match=r"data.decoder=torchcodec cannot be used: pip install torchcodec"):
+        run("data.decoder=torchcodec")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_that_cannot_be_kept_leaves_no_run_folder(tiny_config, run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"data.val_cache=\S+ cannot be used: .*name another folder"):
+        run(f"data.val_cache={tmp_path / 'file' / 'cache'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_leaves_no_cache(tiny_config, tmp_path):
+    folders = [f"run.dir={tmp_path / 'run'}", f"data.val_cache={tmp_path / 'cache'}"]
+    assert train(load_config(tiny_config, folders), dry_run=True) == 0
+    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_cache_on_disk_takes_the_validation_images_from_the_memory_and_the_log_says_so(
+    run, tmp_path, caplog, monkeypatch
+):
+    kept, original = [], classification.cached_images
+    monkeypatch.setattr(
+        classification, "cached_images", lambda source, *options: kept.append(source.root) or original(source, *options)
+    )
+    run("data.cache=memory", f"data.val_cache={tmp_path / 'cache'}")
+    assert "data.cache=memory is of the training images alone: data.val_cache keeps the others" in caplog.text
+    assert len(kept) == 1
+    assert kept[0].endswith("train")
+    assert len(list((tmp_path / "cache").iterdir())) == 1

@@ -106,15 +106,19 @@ def test_one_two_and_three_processes_agree_to_the_count(trained, tmp_path):
 
 def test_all_formats_and_spellings_give_the_same(trained, image_tree, tmp_path):
     best = torch.load(trained / "best.pt", weights_only=True)
-    official = {"args": argparse.Namespace(lr=1), "state_dict": {f"module.{k}": v for k, v in best["model"].items()}}
+    how = best["meta"]["preprocessing"]  # timm's record of the model has CIFAR's mean and std
+    args = argparse.Namespace(lr=1, mean=how["mean"], std=how["std"])
+    state = {f"module.{key}": tensor for key, tensor in best["model"].items()}
+    official = {"arch": NAME, "args": args, "state_dict": state}
     torch.save(official, tmp_path / "official.pth.tar")
     common = {"device": "cpu", "workers": 0, "output": tmp_path / "out"}
+    how = {"input_size": 16, "crop_pct": 1.0, "resize": "torch"}  # the file of others does not say it
     expected = evaluated(trained / "best.pt", **common)
     assert evaluated(trained / "last.pt", **common)["n"] == 25
     by_data = [
         evaluated(trained / "best.safetensors", data=image_tree, **common),
         evaluated(trained / "best.pt", data=image_tree / "val", **common),
-        evaluated(tmp_path / "official.pth.tar", model=NAME, data=image_tree, input_size=16, crop_pct=1.0, **common),
+        evaluated(tmp_path / "official.pth.tar", model=NAME, data=image_tree, **how, **common),
     ]
     for found in by_data:
         assert found["top1_count"] == expected["top1_count"]

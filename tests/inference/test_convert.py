@@ -52,7 +52,9 @@ def test_the_official_format_becomes_one_that_eval_understands(tmp_path):
     network = loaded.network
     assert (loaded.name, network.num_classes) == (NAME, 5)
     record = get_pretrained_cfg(NAME)  # timm's, of the model without a tag
-    assert loaded.preprocessing == Preprocessing(size=32, crop_pct=1.0, mean=record.mean, std=record.std)
+    assert loaded.preprocessing == Preprocessing(
+        size=32, crop_pct=1.0, resize="pillow", mean=record.mean, std=record.std
+    )
     assert all(torch.equal(tensor, weights[key]) for key, tensor in network.state_dict().items())
 
 

@@ -131,8 +131,11 @@ def run_group(
         distances[torchvision.name] = {"failed": bench.reason(error)}
     dali = dali_or_none(bare)
     if dali is not None:
-        distances[dali.name] = distance(dali, timm["bare"], epoch)
-        loaders.append(dali)
+        try:
+            distances[dali.name] = distance(dali, timm["bare"], epoch)
+            loaders.append(dali)
+        except Exception as error:
+            distances[dali.name] = {"failed": bench.reason(error)}
     figures = measure(loaders, workers=arguments.workers, images=planned.images, passes=arguments.passes)
     rows = []
     for name, form in forms.items():

@@ -30,14 +30,18 @@ def dali_loader(name: str, work: Work) -> Loader:
         how = {"interp_type": types.DALIInterpType.INTERP_CUBIC, "antialias": True}
         if not work.train:
             images = fn.resize(
-                fn.decoders.image(encoded, device="cpu"), resize_shorter=int(size / work.preprocessing.crop_pct), **how
+                fn.decoders.image(encoded, device="cpu", adjust_orientation=False),
+                resize_shorter=int(size / work.preprocessing.crop_pct),
+                **how,
             )
             return fn.crop(images, crop=[size, size])
         start, shape = (
             fn.external_source(name=key, ndim=1, dtype=types.DALIDataType.INT32) for key in ("start", "shape")
         )
         flip = fn.external_source(name="flip", ndim=0, dtype=types.DALIDataType.INT32)
-        images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=[0, 1], device="cpu")
+        images = fn.decoders.image_slice(
+            encoded, start=start, shape=shape, axes=[0, 1], device="cpu", adjust_orientation=False
+        )
         return fn.flip(fn.resize(images, size=[size, size], **how), horizontal=flip)
 
     def batches(workers: int, untimed: Untimed) -> Iterator[Tensor]:

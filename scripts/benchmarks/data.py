@@ -124,22 +124,17 @@ def run_group(
         if kind == "bare":
             distances[loader.name] = distance(loader, timm[kind], epoch, other_size.get(name, ()))
     loaders = [*timm.values(), *ours.values()]
-    try:
-        distances[torchvision.name] = distance(torchvision, timm["bare"], epoch)
-        loaders.append(torchvision)
-    except Exception as error:  # its decoder refuses some JPEGs
-        distances[torchvision.name] = {"failed": bench.reason(error)}
-    dali = dali_or_none(bare)
-    if dali is not None:
+    outside = [torchvision, *filter(None, [dali_or_none(bare)])]
+    for peer in outside:
         try:
-            distances[dali.name] = distance(dali, timm["bare"], epoch)
-            loaders.append(dali)
-        except Exception as error:
-            distances[dali.name] = {"failed": bench.reason(error)}
+            distances[peer.name] = distance(peer, timm["bare"], epoch)
+            loaders.append(peer)
+        except Exception as error:  # its decoder refuses some JPEGs
+            distances[peer.name] = {"failed": bench.reason(error)}
     figures = measure(loaders, workers=arguments.workers, images=planned.images, passes=arguments.passes)
     rows = []
     for name, form in forms.items():
-        peers = [torchvision, *([dali] if dali is not None else [])] if not form else []
+        peers = outside if not form else []
         parts = {"bare": compare([timm["bare"], ours[name, "bare"], *peers], figures, distances)}
         for kind in set(kinds) - {"bare"}:
             parts[kind] = compare([timm["recipe"], ours[name, kind]], figures, distances)

@@ -1,7 +1,6 @@
 """Reading labeled images: decode, crop, augment, and what happens when a file is corrupt."""
 
 import logging
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -61,13 +60,15 @@ class TrainDataset:
         self.source, self.seed, self.on_device, self.decoded = source, seed, on_device, decoded
         self.geometry, self.policy = Geometry(preprocessing, augment), Policy.of(augment, preprocessing)
         self.decoder = decoder or Decoder()
-        equal = decoded is not None and decoded.equal_sized
-        self._copies = equal and self.geometry.pads(*decoded.sizes[0].tolist())  # type: ignore[union-attr]
+        self._padded: np.ndarray | None = None  # all images, where batches are mere copies of parts of them
+        if decoded is not None and decoded.equal_sized and self.geometry.pads(*decoded.sizes[0].tolist()):
+            self._padded, self.decoded = self.geometry.padded(decoded.stacked()), None
+            self._labels = np.array([source.label(i) for i in range(len(source))], np.int64)
 
     @property
     def is_quick(self) -> bool:
         """Whether reading a batch takes a few microseconds per image: copies from memory."""
-        return self._copies and (self.policy is None or self.on_device)
+        return self._padded is not None and (self.policy is None or self.on_device)
 
     def __getitem__(self, request: Request) -> tuple[Tensor, int, int, str]:
         """`(image, label, i, problem)` of a request `(epoch, i, repeat)`: image uint8 (3, H, W); `problem` is an empty
@@ -81,18 +82,18 @@ class TrainDataset:
         "index" and "repeat" int64 (B,); "epoch" int; "corrupt" [(index, reason)] of the images that were replaced; and
         "policy", the `PolicyTable`, where there is one and `on_device`."""
         epoch = requests[0][0]
-        indices, repeats = [i for _, i, _ in requests], [repeat for _, _, repeat in requests]
+        indices, repeats = (np.array(column, np.int64) for column in list(zip(*requests, strict=True))[1:])
         size = self.geometry.size
         rows = empty((len(requests), size, size, 3), torch.uint8)
         draws = uniforms(GEOMETRY, self.seed, epoch, indices, repeats, self.geometry.count)
-        labels, problems = self._crops(epoch, indices, draws, rows)
+        target, corrupt = self._crops(epoch, indices, draws, rows)
         batch: Batch = {
             "image": rows.permute(0, 3, 1, 2),
-            "target": torch.tensor(labels, dtype=torch.int64),
-            "index": torch.tensor(indices, dtype=torch.int64),
-            "repeat": torch.tensor(repeats, dtype=torch.int64),
+            "target": torch.from_numpy(target),
+            "index": torch.from_numpy(indices),
+            "repeat": torch.from_numpy(repeats),
             "epoch": epoch,
-            "corrupt": [(i, problem) for i, problem in zip(indices, problems, strict=True) if problem],
+            "corrupt": corrupt,
         }
         if self.policy is not None:
             table = self.policy.draw(uniforms(POLICY, self.seed, epoch, indices, repeats, self.policy.count))
@@ -104,16 +105,16 @@ class TrainDataset:
         return batch
 
     def _crops(
-        self, epoch: int, indices: list[int], draws: np.ndarray, rows: Tensor
-    ) -> tuple[list[int], Sequence[str]]:
-        """Writes the crops of a batch; labels, and the problems of those that were replaced."""
-        if self._copies:
-            self.geometry.write_padded(self.decoded.take(indices), draws, rows)  # type: ignore[union-attr]
-            return [self.source.label(i) for i in indices], [""] * len(indices)
-        found = [
-            self._crop(epoch, i, own, rows[b]) for b, (i, own) in enumerate(zip(indices, draws.tolist(), strict=True))
-        ]
-        return [label for label, _ in found], [problem for _, problem in found]
+        self, epoch: int, indices: np.ndarray, draws: np.ndarray, rows: Tensor
+    ) -> tuple[np.ndarray, list[tuple[int, str]]]:
+        """Writes the crops of a batch; labels, and (index, reason) of the images that were replaced."""
+        if self._padded is not None:
+            self.geometry.write_padded(self._padded, indices, draws, rows)
+            return self._labels[indices], []
+        each = zip(indices.tolist(), draws.tolist(), rows, strict=True)
+        found = [self._crop(epoch, i, own, row) for i, own, row in each]
+        corrupt = [(i, problem) for i, (_, problem) in zip(indices.tolist(), found, strict=True) if problem]
+        return np.array([label for label, _ in found], np.int64), corrupt
 
     def _crop(self, epoch: int, i: int, draws: list[float], row: Tensor) -> tuple[int, str]:
         """Writes the crop of image i or of its replacement; its label, and what was wrong with image i."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from ddfnet.data.augment import AugmentConfig
@@ -80,7 +81,8 @@ class Geometry:
             box: where `box` lies in `pixels`, if these are a part of the image only.
         """
         if self.pad is not None:
-            return self.write_padded(self._short_side(pixels)[None], np.array([draws]), row[None])
+            padded = self.padded(self._short_side(pixels)[None])
+            return self.write_padded(padded, np.zeros(1, np.intp), np.array([draws]), row[None])
         height, width = pixels.shape[:2]
         box = box or self.box(draws, width, height)
         flips = {"hflip": draws[_HFLIP] < self.hflip, "vflip": draws[_VFLIP] < self.vflip}
@@ -90,29 +92,35 @@ class Geometry:
         """Whether images of this size are padded and cropped as they are: `write_padded` does a whole batch."""
         return self.pad is not None and min(height, width) == self.size
 
-    def write_padded(self, images: np.ndarray, draws: np.ndarray, rows: Tensor) -> None:
-        """`crop: pad` of a whole batch whose short sides are `size` already.
+    def padded(self, images: np.ndarray) -> np.ndarray:
+        """Images uint8 (N, H, W, 3) with `pad` black pixels around each."""
+        pad = self.pad or 0
+        count, height, width, _ = images.shape
+        result = np.zeros((count, height + 2 * pad, width + 2 * pad, 3), np.uint8)
+        result[:, pad : pad + height, pad : pad + width] = images
+        return result
+
+    def write_padded(self, padded: np.ndarray, indices: np.ndarray, draws: np.ndarray, rows: Tensor) -> None:
+        """`crop: pad` of a whole batch.
 
         Args:
-            images: uint8 (B, H, W, 3).
+            padded: of `padded`, images whose short sides were `size`.
+            indices: int (B,), which of them.
             draws: float64 (B, count).
             rows: uint8 (B, size, size, 3), written.
         """
-        assert self.pad is not None
-        batch, height, width, _ = images.shape
-        pad, size = self.pad, self.size
-        padded = np.zeros((batch, height + 2 * pad, width + 2 * pad, 3), np.uint8)
-        padded[:, pad : pad + height, pad : pad + width] = images
-        places = padded.shape[1] - size + 1, padded.shape[2] - size + 1
-        tops, lefts = ((draws[:, at] * n).astype(int).tolist() for at, n in zip((_TOP, _LEFT), places, strict=True))
-        target = rows.numpy()
-        for b, (top, left) in enumerate(zip(tops, lefts, strict=True)):
-            target[b] = padded[b, top : top + size, left : left + size]
-        planar = rows.permute(0, 3, 1, 2)
-        for at, rate, side in ((_HFLIP, self.hflip, -1), (_VFLIP, self.vflip, -2)):
-            chosen = torch.from_numpy(np.flatnonzero(draws[:, at] < rate))
-            if len(chosen):
-                planar[chosen] = planar[chosen].flip(side)
+        size = self.size
+        tops, lefts = (
+            (draws[:, at] * (extent - size + 1)).astype(np.intp)
+            for at, extent in ((_TOP, padded.shape[1]), (_LEFT, padded.shape[2]))
+        )
+        crops = sliding_window_view(padded, (size, size), axis=(1, 2))  # (N, tops, lefts, 3, size, size)
+        rows.numpy()[...] = crops.transpose(0, 1, 2, 4, 5, 3)[indices, tops, lefts]
+        for at, rate, axis in ((_HFLIP, self.hflip, 2), (_VFLIP, self.vflip, 1)):
+            chosen = np.flatnonzero(draws[:, at] < rate)
+            if len(chosen):  # `rows[chosen]` would take ten times as long
+                flipped = rows.index_select(0, torch.from_numpy(chosen)).flip(axis)
+                rows.numpy()[chosen] = flipped.numpy()
 
     def _short_side(self, pixels: np.ndarray) -> np.ndarray:
         height, width = resized_size(pixels.shape[0], pixels.shape[1], self.size)

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,11 +37,10 @@ class DecodedImages:
         """Whether all images have one size and none is corrupt."""
         return bool(len(self.sizes) and self.sizes[0, 0] and (self.sizes == self.sizes[0]).all())
 
-    def take(self, indices: Sequence[int]) -> np.ndarray:
-        """Images of one size, uint8 (B, H, W, 3): copies."""
+    def stacked(self) -> np.ndarray:
+        """All images, which must be of one size, in their order: uint8 (N, H, W, 3)."""
         height, width = self.sizes[0].tolist()
-        images = self.blob.reshape(-1, height, width, 3)
-        return images[self.offsets[np.asarray(indices)] // (3 * height * width)]
+        return self.blob.reshape(-1, height, width, 3)[self.offsets // (3 * height * width)]
 
 
 def cached_images(source: ImageSource, decoder: Decoder, cache: str) -> DecodedImages | None:

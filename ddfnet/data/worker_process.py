@@ -22,6 +22,7 @@ import torch
 
 from ddfnet.data.ring import Ring, Writer
 from ddfnet.utils.errors import DataError, UserError
+from ddfnet.utils.memory import return_large_blocks
 
 # All that goes through a pipe, in both directions: too short to be cut, and to ever block the sender. What it speaks of
 # lies in a slot. To a worker: number of the batch, its slot, length of the request, bytes that the slot has.
@@ -50,6 +51,7 @@ def work(
     if start is not None:
         start()
     torch.set_num_threads(1)
+    return_large_blocks()
     with contextlib.suppress(EOFError, OSError):  # the main process has closed the connection, or has ended
         connection.send_bytes(ANSWER.pack(-1, READY, 0, 0, 0))
         while True:

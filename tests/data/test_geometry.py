@@ -180,7 +180,7 @@ def test_a_batch_is_padded_like_its_images():
     images = np.stack([image_of(32, 32, key) for key in range(20)])
     draws = draws_of(made, 20)
     together = torch.empty(20, 32, 32, 3, dtype=torch.uint8)
-    made.write_padded(images, draws, together)
+    made.write_padded(made.padded(images[::-1]), np.arange(20)[::-1], draws, together)
     for image, own, expected in zip(images, draws.tolist(), together, strict=True):
         row = torch.empty(32, 32, 3, dtype=torch.uint8)
         made.write(image, own, row)

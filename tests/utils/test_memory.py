@@ -50,3 +50,28 @@ def test_a_user_who_has_decided_is_left_alone(variables):
     kept, least, _ = probe(**variables)
     assert not kept
     assert least > 20_000  # 25,600 pages
+
+
+READER = """
+import sys
+from ddfnet.utils.memory import keep_freed_memory, return_large_blocks
+keep_freed_memory()  # as a forked worker inherits it
+import torch
+assert sys.argv[1] == "kept" or return_large_blocks()
+
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+
+torch.ones(2**20)
+before = resident()
+torch.ones(25 * 2**20)  # 100 MiB
+print((resident() - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize(("how", "low", "high"), [("kept", 90, 110), ("returned", 0, 10)])
+def test_readers_give_the_memory_of_a_large_image_back(how, low, high):
+    command = [sys.executable, "-c", READER, how]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert low <= int(done.stdout) <= high

@@ -86,7 +86,8 @@ class Policy:
         """
         counts = [stage.count for stage in self.stages]
         parts = np.split(uniforms[:, : self.count], np.cumsum(counts)[:-1], axis=1)
-        return np.concatenate([stage.draw(u) for stage, u in zip(self.stages, parts, strict=True)], axis=1)
+        tables = [stage.draw(u) for stage, u in zip(self.stages, parts, strict=True)]
+        return tables[0] if len(tables) == 1 else np.concatenate(tables, axis=1)
 
     def apply(self, image: Image.Image, table: PolicyTable, row: int) -> Image.Image:
         """The operations of row `row` on an RGB image, by timm's functions and Pillow: the same pixels."""

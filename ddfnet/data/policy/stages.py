@@ -6,16 +6,16 @@ here, for all images at once and with the same distribution.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 import torch
 
-from ddfnet.data.policy.levels import LEVELS, MAX_LEVEL
-from ddfnet.data.policy.table import BICUBIC, BILINEAR, Op, PolicyTable, table_of
+from ddfnet.data.policy.levels import MAX_LEVEL, LevelTable
+from ddfnet.data.policy.table import BICUBIC, BILINEAR, CODE, INTERPOLATION, VALUE, Op, PolicyTable, table_of
 
-_TRANSLATIONS = (Op.TRANSLATE_X, Op.TRANSLATE_Y)
 _CHOICE, _APPLY, _RADIUS, _ANGLE, _VALUE, _INTERPOLATION = range(6)  # the draws of a layer
 _DRAWS = 6
 _JITTERS = np.array(list(permutations([Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR])), np.float64)
@@ -59,28 +59,34 @@ class TimmOps:
             interpolation,
         )
 
-    def draw(self, chosen: np.ndarray, u: np.ndarray) -> PolicyTable:
-        """The table of one layer, float32 (B, 1, 3), from the chosen operations, int (B,), and uniform draws (B, 6)."""
-        level = np.clip(self._levels(chosen, u), 0.0, self.upper[chosen])
-        acts = u[:, _APPLY] < self.prob[chosen]
-        codes, values = np.zeros(len(u)), np.zeros(len(u))
-        for i in np.unique(chosen[acts]):
-            rows = acts & (chosen == i)
-            op, value = LEVELS[self.names[i]]
-            codes[rows] = op
-            values[rows] = value(level[rows], u[rows, _VALUE]) * (self.size if op in _TRANSLATIONS else 1)
-        interpolation = np.where(u[:, _INTERPOLATION] < 0.5, BILINEAR, BICUBIC)
-        if self.interpolation is not None:
-            interpolation = np.full(len(u), self.interpolation)
-        return table_of(codes, values, np.where(codes >= Op.ROTATE, interpolation, 0))[:, None]
+    @cached_property
+    def levels(self) -> LevelTable:
+        return LevelTable(self.names)
 
-    def _levels(self, chosen: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Box and Muller: two uniform draws make a normal one."""
+    def draw(self, chosen: np.ndarray, u: np.ndarray) -> PolicyTable:
+        """The table, float32 (B, L, 3), of chosen operations, int (B, L), for uniform draws (B, L, 6)."""
+        level = np.minimum(np.maximum(self._strengths(chosen, u), 0.0), self.upper[chosen])
+        codes, values = self.levels.codes(chosen), self.levels.values(chosen, level, u[..., _VALUE])
+        acts = u[..., _APPLY] < self.prob[chosen]
+        moves = (codes == Op.TRANSLATE_X) | (codes == Op.TRANSLATE_Y)
+        table = np.zeros((*chosen.shape, 3), np.float32)
+        table[..., CODE] = codes * acts
+        table[..., VALUE] = values * np.where(moves, self.size, 1) * acts
+        interpolation: np.ndarray | int = self.interpolation or 0
+        if self.interpolation is None:
+            interpolation = np.where(u[..., _INTERPOLATION] < 0.5, BILINEAR, BICUBIC)
+        table[..., INTERPOLATION] = interpolation * (acts & (codes >= Op.ROTATE))
+        return table
+
+    def _strengths(self, chosen: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """Levels before they are cut off. Box and Muller: two uniform draws make a normal one."""
         magnitude, std = self.magnitude[chosen], self.std[chosen]
-        radius = np.sqrt(-2.0 * np.log1p(-u[:, _RADIUS]))
-        normal = radius * np.cos(2.0 * np.pi * u[:, _ANGLE])
+        radius = np.sqrt(-2.0 * np.log1p(-u[..., _RADIUS]))
+        normal = radius * np.cos(2.0 * np.pi * u[..., _ANGLE])
         uniform = np.isinf(std)
-        return np.where(uniform, magnitude * u[:, _RADIUS], magnitude + np.where(uniform, 0.0, std) * normal)
+        if not uniform.any():
+            return magnitude + std * normal
+        return np.where(uniform, magnitude * u[..., _RADIUS], magnitude + np.where(uniform, 0.0, std) * normal)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,19 +107,16 @@ class RandAugment:
 
     def draw(self, u: np.ndarray) -> PolicyTable:
         u = u.reshape(len(u), self.layers, _DRAWS)
-        left = None if self.weights is None else np.tile(self.weights, (len(u), 1))
-        tables = []
+        if self.weights is None:
+            return self.ops.draw(_pick(u[..., _CHOICE], len(self.ops.names)), u)
+        left, chosen = np.tile(self.weights, (len(u), 1)), np.empty((len(u), self.layers), np.intp)
         for layer in range(self.layers):
-            choice = u[:, layer, _CHOICE]
-            if left is None:
-                chosen = _pick(choice, len(self.ops.names))
-            else:
-                sums = left.cumsum(1)
-                # Operations that are gone add nothing to the sums, so no draw falls on them.
-                chosen = (sums <= choice[:, None] * sums[:, -1:]).sum(1).clip(max=len(self.ops.names) - 1)
-                left[np.arange(len(u)), chosen] = 0.0
-            tables.append(self.ops.draw(chosen, u[:, layer]))
-        return np.concatenate(tables, axis=1)
+            sums = left.cumsum(1)
+            # Operations that are gone add nothing to the sums, so no draw falls on them.
+            past = sums <= u[:, layer, _CHOICE, None] * sums[:, -1:]
+            chosen[:, layer] = past.sum(1).clip(max=len(self.ops.names) - 1)
+            left[np.arange(len(u)), chosen[:, layer]] = 0.0
+        return self.ops.draw(chosen, u)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +141,7 @@ class SubPolicies:
     def draw(self, u: np.ndarray) -> PolicyTable:
         u = u.reshape(len(u), self.layers, _DRAWS)
         chosen = self.sequences[_pick(u[:, 0, _CHOICE], len(self.sequences))]
-        return np.concatenate([self.ops.draw(chosen[:, i], u[:, i]) for i in range(self.layers)], axis=1)
+        return self.ops.draw(chosen, u)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ training   the same two, eager: forward, cross-entropy, backward, SGD
 
 All of one setting are called in turn, and the median of the rounds counts: what else the machine does meets all alike.
 CPU seconds are those of all threads of the process. bf16 is autocast; for op, the dtype of the tensors. --output adds
-to the rows that an earlier call with the same folder wrote. Exit code 2: bad arguments.
+to the rows that an earlier call with the same folder wrote. Freed memory is kept for the next tensor, as train.py and
+eval.py have it on a CPU (DDFNET_MALLOC=0: as the C library has it). Exit code 2: bad arguments.
 """
 
 import argparse
@@ -32,6 +33,7 @@ import torch
 
 from ddfnet.utils.cli import HelpFormatter, at_least
 from ddfnet.utils.environment import package_version
+from ddfnet.utils.memory import keep_freed_memory
 from scripts.benchmarks import common as bench
 from scripts.benchmarks import cpu_cases as cases
 from scripts.benchmarks import measure
@@ -145,7 +147,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     arguments = parse_arguments(argv)
-    record = bench.environment(torch.device("cpu"))
+    record = bench.environment(torch.device("cpu")) | {"memory_kept": keep_freed_memory()}
     del record["threads"]
     record |= {name: package_version(name) for name in ("onnxruntime", "openvino") if name in arguments.runtimes}
     name = f"cpu_{arguments.what}"

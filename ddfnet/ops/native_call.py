@@ -1,8 +1,10 @@
 """Shared by the operators in native code: which tensors it can take, and its libraries, one for each dtype of sums."""
 
+import contextlib
 import ctypes
 import logging
 import os
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,7 @@ from ddfnet.ops.native_build import BuildError, load_library
 
 _logger = logging.getLogger("ddfnet")
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # `Type` in native_types.h
+_OPENMP = re.compile(r"lib(gomp|iomp5|omp)[-.].*so.*")
 HEADERS = [Path(__file__).with_name(name) for name in ("native_types.h", "native_threads.h")]
 
 
@@ -22,10 +25,31 @@ def load(sources: Sequence[Path], accumulator: torch.dtype) -> ctypes.CDLL | str
     if os.environ.get("DDFNET_NATIVE") == "0":
         return "DDFNET_NATIVE=0"
     try:
-        return load_library([*sources, *HEADERS], "A=double" if accumulator == torch.float64 else "A=float")
+        library = load_library([*sources, *HEADERS], "A=double" if accumulator == torch.float64 else "A=float")
+        if (parallel := _parallel()) is not None:
+            library.use_parallel(parallel)
+        return library
     except BuildError as error:
         _warn(str(error))
         return str(error)
+
+
+@cache
+def _parallel() -> ctypes.c_void_p | None:
+    """The entry to the threads that PyTorch computes with: `GOMP_parallel`, which GNU's, LLVM's and Intel's OpenMP
+    have. None where there is no such thing: the native code then starts threads of its own."""
+    try:
+        names = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
+    except OSError:
+        return None
+    loaded = {name for name in names if _OPENMP.fullmatch(os.path.basename(name))}
+    own = {name for name in loaded if name.startswith(os.path.dirname(torch.__file__))}
+    found = own or loaded
+    if len(found) != 1:  # of several, which one PyTorch uses is not to be told
+        return None
+    with contextlib.suppress(OSError, AttributeError):
+        return ctypes.cast(ctypes.CDLL(found.pop()).GOMP_parallel, ctypes.c_void_p)
+    return None
 
 
 @cache  # once, for all operators and dtypes

@@ -1,5 +1,6 @@
 """The native code on the CPU: numbers in every layout, threads, forks, and what happens where it cannot be built."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from ddf_cases import FORMATS, TOLERANCE, evaluate, expected, make_inputs, prese
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.utils.data import DataLoader, Dataset
 
-from ddfnet.ops import native_build
+from ddfnet.ops import native_build, native_call
 from ddfnet.ops.ddf import ddf, ddf_up, eager, native
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 from tests.ops.ddf.conftest import native_code
@@ -197,6 +198,35 @@ def test_workers_forked_after_threads_ran(built, threads):
     y = ddf(*inputs)
     loader = DataLoader(Filtered(inputs), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
     assert all(torch.equal(filtered, y) for filtered in loader)
+
+
+def test_the_threads_are_those_of_pytorch(built, threads):
+    """A stand-in for OpenMP's entry, which runs the threads one after another, and one too few."""
+    entry = native_call._parallel()
+    assert sys.platform != "linux" or "OpenMP" not in torch.__config__.parallel_info() or entry
+    threads(3)
+    library, seen = native._library(torch.float32), []
+    inputs = make_inputs(8, 64, 40, 40, requires_grad=False)
+    expected = ddf(*inputs)
+
+    @ctypes.CFUNCTYPE(None, ctypes.CFUNCTYPE(None, ctypes.c_void_p), ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    def stand_in(work, team, count, flags):
+        seen.append((count, flags))
+        for _ in range(count - 1):
+            work(team)
+
+    try:
+        library.use_parallel(stand_in)
+        assert torch.equal(ddf(*inputs), expected)
+        assert seen == [(3, 0)]
+        threads(1)
+        assert torch.equal(ddf(*inputs), expected)
+        assert len(seen) == 1
+        threads(3)
+        library.use_parallel(None)
+        assert torch.equal(ddf(*inputs), expected)  # with threads of its own
+    finally:
+        library.use_parallel(entry)
 
 
 FORK = """

@@ -86,6 +86,11 @@ class RunLog:
         if self.active:
             self.console.print(text, markup=False)
 
+    def warning(self, text: str) -> None:
+        """A warning of the main process."""
+        if self.active:
+            logger.warning("%s", text)
+
     def tick(self, step: int) -> None:
         """Moves the progress bar; touches nothing else, so it may be called at every step."""
         if self._progress is not None:
@@ -151,6 +156,9 @@ def _keep_until(path: Path, step: int, evaluation_due: bool) -> None:
         if not path.is_file() or len(records) < len(path.read_bytes().splitlines()) - 1:
             damaged = set_aside(path)
             logger.warning("%s is damaged: kept as %s; its first %d records stay", path, damaged.name, len(records))
+        elif step == 0 and records:
+            former = set_aside(path, "former")
+            logger.warning("a run begins where another one has records: they are kept as %s", former)
         kept = [
             record for record in records if record["step"] <= (step if record["kind"] == "train" else last_evaluation)
         ]

@@ -17,7 +17,9 @@ except ImportError:  # Windows: runs are not kept out of each other's folder
 from ddfnet.config import LoadedConfig
 from ddfnet.config.reader import read_yaml
 from ddfnet.config.sections import with_present_names
+from ddfnet.engine.run_checkpoints import HISTORY, best_files, resumable
 from ddfnet.tasks import check_config
+from ddfnet.tasks.checkpoints import CheckpointsConfig
 from ddfnet.tasks.plan import RunPlan
 from ddfnet.utils.environment import environment
 from ddfnet.utils.errors import ConfigError
@@ -26,6 +28,7 @@ from ddfnet.utils.files import set_aside, write_json, write_text
 # Keys that may change between two starts of one run: they say where and how often, not what is computed.
 FREE_KEYS = {"run", "data.root", "data.workers", "data.timeout", "data.start_method", "eval.batch_size"}
 FREE_KEYS |= {"data.cache", "data.val_cache"}
+FREE_KEYS |= {f"checkpoints.{key}" for key in CheckpointsConfig.model_fields if key != "metric"}
 
 _log = logging.getLogger("ddfnet")
 
@@ -37,11 +40,12 @@ def check_same_run(folder: Path, loaded: LoadedConfig) -> None:
         ConfigError: it was started with a configuration that computes something else, or holds a `best.pt` without the
             `last.pt` to resume from.
     """
-    if not (folder / "last.pt").exists():
-        if (folder / "best.pt").exists():
+    if not resumable(folder):
+        best = next(iter(best_files(folder)), None)
+        if best is not None:
             raise ConfigError(
-                f"{folder} holds best.pt but no last.pt to resume from, and a new run would write over it: "
-                f"take run.dir=NEW_FOLDER, with model.init_checkpoint={folder / 'best.pt'} if you like"
+                f"{folder} holds {best.name} but no last.pt to resume from, and a new run would write over it: "
+                f"take run.dir=NEW_FOLDER, with model.init_checkpoint={best} if you like"
             )
         return
     saved = folder / "config.yaml"
@@ -82,7 +86,7 @@ def run_folder_lock(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 fix = "wait for it, stop it, or take another run.dir"
                 raise ConfigError(f"another process is training in {folder}: {fix}") from None
-        for leftover in folder.glob(".*.tmp"):
+        for leftover in (*folder.glob(".*.tmp"), *(folder / HISTORY).glob(".*.tmp")):
             leftover.unlink(missing_ok=True)
         yield
 

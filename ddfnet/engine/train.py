@@ -12,6 +12,7 @@ from ddfnet.config import LoadedConfig
 from ddfnet.engine.agreement import check_same_config, check_same_data
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.logging import RunLog
+from ddfnet.engine.run_checkpoints import BEST, LAST, resumable
 from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_folder
 from ddfnet.engine.signals import EXIT_INTERRUPTED, StopSignal
 from ddfnet.engine.trainer import Trainer
@@ -21,6 +22,8 @@ from ddfnet.ops.ddf.native import cpu_path
 from ddfnet.optim import peak_learning_rate
 from ddfnet.tasks import Config, Task, create_task
 from ddfnet.tasks.plan import RunPlan, plan_run
+from ddfnet.utils.errors import ConfigError
+from ddfnet.utils.files import set_aside
 
 DRY_RUN_STEPS = 2
 DRY_RUN_EVAL_BATCHES = 2
@@ -40,17 +43,17 @@ def train(loaded: LoadedConfig, *, dry_run: bool = False) -> int:
     Raises:
         UserError: the configuration, data or a checkpoint cannot be used; raised before anything is written.
     """
-    with distributed_session(loaded.config.run.device) as distributed:
+    with distributed_session(loaded.config.run.device) as distributed, ExitStack() as stack:
         stop = StopSignal(distributed)  # before the loader forks its workers
-        try:
-            return _train(loaded, distributed, stop, dry_run=dry_run)
-        finally:
-            stop.restore()
+        stack.callback(stop.restore)
+        return _train(loaded, distributed, stop, stack, dry_run=dry_run)
 
 
-def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, dry_run: bool) -> int:
+def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, stack: ExitStack, *, dry_run: bool) -> int:
     config, notes = loaded.config, loaded.ineffective_keys()
+    folder = None if dry_run else Path(config.run.dir)
     check_same_config(config, distributed)
+    locked = folder is not None and _lock_existing(folder, distributed, stack)  # before anything of it is read
     task = create_task(config)
     check_same_data(task, distributed)
     if dry_run:
@@ -67,28 +70,44 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
     parameters = sum(p.numel() for p in model.parameters())
     if config.train.sync_bn and distributed.world_size == 1:
         notes.append("note: train.sync_bn has no effect: there is one process")
-    folder = None if dry_run else Path(config.run.dir)
-    resumes = folder is not None and (folder / "last.pt").exists()
+    resumes = folder is not None and bool(resumable(folder))
     if config.model.start and not resumes:
         notes.append(load_initial_weights(model, config.model.start, meta=task.meta()))
     if folder is not None:
         check_same_run(folder, loaded)
     tensorboard, total_steps = config.run.tensorboard, plan.total_steps
     log = RunLog(folder, active=distributed.is_main, tensorboard=tensorboard, total_steps=total_steps)
-    with ExitStack() as stack:
-        stack.callback(log.close)
-        for line in (*_summary(config, plan, distributed, model, task), *notes):
-            log.message(line)
-        task.open_data(writes=not dry_run)
-        limit = DRY_RUN_EVAL_BATCHES if dry_run else None
-        trainer = Trainer(config, plan, task, model, distributed, folder=folder, log=log, max_eval_batches=limit)
-        if folder is not None and distributed.is_main:  # only now: no mistake of the user may leave a folder behind
+    stack.callback(log.close)
+    for line in (*_summary(config, plan, distributed, model, task), *notes):
+        log.message(line)
+    task.open_data(writes=not dry_run)
+    limit = DRY_RUN_EVAL_BATCHES if dry_run else None
+    trainer = Trainer(config, plan, task, model, distributed, folder=folder, log=log, max_eval_batches=limit)
+    if folder is not None and distributed.is_main:  # only now: no mistake of the user may leave a folder behind
+        if not locked:
             stack.enter_context(run_folder_lock(folder))
-            write_run_folder(folder, loaded, plan, {"parameters": parameters})
-        log.start(trainer.state.step, evaluation_due=trainer.state.evaluation_due)
-        finished = trainer.fit(stop)
-        log.message(_farewell(finished, trainer, folder, stop))
+        write_run_folder(folder, loaded, plan, {"parameters": parameters})
+        for path, _ in trainer.state.damaged:
+            set_aside(path)
+    log.start(trainer.state.step, evaluation_due=trainer.state.evaluation_due)
+    finished = trainer.fit(stop)
+    log.message(_farewell(finished, trainer, folder, stop))
     return 0 if finished else EXIT_INTERRUPTED
+
+
+def _lock_existing(folder: Path, distributed: Distributed, stack: ExitStack) -> bool:
+    """Whether the run folder was there, and is the main process's now. ConfigError, on all processes, where another
+    run has it."""
+    error, locked = None, distributed.is_main and folder.is_dir()
+    if locked:
+        try:
+            stack.enter_context(run_folder_lock(folder))
+        except ConfigError as other:
+            error = str(other)
+    error = distributed.gather_objects(error)[0]
+    if error is not None:
+        raise ConfigError(error)
+    return locked
 
 
 def load_initial_weights(model: nn.Module, path: str | Path, *, meta: dict[str, Any] | None = None) -> str:
@@ -185,6 +204,6 @@ def _farewell(finished: bool, trainer: Trainer, folder: Path | None, stop: StopS
         return "dry run finished"
     if not finished:
         signal = stop.received or "a signal to another process"
-        return f"stopped by {signal} at step {state.step}; saved {folder / 'last.pt'}: start again to resume"
-    where = f"{folder / 'best.pt'}" if state.best["step"] is not None else "none"
-    return f"finished at step {state.step}; best {trainer.task.best_metric} {state.best['value']:.2f}: {where}"
+        return f"stopped by {signal} at step {state.step}; saved {folder / LAST}: start again to resume"
+    where = f"{folder / BEST}" if state.best["step"] is not None else "none"
+    return f"finished at step {state.step}; best {state.metric} {state.best['value']:.2f}: {where}"

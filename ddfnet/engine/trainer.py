@@ -3,7 +3,8 @@
 import inspect
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from ddfnet.engine.batch_norm import averaged_statistics, synchronize_batch_norm
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.evaluate import autocast, evaluate, place
 from ddfnet.engine.logging import Meter, RunLog
+from ddfnet.engine.run_checkpoints import RunCheckpoints
+from ddfnet.engine.saver import Saver
 from ddfnet.engine.signals import StopSignal
 from ddfnet.engine.training_state import TrainingState
 from ddfnet.ops.compile_ahead import compile_ahead
 from ddfnet.optim import clip_gradients, learning_rate
 from ddfnet.tasks import Config, Task
 from ddfnet.tasks.plan import RunPlan
-from ddfnet.utils.errors import CheckpointError, NonFiniteLossError, raised_on_one_process
+from ddfnet.utils.errors import NonFiniteLossError, raised_on_one_process
 from ddfnet.utils.files import write_json
 
 # torch 2.15 renamed the argument and warns of the old name.
@@ -56,20 +59,20 @@ class Trainer:
             model = synchronize_batch_norm(model, self.device)
         self.model = place(model, self.device, channels_last=settings.channels_last)
         self.state = TrainingState(config, task, self.model, plan.lr, distributed)
+        self.saver = Saver(background=config.checkpoints.background)
+        self.checkpoints = None
+        if folder is not None and distributed.is_main:
+            self.checkpoints = RunCheckpoints(folder, config.checkpoints, plan.steps_per_epoch)
         self.meter = Meter()
         self.grad_norm = torch.zeros((), device=self.device)
         self.first_nonfinite_step = torch.tensor(_NO_STEP, device=self.device)
         self.last_finite_loss: float | None = None
         self._saved_step: int | None = None
-        last = None if folder is None else folder / "last.pt"
-        local = self.state.resume(last) if last is not None else None
+        local = self.state.resume(folder, last_step=plan.total_steps) if folder is not None else None
+        for path, error in self.state.damaged:
+            log.warning(f"{path} cannot be used, an older checkpoint takes its place: {error}")
         if local is not None:
-            if self.state.step > plan.total_steps and not config.run.allow_changes:
-                raise CheckpointError(
-                    f"{last} is at step {self.state.step}, beyond the end of the run at {plan.total_steps}: it is "
-                    "damaged, or the run was longer; start a new one with run.dir=NEW_FOLDER"
-                )
-            log.message(f"resuming from {last}: step {self.state.step} of {plan.total_steps}")
+            log.message(f"resuming from {self.state.resumed_from}: step {self.state.step} of {plan.total_steps}")
 
         self.replica: nn.Module = self.model
         if distributed.world_size > 1:
@@ -92,6 +95,16 @@ class Trainer:
         Raises:
             NonFiniteLossError: NaN or infinite loss; names the step, and nothing it touched is saved.
         """
+        try:
+            finished = self._fit(stop)
+        except BaseException:
+            with suppress(Exception):  # what is being written is written, whatever happened
+                self.saver.wait()
+            raise
+        self.saver.wait()
+        return finished
+
+    def _fit(self, stop: StopSignal | None) -> bool:
         state, plan, run = self.state, self.plan, self.config.run
         if state.step >= plan.total_steps and not state.evaluation_due:
             return True
@@ -104,6 +117,7 @@ class Trainer:
         self.meter.restart()
         while state.step < plan.total_steps:
             self.train_step(batches)
+            self.saver.check()
             self.log.tick(state.step)
             epoch_ends = state.step % plan.steps_per_epoch == 0 or state.step == plan.total_steps
             if state.step % run.log_every == 0 or epoch_ends:
@@ -161,11 +175,14 @@ class Trainer:
     def epoch(self) -> float:
         return self.state.step / self.plan.steps_per_epoch
 
-    def save(self, metrics: dict[str, float] | None = None, *, best: bool = False) -> None:
-        """`TrainingState.save` into the run folder, unless a loss since the last check was not finite."""
+    def save(self, metrics: dict[str, float] | None = None, *, ranked: bool = False) -> None:
+        """Saves a copy of the state into the run folder, in the background, unless a loss since the last check was not
+        finite. Waits for the save before."""
         self.check_finite()
         if self.folder is not None:
-            self.state.save(self.folder, self.epoch, metrics or {}, best=best)
+            payload, ranking = self.state.snapshot(self.epoch, metrics or {}), list(self.state.ranking)
+            if self.checkpoints is not None:
+                self.saver.submit(partial(self.checkpoints.write, payload, ranking, ranked=ranked))
             self._saved_step = self.state.step
 
     def check_finite(self) -> None:
@@ -224,9 +241,9 @@ class Trainer:
         metrics = self._evaluate("val", self.model, eval_batches)
         if self.state.ema is not None:
             metrics = self._evaluate("val_ema", self.state.ema.module, eval_batches)
-        improved = self.state.is_better(metrics)
+        ranked = self.state.rank(metrics)
         self.state.evaluation_due = False
-        self.save(metrics, best=improved)
+        self.save(metrics, ranked=ranked)
 
     def _evaluate(self, name: str, model: nn.Module, batches: Any) -> dict[str, float]:
         limit = self.max_eval_batches

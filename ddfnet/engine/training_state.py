@@ -8,16 +8,13 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ddfnet.checkpoint import read_checkpoint, save_checkpoint, save_safetensors
-from ddfnet.data.class_hashes import differing_classes
 from ddfnet.engine.batch_norm import averaged_statistics, load_statistics, local_statistics
 from ddfnet.engine.distributed import Distributed
-from ddfnet.engine.resumable import faults_of_resumable
+from ddfnet.engine.resumable import images_of, read_resumable
+from ddfnet.engine.run_checkpoints import LAST, resumable
 from ddfnet.optim import build_optimizer
 from ddfnet.tasks import Config, Task
-from ddfnet.utils.errors import CheckpointError
-
-_MOST_NAMES = 5  # in a message
+from ddfnet.utils.errors import CheckpointError, ConfigError, DamagedCheckpointError, did_you_mean
 
 # What an optimizer's group holds of the configuration; some keep state of their own there, too.
 _SETTINGS = {"weight_decay", "momentum", "nesterov", "betas", "eps", "alpha"}
@@ -37,7 +34,8 @@ class TrainingState:
 
     Attributes:
         step: optimizer steps done.
-        best: value of the task's best metric and the step it was reached at (None: not yet).
+        best: value of the metric that ranks, and the step it was reached at (None: not yet).
+        ranking: value and step of the best evaluations, best first, as many as are kept.
         evaluation_due: an epoch has ended and was saved, but not evaluated.
         loss_sum, loss_count: losses of this process since the last log line.
     """
@@ -49,65 +47,107 @@ class TrainingState:
         ema = config.train.ema
         self.ema = None if ema is None else ModelEmaV3(model, decay=ema.decay, use_warmup=ema.warmup)
         self.step = 0
-        self.best: dict[str, Any] = {"value": math.inf if task.lower_is_better else -math.inf, "step": None}
+        self.metric, self.lower_is_better = _ranking_metric(config, task)
+        self.best = self._no_best()
+        self.ranking: list[tuple[float, int]] = []
+        self.resumed_from: Path | None = None
+        self.damaged: list[tuple[Path, DamagedCheckpointError]] = []
         self.evaluation_due = False
         self.loss_sum = torch.zeros((), device=distributed.device)
         self.loss_count = 0
 
-    def is_better(self, metrics: dict[str, float]) -> bool:
-        """Whether these are the best metrics so far; notes it. A network that gives NaN is never the best."""
-        value, best = metrics[self.task.best_metric], self.best["value"]
-        better = value < best if self.task.lower_is_better else value > best
-        if better and all(map(math.isfinite, metrics.values())):
-            self.best = {"value": value, "step": self.step}
-            return True
-        return False
+    def _no_best(self) -> dict[str, Any]:
+        return {"value": math.inf if self.lower_is_better else -math.inf, "step": None}
 
-    def save(self, folder: Path, epoch: float, metrics: dict[str, float], *, best: bool) -> None:
-        """Writes `last.pt`; with `best` also `best.pt` and `best.safetensors`, the weights alone.
+    def rank(self, metrics: dict[str, float]) -> bool:
+        """Whether these metrics are among the best so far, as many as are kept; notes it. A network that gives NaN is
+        never among them."""
+        value = metrics[self.metric]
+        if not all(map(math.isfinite, metrics.values())):
+            return False
+        entries = [entry for entry in self.ranking if entry[1] != self.step]
+        entries.append((value, self.step))
+        entries.sort(key=lambda entry: entry[0] if self.lower_is_better else -entry[0])  # stable: the earlier one leads
+        self.ranking = entries[: self.config.checkpoints.best]
+        self.best = {"value": self.ranking[0][0], "step": self.ranking[0][1]}
+        return (value, self.step) in self.ranking
 
-        All processes call this, the main one writes.
+    def snapshot(self, epoch: float, metrics: dict[str, float]) -> dict[str, Any]:
+        """All that `last.pt` holds, copied to the memory of the CPU: what training does next does not change it.
+
+        All processes call this; those that are not the main one get nothing.
         """
         models = {"model": self.model, **({"ema": self.ema.module} if self.ema is not None else {})}
         weights: dict[str, Any] = {"ema": None}
-        local = {"loss_sum": self.distributed.gather(self.loss_sum).cpu()}
+        local = {"loss_sum": self.distributed.gather(self.loss_sum).to("cpu", copy=True)}
         for key, model in models.items():  # each process has its own running statistics
             local[key] = self.distributed.gather(local_statistics(model).to(self.distributed.device)).cpu()
             with averaged_statistics(model, self.distributed):
                 if self.distributed.is_main:
-                    weights[key] = {name: t.detach().to("cpu", copy=True) for name, t in model.state_dict().items()}
+                    weights[key] = _copied(dict(model.state_dict()))
         if not self.distributed.is_main:
-            return
+            return {}
         how = {"precision": self.config.train.precision, "channels_last": self.config.train.channels_last}
         progress = {**how, "step": self.step, "epoch": epoch, "metrics": metrics}
-        about = {"meta": {**self.task.meta(), **progress}, "config": self.config.model_dump(mode="json")}
-        if best:
-            save_checkpoint(folder / "best.pt", {**about, **weights})
-            kind = "model" if weights["ema"] is None else "ema"
-            save_safetensors(folder / "best.safetensors", weights[kind], about["meta"], kind=kind)
-        state = {
+        return {
+            "meta": {**self.task.meta(), **progress},
+            "config": self.config.model_dump(mode="json"),
+            **weights,
             "step": self.step,
-            "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "best": dict(self.best),
+            "metric": self.metric,
+            "ranking": list(self.ranking),
+            "optimizer": _copied(self.optimizer.state_dict()),
+            "scaler": dict(self.scaler.state_dict()),
             "evaluation_due": self.evaluation_due,
-            "images": self._images(),
+            "images": images_of(self.task),
             "class_hashes": self.task.class_hashes,
             "loss_count": self.loss_count,
             "local": local,
         }
-        save_checkpoint(folder / "last.pt", {**about, **weights, **state})
 
-    def resume(self, path: Path) -> dict[str, Tensor] | None:
-        """Loads `last.pt` if there is one; returns what each process keeps for itself, for `load_local`.
+    def resume(self, folder: Path, *, last_step: int) -> dict[str, Tensor] | None:
+        """Loads the newest whole checkpoint of a run folder, if there is any.
+
+        Sets `resumed_from` to its path, and `damaged` to those that were passed over, with what is wrong with them.
+
+        Args:
+            last_step: of the run.
+
+        Returns:
+            What each process keeps for itself, for `load_local`.
 
         Raises:
-            CheckpointError: it is damaged, of another run, or not the same for all processes.
+            CheckpointError: none is whole, or they are of another run, or not the same for all processes.
         """
-        payload = self._read(path) if path.exists() else None
-        self._check_same_everywhere(path, payload)
+        payload, self.resumed_from, self.damaged = None, None, []
+        for path in resumable(folder):
+            try:
+                payload = read_resumable(path, self.config, self.task, last_step=last_step)
+                self._load(path, payload)
+                self.resumed_from = path
+                break
+            except DamagedCheckpointError as error:
+                payload = None
+                self.damaged.append((path, error))
+        self._check_same_everywhere(self.resumed_from or folder / LAST, payload)
         if payload is None:
+            if self.damaged:
+                raise self.damaged[0][1]
             return None
+        self.step, self.best, self.evaluation_due = payload["step"], payload["best"], payload["evaluation_due"]
+        self.loss_count = payload["loss_count"]
+        self.ranking = list(payload.get("ranking") or [])
+        if not self.ranking and self.best["step"] is not None:
+            self.ranking = [(self.best["value"], self.best["step"])]
+        if (payload.get("metric") or self.task.best_metric) != self.metric:  # run.allow_changes
+            self.best, self.ranking = self._no_best(), []
+        return payload["local"]
+
+    def _load(self, path: Path, payload: dict[str, Any]) -> None:
+        """Weights, optimizer and scaler of a checkpoint. DamagedCheckpointError where they do not fit, or with
+        `run.allow_changes`, with which the configuration may be another one, CheckpointError."""
+        unfit = CheckpointError if self.config.run.allow_changes else DamagedCheckpointError
         try:
             self.model.load_state_dict(payload["model"])
             if self.ema is not None:
@@ -116,7 +156,7 @@ class TrainingState:
             self.optimizer.load_state_dict(payload["optimizer"])
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{path} is of another model or optimizer than the config: {reason}") from None
+            raise unfit(f"{path} is of another model or optimizer than the config: {reason}") from None
         self._check_local(path, payload["local"])
         for group, settings in zip(self.optimizer.param_groups, configured, strict=True):
             group.update(settings)  # the state continues, with the settings of the config (run.allow_changes)
@@ -124,10 +164,7 @@ class TrainingState:
             try:
                 self.scaler.load_state_dict(payload["scaler"])
             except (RuntimeError, KeyError, TypeError) as error:
-                raise CheckpointError(f"{path}: the state of the loss scaler is damaged ({error!r})") from None
-        self.step, self.best, self.evaluation_due = payload["step"], payload["best"], payload["evaluation_due"]
-        self.loss_count = payload["loss_count"]
-        return payload["local"]
+                raise unfit(f"{path}: the state of the loss scaler is damaged ({error!r})") from None
 
     def load_local(self, local: dict[str, Tensor]) -> bool:
         """Gives this process its own statistics back; False if there were another number of processes: then their
@@ -142,48 +179,13 @@ class TrainingState:
             load_statistics(self.ema.module, local["ema"][rank])
         return True
 
-    def _images(self) -> dict[str, int]:
-        return {"train": self.task.train_images, "val": self.task.val_images}
-
-    def _read(self, path: Path) -> dict[str, Any]:
-        """A training checkpoint of this task and these data."""
-        fix = f"start a new run with run.dir=NEW_FOLDER, or from it: model.init_checkpoint={path.parent / 'best.pt'}"
-        try:
-            payload = read_checkpoint(path)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; or {fix}") from None
-        faults = faults_of_resumable(payload)
-        if faults:
-            raise CheckpointError(f"{path} is no checkpoint that training can resume from ({'; '.join(faults)}): {fix}")
-        if not self.config.run.allow_changes:
-            own = {**self.task.meta(), "images": self._images()}
-            saved = {**payload["meta"], "images": payload["images"]}
-            changed = [f"{key} differ" for key in own if key != "ddfnet" and own[key] != saved.get(key)]
-            changed = changed or self._changed_images(payload.get("class_hashes") or {})
-            if changed:
-                raise CheckpointError(
-                    f"{path} was trained on other data or another model ({', '.join(changed)}): {fix}, "
-                    "or accept it with run.allow_changes=true"
-                )
-        return payload
-
-    def _changed_images(self, saved: dict[str, dict[str, str]]) -> list[str]:
-        """The classes whose images are not those that the run began with, the first of each split in words."""
-        changed = []
-        for split, now in self.task.class_hashes.items():
-            names = differing_classes(saved.get(split, now), now)
-            if names:
-                more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-                changed.append(f"names or sizes of the {split} images differ in {', '.join(names[:_MOST_NAMES])}{more}")
-        return changed
-
     def _check_local(self, path: Path, local: dict[str, Tensor]) -> None:
         """That statistics of single processes are of this model."""
         models = {"model": self.model, **({"ema": self.ema.module} if self.ema is not None else {})}
         for key, model in models.items():
             have, need = local[key].shape[1] if key in local else None, local_statistics(model).numel()
             if have not in (None, need):
-                raise CheckpointError(
+                raise DamagedCheckpointError(
                     f"{path} is damaged or of another model: local.{key} has {have} statistics a process, the model "
                     f"{need}"
                 )
@@ -196,3 +198,22 @@ class TrainingState:
                 f"the processes do not see the same {path} (steps {steps}; -1: none): "
                 "put run.dir on a disk that all machines share"
             )
+
+
+def _ranking_metric(config: Config, task: Task) -> tuple[str, bool]:
+    """The metric that ranks checkpoints, and whether lower is better. ConfigError where the task has no such metric."""
+    known = {task.best_metric: task.lower_is_better, **dict(task.other_metrics)}
+    metric = config.checkpoints.metric or task.best_metric
+    if metric not in known:
+        hint = did_you_mean(metric, known, otherwise=f"this task has {', '.join(known)}")
+        raise ConfigError(f"checkpoints.metric={metric} is no metric of {config.task} that can rank: {hint}")
+    return metric, known[metric]
+
+
+def _copied(value: Any) -> Any:
+    """Tensors, in dictionaries and lists, as copies in the memory of the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return type(value)(map(_copied, value)) if type(value) in (list, tuple) else value

@@ -50,6 +50,8 @@ class Task(ABC, Generic[C, S]):
     """Key of the evaluator's result that ranks checkpoints."""
     lower_is_better: bool = False
     """Whether the best checkpoint is the one of the lowest `best_metric`."""
+    other_metrics: Sequence[tuple[str, bool]] = ()
+    """Further metrics that can rank checkpoints: name, and whether lower is better."""
     fixed_input_size: bool = True
     """Whether all training batches have one shape, so that it pays to search for the fastest convolutions."""
     repeats: int = 1

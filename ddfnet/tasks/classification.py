@@ -166,7 +166,7 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
     """Trains a model on `data.root/train` and evaluates it on `data.root/val`."""
 
     config_class = ClassificationConfig
-    best_metric = "top1"
+    best_metric, other_metrics = "top1", (("top5", False), ("loss", True))
     evaluation = staticmethod(classification_evaluation)
 
     def __init__(self, config: ClassificationConfig) -> None:

@@ -8,12 +8,13 @@ from pydantic import Field, model_validator
 from ddfnet.config import Fraction, Positive, Section
 from ddfnet.data.loader import LoaderConfig
 from ddfnet.optim import OptimConfig, ScheduleConfig
+from ddfnet.tasks.checkpoints import CheckpointsConfig
 
 
 class RunConfig(Section):
     dir: str | None = None
     """Run folder: checkpoints, logs, resolved config. Default: runs/<name of the config file>.
-    A folder that already holds a `last.pt` is resumed."""
+    A folder that already holds a checkpoint to resume from is resumed."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed of weights, data order and augmentation."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -91,6 +92,7 @@ class Config(Section):
 
     task: str
     run: RunConfig = RunConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
     model: ModelSection
     data: DataSection
     optim: OptimConfig

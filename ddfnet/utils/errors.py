@@ -30,6 +30,10 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, unsafe to load, or made for something else."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint of the right run that cannot be read, or does not hold what it must: an older one may do."""
+
+
 class NonFiniteLossError(RuntimeError):
     """Training met a loss that is NaN or infinite and stopped before saving anything it touched."""
 

@@ -81,9 +81,9 @@ def to_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def set_aside(path: Path) -> Path:
+def set_aside(path: Path, label: str = "damaged") -> Path:
     """Renames a file or folder to the first free one of `NAME.damaged`, `NAME.damaged2`, ...; the new path."""
-    numbered = (path.with_name(f"{path.name}.damaged{number if number > 1 else ''}") for number in itertools.count(1))
+    numbered = (path.with_name(f"{path.name}.{label}{number if number > 1 else ''}") for number in itertools.count(1))
     return path.rename(next(candidate for candidate in numbered if not candidate.exists()))
 
 

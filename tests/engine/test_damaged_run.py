@@ -28,7 +28,7 @@ def finished(tmp_path_factory, image_tree):
     """A finished run of 12 steps."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yaml").write_text(TINY.format(root=image_tree))
-    train(load_config(folder / "tiny.yaml", [f"run.dir={folder / 'run'}"]))
+    train(load_config(folder / "tiny.yaml", [f"run.dir={folder / 'run'}", "checkpoints.keep=0"]))
     return folder
 
 

@@ -24,7 +24,8 @@ def test_run_folder_holds_config_provenance_metrics_and_checkpoints(tiny_config,
     folder = tmp_path / "run"
     assert run(tiny_config, folder, "run.tensorboard=true", "train.ema={decay: 0.5}") == 0
     assert {p.name for p in folder.iterdir()} == {
-        ".lock", "best.pt", "best.safetensors", "config.yaml", "last.pt", "metrics.jsonl", "run.json", "tensorboard",
+        ".lock", "best.pt", "best.safetensors", "checkpoints", "config.yaml", "last.pt", "metrics.jsonl", "run.json",
+        "tensorboard",
     }  # fmt: skip
     assert "# derived: accumulation = 2" in (folder / "config.yaml").read_text()
     facts = json.loads((folder / "run.json").read_text())["starts"][0]
@@ -89,19 +90,19 @@ def test_non_finite_loss_stops_names_the_step_and_saves_nothing(tiny_config, tmp
 def test_another_configuration_does_not_continue_a_run(tiny_config, tmp_path):
     folder = tmp_path / "run"
     run(tiny_config, folder, "train.epochs=1")
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    before = {p: p.read_bytes() for p in folder.rglob("*.*")}
     with pytest.raises(ConfigError, match=r"train\.epochs: 1 -> 2") as caught:
         run(tiny_config, folder, "train.epochs=2")
     assert "run.dir=NEW_FOLDER" in str(caught.value)
     assert "run.allow_changes=true" in str(caught.value)
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert {p: p.read_bytes() for p in folder.rglob("*.*")} == before
     with pytest.raises(CheckpointError, match="another model"):
         run(tiny_config, folder, "train.epochs=2", "model.name=resnet18", "run.allow_changes=true")
 
 
 def test_truncated_last_checkpoint_is_not_overwritten(tiny_config, tmp_path):
     folder = tmp_path / "run"
-    run(tiny_config, folder, "train.epochs=1")
+    run(tiny_config, folder, "train.epochs=1", "checkpoints.keep=0")
     cut = (folder / "last.pt").read_bytes()[:5000]
     (folder / "last.pt").write_bytes(cut)
     with pytest.raises(CheckpointError, match="truncated"):
@@ -188,7 +189,7 @@ def test_other_data_do_not_continue_a_run(tiny_config, image_tree, tmp_path):
 
 def test_a_run_without_its_last_checkpoint_is_not_written_over(tiny_config, tmp_path):
     folder = tmp_path / "run"
-    run(tiny_config, folder, "train.epochs=1")
+    run(tiny_config, folder, "train.epochs=1", "checkpoints.keep=0")
     (folder / "last.pt").unlink()
     best = (folder / "best.pt").read_bytes()
     with pytest.raises(ConfigError, match=r"best\.pt but no last\.pt.*run\.dir=NEW_FOLDER"):

@@ -26,7 +26,7 @@ class DepthTask(Task[DepthConfig, DepthPairs]):
     """
 
     config_class = DepthConfig
-    best_metric, lower_is_better = "rmse", True
+    best_metric, lower_is_better, other_metrics = "rmse", True, (("rmse_pixels", True),)
 
     def __init__(self, config: DepthConfig) -> None:
         super().__init__(config)

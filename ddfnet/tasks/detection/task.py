@@ -19,7 +19,7 @@ from ddfnet.tasks.base import Task
 from ddfnet.tasks.detection.coco import CocoIndex, index_coco
 from ddfnet.tasks.detection.config import DetectionConfig
 from ddfnet.tasks.detection.data import DetectionReader, scale_images
-from ddfnet.tasks.detection.metrics import DetectionEvaluator
+from ddfnet.tasks.detection.metrics import METRICS, DetectionEvaluator
 from ddfnet.tasks.detection.network import create_backbone, create_detector
 from ddfnet.utils.errors import CheckpointError, ConfigError, DataError, UserError
 
@@ -34,6 +34,7 @@ class DetectionTask(Task[DetectionConfig, CocoIndex]):
 
     config_class = DetectionConfig
     best_metric, fixed_input_size = "map", False
+    other_metrics = tuple((name, False) for name in METRICS[1:])
 
     def __init__(self, config: DetectionConfig) -> None:
         if importlib.util.find_spec("pycocotools") is None:

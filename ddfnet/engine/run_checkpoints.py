@@ -1,0 +1,112 @@
+"""The checkpoints of a run folder: their names, which of them stay, and the newest from which training can resume."""
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ddfnet.checkpoint import save_checkpoint, save_safetensors
+from ddfnet.tasks.checkpoints import CheckpointsConfig
+from ddfnet.utils.files import write_atomically
+
+LAST, BEST, HISTORY = "last.pt", "best.pt", "checkpoints"
+_STEP, _BEST = re.compile(r"step_(\d+)\.pt"), re.compile(r"best_step_(\d+)\.pt")
+Ranking = Sequence[Sequence[Any]]  # (value, step) of the best evaluations, best first
+
+
+def resumable(folder: Path) -> list[Path]:
+    """The files from which training can resume, if they are whole: `last.pt`, then the others, newest first."""
+    last = folder / LAST
+    return [last] * last.is_file() + [path for _, path in sorted(_by_step(folder, _STEP), reverse=True)]
+
+
+def best_files(folder: Path) -> list[Path]:
+    """The files of the best evaluations: those in `checkpoints/` by step, or `best.pt` alone."""
+    kept = [path for _, path in sorted(_by_step(folder, _BEST))]
+    return kept or [folder / BEST] * (folder / BEST).is_file()
+
+
+def leave_later(folder: Path, step: int) -> None:
+    """Removes the checkpoints of steps after `step`, which a run that went back does not build upon."""
+    for later, path in _by_step(folder, _STEP):
+        if later > step:
+            path.unlink(missing_ok=True)
+
+
+class RunCheckpoints:
+    """Writes the checkpoints of one run, and removes those that it need not keep.
+
+    Args:
+        folder: of the run.
+        settings: which are kept.
+        steps_per_epoch: optimizer steps.
+    """
+
+    def __init__(self, folder: Path, settings: CheckpointsConfig, steps_per_epoch: int) -> None:
+        self.folder, self.settings = folder, settings
+        self._milestone = settings.every_epochs * steps_per_epoch if settings.every_epochs else None
+
+    def write(self, payload: dict[str, Any], ranking: Ranking, *, ranked: bool) -> None:
+        """Writes `last.pt`, and if it is `ranked`, newly among the best, its weights as one of those.
+
+        `checkpoints/` has the same file under the name of its step: `last.pt` is a link to it where the disk has links,
+        else a copy. It outlives `last.pt` as one of those to resume from.
+        """
+        step, steps = payload["step"], [entry[1] for entry in ranking]
+        if ranked:  # before last.pt, which says that they are there
+            self._write_best(payload, is_best=step == steps[0])
+        last = self.folder / LAST
+        if self.settings.keep or self._is_milestone(step):
+            path = self.folder / HISTORY / f"step_{step:08d}.pt"
+            save_checkpoint(path, payload)
+            link_or_copy(path, last)
+        else:
+            save_checkpoint(last, payload)
+        self._prune(step, steps)
+
+    def _write_best(self, payload: dict[str, Any], *, is_best: bool) -> None:
+        weights = {key: payload[key] for key in ("meta", "config", "model", "ema")}
+        best = self.folder / BEST
+        if self.settings.best > 1:
+            path = self.folder / HISTORY / f"best_step_{payload['step']:08d}.pt"
+            save_checkpoint(path, weights)
+            if is_best:
+                link_or_copy(path, best)
+        elif is_best:
+            save_checkpoint(best, weights)
+        if is_best:
+            kind = "model" if weights["ema"] is None else "ema"
+            save_safetensors(self.folder / "best.safetensors", weights[kind], weights["meta"], kind=kind)
+
+    def _is_milestone(self, step: int) -> bool:
+        return self._milestone is not None and step > 0 and step % self._milestone == 0
+
+    def _prune(self, step: int, best_steps: Sequence[int]) -> None:
+        leave_later(self.folder, step)
+        older = sorted((step for step, _ in _by_step(self.folder, _STEP)), reverse=True)
+        stays = {*older[: self.settings.keep + 1 if self.settings.keep else 0], *filter(self._is_milestone, older)}
+        for pattern, steps in ((_STEP, stays), (_BEST, set(best_steps))):
+            for number, path in _by_step(self.folder, pattern):
+                if number not in steps:
+                    path.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes `target`, which may exist, the same file as `source`; a copy on disks without hard links."""
+    temporary = target.with_name(f".{target.name}.link.tmp")
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+        os.replace(temporary, target)
+        temporary.unlink(missing_ok=True)  # still there if both were one file already
+        return
+    with source.open("rb") as file:
+        write_atomically(target, lambda out: shutil.copyfileobj(file, out, 1 << 22))
+
+
+def _by_step(folder: Path, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
+    inside = (folder / HISTORY).iterdir() if (folder / HISTORY).is_dir() else iter(())
+    return [(int(match[1]), path) for path in inside if (match := pattern.fullmatch(path.name))]

@@ -1,10 +1,11 @@
-"""The command line of the package: `python -m ddfnet zoo ...`, also spelled `python -m ddfnet.zoo ...`."""
+"""The command lines of the package: `python -m ddfnet zoo ...`, also `python -m ddfnet.zoo ...`, and `checkpoint`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ddfnet.engine import checkpoint_command
 from ddfnet.inference.cards import way_to_get
 from ddfnet.inference.convert import check_weights, convert
 from ddfnet.utils.cli import HelpFormatter, run
@@ -130,13 +131,14 @@ def _verify(named: list[Entry], cache: str | None) -> int:
 
 
 def command_line(arguments: Sequence[str]) -> None:
-    """`zoo ...`, the only command so far; exits with its code."""
-    parser = argparse.ArgumentParser(prog="python -m ddfnet", description="Its own --help: python -m ddfnet zoo --help")
-    parser.add_argument("command", choices=["zoo"])
-    parser.parse_args(arguments[:1])
-    sys.argv[0] = PROGRAM  # `run` puts the program's name before its errors
-    parsed = parse_arguments(arguments[1:])
-    run(lambda: main(parsed))
+    """`zoo ...` or `checkpoint ...`; exits with its code."""
+    parser = argparse.ArgumentParser(prog="python -m ddfnet", description="Each has its own --help.")
+    parser.add_argument("command", choices=["zoo", "checkpoint"])
+    command = parser.parse_args(arguments[:1]).command
+    of_zoo = command == "zoo"
+    sys.argv[0] = PROGRAM if of_zoo else checkpoint_command.PROGRAM  # `run` puts it before its errors
+    parsed = (parse_arguments if of_zoo else checkpoint_command.parse_arguments)(arguments[1:])
+    run(lambda: (main if of_zoo else checkpoint_command.main)(parsed))
 
 
 if __name__ == "__main__":

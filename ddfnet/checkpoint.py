@@ -24,7 +24,15 @@ DEFAULT_TASK = "classification"  # of files that do not say theirs
 
 def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
     """Saves a payload of tensors and plain Python values under the format's name."""
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **payload}, file))
+    write_atomically(path, lambda file: torch.save({"format": FORMAT, **payload}, file), size=tensor_bytes(payload))
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in dictionaries, lists and tuples."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(tensor_bytes, items))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -279,4 +287,4 @@ def save_safetensors(path: Path, state_dict: dict[str, Tensor], meta: dict[str, 
     """Writes weights, of the kind `ema` or `model`, and their meta as a .safetensors file for `read_weights`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     data = safetensors.torch.save(tensors, {"ddfnet": json.dumps(meta), "kind": kind, "format": "pt"})
-    write_atomically(path, lambda file: file.write(data))
+    write_atomically(path, lambda file: file.write(data), size=len(data))

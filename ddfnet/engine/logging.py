@@ -1,7 +1,10 @@
 """The log of a run: console, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import json
 import logging
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from ddfnet.utils.files import read_jsonl, set_aside, to_json, write_atomically
+from ddfnet.utils.files import note_once, read_jsonl, set_aside, to_json, write_atomically
 
 logger = logging.getLogger("ddfnet")
 
@@ -40,6 +43,13 @@ class Meter:
         return rates
 
 
+class _Console(Console):
+    """Leaves it to the log what to do when the reader of the output has left; rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
 class RunLog:
     """Log of one run, on the main process only; on others every method does nothing.
 
@@ -52,11 +62,12 @@ class RunLog:
 
     def __init__(self, folder: Path | None, *, active: bool, tensorboard: bool, total_steps: int) -> None:
         self.active, self.folder = active, folder if active else None
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = _Console(highlight=False, soft_wrap=True)
         self._tensorboard, self._total_steps = tensorboard, total_steps
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._writer: SummaryWriter | None = None
+        self._unwritten = ""  # records that are not in metrics.jsonl yet
         if active:
             terminal = self.console.is_terminal
             bar = RichHandler(console=self.console, show_path=False, show_time=False) if terminal else None
@@ -84,7 +95,10 @@ class RunLog:
     def message(self, text: str) -> None:
         """A plain line on the console."""
         if self.active:
-            self.console.print(text, markup=False)
+            try:
+                self.console.print(text, markup=False)
+            except OSError as error:
+                self._console_lost(error)
 
     def warning(self, text: str) -> None:
         """A warning of the main process."""
@@ -122,22 +136,51 @@ class RunLog:
 
     def close(self) -> None:
         if self._progress is not None:
-            self._progress.stop()
+            with contextlib.suppress(OSError):
+                self._progress.stop()
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(Exception):
+                self._writer.close()
         if self.active:
             logger.removeHandler(self._handler)
 
     def _write(self, kind: str, step: int, record: dict[str, Any]) -> None:
         if self.folder is not None:
-            line = to_json({"kind": kind, "step": step, **record})
-            with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            self._unwritten += json.dumps(to_json({"kind": kind, "step": step, **record})) + "\n"
+            self._append()
         if self._writer is not None:
-            for key, value in record.items():
-                if key not in ("epoch", "n", "eta_seconds"):
-                    self._writer.add_scalar(f"{kind}/{key}", value, step)
-            self._writer.flush()
+            try:
+                for key, value in record.items():
+                    if key not in ("epoch", "n", "eta_seconds"):
+                        self._writer.add_scalar(f"{kind}/{key}", value, step)
+                self._writer.flush()
+            except Exception as error:  # of a thread of the writer, as it was
+                self._writer = None
+                logger.warning("TensorBoard's files cannot be written (%s): training continues without them", error)
+
+    def _append(self) -> None:
+        """Writes the records that are not in the file yet; where the disk is full, the next call tries again."""
+        assert self.folder is not None
+        path, size = self.folder / "metrics.jsonl", None
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                size = file.tell()
+                file.write(self._unwritten)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # no half a line may stay
+                if size is not None:
+                    os.truncate(path, size)
+            reason = error.strerror or error
+            note_once(f"{path} cannot be written ({reason}): its records wait until it can", key="metrics")
+            return
+        self._unwritten = ""
+
+    def _console_lost(self, error: OSError) -> None:
+        """The reader has left, or the terminal: training continues without it, and nothing more is printed."""
+        logger.warning("the console cannot be written (%s): training continues without it", error.strerror or error)
+        self.console.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # no file at all, e.g. captured by a test
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def duration(seconds: float) -> str:

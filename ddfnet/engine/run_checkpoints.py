@@ -4,13 +4,14 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddfnet.checkpoint import save_checkpoint, save_safetensors
 from ddfnet.tasks.checkpoints import CheckpointsConfig
-from ddfnet.utils.files import write_atomically
+from ddfnet.utils.errors import StorageError
+from ddfnet.utils.files import NoSpaceError, write_atomically
 
 LAST, BEST, HISTORY = "last.pt", "best.pt", "checkpoints"
 _STEP, _BEST = re.compile(r"step_(\d+)\.pt"), re.compile(r"best_step_(\d+)\.pt")
@@ -54,7 +55,14 @@ class RunCheckpoints:
 
         `checkpoints/` has the same file under the name of its step: `last.pt` is a link to it where the disk has links,
         else a copy. It outlives `last.pt` as one of those to resume from.
+
+        Raises:
+            StorageError: the disk is full or fails; what was there before is whole.
         """
+        with storage_errors(self.folder):
+            self._write(payload, ranking, ranked)
+
+    def _write(self, payload: dict[str, Any], ranking: Ranking, ranked: bool) -> None:
         step, steps = payload["step"], [entry[1] for entry in ranking]
         if ranked:  # before last.pt, which says that they are there
             self._write_best(payload, is_best=step == steps[0])
@@ -103,8 +111,24 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.replace(temporary, target)
         temporary.unlink(missing_ok=True)  # still there if both were one file already
         return
+    size = source.stat().st_size
     with source.open("rb") as file:
-        write_atomically(target, lambda out: shutil.copyfileobj(file, out, 1 << 22))
+        write_atomically(target, lambda out: shutil.copyfileobj(file, out, 1 << 22), size=size)
+
+
+@contextlib.contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """What the system says of a disk as a StorageError that names the run folder."""
+    try:
+        yield
+    except NoSpaceError as error:
+        text = f"{error.strerror}. Checkpoints written before are whole: make space, then start again to resume"
+        raise StorageError(f"run.dir={folder}: {text}") from None
+    except OSError as error:
+        raise StorageError(
+            f"cannot write into run.dir={folder} ({error.strerror or error}). Checkpoints written before are whole: "
+            "start again to resume once the disk works"
+        ) from None
 
 
 def _by_step(folder: Path, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:

@@ -1,13 +1,15 @@
 """The run folder: what was run, with what, where; and whether a run may be continued in it."""
 
+import errno
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 try:
     import fcntl
@@ -23,7 +25,7 @@ from ddfnet.tasks.checkpoints import CheckpointsConfig
 from ddfnet.tasks.plan import RunPlan
 from ddfnet.utils.environment import environment
 from ddfnet.utils.errors import ConfigError
-from ddfnet.utils.files import set_aside, write_json, write_text
+from ddfnet.utils.files import note_once, set_aside, write_json, write_text
 
 # Keys that may change between two starts of one run: they say where and how often, not what is computed.
 FREE_KEYS = {"run", "data.root", "data.workers", "data.timeout", "data.start_method", "eval.batch_size"}
@@ -79,16 +81,41 @@ def run_folder_lock(folder: Path) -> Iterator[None]:
         lock = (folder / ".lock").open("w")
     except OSError as error:
         raise ConfigError(f"cannot write into the run folder run.dir={folder}: {error.strerror}") from None
-    with lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                fix = "wait for it, stop it, or take another run.dir"
-                raise ConfigError(f"another process is training in {folder}: {fix}") from None
+    _locks.add(lock)
+    try:
+        _lock(lock, folder)
         for leftover in (*folder.glob(".*.tmp"), *(folder / HISTORY).glob(".*.tmp")):
             leftover.unlink(missing_ok=True)
         yield
+    finally:
+        _locks.discard(lock)
+        lock.close()
+
+
+def _lock(lock: IO[str], folder: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            fix = "wait for it, stop it, or take another run.dir"
+            raise ConfigError(f"another process is training in {folder}: {fix}") from None
+        text = f"the disk of {folder} has no locks ({error.strerror}): see to it that one run alone uses the folder"
+        note_once(text, key="locks")
+
+
+# A forked process has the lock of its parent, and would keep it for as long as it hangs after the parent has died.
+_locks: set[IO[str]] = set()
+
+
+def _drop_locks() -> None:
+    while _locks:
+        _locks.pop().close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_locks)
 
 
 def write_run_folder(folder: Path, loaded: LoadedConfig, plan: RunPlan, model_facts: dict[str, Any]) -> None:

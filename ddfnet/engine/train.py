@@ -10,9 +10,10 @@ from torch import nn
 
 from ddfnet.config import LoadedConfig
 from ddfnet.engine.agreement import check_same_config, check_same_data
+from ddfnet.engine.disk_space import check_free_space
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.logging import RunLog
-from ddfnet.engine.run_checkpoints import BEST, LAST, resumable
+from ddfnet.engine.run_checkpoints import BEST, LAST, resumable, storage_errors
 from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_folder
 from ddfnet.engine.signals import EXIT_INTERRUPTED, StopSignal
 from ddfnet.engine.trainer import Trainer
@@ -84,11 +85,14 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, sta
     limit = DRY_RUN_EVAL_BATCHES if dry_run else None
     trainer = Trainer(config, plan, task, model, distributed, folder=folder, log=log, max_eval_batches=limit)
     if folder is not None and distributed.is_main:  # only now: no mistake of the user may leave a folder behind
+        if note := check_free_space(folder, trainer.state, plan):
+            log.message(note)
         if not locked:
             stack.enter_context(run_folder_lock(folder))
-        write_run_folder(folder, loaded, plan, {"parameters": parameters})
-        for path, _ in trainer.state.damaged:
-            set_aside(path)
+        with storage_errors(folder):
+            write_run_folder(folder, loaded, plan, {"parameters": parameters})
+            for path, _ in trainer.state.damaged:
+                set_aside(path)
     log.start(trainer.state.step, evaluation_due=trainer.state.evaluation_due)
     finished = trainer.fit(stop)
     log.message(_farewell(finished, trainer, folder, stop))

@@ -10,14 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from ddfnet.utils.errors import NonFiniteLossError, UserError
+from ddfnet.utils.errors import NonFiniteLossError, StorageError, UserError
 
+# The exit codes of all commands; docs/guides/resume.md explains those of training.
+EXIT_FAILED = 1  # and tracebacks
 EXIT_USER_ERROR = 2
+EXIT_STORAGE = 74  # EX_IOERR of sysexits.h: the disk is full or fails
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: not finished, start it again
+EXIT_HUNG = 76  # of a process among several, or its data, that did not move: start it again
+EXIT_TWICE = 130  # interrupted twice, as a shell reports a process that SIGINT ended
 EXIT_READER_LEFT = 141  # as a shell reports a process that SIGPIPE ended
 
 
 def run(main: Callable[[], int]) -> None:
-    """Runs a command and exits with its code: 0 done, 1 failed, 2 a mistake in the input, 75 start me again.
+    """Runs a command and exits with its code: that of `main`, or of what it raised.
 
     A `UserError` is printed without a traceback: once per machine, or by the one process that met it.
     """
@@ -28,14 +34,17 @@ def run(main: Callable[[], int]) -> None:
         code = EXIT_USER_ERROR
     except NonFiniteLossError as error:
         _say("stopped", str(error), everywhere=False)
-        code = 1
+        code = EXIT_FAILED
+    except StorageError as error:
+        _say("stopped", str(error), everywhere=True)
+        code = EXIT_STORAGE
     except KeyboardInterrupt:
-        code = 130
+        code = EXIT_TWICE
     except BrokenPipeError:
         if not _reader_left():
             raise  # some other pipe, e.g. to a loader process
         code = EXIT_READER_LEFT
-    if _reader_left():
+    if _reader_left() and code == 0:
         code = EXIT_READER_LEFT
     sys.exit(code)
 

@@ -34,6 +34,10 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint of the right run that cannot be read, or does not hold what it must: an older one may do."""
 
 
+class StorageError(RuntimeError):
+    """The disk of a run is full or does not answer: what was saved before is whole, the run can start again."""
+
+
 class NonFiniteLossError(RuntimeError):
     """Training met a loss that is NaN or infinite and stopped before saving anything it touched."""
 

@@ -1,7 +1,10 @@
 """Files: written whole or not at all, JSON without NaN, JSON lines that a crash may have cut."""
 
+import errno
+import io
 import itertools
 import json
+import logging
 import math
 import os
 import shutil
@@ -13,19 +16,49 @@ from typing import Any, BinaryIO
 
 from ddfnet.utils.errors import UserError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_log = logging.getLogger("ddfnet")
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file so that a crash at any moment leaves the old one or the new one, whole."""
+
+class NoSpaceError(OSError):
+    """A disk or quota is full: `strerror` says what was needed and what is free. Nothing of the file is left."""
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, size: int | None = None) -> None:
+    """Writes a file so that a crash at any moment leaves the old one or the new one, whole.
+
+    Args:
+        size: about how many bytes, for the message where they do not fit.
+
+    Raises:
+        NoSpaceError: they do not fit; the old file is as it was.
+        OSError: it cannot be written otherwise.
+    """
+    noted: list[OSError] = []
+    try:
+        _write_atomically(path, write, noted)
+    except Exception as error:
+        # Whoever writes through a library may get the library's own error, for a file that is shorter than it thinks.
+        reason = next((e for e in (*noted, error) if isinstance(e, OSError) and e.errno in _FULL), None)
+        if reason is None:
+            raise
+        needed = f"{size_text(size)} needed for {path.name}" if size else f"{path.name} does not fit"
+        free = size_text(shutil.disk_usage(path.parent).free)
+        raise NoSpaceError(reason.errno, f"no space left on {path.parent}: {needed}, {free} free") from None
+
+
+def _write_atomically(path: Path, write: Callable[[BinaryIO], object], noted: list[OSError]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with _NotingWriter(handle, noted) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        with _may_lack(path, "permissions of files"):
+            os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -33,15 +66,57 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     sync_folder(path.parent)
 
 
+class _NotingWriter(io.BufferedWriter):
+    """Notes the errors of the system, which libraries that write into it may not pass on."""
+
+    def __init__(self, handle: int, noted: list[OSError]) -> None:
+        super().__init__(io.FileIO(handle, "wb"))
+        self.noted = noted
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.noted.append(error)
+            raise
+
+
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in this folder last through a crash."""
+    """Makes a rename in this folder last through a crash, where its disk can."""
     if os.name == "nt":  # Windows opens no folders, and needs no such thing
         return
-    handle = os.open(folder, os.O_RDONLY)
+    with _may_lack(folder, "fsync of folders: a rename may not outlast a power failure"):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _may_lack(path: Path, what: str) -> Iterator[None]:
+    """Something that files can do without, and some disks (network, FUSE) do not have: a note, once."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        yield
+    except OSError as error:
+        note_once(f"the disk of {path} has no {what} ({error.strerror})", key=what)
+
+
+def note_once(text: str, *, key: str) -> None:
+    """A warning, the first time in this process that there is one of this key."""
+    if key not in _noted:
+        _noted.add(key)
+        _log.warning("%s", text)
+
+
+_noted: set[str] = set()
+
+
+def size_text(size: int) -> str:
+    """`812 bytes`, `3.4 MB`, `1.21 GB`."""
+    if size < 10**6:
+        return f"{size:,} bytes"
+    return f"{size / 1e6:.1f} MB" if size < 10**9 else f"{size / 1e9:.2f} GB"
 
 
 @contextmanager

@@ -8,14 +8,22 @@
   CPU, 2 processes torchrun --nproc-per-node 2 train.py --config configs/demo.yaml
 
 Any key of the configuration can be given after the options as key.sub=value. A
-run resumes by itself from the last.pt of its run folder. SIGTERM or Ctrl-C
-(and SIGUSR1, but not to torchrun, which does not pass it on) finish the step
-and save; start again to resume. Exit codes: 0 finished, 1 failed, 2 a mistake
-in the input, 75 interrupted; torchrun itself exits with 1 for each of the last
-three.
+run resumes by itself from the last.pt of its run folder. SIGTERM, SIGHUP or
+Ctrl-C (and SIGUSR1, but not to torchrun, which does not pass it on) finish the
+step and save; start again to resume. Exit codes: 0 finished, 1 failed, 2 a
+mistake in the input, 74 the disk is full or fails, 75 interrupted, 76 a process
+hung; torchrun itself exits with 1 for each of them but 0.
 """
 
 import argparse
+import os
+import signal
+
+
+def end_before_the_start(number: int, frame: object) -> None:
+    """What a signal does until training has handlers of its own: there is nothing to save yet."""
+    os.write(2, b"train.py: stopped by a signal before there was a step to save: start again\n")
+    os._exit(75)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,6 +53,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):  # before the imports, which take seconds
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
+            signal.signal(getattr(signal, name), end_before_the_start)
     parsed = parse_arguments()  # before the imports: --help need not wait for torch
     from ddfnet.utils.cli import run
 

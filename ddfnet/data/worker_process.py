@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 from ddfnet.data.ring import Ring, Writer
 from ddfnet.utils.errors import DataError, UserError
 from ddfnet.utils.memory import return_large_blocks
+from ddfnet.utils.parent import signal_when_parent_ends
 
 # All that goes through a pipe, in both directions: too short to be cut, and to ever block the sender. What it speaks of
 # lies in a slot. To a worker: number of the batch, its slot, length of the request, bytes that the slot has.
@@ -30,6 +32,8 @@ from ddfnet.utils.memory import return_large_blocks
 TASK, ANSWER = struct.Struct("<4q"), struct.Struct("<5q")
 READY, BATCH, USER_ERROR, FAILURE = range(4)
 
+# What launchers and schedulers send to whole process groups.
+_OF_GROUPS = {getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)}
 _WATCH_SECONDS = 1.0  # a worker outlives its main process by so much at most
 _FINISH_SECONDS = 10.0  # for a process to end by itself once it has closed its connection
 _END_SECONDS = 2.0  # for a process to end when told to; then it is killed
@@ -80,13 +84,15 @@ def _read(ring: Ring, slot: int, length: int, read: Callable[[list[Any]], Any]) 
 
 
 def _leave_signals_to_parent(parent: int) -> None:
-    """Obey SIGTERM of the main process only, neither SIGINT nor SIGUSR1, and end when it has ended.
+    """Obey SIGTERM of the main process only, none of SIGINT, SIGUSR1 and SIGHUP, and end when it has ended.
 
     Ctrl-C, torchrun and schedulers signal whole process groups. A worker that died of that would break the step that
     the main process is about to finish.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if os.getppid() == parent:  # at once, and by force: it may hang in a disk, and holds what it has inherited
+        signal_when_parent_ends(signal.SIGKILL, parent)
     # A handler would not learn who sent the signal; a thread that waits for it does.
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
@@ -137,7 +143,9 @@ class Worker:
         arguments = (self._ring, other, self._read, os.getpid(), start)
         self.process = self._context.Process(target=work, args=arguments, daemon=True)
         try:
-            with _signals_held() if fork else contextlib.nullcontext():
+            with _signals_held() if method != "spawn" else contextlib.nullcontext():
+                if method == "forkserver":  # the server inherits that they are held, and does not die of them
+                    forkserver.ensure_running()
                 self.process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise TypeError(f"data.start_method={method} needs a reader that can be pickled: {error}") from None
@@ -193,8 +201,8 @@ def end(owner: int, workers: list[Worker], ring: Ring) -> None:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Around a fork: signals wait, so that none meets the child while it has the handlers of its parent."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
+    """Around a fork: signals wait, so that none meets the child while it has its parent's handlers, or none yet."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_GROUPS)
     try:
         yield
     finally:

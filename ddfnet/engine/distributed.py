@@ -1,6 +1,7 @@
 """One process, torchrun or SLURM: the same code; NCCL on GPUs, gloo on CPUs."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.memory import keep_freed_memory
+from ddfnet.utils.parent import signal_when_parent_ends
+
+_STORE_SECONDS = 60.0  # for an answer of the store to a thread that asks it
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,18 @@ class Distributed:
         dist.all_gather_object(values, value)
         return values
 
+    def store(self, name: str) -> dist.Store:
+        """A connection of its own to the store of the process group, with keys of its own: for other threads."""
+        return dist.PrefixStore(name, _connect(timedelta(seconds=_STORE_SECONDS), serve=False))
+
 
 @contextmanager
-def distributed_session(device: str = "auto") -> Iterator[Distributed]:
+def distributed_session(device: str = "auto", timeout: float = 1800.0) -> Iterator[Distributed]:
     """Joins the process group that the environment describes (torchrun, srun), and leaves it at the end.
 
     Args:
         device: `auto` (cuda where there is one), `cuda` or `cpu`.
+        timeout: seconds that processes wait for each other; a little more, so that a `Watch` speaks first.
 
     Raises:
         UserError: cuda was asked for and is not there, or there are more processes than GPUs on this machine.
@@ -68,11 +77,15 @@ def distributed_session(device: str = "auto") -> Iterator[Distributed]:
     else:
         keep_freed_memory()
     if world_size > 1:
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # a launcher that was killed must not leave its processes training
+            signal_when_parent_ends(signal.SIGTERM, os.getppid())
+        wait = timedelta(seconds=timeout + 60)
         dist.init_process_group(
             "nccl" if chosen.type == "cuda" else "gloo",
+            store=_connect(wait, serve=rank == 0),
             rank=rank,
             world_size=world_size,
-            timeout=timedelta(minutes=30),
+            timeout=wait,
             device_id=chosen if chosen.type == "cuda" else None,
         )
     yield Distributed(rank, world_size, chosen)
@@ -80,6 +93,24 @@ def distributed_session(device: str = "auto") -> Iterator[Distributed]:
     # sees it and ends the others.
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _connect(timeout: timedelta, *, serve: bool) -> dist.Store:
+    """The store over which the processes find each other, at MASTER_ADDR and MASTER_PORT.
+
+    Under torchrun it may live through restarts: each has keys of its own, or processes would meet those of processes
+    that have ended, and wait for them.
+    """
+    env = os.environ
+    agent = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun serves it
+    for key in ("MASTER_ADDR", "MASTER_PORT"):
+        if key not in env:
+            raise UserError(f"RANK and WORLD_SIZE are set, {key} is not: start the processes with torchrun or srun")
+    address, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    store = dist.TCPStore(
+        address, port, is_master=serve and not agent, timeout=timeout, wait_for_workers=False, multi_tenant=True
+    )
+    return dist.PrefixStore(f"ddfnet/restart{env.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _position() -> tuple[int, int, int, int]:

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from ddfnet.engine.distributed import Distributed
+from ddfnet.engine.signals import Interrupted, StopSignal
+from ddfnet.engine.watch import Watch
 from ddfnet.tasks.base import Evaluator
 from ddfnet.utils.errors import raised_on_one_process
 
@@ -40,20 +42,31 @@ def evaluate(
     distributed: Distributed,
     precision: str,
     expected: int | None = None,
+    stop: StopSignal | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, float]:
     """The metrics of a whole set, of which `batches` are those of this process: nothing padded, nothing dropped.
 
     The model is set to eval mode, and back to its former mode at the end.
 
+    Args:
+        stop: ends the evaluation between two batches.
+        watch: is told of each batch.
+
     Raises:
+        Interrupted: any process was signalled; raised on all of them.
         RuntimeError: the set has not the `expected` number of images.
     """
     was_training = model.training
     model.eval()
     with autocast(distributed.device, precision), raised_on_one_process():
-        for batch in batches:
+        for batch in batches if stop is None else stop.until_stopped(batches):
             evaluator.update(model, batch)
+            if watch is not None:
+                watch.phase("evaluation")
     model.train(was_training)
+    if stop is not None and stop.any_received():
+        raise Interrupted(stop.received or "a signal to another process", agreed=True)
     metrics = evaluator.compute(distributed.gather_objects(evaluator.state()))
     if expected is not None and metrics["n"] != expected:
         raise RuntimeError(f"evaluated {metrics['n']} images of {expected}: some were lost or counted twice")

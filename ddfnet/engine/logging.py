@@ -134,6 +134,11 @@ class RunLog:
         text = "  ".join(f"{key} {_number(key, value)}" for key, value in metrics.items())
         self.message(f"epoch {epoch:.2f}  {name}  {text}")
 
+    def rewind(self, step: int, *, evaluation_due: bool) -> None:
+        """Drops the records of what the run is going to do again from `step` on, as `start` does."""
+        if self.folder is not None:
+            _keep_until(self.folder / "metrics.jsonl", step, evaluation_due)
+
     def close(self) -> None:
         if self._progress is not None:
             with contextlib.suppress(OSError):

@@ -49,6 +49,8 @@ class ResumableCheckpoint(_Checked):
     local: dict[str, Tensor]
     metric: str | None = None  # that ranks; this and the following: since there are several best checkpoints
     ranking: list[tuple[float, int]] = []
+    data_offset: _Count = 0
+    non_finite: _Count = 0
 
     @model_validator(mode="after")
     def _local_has_a_row_for_each_process(self) -> "ResumableCheckpoint":

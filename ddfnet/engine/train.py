@@ -1,5 +1,6 @@
 """A whole training run, from a loaded configuration to its last checkpoint."""
 
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +14,19 @@ from ddfnet.engine.agreement import check_same_config, check_same_data
 from ddfnet.engine.disk_space import check_free_space
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.logging import RunLog
+from ddfnet.engine.numerics import make_deterministic
 from ddfnet.engine.run_checkpoints import BEST, LAST, resumable, storage_errors
 from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_folder
-from ddfnet.engine.signals import EXIT_INTERRUPTED, StopSignal
+from ddfnet.engine.signals import EXIT_INTERRUPTED, Interrupted, StopSignal
 from ddfnet.engine.trainer import Trainer
+from ddfnet.engine.watch import Watch
 from ddfnet.layers import CARAFE, DDF, DDFUp, Involution
 from ddfnet.models.weights import load_weights, read_source
 from ddfnet.ops.ddf.native import cpu_path
 from ddfnet.optim import peak_learning_rate
 from ddfnet.tasks import Config, Task, create_task
 from ddfnet.tasks.plan import RunPlan, plan_run
-from ddfnet.utils.errors import ConfigError
+from ddfnet.utils.errors import ConfigError, FollowingError, NonFiniteLossError, StorageError, UserError
 from ddfnet.utils.files import set_aside
 
 DRY_RUN_STEPS = 2
@@ -44,13 +47,37 @@ def train(loaded: LoadedConfig, *, dry_run: bool = False) -> int:
     Raises:
         UserError: the configuration, data or a checkpoint cannot be used; raised before anything is written.
     """
-    with distributed_session(loaded.config.run.device) as distributed, ExitStack() as stack:
-        stop = StopSignal(distributed)  # before the loader forks its workers
-        stack.callback(stop.restore)
-        return _train(loaded, distributed, stop, stack, dry_run=dry_run)
+    timeout = loaded.config.run.timeout
+    try:
+        with distributed_session(loaded.config.run.device, timeout) as distributed, ExitStack() as stack:
+            stop, watch = StopSignal(distributed), Watch(distributed, timeout)
+            stack.callback(stop.restore)  # set before the loader forks its workers
+            watch.start()
+            try:
+                return _train(loaded, distributed, stop, watch, stack, dry_run=dry_run)
+            except Exception as error:
+                _end_together(error, watch)
+                raise
+            finally:
+                watch.end()
+    except Interrupted as interrupted:  # out of the session, which would wait for the others
+        print(f"stopped by {interrupted} before there was a step to save: start again", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
 
 
-def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, stack: ExitStack, *, dry_run: bool) -> int:
+def _end_together(error: Exception, watch: Watch) -> None:
+    """Tells the other processes of an error, unless it only follows from one of theirs: then ends as quietly."""
+    ours = isinstance(error, UserError | StorageError | NonFiniteLossError)
+    first = None if ours else watch.another_failed()
+    if first is None:
+        watch.failed(error)
+        return
+    raise FollowingError(f"process {first['rank']} has ended the run: {first['text']}", first["code"]) from None
+
+
+def _train(
+    loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, watch: Watch, stack: ExitStack, *, dry_run: bool
+) -> int:
     config, notes = loaded.config, loaded.ineffective_keys()
     folder = None if dry_run else Path(config.run.dir)
     check_same_config(config, distributed)
@@ -65,7 +92,10 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, sta
     if dry_run:
         plan = replace(plan, total_steps=DRY_RUN_STEPS)
 
-    torch.backends.cudnn.benchmark = task.fixed_input_size  # cuDNN times its convolutions anew for each size
+    # cuDNN times its convolutions anew for each size; what is fastest may differ from start to start.
+    torch.backends.cudnn.benchmark = task.fixed_input_size and not config.train.deterministic
+    if config.train.deterministic:
+        make_deterministic(stack)
     torch.manual_seed(config.run.seed)
     model = task.build_model()
     parameters = sum(p.numel() for p in model.parameters())
@@ -83,7 +113,9 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, sta
         log.message(line)
     task.open_data(writes=not dry_run)
     limit = DRY_RUN_EVAL_BATCHES if dry_run else None
-    trainer = Trainer(config, plan, task, model, distributed, folder=folder, log=log, max_eval_batches=limit)
+    trainer = Trainer(
+        config, plan, task, model, distributed, folder=folder, log=log, max_eval_batches=limit, watch=watch
+    )
     if folder is not None and distributed.is_main:  # only now: no mistake of the user may leave a folder behind
         if note := check_free_space(folder, trainer.state, plan):
             log.message(note)
@@ -207,6 +239,8 @@ def _farewell(finished: bool, trainer: Trainer, folder: Path | None, stop: StopS
     if folder is None:
         return "dry run finished"
     if not finished:
+        if state.step == 0:
+            return f"stopped by {stop.received} before there was a step to save: start again"
         signal = stop.received or "a signal to another process"
         return f"stopped by {signal} at step {state.step}; saved {folder / LAST}: start again to resume"
     where = f"{folder / BEST}" if state.best["step"] is not None else "none"

@@ -2,36 +2,36 @@
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import nullcontext, suppress
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddfnet.engine.batch_norm import averaged_statistics, synchronize_batch_norm
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.evaluate import autocast, evaluate, place
 from ddfnet.engine.logging import Meter, RunLog
-from ddfnet.engine.run_checkpoints import RunCheckpoints
-from ddfnet.engine.saver import Saver
-from ddfnet.engine.signals import StopSignal
+from ddfnet.engine.non_finite import NonFinitePolicy
+from ddfnet.engine.numerics import KeptBuffers
+from ddfnet.engine.saver import CheckpointSaver
+from ddfnet.engine.signals import Interrupted, StopSignal
 from ddfnet.engine.training_state import TrainingState
+from ddfnet.engine.watch import Watch
 from ddfnet.ops.compile_ahead import compile_ahead
 from ddfnet.optim import clip_gradients, learning_rate
 from ddfnet.tasks import Config, Task
 from ddfnet.tasks.plan import RunPlan
 from ddfnet.utils.errors import NonFiniteLossError, raised_on_one_process
-from ddfnet.utils.files import write_json
 
 # torch 2.15 renamed the argument and warns of the old name.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 _LOCAL_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
-_NO_STEP = torch.iinfo(torch.int64).max
 
 
 class Trainer:
@@ -45,29 +45,30 @@ class Trainer:
         folder: run folder; None keeps nothing (dry run).
         log: console and files.
         max_eval_batches: a dry run evaluates so many alone.
+        watch: is told what this process is doing.
     """
 
     def __init__(
         self, config: Config, plan: RunPlan, task: Task, model: nn.Module, distributed: Distributed,
-        *, folder: Path | None, log: RunLog, max_eval_batches: int | None = None,
+        *, folder: Path | None, log: RunLog, max_eval_batches: int | None = None, watch: Watch | None = None,
     ) -> None:  # fmt: skip
         self.config, self.plan, self.task, self.log = config, plan, task, log
         self.distributed, self.device, self.folder = distributed, distributed.device, folder
-        self.max_eval_batches = max_eval_batches
+        self.max_eval_batches, self.watch = max_eval_batches, watch or Watch()
         settings = config.train
         if settings.sync_bn and distributed.world_size > 1:
             model = synchronize_batch_norm(model, self.device)
         self.model = place(model, self.device, channels_last=settings.channels_last)
         self.state = TrainingState(config, task, self.model, plan.lr, distributed)
-        self.saver = Saver(background=config.checkpoints.background)
-        self.checkpoints = None
-        if folder is not None and distributed.is_main:
-            self.checkpoints = RunCheckpoints(folder, config.checkpoints, plan.steps_per_epoch)
+        self.saver = CheckpointSaver(self.state, folder, plan.steps_per_epoch)
         self.meter = Meter()
         self.grad_norm = torch.zeros((), device=self.device)
-        self.first_nonfinite_step = torch.tensor(_NO_STEP, device=self.device)
+        self.non_finite = NonFinitePolicy(config, plan, task, self.state, distributed, folder=folder, log=log)
+        gives_up_steps = settings.non_finite == "skip" or plan.accumulation > 1  # a signal between micro-batches does
+        self.buffers = KeptBuffers(self.model) if gives_up_steps else None
         self.last_finite_loss: float | None = None
-        self._saved_step: int | None = None
+        self.stop: StopSignal | None = None
+        self._in_step = False
         local = self.state.resume(folder, last_step=plan.total_steps) if folder is not None else None
         for path, error in self.state.damaged:
             log.warning(f"{path} cannot be used, an older checkpoint takes its place: {error}")
@@ -95,22 +96,51 @@ class Trainer:
         Raises:
             NonFiniteLossError: NaN or infinite loss; names the step, and nothing it touched is saved.
         """
+        state, rank, world_size = self.state, self.distributed.rank, self.distributed.world_size
+        self.stop = stop
+        eval_batches = self.task.eval_batches(rank=rank, world_size=world_size, device=self.device)
         try:
-            finished = self._fit(stop)
+            if stop is not None:
+                stop.begin()
+            while True:
+                try:
+                    finished = self._fit(eval_batches)
+                    break
+                except NonFiniteLossError as error:
+                    if self.config.train.non_finite != "rollback":
+                        raise
+                    self.saver.wait()
+                    self.non_finite.roll_back(error)
+                    self.saver.step, self._in_step = state.step, False
+        except Interrupted as interrupted:
+            if not interrupted.agreed and world_size > 1:
+                raise  # the others are somewhere else: there is nobody to save with
+            self._save_finished_step()
+            finished = False
         except BaseException:
             with suppress(Exception):  # what is being written is written, whatever happened
                 self.saver.wait()
             raise
+        self.watch.phase("save")
         self.saver.wait()
         return finished
 
-    def _fit(self, stop: StopSignal | None) -> bool:
-        state, plan, run = self.state, self.plan, self.config.run
+    def _fit(self, eval_batches: Any) -> bool:
+        state, plan = self.state, self.plan
         if state.step >= plan.total_steps and not state.evaluation_due:
             return True
-        rank, world_size = self.distributed.rank, self.distributed.world_size
-        batches = self.task.train_batches(plan, rank=rank, start_step=state.step, device=self.device)
-        eval_batches = self.task.eval_batches(rank=rank, world_size=world_size, device=self.device)
+        # A run that went back reads other data from then on, as if it were some steps further.
+        ahead = replace(plan, total_steps=plan.total_steps + state.data_offset)
+        start = state.step + state.data_offset
+        batches = self.task.train_batches(ahead, rank=self.distributed.rank, start_step=start, device=self.device)
+        try:
+            return self._loop(batches, eval_batches)
+        finally:
+            if isinstance(batches, Generator):  # not when it is collected: an error's traceback keeps it
+                batches.close()
+
+    def _loop(self, batches: Iterator[dict[str, Any]], eval_batches: Any) -> bool:
+        state, plan, run, stop = self.state, self.plan, self.config.run, self.stop
         if state.evaluation_due:
             self._evaluate_epoch(eval_batches)
         self.model.train()
@@ -131,11 +161,22 @@ class Trainer:
                 self.meter.restart()
             elif run.save_every and state.step % run.save_every == 0:
                 self.save()
-            if stop is not None and state.step < plan.total_steps and stop.agreed(state.step):
-                if self._saved_step != state.step:
+            if stop is not None and state.step < plan.total_steps:
+                if stop.agreed(state.step, save=self.saver.is_old()):
+                    self._save_finished_step()
+                    return False
+                if stop.save_agreed and self.saver.step != state.step:
                     self.save()
-                return False
         return True
+
+    def _save_finished_step(self) -> None:
+        """Saves the last step that was finished; of one that was begun nothing stays."""
+        if self.saver.step == self.state.step or self.state.step == 0:
+            return
+        if self.buffers is not None and self._in_step:
+            self.buffers.restore()
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.save()
 
     def train_step(self, batches: Iterator[dict[str, Any]]) -> None:
         """One optimizer step: accumulate, clip, step, average."""
@@ -144,24 +185,41 @@ class Trainer:
         for group in state.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
+        self._in_step = True
         step_loss = torch.zeros((), device=self.device)
+        if self.buffers is not None:
+            self.buffers.keep()
         for micro_batch in range(accumulation):
             waiting = time.perf_counter()
-            with raised_on_one_process():
+            self.watch.phase("data", state.step)
+            with raised_on_one_process(), self.stop.waiting() if self.stop else nullcontext():
                 batch = next(batches)
+            self.watch.phase("forward")
             self.meter.add(self.task.batch_images(batch), time.perf_counter() - waiting)
             self._seed(micro_batch)
             last = micro_batch == accumulation - 1
             with nullcontext() if last or self.replica is self.model else self.replica.no_sync():
                 with autocast(self.device, config.train.precision):
                     loss = self.task.loss(self.forward, batch)["loss"]
+                self.watch.phase("backward")
                 state.scaler.scale(loss / accumulation).backward()
             step_loss += loss.detach() / accumulation
 
         state.scaler.unscale_(state.optimizer)
         self.grad_norm = clip_gradients(self.model, config.optim.clip_grad, config.optim.clip_mode)
         # With fp16 the scaler looks for overflow in the gradients and skips such a step by itself.
-        self._note_nonfinite(step_loss if state.scaler.is_enabled() else step_loss + 0 * self.grad_norm)
+        checked = step_loss if state.scaler.is_enabled() else step_loss + 0 * self.grad_norm
+        if config.train.non_finite == "skip" and self.non_finite.is_met(checked):
+            assert self.buffers is not None
+            self.buffers.restore()
+            state.scaler.update()
+            state.optimizer.zero_grad(set_to_none=True)
+            self.non_finite.give_up_step(float(self.grad_norm))
+            state.step += 1
+            self._in_step = False
+            return
+        self.non_finite.check.note(state.step, checked, self.grad_norm)
+        self.watch.phase("optimizer")
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
@@ -170,6 +228,7 @@ class Trainer:
             state.ema.update(self.model, step=state.step)
         state.loss_sum += step_loss
         state.loss_count += 1
+        self._in_step = False
 
     @property
     def epoch(self) -> float:
@@ -178,48 +237,21 @@ class Trainer:
     def save(self, metrics: dict[str, float] | None = None, *, ranked: bool = False) -> None:
         """Saves a copy of the state into the run folder, in the background, unless a loss since the last check was not
         finite. Waits for the save before."""
-        self.check_finite()
-        if self.folder is not None:
-            payload, ranking = self.state.snapshot(self.epoch, metrics or {}), list(self.state.ranking)
-            if self.checkpoints is not None:
-                self.saver.submit(partial(self.checkpoints.write, payload, ranking, ranked=ranked))
-            self._saved_step = self.state.step
-
-    def check_finite(self) -> None:
-        """Raises NonFiniteLossError if any loss since the last check was not finite (waits for the device)."""
-        step = int(self.distributed.reduce_(self.first_nonfinite_step.clone(), "min"))
-        if step == _NO_STEP:
-            return
-        lr, epoch = learning_rate(step, self.config.schedule, self.plan), step / self.plan.steps_per_epoch
-        where = ""
-        if self.folder is not None and self.distributed.is_main:
-            path = self.folder / f"nonfinite_step{step}.json"
-            samples = self.task.sample_names(self.plan, step)
-            facts = {"step": step, "epoch": epoch, "lr": lr, "last_finite_loss": self.last_finite_loss}
-            write_json(path, {**facts, "samples": samples}, indent=1)
-            where = f" Its samples are listed in {path}."
-        raise NonFiniteLossError(
-            f"the loss or gradient of step {step} (epoch {epoch:.2f}, lr {lr:.3g}) is not finite; "
-            f"last finite mean loss {self.last_finite_loss}. Nothing was saved since the last checkpoint.{where} "
-            "Lower the learning rate, lengthen the warm-up, clip gradients (optim.clip_grad=1) or use bf16"
-        )
+        self.non_finite.stop_if_found(self.last_finite_loss)
+        self.watch.phase("save")
+        self.saver.save(metrics, ranked=ranked)
 
     def _seed(self, micro_batch: int) -> None:
         # Dropout and stochastic depth draw from the default generators: keyed by the position in the run, they depend
         # neither on the number of processes nor on where the run was resumed.
-        position = self.state.step, micro_batch * self.plan.world_size + self.distributed.rank
+        position = self.state.step + self.state.data_offset, micro_batch * self.plan.world_size + self.distributed.rank
         sequence = np.random.SeedSequence([self.config.run.seed, *position])
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
-    def _note_nonfinite(self, loss: Tensor) -> None:
-        # On the device: reading the loss at every step would make the host wait for it.
-        step = torch.where(loss.isfinite(), _NO_STEP, self.state.step)
-        self.first_nonfinite_step = torch.minimum(self.first_nonfinite_step, step)
-
     def _log_interval(self) -> None:
-        self.check_finite()
+        self.non_finite.stop_if_found(self.last_finite_loss)
         state = self.state
-        loss = self.distributed.reduce_(state.loss_sum / state.loss_count, "sum") / self.distributed.world_size
+        loss = self.distributed.reduce_(state.loss_sum / max(1, state.loss_count), "sum") / self.distributed.world_size
         images_per_second, data_wait = self.meter.read()
         images_per_second *= self.distributed.world_size
         self.last_finite_loss = loss.item()
@@ -238,6 +270,7 @@ class Trainer:
         state.loss_sum, state.loss_count = torch.zeros_like(state.loss_sum), 0
 
     def _evaluate_epoch(self, eval_batches: Any) -> None:
+        self.watch.phase("evaluation")
         metrics = self._evaluate("val", self.model, eval_batches)
         if self.state.ema is not None:
             metrics = self._evaluate("val_ema", self.state.ema.module, eval_batches)
@@ -258,6 +291,8 @@ class Trainer:
                 distributed=self.distributed,
                 precision=self.config.train.precision,
                 expected=self.task.val_images if limit is None else None,
+                stop=self.stop,
+                watch=self.watch,
             )
         self.log.evaluation(self.state.step, self.epoch, name, metrics)
         return metrics

@@ -36,6 +36,9 @@ class TrainingState:
         step: optimizer steps done.
         best: value of the metric that ranks, and the step it was reached at (None: not yet).
         ranking: value and step of the best evaluations, best first, as many as are kept.
+        data_offset: steps by which the data is ahead: those of batches that a rollback has left out.
+        non_finite: steps that were skipped, or rollbacks.
+        resumed_from, resumed_step, damaged: see `resume`.
         evaluation_due: an epoch has ended and was saved, but not evaluated.
         loss_sum, loss_count: losses of this process since the last log line.
     """
@@ -50,6 +53,7 @@ class TrainingState:
         self.metric, self.lower_is_better = _ranking_metric(config, task)
         self.best = self._no_best()
         self.ranking: list[tuple[float, int]] = []
+        self.data_offset = self.non_finite = self.resumed_step = 0
         self.resumed_from: Path | None = None
         self.damaged: list[tuple[Path, DamagedCheckpointError]] = []
         self.evaluation_due = False
@@ -103,16 +107,19 @@ class TrainingState:
             "images": images_of(self.task),
             "class_hashes": self.task.class_hashes,
             "loss_count": self.loss_count,
+            "data_offset": self.data_offset,
+            "non_finite": self.non_finite,
             "local": local,
         }
 
-    def resume(self, folder: Path, *, last_step: int) -> dict[str, Tensor] | None:
+    def resume(self, folder: Path, *, last_step: int, before: int | None = None) -> dict[str, Tensor] | None:
         """Loads the newest whole checkpoint of a run folder, if there is any.
 
         Sets `resumed_from` to its path, and `damaged` to those that were passed over, with what is wrong with them.
 
         Args:
             last_step: of the run.
+            before: only checkpoints of earlier steps are considered.
 
         Returns:
             What each process keeps for itself, for `load_local`.
@@ -124,6 +131,9 @@ class TrainingState:
         for path in resumable(folder):
             try:
                 payload = read_resumable(path, self.config, self.task, last_step=last_step)
+                if before is not None and payload["step"] >= before:
+                    payload = None
+                    continue
                 self._load(path, payload)
                 self.resumed_from = path
                 break
@@ -136,7 +146,8 @@ class TrainingState:
                 raise self.damaged[0][1]
             return None
         self.step, self.best, self.evaluation_due = payload["step"], payload["best"], payload["evaluation_due"]
-        self.loss_count = payload["loss_count"]
+        self.loss_count, self.resumed_step = payload["loss_count"], self.step
+        self.data_offset, self.non_finite = payload.get("data_offset", 0), payload.get("non_finite", 0)
         self.ranking = list(payload.get("ranking") or [])
         if not self.ranking and self.best["step"] is not None:
             self.ranking = [(self.best["value"], self.best["step"])]

@@ -25,6 +25,9 @@ class RunConfig(Section):
     """Steps between two `last.pt`, besides those at the end of each epoch. null: only those."""
     tensorboard: bool = True
     """Write TensorBoard event files into the run folder."""
+    timeout: Annotated[float, Field(gt=0)] = 1800.0
+    """Seconds without any progress of a process after which the run ends and names it. Where one waits for another,
+    that one is meant."""
     allow_changes: bool = False
     """Resume even though the config differs from the one the run folder was started with."""
 
@@ -76,8 +79,20 @@ class TrainConfig(Section):
     Every start pays it, unless PyTorch's cache on disk has the same model and versions."""
     sync_bn: bool = False
     """Batch statistics over all processes. false: per process, running statistics averaged before evaluation."""
+    non_finite: Literal["stop", "skip", "rollback"] = "stop"
+    """What a loss or gradient does that is not finite. stop: the run ends. skip: the step changes nothing; the host
+    waits for the loss of each step, to know. rollback: back to the checkpoint before, and from there with the batches
+    that follow the failed one."""
+    max_non_finite: Annotated[int, Field(ge=0)] = 10
+    """Skipped steps, or rollbacks, of a run; one more ends it."""
+    deterministic: bool = False
+    """Algorithms of PyTorch and cuDNN alone that give the same bits each time; slower on GPUs."""
     ema: EmaConfig | None = None
     """Keep EMA weights and evaluate them too; null: off."""
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        if self.non_finite == "stop":
+            yield "max_non_finite", "train.non_finite is stop"
 
 
 class EvalConfig(Section):

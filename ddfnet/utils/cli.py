@@ -1,16 +1,18 @@
 """Shared by commands: exit codes, errors a person can read, and types of options."""
 
 import argparse
+import contextlib
 import itertools
 import os
 import select
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from ddfnet.utils.errors import NonFiniteLossError, StorageError, UserError
+from ddfnet.utils.errors import FollowingError, NonFiniteLossError, StorageError, UserError
 
 # The exit codes of all commands; docs/guides/resume.md explains those of training.
 EXIT_FAILED = 1  # and tracebacks
@@ -20,6 +22,7 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: not finished, start it again
 EXIT_HUNG = 76  # of a process among several, or its data, that did not move: start it again
 EXIT_TWICE = 130  # interrupted twice, as a shell reports a process that SIGINT ended
 EXIT_READER_LEFT = 141  # as a shell reports a process that SIGPIPE ended
+_TURN_SECONDS = 3.0
 
 
 def run(main: Callable[[], int]) -> None:
@@ -38,6 +41,9 @@ def run(main: Callable[[], int]) -> None:
     except StorageError as error:
         _say("stopped", str(error), everywhere=True)
         code = EXIT_STORAGE
+    except FollowingError as error:
+        _say("stopped", str(error), everywhere=False)
+        code = error.code
     except KeyboardInterrupt:
         code = EXIT_TWICE
     except BrokenPipeError:
@@ -97,7 +103,11 @@ def _has_no_reader(stream: TextIO) -> bool:
 def _say(what: str, message: str, *, everywhere: bool) -> None:
     env = os.environ
     local_rank = env.get("LOCAL_RANK", env.get("SLURM_LOCALID", "0"))
-    if local_rank == "0" or everywhere:
-        rank = env.get("RANK", env.get("SLURM_PROCID", "0"))
-        who = f" [process {rank}]" if everywhere and rank != "0" else ""
+    rank, alone = env.get("RANK", env.get("SLURM_PROCID", "0")), local_rank == "0" or everywhere
+    if not alone:
+        # Most errors meet all processes, and the first of the machine shows them: then the launcher ends this one
+        # before it speaks. If it does not, the error is this one's alone.
+        time.sleep(_TURN_SECONDS)
+    who = f" [process {rank}]" if rank != "0" and (everywhere or not alone) else ""
+    with contextlib.suppress(OSError):  # the terminal has gone
         print(f"{Path(sys.argv[0]).name}: {what}:{who} {message}", file=sys.stderr, flush=True)

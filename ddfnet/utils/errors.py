@@ -34,12 +34,32 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint of the right run that cannot be read, or does not hold what it must: an older one may do."""
 
 
+class FollowingError(RuntimeError):
+    """Another process has ended the run, and shows why.
+
+    Attributes:
+        code: exit code.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class StorageError(RuntimeError):
     """The disk of a run is full or does not answer: what was saved before is whole, the run can start again."""
 
 
 class NonFiniteLossError(RuntimeError):
-    """Training met a loss that is NaN or infinite and stopped before saving anything it touched."""
+    """Training met a loss that is NaN or infinite and stopped before saving anything it touched.
+
+    Attributes:
+        step: at which.
+    """
+
+    def __init__(self, message: str, *, step: int = -1) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 @contextmanager

@@ -179,6 +179,7 @@ def test_signals_that_a_system_lacks_are_not_needed(monkeypatch):
     monkeypatch.delattr(signal, "SIGUSR1")
     former = signal.getsignal(signal.SIGTERM)
     stop = StopSignal(None)
+    stop.begin()
     stop._note(signal.SIGTERM, None)
     assert stop.received == "SIGTERM"
     stop.restore()

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from ddfnet.engine.signals import StopSignal
 from ddfnet.engine.train import train
 from ddfnet.tasks import create_task, load_config
 from ddfnet.tasks.depth.network import DDFUpNet
@@ -204,15 +205,10 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny, tmp_path, monkeypatch):
     options = ("run.save_every=1", "train.ema={decay: 0.9}", "data.baselines=false")
     assert train(load_config(tiny, [f"run.dir={whole}", *options])) == 0
 
-    class Stop:
+    class Stop(StopSignal):
         """Asks to stop after the third step, as a signal would."""
 
-        received = "a test"
-
-        def __init__(self, distributed):
-            self.restore = lambda: None
-
-        def agreed(self, step):
+        def agreed(self, step, *, save=False):
             return step == 3
 
     monkeypatch.setattr("ddfnet.engine.train.StopSignal", Stop)

@@ -11,7 +11,7 @@ from typing import Any
 from ddfnet.checkpoint import save_checkpoint, save_safetensors
 from ddfnet.tasks.checkpoints import CheckpointsConfig
 from ddfnet.utils.errors import StorageError
-from ddfnet.utils.files import NoSpaceError, write_atomically
+from ddfnet.utils.files import NoSpaceError, set_aside, write_atomically
 
 LAST, BEST, HISTORY = "last.pt", "best.pt", "checkpoints"
 _STEP, _BEST = re.compile(r"step_(\d+)\.pt"), re.compile(r"best_step_(\d+)\.pt")
@@ -35,6 +35,17 @@ def leave_later(folder: Path, step: int) -> None:
     for later, path in _by_step(folder, _STEP):
         if later > step:
             path.unlink(missing_ok=True)
+
+
+def restore_last(folder: Path, resumed_from: Path | None, damaged: Sequence[Path]) -> None:
+    """Keeps damaged checkpoints beside their names, and makes the one that takes the place of `last.pt` that file."""
+    last = folder / LAST
+    for path in damaged:
+        set_aside(path)
+    if last.exists() and not last.is_file():
+        set_aside(last)
+    if resumed_from is not None and not last.exists():
+        link_or_copy(resumed_from, last)
 
 
 class RunCheckpoints:

@@ -15,7 +15,7 @@ from ddfnet.engine.disk_space import check_free_space
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.logging import RunLog
 from ddfnet.engine.numerics import make_deterministic
-from ddfnet.engine.run_checkpoints import BEST, LAST, resumable, storage_errors
+from ddfnet.engine.run_checkpoints import BEST, LAST, restore_last, resumable, storage_errors
 from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_folder
 from ddfnet.engine.signals import EXIT_INTERRUPTED, Interrupted, StopSignal
 from ddfnet.engine.trainer import Trainer
@@ -27,7 +27,6 @@ from ddfnet.optim import peak_learning_rate
 from ddfnet.tasks import Config, Task, create_task
 from ddfnet.tasks.plan import RunPlan, plan_run
 from ddfnet.utils.errors import ConfigError, FollowingError, NonFiniteLossError, StorageError, UserError
-from ddfnet.utils.files import set_aside
 
 DRY_RUN_STEPS = 2
 DRY_RUN_EVAL_BATCHES = 2
@@ -123,8 +122,7 @@ def _train(
             stack.enter_context(run_folder_lock(folder))
         with storage_errors(folder):
             write_run_folder(folder, loaded, plan, {"parameters": parameters})
-            for path, _ in trainer.state.damaged:
-                set_aside(path)
+            restore_last(folder, trainer.state.resumed_from, [path for path, _ in trainer.state.damaged])
     log.start(trainer.state.step, evaluation_due=trainer.state.evaluation_due)
     finished = trainer.fit(stop)
     log.message(_farewell(finished, trainer, folder, stop))

@@ -64,6 +64,7 @@ class Trainer:
         self.meter = Meter()
         self.grad_norm = torch.zeros((), device=self.device)
         self.non_finite = NonFinitePolicy(config, plan, task, self.state, distributed, folder=folder, log=log)
+        self.watch.samples = lambda step: task.sample_names(plan, step + self.state.data_offset)
         gives_up_steps = settings.non_finite == "skip" or plan.accumulation > 1  # a signal between micro-batches does
         self.buffers = KeptBuffers(self.model) if gives_up_steps else None
         self.last_finite_loss: float | None = None

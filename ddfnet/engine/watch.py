@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any, NoReturn
 
 from ddfnet.engine.distributed import Distributed
 from ddfnet.utils.cli import EXIT_FAILED, EXIT_HUNG
+from ddfnet.utils.errors import UserError
 
 _TICK_SECONDS = 1.0
 _LONGEST_TICK = 2.0  # counted: a process that was stopped and continued has not waited all the time in between
 _GRACE_SECONDS = 2.0  # for a process to show an error of its own, and for others to read of it
+_MOST_NAMES = 3  # of samples in a message
 _END = "end"  # key of what ended the run
 # Of processes that hang at the same step the one in the earliest of these has not come to where the others wait.
 _ORDER = ("start", "data", "forward", "backward", "optimizer", "save", "evaluation")
@@ -40,11 +43,13 @@ class Watch:
     Without `start` it only notes the phase.
 
     Attributes:
-        step: optimizer steps done, set by the trainer.
+        step: optimizer steps done.
+        samples: names of the samples of the step after so many, for messages; set by the trainer.
     """
 
     def __init__(self, distributed: Distributed | None = None, timeout: float = 1800.0) -> None:
         self.distributed, self.timeout, self.step = distributed, timeout, 0
+        self.samples: Callable[[int], list[str]] = lambda step: []
         self._phase, self._moves = "start", 0
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -75,7 +80,9 @@ class Watch:
     def failed(self, error: BaseException) -> None:
         """Tells the other processes why this one ends: they end as well, within some seconds."""
         self.end()
-        self._tell(f"{type(error).__name__}: {error}", EXIT_FAILED)
+        # Of an error that may meet all processes, only the first of the machine speaks at once (`ddfnet.utils.cli`).
+        speaks = not isinstance(error, UserError) or error.one_process or os.environ.get("LOCAL_RANK", "0") == "0"
+        self._tell(f"{type(error).__name__}: {error}", EXIT_FAILED, shown=speaks)
 
     def another_failed(self, seconds: float = 5.0) -> dict[str, Any] | None:
         """Why another process has ended, waiting a while for it to say so: an error of this one, a lost connection,
@@ -95,9 +102,9 @@ class Watch:
     def _rank(self) -> int:
         return self.distributed.rank if self.distributed is not None else 0
 
-    def _tell(self, text: str, code: int) -> None:
+    def _tell(self, text: str, code: int, *, shown: bool = True) -> None:
         if self._store is not None:
-            told = {"rank": self._rank, "host": socket.gethostname(), "text": text, "code": code}
+            told = {"rank": self._rank, "host": socket.gethostname(), "text": text, "code": code, "shown": shown}
             with suppress(Exception):  # the store may have gone with its process
                 self._store.compare_set(_END, "", json.dumps(told))
 
@@ -129,7 +136,7 @@ class Watch:
         """Ends this process as another one has ended, unless it has an error of its own to show."""
         if told["rank"] == self._rank or self._ended.wait(_GRACE_SECONDS):
             return
-        if told["host"] != socket.gethostname() and self._rank == 0:  # its own console is another one
+        if self._rank == 0 and not (told["shown"] and told["host"] == socket.gethostname()):  # on this very console
             _print(f"[process {told['rank']} on {told['host']}] {told['text']}")
         _exit(told["code"])
 
@@ -158,24 +165,30 @@ class Watch:
 
     def _hung(self) -> int | None:
         """The process that all others wait for; None while any of them moves."""
-        silent = [rank for rank, heard in enumerate(self._heard) if heard.silent >= min(self.timeout, 30.0)]
+        silent = [rank for rank, heard in enumerate(self._heard) if self._is_silent(heard)]
         if silent:
             return silent[0]
         if any(heard.still < self.timeout for heard in self._heard):
             return None
         return min(range(len(self._heard)), key=lambda rank: (self._heard[rank].step, _order(self._heard[rank].phase)))
 
+    def _is_silent(self, heard: _Heard) -> bool:
+        return heard.silent >= min(self.timeout / 2, 30.0)
+
     def _sentence(self, rank: int) -> str:
         heard = self._heard[rank]
         if heard.beats < 0 and rank != self._rank:
             what = "has not been heard of"
-        elif rank != self._rank and heard.silent >= min(self.timeout, 30.0):
+        elif rank != self._rank and self._is_silent(heard):
             what = "does not answer: it is stopped, or its machine is gone; it was"
         else:
             what = "has not moved"
+        names = self.samples(heard.step) if heard.phase == "data" else []
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        which = f" (waiting for {', '.join(names[:_MOST_NAMES])}{more})" if names else ""
         return (
-            f"process {rank} {what} for {self.timeout:g} s in the phase {heard.phase}, after step {heard.step}: look "
-            "at its machine, disk and network; start again to resume, with a larger run.timeout if it is only slow"
+            f"process {rank} {what} for {self.timeout:g} s in the phase {heard.phase}, after step {heard.step}{which}: "
+            "look at its machine, disk and network; start again to resume, with a larger run.timeout if it is only slow"
         )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 import ddfnet
 from ddfnet.checkpoint import DEFAULT_TASK, Weights, read_weights
 from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.models.claims import check_network, check_sizes
 from ddfnet.models.factory import check_describes_network, create_model
 from ddfnet.models.input_size import create_for_size, size_argument
 from ddfnet.models.weights import count_classes, load_weights
@@ -89,6 +90,8 @@ def build_classifier(
         num_classes, cfg = _probed(weights, source, name, kwargs)
         preprocessing = entry.preprocessing if entry else _preprocessing(cfg, args, source)
         classes = _class_names((weights.origin or {}).get("classes"), num_classes)
+    if meta is not None:
+        check_network(weights, name, num_classes, kwargs, source=source)
     try:
         if size is not None or meta is None:
             size = size or preprocessing.size
@@ -136,6 +139,7 @@ def _described(
     if name == theirs and isinstance(args.get("gp"), str):  # timm's --gp
         kwargs["global_pool"] = args["gp"]
     check_describes_network(kwargs, source=source)
+    check_sizes(weights, kwargs, source=source)
     return name, kwargs, args
 
 

@@ -14,6 +14,7 @@ from ddfnet.config import check
 from ddfnet.config.sections import with_present_names
 from ddfnet.data.batches import Batch
 from ddfnet.evaluation.report import Report
+from ddfnet.models.claims import check_names, check_sizes
 from ddfnet.models.weights import load_weights
 from ddfnet.tasks.config import Config
 from ddfnet.utils.errors import CheckpointError, UserError
@@ -111,6 +112,10 @@ def stored_config(schema: type[C], path: Path, weights: Weights, options: Evalua
     if weights.config is None:
         raise CheckpointError(f"{path} does not hold the configuration of its run: give best.pt or last.pt")
     values = with_present_names(schema, deepcopy(weights.config))
+    own = schema.model_fields["model"].annotation.no_start  # what the weights make needless
+    described = {key: value for key, value in values.get("model", {}).items() if key not in own}
+    check_names(described, source=path)
+    check_sizes(weights, described, source=path)
     if options.data is not None:
         values["data"]["root"] = str(options.data)
     values["data"]["workers"] = options.workers

@@ -122,6 +122,15 @@ def test_the_newest_whole_one_takes_the_place_of_a_damaged_last(damage, copy, fi
     assert kept(folder) == kept(finished / "run")
 
 
+def test_a_finished_run_gets_its_last_checkpoint_back(copy):
+    folder, resume = copy
+    (folder / "last.pt").unlink()
+    (folder / "last.pt").mkdir()
+    assert resume() == 0
+    assert (folder / "last.pt").samefile(folder / "checkpoints" / "step_00000012.pt")
+    assert (folder / "last.pt.damaged").is_dir()
+
+
 def test_where_none_is_whole_the_last_is_named(copy):
     folder, resume = copy
     for path in resumable(folder):

@@ -1,5 +1,6 @@
 """Signals at any moment, waits that do not end: a code, a sentence, no traceback."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -36,10 +37,8 @@ def start(tiny_config):
 
     yield _start
     for process in processes:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.communicate()
 
 

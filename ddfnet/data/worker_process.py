@@ -1,6 +1,7 @@
 """A worker, the process that reads batches into the slots of a ring: what it does, its start and its end."""
 
 import contextlib
+import importlib
 import os
 import pickle
 import select
@@ -14,7 +15,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -145,7 +145,7 @@ class Worker:
         try:
             with _signals_held() if method != "spawn" else contextlib.nullcontext():
                 if method == "forkserver":  # the server inherits that they are held, and does not die of them
-                    forkserver.ensure_running()
+                    importlib.import_module("multiprocessing.forkserver").ensure_running()
                 self.process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise TypeError(f"data.start_method={method} needs a reader that can be pickled: {error}") from None

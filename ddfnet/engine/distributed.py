@@ -95,6 +95,12 @@ def distributed_session(device: str = "auto", timeout: float = 1800.0) -> Iterat
         dist.destroy_process_group()
 
 
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error is that of a collective operation or of the store, another process of which has gone."""
+    known = isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError)
+    return known or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+
+
 def _connect(timeout: timedelta, *, serve: bool) -> dist.Store:
     """The store over which the processes find each other, at MASTER_ADDR and MASTER_PORT.
 

@@ -12,7 +12,7 @@ from torch import nn
 from ddfnet.config import LoadedConfig
 from ddfnet.engine.agreement import check_same_config, check_same_data
 from ddfnet.engine.disk_space import check_free_space
-from ddfnet.engine.distributed import Distributed, distributed_session
+from ddfnet.engine.distributed import Distributed, distributed_session, is_lost_connection
 from ddfnet.engine.logging import RunLog
 from ddfnet.engine.numerics import make_deterministic
 from ddfnet.engine.run_checkpoints import BEST, LAST, restore_last, resumable, storage_errors
@@ -26,6 +26,7 @@ from ddfnet.ops.ddf.native import cpu_path
 from ddfnet.optim import peak_learning_rate
 from ddfnet.tasks import Config, Task, create_task
 from ddfnet.tasks.plan import RunPlan, plan_run
+from ddfnet.utils.cli import EXIT_FAILED
 from ddfnet.utils.errors import ConfigError, FollowingError, NonFiniteLossError, StorageError, UserError
 
 DRY_RUN_STEPS = 2
@@ -68,6 +69,9 @@ def _end_together(error: Exception, watch: Watch) -> None:
     """Tells the other processes of an error, unless it only follows from one of theirs: then ends as quietly."""
     ours = isinstance(error, UserError | StorageError | NonFiniteLossError)
     first = None if ours else watch.another_failed()
+    if first is None and is_lost_connection(error):
+        reason = "it was killed, or its machine or the network is gone; start again to resume"
+        raise FollowingError(f"the connection to another process is lost: {reason}", EXIT_FAILED) from None
     if first is None:
         watch.failed(error)
         return

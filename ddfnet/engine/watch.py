@@ -84,7 +84,7 @@ class Watch:
         speaks = not isinstance(error, UserError) or error.one_process or os.environ.get("LOCAL_RANK", "0") == "0"
         self._tell(f"{type(error).__name__}: {error}", EXIT_FAILED, shown=speaks)
 
-    def another_failed(self, seconds: float = 5.0) -> dict[str, Any] | None:
+    def another_failed(self, seconds: float = 3.0) -> dict[str, Any] | None:
         """Why another process has ended, waiting a while for it to say so: an error of this one, a lost connection,
         may only follow from it."""
         deadline = time.monotonic() + seconds

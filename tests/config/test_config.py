@@ -278,3 +278,25 @@ def test_a_run_of_an_earlier_version_resumes_under_the_present_names(minimal, tm
     check_same_run(tmp_path, loaded)
     with pytest.raises(ConfigError, match=r"data\.max_corrupt: 0\.001 -> 0\.5"):
         check_same_run(tmp_path, load_config(minimal, [f"run.dir={tmp_path}", "data.max_corrupt=0.5"]))
+
+
+def test_checkpoints_and_what_a_run_survives(minimal):
+    config = load_config(minimal).config
+    assert (config.checkpoints.keep, config.checkpoints.best, config.checkpoints.background) == (2, 1, True)
+    assert (config.train.non_finite, config.train.deterministic, config.run.timeout) == ("stop", False, 1800.0)
+    overrides = ["checkpoints.keep=-1", "checkpoints.best=0", "checkpoints.max_age=0", "train.non_finite=go_on"]
+    faults = fails(minimal, *overrides, "run.timeout=0", "train.max_non_finite=-1")
+    for fault in ("keep=-1", "best=0", "max_age=0", "non_finite=go_on", "run.timeout=0", "max_non_finite=-1"):
+        assert fault in faults
+    (note,) = load_config(minimal, ["train.max_non_finite=3"]).ineffective_keys()
+    assert "train.max_non_finite (command line) has no effect: train.non_finite is stop" in note
+
+
+def test_what_a_run_keeps_may_change_between_two_starts(minimal, tmp_path):
+    loaded = load_config(minimal, [f"run.dir={tmp_path}"])
+    (tmp_path / "last.pt").touch()
+    (tmp_path / "config.yaml").write_text(loaded.to_yaml())
+    free = ["checkpoints.keep=5", "checkpoints.best=3", "checkpoints.background=false", "train.non_finite=skip"]
+    check_same_run(tmp_path, load_config(minimal, [f"run.dir={tmp_path}", *free]))
+    with pytest.raises(ConfigError, match=r"checkpoints\.metric: None -> 'loss'"):
+        check_same_run(tmp_path, load_config(minimal, [f"run.dir={tmp_path}", "checkpoints.metric=loss"]))

@@ -254,3 +254,9 @@ def test_every_further_metric_is_one_of_the_evaluation(tiny_config):
     evaluator = task.evaluator(torch.device("cpu"))
     evaluator.update_logits(torch.eye(5), torch.arange(5))
     assert {name for name, _ in task.other_metrics} < set(evaluator.compute([evaluator.state()]))
+
+
+def test_a_checkpoint_gets_no_older_than_it_may(tiny_config, tmp_path):
+    """With an age of nothing each step is saved."""
+    run(tiny_config, tmp_path, "train.epochs=1", "checkpoints.max_age=1e-9", "checkpoints.keep=9")
+    assert names(tmp_path) == [f"step_{step:08d}.pt" for step in (1, 2, 3, 4)]

@@ -216,6 +216,7 @@ def test_torchrun_starts_again_after_a_process_was_killed(tiny_config, tmp_path)
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_stopped_process_is_named(tiny_config, tmp_path, stopped):
     process, ranks = start(tiny_config, tmp_path / "run", "train.epochs=2000", "run.timeout=6")
+    time.sleep(3)  # one that is stopped before its first beat has only "not been heard of"
     os.kill(ranks[stopped], signal.SIGSTOP)
     output, _ = process.communicate(timeout=150)  # torchrun itself needs 30 s for a process that is stopped
     assert process.returncode == 1

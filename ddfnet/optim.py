@@ -119,7 +119,7 @@ def peak_learning_rate(optim: OptimConfig, schedule: ScheduleConfig, batch_size:
 
 
 def build_optimizer(model: nn.Module, settings: OptimConfig, lr: float) -> torch.optim.Optimizer:
-    """timm's optimizer factory; no weight decay on biases and other one-dimensional parameters.
+    """timm's optimizer factory; no weight decay on biases and other one-dimensional parameters; frozen ones left out.
 
     Raises:
         ConfigError: an optimizer timm does not know, or an argument it does not take.
@@ -133,7 +133,7 @@ def build_optimizer(model: nn.Module, settings: OptimConfig, lr: float) -> torch
     if lacks:
         raise ConfigError(f"optim.name={settings.name} {lacks}")
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             opt=settings.name,
             lr=lr,
@@ -149,6 +149,9 @@ def build_optimizer(model: nn.Module, settings: OptimConfig, lr: float) -> torch
             f"optim.name={settings.name} cannot be used here ({error}): it is from the package {package}, which has to "
             "be installed and may need a GPU; or take one of PyTorch or timm, e.g. adamw"
         ) from None
+    for group in optimizer.param_groups:  # without weight decay, some versions of timm take frozen parameters in
+        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
+    return optimizer
 
 
 def _inner_name(name: str) -> str:

@@ -43,17 +43,18 @@ def evaluate(
 ) -> dict[str, float]:
     """The metrics of a whole set, of which `batches` are those of this process: nothing padded, nothing dropped.
 
-    The model is set to eval mode, and back to its former mode at the end.
+    The model is set to eval mode, and each of its modules back to its former mode at the end.
 
     Raises:
         RuntimeError: the set has not the `expected` number of images.
     """
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     with autocast(distributed.device, precision), raised_on_one_process():
         for batch in batches:
             evaluator.update(model, batch)
-    model.train(was_training)
+    for module, training in modes:  # frozen batch norms stay in eval mode
+        module.training = training
     metrics = evaluator.compute(distributed.gather_objects(evaluator.state()))
     if expected is not None and metrics["n"] != expected:
         raise RuntimeError(f"evaluated {metrics['n']} images of {expected}: some were lost or counted twice")

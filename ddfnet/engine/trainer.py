@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ddfnet.engine.batch_norm import averaged_statistics, synchronize_batch_norm
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.evaluate import autocast, evaluate, place
+from ddfnet.engine.freeze import Freeze
 from ddfnet.engine.logging import Meter, RunLog
 from ddfnet.engine.signals import StopSignal
 from ddfnet.engine.training_state import TrainingState
@@ -55,6 +56,9 @@ class Trainer:
         if settings.sync_bn and distributed.world_size > 1:
             model = synchronize_batch_norm(model, self.device)
         self.model = place(model, self.device, channels_last=settings.channels_last)
+        self.freeze = Freeze(self.model, settings.freeze)
+        if settings.freeze:
+            log.message(str(self.freeze))
         self.state = TrainingState(config, task, self.model, plan.lr, distributed)
         self.meter = Meter()
         self.grad_norm = torch.zeros((), device=self.device)
@@ -101,6 +105,7 @@ class Trainer:
         if state.evaluation_due:
             self._evaluate_epoch(eval_batches)
         self.model.train()
+        self.freeze.hold()
         self.meter.restart()
         while state.step < plan.total_steps:
             self.train_step(batches)

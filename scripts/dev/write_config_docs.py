@@ -34,7 +34,7 @@ def type_name(schema: dict[str, Any]) -> str:
     if schema["type"] == "array":
         lengths = {"minItems", "maxItems"} & set(schema)
         count = f"{schema['minItems']} " if len(lengths) == 2 else "at least one of " if lengths else ""
-        return f"list of {count}numbers"
+        return f"list of {count}{'names' if schema.get('items', {}).get('type') == 'string' else 'numbers'}"
     limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     bounds = [f"{word} {schema[limit]:g}" for limit, word in limits.items() if limit in schema]
     return ", ".join([schema["type"], *bounds])

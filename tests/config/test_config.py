@@ -88,6 +88,7 @@ def test_numbers_as_people_write_them(minimal, text, value):
         ("data.timeout=.inf", ["data.timeout", "finite"]),
         ("data.start_method=thread", ["data.start_method=thread", "fork", "forkserver", "spawn"]),
         ("data.max_broken=0.1", ["data.max_broken (command line) is called data.max_corrupt now: rename it"]),
+        ("train.freeze=layer1", ["train.freeze=layer1", "a list", "all_but_head"]),
         ("train.precision=fp8", ["train.precision=fp8", "'bf16'"]),
         ("augment.scale=[1, 0.5]", ["augment.scale", "low <= high"]),
         ("augment.scale=[1,2,3]", ["augment.scale=[1, 2, 3]", "2 values"]),

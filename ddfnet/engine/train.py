@@ -57,6 +57,7 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
         config, dry_notes = _dry_run_config(config, distributed, task.train_images)
         notes += dry_notes
         task = create_task(config)
+    notes += task.notes
     plan = plan_run(config, world_size=distributed.world_size, train_images=task.train_images)
     if dry_run:
         plan = replace(plan, total_steps=DRY_RUN_STEPS)

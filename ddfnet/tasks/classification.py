@@ -3,16 +3,15 @@
 import logging
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
-from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 import ddfnet
-from ddfnet.config import Fraction, Positive, Section
+from ddfnet.config import Fraction, Positive
 from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.batches import Batch, EvalBatchTransform, TrainBatchTransform
 from ddfnet.data.class_hashes import class_hashes
@@ -30,6 +29,8 @@ from ddfnet.models.weights import TIMM
 from ddfnet.tasks.base import Task
 from ddfnet.tasks.classification_evaluation import classification_evaluation
 from ddfnet.tasks.config import Config, DataSection, ModelSection
+from ddfnet.tasks.labels_config import LabelConfig
+from ddfnet.tasks.losses import LossConfig, build_loss
 from ddfnet.utils.errors import ConfigError
 from ddfnet.zoo.download import HUB, LOCAL
 
@@ -95,7 +96,7 @@ class ModelConfig(ModelSection):
         return self
 
 
-class DataConfig(DataSection, SourceConfig):
+class DataConfig(DataSection, SourceConfig, LabelConfig):
     root: str
     """Folder with the training and validation images."""
     train: str = "train"
@@ -117,15 +118,6 @@ class DataConfig(DataSection, SourceConfig):
     input: InputConfig = InputConfig()
 
     renamed: ClassVar[dict[str, str]] = {"max_broken": "max_corrupt"}
-
-
-class LossConfig(Section):
-    name: Literal["cross_entropy", "bce"] = "cross_entropy"
-    """bce: one binary cross-entropy per class."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    bce_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """bce: targets above it count as 1, the others as 0, so that each class in a mixed image is wholly there.
-    null: targets as they are mixed."""
 
 
 class ClassificationConfig(Config):
@@ -152,11 +144,9 @@ class ClassificationConfig(Config):
         total_epochs = self.train.epochs + self.schedule.cooldown_epochs
         if augment.mixup_off_epoch is not None and augment.mixup_off_epoch >= total_epochs:
             yield "augment.mixup_off_epoch", f"the run ends after {total_epochs:g} epochs"
-        if loss.bce_threshold is None:
+        if loss.bce_threshold is None or loss.name != "bce":
             return
-        if loss.name != "bce":
-            yield "loss.bce_threshold", f"loss.name is {loss.name}"
-        elif not augment.mixes and not loss.label_smoothing:
+        if not augment.mixes and not loss.label_smoothing:
             yield "loss.bce_threshold", "without mixing and label smoothing the targets are 0 and 1 already"
         elif not augment.mixes and loss.label_smoothing <= loss.bce_threshold < 1 - loss.label_smoothing:
             yield "loss.label_smoothing", "loss.bce_threshold makes the targets 0 and 1 again"
@@ -187,9 +177,10 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         self._decoder: Decoder  # this and the cache: see open_data
         self._val_cache: ValCache | None = None
         self._data_is_open = False
-        self._bce = None
-        if config.loss.name == "bce":
-            self._bce = BinaryCrossEntropy(config.loss.label_smoothing, target_threshold=config.loss.bce_threshold)
+        labels = np.array([self._train.label(i) for i in range(self.train_images)], np.int64)
+        self.balance = labels if data.sampler == "balanced" else None
+        self._loss, notes = build_loss(config.loss, labels, self.classes, outputs=self.num_classes)
+        self.notes += notes
 
     @cached_property
     def class_hashes(self) -> dict[str, dict[str, str]]:
@@ -273,13 +264,9 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         return dataset.read, transform
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy (or BCE) of one micro-batch, computed in float32."""
-        logits, target = model(batch["image"]).float(), batch["target"]
-        if self._bce is not None:
-            return {"loss": self._bce(logits, target)}
-        # Mixed targets (rows of probabilities) come smoothed already.
-        smoothing = 0.0 if target.is_floating_point() else self.config.loss.label_smoothing
-        return {"loss": F.cross_entropy(logits, target, label_smoothing=smoothing)}
+        """`ClassificationLoss` of one micro-batch, computed in float32."""
+        logits = model(batch["image"]).float()
+        return {"loss": self._loss.to(logits.device)(logits, batch["target"])}
 
     def evaluator(self, device: torch.device) -> ClassificationEvaluator:
         return ClassificationEvaluator(device)

@@ -89,6 +89,9 @@ def test_numbers_as_people_write_them(minimal, text, value):
         ("data.start_method=thread", ["data.start_method=thread", "fork", "forkserver", "spawn"]),
         ("data.max_broken=0.1", ["data.max_broken (command line) is called data.max_corrupt now: rename it"]),
         ("train.freeze=layer1", ["train.freeze=layer1", "a list", "all_but_head"]),
+        ("loss.class_weights=[1, -1]", ["loss.class_weights", "at least 0"]),
+        ("loss.class_weights=inverse", ["loss.class_weights=inverse", "auto"]),
+        ("data.sampler=weighted", ["data.sampler=weighted", "balanced"]),
         ("train.precision=fp8", ["train.precision=fp8", "'bf16'"]),
         ("augment.scale=[1, 0.5]", ["augment.scale", "low <= high"]),
         ("augment.scale=[1,2,3]", ["augment.scale=[1, 2, 3]", "2 values"]),
@@ -225,6 +228,8 @@ def test_paper_recipe_is_the_released_one():
         (["augment.mixup_switch_prob=0.1", "augment.mixup=0.2"], "augment.mixup_switch_prob", "not both"),
         (["loss.bce_threshold=0.2"], "loss.bce_threshold", "loss.name is cross_entropy"),
         (["loss.name=bce", "loss.bce_threshold=0.2"], "loss.bce_threshold", "0 and 1 already"),
+        (["loss.bce_sum=true"], "loss.bce_sum", "loss.name is cross_entropy"),
+        (["loss.bce_pos_weight=2"], "loss.bce_pos_weight", "loss.name is cross_entropy"),
         (
             ["loss.name=bce", "loss.bce_threshold=0.2", "loss.label_smoothing=0.1"],
             "loss.label_smoothing",

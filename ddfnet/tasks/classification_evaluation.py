@@ -97,7 +97,8 @@ def _index(
         index = _training_validation_set(path, weights, classes)
     else:
         within = split_path(given, "val") if "val" not in (classes or ()) else None
-        index = open_source(within or given, classes=classes)
+        config = SourceConfig(allow_missing_val_classes=_misses_classes(weights))
+        index = open_source(within or given, classes=classes, config=config)
     data = index.root
     if classes is not None:
         return index
@@ -115,6 +116,11 @@ def _index(
             f"name its classes: {fix}"
         )
     return index
+
+
+def _misses_classes(weights: Weights) -> bool:
+    """Whether the training run accepted validation images without some of the classes."""
+    return (weights.config or {}).get("data", {}).get("allow_missing_val_classes", False) is True
 
 
 def _training_validation_set(path: Path, weights: Weights, classes: list[str] | None) -> ImageSource:

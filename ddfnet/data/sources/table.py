@@ -8,15 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddfnet.data.sources.base import (
-    NamedImages,
-    Names,
-    SourceConfig,
-    canonical_order,
-    hash_files,
-    refuse_empty_classes,
-    settle_names,
-)
+from ddfnet.data.sources.base import NamedImages, Names, SourceConfig, canonical_order, hash_files
+from ddfnet.data.sources.classes import refuse_empty_classes, settle_names
 from ddfnet.utils.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".txt")

@@ -50,6 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--crop-pct", type=float, metavar="FRACTION", help="instead of the checkpoint's: size / crop_pct is the resize")
     add("--interpolation", metavar="NAME", help="instead of the checkpoint's: bilinear, bicubic, ...")
     add("--resize", metavar="KERNEL", help="instead of the checkpoint's: torch, or pillow for timm's pixels to the bit")
+    add("--threshold", type=float, metavar="P", help="multi-label: of the sigmoid, instead of the checkpoint's")
     add(
         "--fuse-bn", action="store_true", help="fold batch normalization into convolutions: faster, same up to rounding"
     )

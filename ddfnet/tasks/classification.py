@@ -21,16 +21,19 @@ from ddfnet.data.loader import Finish
 from ddfnet.data.memory import cached_images
 from ddfnet.data.preprocessing import InputConfig
 from ddfnet.data.sources import ImageSource, SourceConfig, open_split
+from ddfnet.data.sources.label_sets import class_names
 from ddfnet.data.val_cache import ValCache
 from ddfnet.evaluation.metrics import ClassificationEvaluator
+from ddfnet.evaluation.multilabel import MultiLabelEvaluator
 from ddfnet.models.factory import resolve_name
 from ddfnet.models.input_size import create_for_size, size_argument
 from ddfnet.models.weights import TIMM
-from ddfnet.tasks.base import Task
+from ddfnet.tasks.base import Evaluator, Task
 from ddfnet.tasks.classification_evaluation import classification_evaluation
 from ddfnet.tasks.config import Config, DataSection, ModelSection
-from ddfnet.tasks.labels_config import LabelConfig
-from ddfnet.tasks.losses import LossConfig, build_loss
+from ddfnet.tasks.labels_config import ClassificationEvalConfig, LabelConfig, check_labels, label_keys_without_effect
+from ddfnet.tasks.losses import LossConfig, build_loss, loss_keys_without_effect
+from ddfnet.tasks.multilabel import class_counts, label_notes, to_targets
 from ddfnet.utils.errors import ConfigError
 from ddfnet.zoo.download import HUB, LOCAL
 
@@ -128,6 +131,7 @@ class ClassificationConfig(Config):
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
+    eval: ClassificationEvalConfig = ClassificationEvalConfig()
 
     @model_validator(mode="after")
     def _mixing_pairs_images(self) -> "ClassificationConfig":
@@ -136,20 +140,17 @@ class ClassificationConfig(Config):
                 f"mixup and cutmix pair the images of a micro-batch: train.device_batch_size must be even, "
                 f"got {self.train.device_batch_size}"
             )
+        check_labels(self)
         return self
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         yield from super().without_effect()
+        yield from label_keys_without_effect(self)
         augment, loss = self.augment, self.loss
         total_epochs = self.train.epochs + self.schedule.cooldown_epochs
         if augment.mixup_off_epoch is not None and augment.mixup_off_epoch >= total_epochs:
             yield "augment.mixup_off_epoch", f"the run ends after {total_epochs:g} epochs"
-        if loss.bce_threshold is None or loss.name != "bce":
-            return
-        if not augment.mixes and not loss.label_smoothing:
-            yield "loss.bce_threshold", "without mixing and label smoothing the targets are 0 and 1 already"
-        elif not augment.mixes and loss.label_smoothing <= loss.bce_threshold < 1 - loss.label_smoothing:
-            yield "loss.label_smoothing", "loss.bce_threshold makes the targets 0 and 1 again"
+        yield from loss_keys_without_effect(loss, mixes=augment.mixes)
 
 
 class ClassificationTask(Task[ClassificationConfig, ImageSource]):
@@ -163,9 +164,9 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         super().__init__(config)
         data = config.data
         self._train = open_split(data.root, data.train, key="train", config=data)
-        self._val = open_split(data.root, data.val, key="val", classes=self._train.classes, config=data)
+        self.classes = class_names(self._train)
+        self._val = open_split(data.root, data.val, key="val", classes=self.classes, config=data)
         self.repeats = config.augment.repeats
-        self.classes = list(self._train.classes)
         self.num_classes = config.model.num_classes or len(self.classes)
         if self.num_classes < len(self.classes):
             raise ConfigError(
@@ -179,8 +180,10 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         self._data_is_open = False
         labels = np.array([self._train.label(i) for i in range(self.train_images)], np.int64)
         self.balance = labels if data.sampler == "balanced" else None
-        self._loss, notes = build_loss(config.loss, labels, self.classes, outputs=self.num_classes)
-        self.notes += notes
+        counts = class_counts(self._train, labels)
+        self._loss, self.notes = build_loss(config.loss, counts, self.classes, outputs=self.num_classes)
+        self.notes += label_notes(self._train, self._val, data.root, data)
+        self.best_metric = "map_macro" if data.multi_label else "top1"
 
     @cached_property
     def class_hashes(self) -> dict[str, dict[str, str]]:
@@ -247,11 +250,12 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
             augment,
             device=device,
             seed=config.run.seed,
-            num_classes=self.num_classes,
+            num_classes=len(self._train.classes) if config.data.multi_label else self.num_classes,
             label_smoothing=config.loss.label_smoothing,
             channels_last=config.train.channels_last,
         )
-        return dataset.read, lambda batch: transform(corrupt.count(batch))
+        targets = to_targets(self._train, device)
+        return dataset.read, lambda batch: targets(transform(corrupt.count(batch)))
 
     def eval_reader(self, device: torch.device) -> tuple[Callable, Finish]:
         if not self._data_is_open:
@@ -261,14 +265,17 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         dataset = EvalDataset(self._val, self.preprocessing, decoder=decoder, decoded=decoded, cache=cache)
         self.eval_in_process = dataset.is_quick
         transform = EvalBatchTransform(self.preprocessing, device=device, channels_last=self.config.train.channels_last)
-        return dataset.read, transform
+        targets = to_targets(self._val, device)
+        return dataset.read, lambda batch: targets(transform(batch))
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         """`ClassificationLoss` of one micro-batch, computed in float32."""
         logits = model(batch["image"]).float()
         return {"loss": self._loss.to(logits.device)(logits, batch["target"])}
 
-    def evaluator(self, device: torch.device) -> ClassificationEvaluator:
+    def evaluator(self, device: torch.device) -> Evaluator:
+        if self.config.data.multi_label:
+            return MultiLabelEvaluator(self.config.eval.threshold)
         return ClassificationEvaluator(device)
 
     def meta(self) -> dict[str, Any]:
@@ -279,6 +286,7 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
             "classes": self.classes,
             "preprocessing": self.preprocessing.to_dict(),
             "ddfnet": ddfnet.__version__,
+            **({"multi_label": {"threshold": self.config.eval.threshold}} if self.config.data.multi_label else {}),
         }
 
 

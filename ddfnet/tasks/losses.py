@@ -38,6 +38,16 @@ class LossConfig(Section):
                 yield key, f"loss.name is {self.name}"
 
 
+def loss_keys_without_effect(loss: LossConfig, *, mixes: bool) -> Iterator[tuple[str, str]]:
+    """`without_effect` of keys of `loss` that depend on whether images are mixed."""
+    if loss.bce_threshold is None or loss.name != "bce" or mixes:
+        return
+    if not loss.label_smoothing:
+        yield "loss.bce_threshold", "without mixing and label smoothing the targets are 0 and 1 already"
+    elif loss.label_smoothing <= loss.bce_threshold < 1 - loss.label_smoothing:
+        yield "loss.label_smoothing", "loss.bce_threshold makes the targets 0 and 1 again"
+
+
 def class_weights(wanted: Literal["auto"] | Sequence[float], counts: np.ndarray, classes: Sequence[str]) -> Tensor:
     """The weight of each class, float32 (classes,).
 
@@ -117,11 +127,10 @@ class ClassificationLoss(nn.Module):
 
 
 def build_loss(
-    config: LossConfig, labels: np.ndarray, classes: Sequence[str], *, outputs: int
+    config: LossConfig, counts: np.ndarray, classes: Sequence[str], *, outputs: int
 ) -> tuple[ClassificationLoss, list[str]]:
-    """The loss for training images with these labels, int64 (N,), and lines for the log; ConfigError as
-    `class_weights`."""
+    """The loss for so many training images of each class, and lines for the log; ConfigError as `class_weights`."""
     if config.class_weights is None:
         return ClassificationLoss(config, None, outputs=outputs), []
-    weights = class_weights(config.class_weights, np.bincount(labels, minlength=len(classes)), classes)
+    weights = class_weights(config.class_weights, counts, classes)
     return ClassificationLoss(config, weights, outputs=outputs), [describe_weights(weights, classes)]

@@ -91,6 +91,10 @@ def test_numbers_as_people_write_them(minimal, text, value):
         ("train.freeze=layer1", ["train.freeze=layer1", "a list", "all_but_head"]),
         ("loss.class_weights=[1, -1]", ["loss.class_weights", "at least 0"]),
         ("loss.class_weights=inverse", ["loss.class_weights=inverse", "auto"]),
+        ("data.multi_label=true", ["data.multi_label=true", "loss.name=cross_entropy", "loss.name=bce"]),
+        ("data={multi_label: true, sampler: balanced}", ["loss.name=bce"]),
+        ("eval.threshold=1", ["eval.threshold=1", "less than 1"]),
+        ("data={labels: a.csv, source: tar}", ["data.labels", "data.source=tar"]),
         ("data.sampler=weighted", ["data.sampler=weighted", "balanced"]),
         ("train.precision=fp8", ["train.precision=fp8", "'bf16'"]),
         ("augment.scale=[1, 0.5]", ["augment.scale", "low <= high"]),
@@ -131,6 +135,18 @@ def test_mistakes_name_key_value_and_fix(minimal, override, parts):
     message = fails(minimal, override)
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("loss.label_smoothing=0.1", "loss.label_smoothing"),
+        ("data.sampler=balanced", "data.sampler=balanced"),
+        ("model.num_classes=9", "model.num_classes"),
+    ],
+)
+def test_what_multi_label_refuses(minimal, override, part):
+    assert part in fails(minimal, "data.multi_label=true", "loss.name=bce", override)
 
 
 def test_all_faults_are_reported_at_once(minimal):
@@ -228,6 +244,8 @@ def test_paper_recipe_is_the_released_one():
         (["augment.mixup_switch_prob=0.1", "augment.mixup=0.2"], "augment.mixup_switch_prob", "not both"),
         (["loss.bce_threshold=0.2"], "loss.bce_threshold", "loss.name is cross_entropy"),
         (["loss.name=bce", "loss.bce_threshold=0.2"], "loss.bce_threshold", "0 and 1 already"),
+        (["eval.threshold=0.4"], "eval.threshold", "data.multi_label is false"),
+        (["data.label_separator=;"], "data.label_separator", "data.multi_label is false"),
         (["loss.bce_sum=true"], "loss.bce_sum", "loss.name is cross_entropy"),
         (["loss.bce_pos_weight=2"], "loss.bce_pos_weight", "loss.name is cross_entropy"),
         (

@@ -82,7 +82,7 @@ def test_auto_weights_are_inverse_frequencies_of_mean_one():
 
 
 def test_outputs_beyond_the_classes_weigh_one():
-    loss, (line,) = build_loss(LossConfig(class_weights=[2, 3]), np.array([0, 1]), ["a", "b"], outputs=4)
+    loss, (line,) = build_loss(LossConfig(class_weights=[2, 3]), np.array([1, 1]), ["a", "b"], outputs=4)
     assert loss.weights.tolist() == [2, 3, 1, 1]
     assert line == "class weights: a 2, b 3"
 

@@ -10,6 +10,7 @@ from ddfnet.data.sources.base import TIMM, ImageSource, SourceConfig, add_source
 from ddfnet.data.sources.classes import MissingClassesError
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.data.sources.huggingface import open_huggingface
+from ddfnet.data.sources.label_sets import open_labels
 from ddfnet.data.sources.locate import locate, split_path, uses
 from ddfnet.data.sources.parquet import close_parquet
 from ddfnet.data.sources.ranges import close_files
@@ -110,4 +111,6 @@ def _open_split(
             f"data.root={root} {state}: it holds {part}/ with one folder per class, or {part} as another source of "
             f"docs/guides/data.md (set data.{key} where the name differs)"
         )
+    if config.labels is not None or config.multi_label:
+        return open_labels(root, os.fspath(path), key, classes=classes, config=config)
     return open_source(path, classes=classes, allow_empty=allow_empty, config=config)

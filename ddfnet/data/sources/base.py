@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from ddfnet.config import Section
 from ddfnet.utils.errors import did_you_mean
@@ -34,8 +34,25 @@ class SourceConfig(Section):
     val_labels: str | None = None
     """Labels of a tar of unsorted validation images: ImageNet's devkit (.tar.gz), or a text file. null: the devkit
     beside the tar."""
+    labels: str | None = None
+    """CSV or TSV file, below root or absolute, of file names and class names: for images in folders that say nothing of
+    their classes. A file name is a path below root or below train and val, or the name alone. null: none."""
+    multi_label: bool = False
+    """Images have any number of classes, from the file `labels` or from lists as train and val: in one cell, or in
+    several lines. Needs loss.name=bce."""
+    label_separator: str | None = None
+    """multi_label: what stands between the class names of a cell. null: the first of | ; , that occurs."""
     allow_missing_val_classes: bool = False
     """Accept validation images that lack some of the classes. false: an error, which names them."""
+
+    @model_validator(mode="after")
+    def _labels_have_a_place(self) -> "SourceConfig":
+        if (self.labels is not None or self.multi_label) and self.source not in ("auto", "folder", "table"):
+            key = "data.labels" if self.labels is not None else "data.multi_label"
+            raise ValueError(f"{key} is for folders of images and lists, not for data.source={self.source}")
+        if self.labels is not None and self.val_labels is not None:
+            raise ValueError("data.labels and data.val_labels both give labels: leave one out")
+        return self
 
     @field_validator("source")
     @classmethod
@@ -46,18 +63,23 @@ class SourceConfig(Section):
         return value
 
 
+_OPTIONS = ("image_column", "label_column", "class_names", "val_labels")
+
+
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the keys of `SourceConfig` as options of a command."""
+    """Adds keys of `SourceConfig` as options of a command."""
     parser.add_argument("--kind", dest="data_source", choices=KINDS, help="what the data is (default: recognized)")
-    for key, field in SourceConfig.model_fields.items():
-        if key not in ("source", "allow_missing_val_classes"):
-            option, text = f"--{key.replace('_', '-')}", " ".join((field.description or "").split())
-            parser.add_argument(option, dest=f"data_{key}", metavar=key.split("_")[-1].upper(), help=text)
+    for key in _OPTIONS:
+        option, text = (
+            f"--{key.replace('_', '-')}",
+            " ".join((SourceConfig.model_fields[key].description or "").split()),
+        )
+        parser.add_argument(option, dest=f"data_{key}", metavar=key.split("_")[-1].upper(), help=text)
 
 
 def source_config(arguments: argparse.Namespace) -> SourceConfig:
     """The configuration that the options of `add_source_options` give."""
-    given = {key: getattr(arguments, f"data_{key}", None) for key in SourceConfig.model_fields}
+    given = {key: getattr(arguments, f"data_{key}") for key in ("source", *_OPTIONS)}
     return SourceConfig(**{key: value for key, value in given.items() if value is not None})
 
 

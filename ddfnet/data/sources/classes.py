@@ -40,7 +40,7 @@ def settle_classes(
 
     DataError where a label has no name, or the classes are not the expected ones.
     """
-    names = _names_of_file(config.class_names) or own
+    names = names_of_file(config.class_names) or own
     if names is not None and len(names) == 1000:
         names = _synsets(names)
     if names is not None and len(set(names)) != len(names):
@@ -75,7 +75,7 @@ def settle_names(
     if all(text.removeprefix("-").isdecimal() for text in texts) and not set(texts) <= set(classes or ()):
         numbers = np.array([int(text) for text in texts], np.int64)
         return settle_classes(root, numbers[codes], None, classes=classes, config=config, where=where)
-    names = _names_of_file(config.class_names)
+    names = names_of_file(config.class_names)
 
     def first_of(name: str) -> str:
         return where(int(np.argmax(codes == texts.index(name)))) if where is not None and name in texts else root
@@ -131,7 +131,8 @@ def some_names(names: list[str]) -> str:
     return ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
 
 
-def _names_of_file(path: str | None) -> list[str] | None:
+def names_of_file(path: str | None) -> list[str] | None:
+    """The class names of `data.class_names`, in label order."""
     if path is None:
         return None
     if path == IMAGENET_1K:

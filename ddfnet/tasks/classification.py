@@ -31,6 +31,7 @@ from ddfnet.models.weights import TIMM
 from ddfnet.tasks.base import Evaluator, Task
 from ddfnet.tasks.classification_evaluation import classification_evaluation
 from ddfnet.tasks.config import Config, DataSection, ModelSection
+from ddfnet.tasks.distill import DistillConfig, Distiller, build_distiller
 from ddfnet.tasks.labels_config import ClassificationEvalConfig, LabelConfig, check_labels, label_keys_without_effect
 from ddfnet.tasks.losses import LossConfig, build_loss, loss_keys_without_effect
 from ddfnet.tasks.multilabel import class_counts, label_notes, to_targets
@@ -131,6 +132,7 @@ class ClassificationConfig(Config):
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
+    distill: DistillConfig | None = None
     eval: ClassificationEvalConfig = ClassificationEvalConfig()
 
     @model_validator(mode="after")
@@ -178,6 +180,7 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         self._decoder: Decoder  # this and the cache: see open_data
         self._val_cache: ValCache | None = None
         self._data_is_open = False
+        self._distiller: Distiller | None = None
         labels = np.array([self._train.label(i) for i in range(self.train_images)], np.int64)
         self.balance = labels if data.sampler == "balanced" else None
         counts = class_counts(self._train, labels)
@@ -224,6 +227,7 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         data, self._data_is_open = self.config.data, True
         self._decoder = Decoder(data.decoder)
         _log.info("JPEGs are decoded by %s", self._decoder.name)
+        self._distiller = build_distiller(self.config, self.preprocessing, self.classes, self.num_classes)
         if data.val_cache is not None:
             self._val_cache = ValCache(data.val_cache, self._val, self.preprocessing, writes=writes)
             if data.cache == "memory":
@@ -269,9 +273,10 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         return dataset.read, lambda batch: targets(transform(batch))
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
-        """`ClassificationLoss` of one micro-batch, computed in float32."""
+        """`ClassificationLoss`, and that of the teacher if there is one, of one micro-batch, computed in float32."""
         logits = model(batch["image"]).float()
-        return {"loss": self._loss.to(logits.device)(logits, batch["target"])}
+        loss = self._loss.to(logits.device)(logits, batch["target"])
+        return {"loss": loss if self._distiller is None else self._distiller(loss, logits, batch["image"])}
 
     def evaluator(self, device: torch.device) -> Evaluator:
         if self.config.data.multi_label:

@@ -31,6 +31,8 @@ def check_labels(config: Any) -> None:
             f"data.multi_label=true with loss.name={config.loss.name}, which has one label for each image: set "
             "loss.name=bce"
         )
+    if config.distill is not None:
+        raise ValueError("distill is for images with one label: leave it out with data.multi_label=true")
     if config.loss.label_smoothing:
         raise ValueError("loss.label_smoothing is for images with one label: set it to 0, or data.multi_label=false")
     if config.data.sampler == "balanced":
@@ -46,6 +48,9 @@ def check_labels(config: Any) -> None:
 
 def label_keys_without_effect(config: Any) -> Iterator[tuple[str, str]]:
     """`without_effect` of these keys."""
+    if config.distill is not None and config.distill.weight == 1:
+        for key in type(config.loss).model_fields:
+            yield f"loss.{key}", "distill.weight is 1"
     if not config.data.multi_label:
         yield "eval.threshold", "data.multi_label is false"
         yield "data.label_separator", "data.multi_label is false"

@@ -95,6 +95,8 @@ def test_numbers_as_people_write_them(minimal, text, value):
         ("data={multi_label: true, sampler: balanced}", ["loss.name=bce"]),
         ("eval.threshold=1", ["eval.threshold=1", "less than 1"]),
         ("data={labels: a.csv, source: tar}", ["data.labels", "data.source=tar"]),
+        ("distill={teacher: a.pt, weight: 0}", ["distill.weight=0", "greater than 0"]),
+        ("distill={weight: 0.5}", ["distill.teacher is required"]),
         ("data.sampler=weighted", ["data.sampler=weighted", "balanced"]),
         ("train.precision=fp8", ["train.precision=fp8", "'bf16'"]),
         ("augment.scale=[1, 0.5]", ["augment.scale", "low <= high"]),
@@ -143,6 +145,7 @@ def test_mistakes_name_key_value_and_fix(minimal, override, parts):
         ("loss.label_smoothing=0.1", "loss.label_smoothing"),
         ("data.sampler=balanced", "data.sampler=balanced"),
         ("model.num_classes=9", "model.num_classes"),
+        ("distill={teacher: a.pt}", "distill is for images with one label"),
     ],
 )
 def test_what_multi_label_refuses(minimal, override, part):
@@ -246,6 +249,7 @@ def test_paper_recipe_is_the_released_one():
         (["loss.name=bce", "loss.bce_threshold=0.2"], "loss.bce_threshold", "0 and 1 already"),
         (["eval.threshold=0.4"], "eval.threshold", "data.multi_label is false"),
         (["data.label_separator=;"], "data.label_separator", "data.multi_label is false"),
+        (["distill={teacher: a.pt, kind: hard, temperature: 3}"], "distill.temperature", "distill.kind is hard"),
         (["loss.bce_sum=true"], "loss.bce_sum", "loss.name is cross_entropy"),
         (["loss.bce_pos_weight=2"], "loss.bce_pos_weight", "loss.name is cross_entropy"),
         (

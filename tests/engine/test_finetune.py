@@ -16,12 +16,22 @@ from ddfnet.utils.files import read_jsonl
 from tests.conftest import CLASSES, TINY, draw
 from tests.engine.runs import assert_resumes_exactly
 from tests.engine.test_distributed_equivalence import TOLERANCE, run_here, run_two_processes
+from tests.tasks.test_distill import save_teacher
 
 OPTIONS = {
     "imbalance": ("loss.class_weights=auto", "data.sampler=balanced", "augment.mixup=0.2"),
     "multi-label": ("data.labels=labels.csv", "data.multi_label=true", "loss.name=bce", "loss.label_smoothing=0",
                     "loss.class_weights=auto", "augment.mixup=0.2"),
+    "distilled": ("distill.teacher=TEACHER", "distill.temperature=2", "train.freeze=[conv1, bn1]", "augment.cutmix=1"),
 }  # fmt: skip
+
+
+def options(name, tmp_path):
+    """Overrides of one of `OPTIONS`; its teacher is made."""
+    teacher = tmp_path / "teacher.pt"
+    if not teacher.exists():
+        save_teacher(teacher, mean=(0.4, 0.4, 0.4))
+    return [override.replace("TEACHER", str(teacher)) for override in OPTIONS[name]]
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +64,13 @@ def uneven_config(tmp_path, uneven_tree):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_resumed_run_ends_with_the_same_bits(uneven_config, tmp_path, monkeypatch, name):
-    assert_resumes_exactly(uneven_config, tmp_path, monkeypatch, *OPTIONS[name])
+    assert_resumes_exactly(uneven_config, tmp_path, monkeypatch, *options(name, tmp_path))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_two_processes_train_alike(uneven_config, tmp_path, name):
-    one = run_here(uneven_config, tmp_path / "one", *OPTIONS[name])
-    two = run_two_processes(uneven_config, tmp_path / "two", *OPTIONS[name])
+    one = run_here(uneven_config, tmp_path / "one", *options(name, tmp_path))
+    two = run_two_processes(uneven_config, tmp_path / "two", *options(name, tmp_path))
     assert len(one) == 12
     torch.testing.assert_close(two, one, rtol=TOLERANCE, atol=0)
 

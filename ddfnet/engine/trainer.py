@@ -16,6 +16,7 @@ from ddfnet.engine.batch_norm import averaged_statistics, synchronize_batch_norm
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.evaluate import autocast, evaluate, place
 from ddfnet.engine.freeze import Freeze
+from ddfnet.engine.grad_checkpointing import checkpoint_gradients, kept_buffers
 from ddfnet.engine.logging import Meter, RunLog
 from ddfnet.engine.signals import StopSignal
 from ddfnet.engine.training_state import TrainingState
@@ -59,6 +60,8 @@ class Trainer:
         self.freeze = Freeze(self.model, settings.freeze)
         if settings.freeze:
             log.message(str(self.freeze))
+        if settings.grad_checkpointing:
+            checkpoint_gradients(self.model)
         self.state = TrainingState(config, task, self.model, plan.lr, distributed)
         self.meter = Meter()
         self.grad_norm = torch.zeros((), device=self.device)
@@ -146,7 +149,8 @@ class Trainer:
             with nullcontext() if last or self.replica is self.model else self.replica.no_sync():
                 with autocast(self.device, config.train.precision):
                     loss = self.task.loss(self.forward, batch)["loss"]
-                state.scaler.scale(loss / accumulation).backward()
+                with kept_buffers(self.model) if config.train.grad_checkpointing else nullcontext():
+                    state.scaler.scale(loss / accumulation).backward()
             step_loss += loss.detach() / accumulation
 
         state.scaler.unscale_(state.optimizer)

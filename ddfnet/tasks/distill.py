@@ -76,7 +76,7 @@ class Distiller:
         return f"teacher: {self.teacher.name} of {self.config.teacher}, {self.teacher.parameters:,} parameters{how}"
 
     def __call__(self, loss: Tensor, logits: Tensor, image: Tensor) -> Tensor:
-        """The loss of `DistillConfig.kind`; logits of the student float32 (B, outputs), image (B, 3, H, W) as it had it."""
+        """The loss of `DistillConfig.kind`; logits of the student float32 (B, outputs), image (B, 3, H, W)."""
         target = self.logits(image)
         weight, t = self.config.weight, self.config.temperature
         if self.config.kind == "hard":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddfnet.engine.batch_norm import averaged_statistics, synchronize_batch_norm
+from ddfnet.engine.batch_of_one import check_batch_of_one, explained_batch_of_one
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.evaluate import autocast, evaluate, place
 from ddfnet.engine.freeze import Freeze
@@ -62,6 +63,9 @@ class Trainer:
             log.message(str(self.freeze))
         if settings.grad_checkpointing:
             checkpoint_gradients(self.model)
+        shared_norms = settings.sync_bn and distributed.world_size > 1  # several images in any case
+        if settings.device_batch_size == 1 and task.train_shape is not None and not shared_norms:
+            check_batch_of_one(self.model, self.freeze, task.train_shape)
         self.state = TrainingState(config, task, self.model, plan.lr, distributed)
         self.meter = Meter()
         self.grad_norm = torch.zeros((), device=self.device)
@@ -147,7 +151,10 @@ class Trainer:
             self._seed(micro_batch)
             last = micro_batch == accumulation - 1
             with nullcontext() if last or self.replica is self.model else self.replica.no_sync():
-                with autocast(self.device, config.train.precision):
+                with (
+                    autocast(self.device, config.train.precision),
+                    explained_batch_of_one(config.train.device_batch_size),
+                ):
                     loss = self.task.loss(self.forward, batch)["loss"]
                 with kept_buffers(self.model) if config.train.grad_checkpointing else nullcontext():
                     state.scaler.scale(loss / accumulation).backward()

@@ -53,6 +53,8 @@ class Task(ABC, Generic[C, S]):
     """Whether the best checkpoint is the one of the lowest `best_metric`."""
     fixed_input_size: bool = True
     """Whether all training batches have one shape, so that it pays to search for the fastest convolutions."""
+    train_shape: tuple[int, int, int] | None = None
+    """Channels, height and width of a training image, where all have the same."""
     repeats: int = 1
     """Times that an epoch shows each of its samples."""
     balance: np.ndarray | None = None

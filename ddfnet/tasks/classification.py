@@ -176,6 +176,8 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
                 f"{self._train.root}: raise it, or leave it null to take their number"
             )
         self.preprocessing = config.data.input.replaced()
+        size = config.data.input.train_size or config.data.input.size
+        self.train_shape = 3, size, size
         self.model_name, self._saved_kwargs = resolve_name(config.model.name)
         self._decoder: Decoder  # this and the cache: see open_data
         self._val_cache: ValCache | None = None

@@ -23,7 +23,8 @@ def explained_batch_of_one(device_batch_size: int) -> Iterator[None]:
             raise
         raise ConfigError(
             f"train.device_batch_size={device_batch_size}: a batch norm gets one value per channel, of which it cannot "
-            f"take statistics ({error}): set it to at least 2, take larger images, or freeze the batch norms (train.freeze)"
+            f"take statistics ({error}): set it to at least 2, take larger images, or freeze the batch norms "
+            "(train.freeze)"
         ) from None
 
 

@@ -40,6 +40,7 @@ class ResumableCheckpoint(_Checked):
     evaluation_due: bool
     images: dict[Literal["train", "val"], _Count]
     loss_count: _Count
+    plateau: dict[str, float | int] = {}
     local: dict[str, Tensor]
 
     @model_validator(mode="after")

@@ -19,10 +19,11 @@ from ddfnet.engine.evaluate import autocast, evaluate, place
 from ddfnet.engine.freeze import Freeze
 from ddfnet.engine.grad_checkpointing import checkpoint_gradients, kept_buffers
 from ddfnet.engine.logging import Meter, RunLog
+from ddfnet.engine.pacing import paced_learning_rate, plateau_after, stops_early
 from ddfnet.engine.signals import StopSignal
 from ddfnet.engine.training_state import TrainingState
 from ddfnet.ops.compile_ahead import compile_ahead
-from ddfnet.optim import clip_gradients, learning_rate
+from ddfnet.optim import clip_gradients
 from ddfnet.tasks import Config, Task
 from ddfnet.tasks.plan import RunPlan
 from ddfnet.utils.errors import CheckpointError, NonFiniteLossError, raised_on_one_process
@@ -104,7 +105,7 @@ class Trainer:
             NonFiniteLossError: NaN or infinite loss; names the step, and nothing it touched is saved.
         """
         state, plan, run = self.state, self.plan, self.config.run
-        if state.step >= plan.total_steps and not state.evaluation_due:
+        if self._is_finished():
             return True
         rank, world_size = self.distributed.rank, self.distributed.world_size
         batches = self.task.train_batches(plan, rank=rank, start_step=state.step, device=self.device)
@@ -114,7 +115,7 @@ class Trainer:
         self.model.train()
         self.freeze.hold()
         self.meter.restart()
-        while state.step < plan.total_steps:
+        while not self._is_finished():
             self.train_step(batches)
             self.log.tick(state.step)
             epoch_ends = state.step % plan.steps_per_epoch == 0 or state.step == plan.total_steps
@@ -135,10 +136,21 @@ class Trainer:
                 return False
         return True
 
+    def _is_finished(self) -> bool:
+        state, plan = self.state, self.plan
+        if state.evaluation_due:
+            return False
+        best = state.best["step"]
+        if state.step < plan.total_steps and stops_early(state.step, best, self.config, plan):
+            epochs = (state.step - (best or 0)) // plan.steps_per_epoch
+            self.log.message(f"stopped early: {self.task.best_metric} has not been better for {epochs} epochs")
+            return True
+        return state.step >= plan.total_steps
+
     def train_step(self, batches: Iterator[dict[str, Any]]) -> None:
         """One optimizer step: accumulate, clip, step, average."""
         config, state, accumulation = self.config, self.state, self.plan.accumulation
-        lr = learning_rate(state.step, config.schedule, self.plan)
+        lr = paced_learning_rate(state.step, config, self.plan, state.plateau)
         for group in state.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
@@ -189,7 +201,8 @@ class Trainer:
         step = int(self.distributed.reduce_(self.first_nonfinite_step.clone(), "min"))
         if step == _NO_STEP:
             return
-        lr, epoch = learning_rate(step, self.config.schedule, self.plan), step / self.plan.steps_per_epoch
+        lr = paced_learning_rate(step, self.config, self.plan, self.state.plateau)
+        epoch = step / self.plan.steps_per_epoch
         where = ""
         if self.folder is not None and self.distributed.is_main:
             path = self.folder / f"nonfinite_step{step}.json"
@@ -225,7 +238,9 @@ class Trainer:
         record = {
             "epoch": self.epoch,
             "loss": self.last_finite_loss,
-            "lr": learning_rate(state.step - 1, self.config.schedule, self.plan),  # of the step that is done
+            "lr": paced_learning_rate(
+                state.step - 1, self.config, self.plan, state.plateau
+            ),  # of the step that is done
             "grad_norm": float(self.grad_norm),
             "images_per_second": images_per_second,
             "data_wait": data_wait,
@@ -241,6 +256,10 @@ class Trainer:
         if self.state.ema is not None:
             metrics = self._evaluate("val_ema", self.state.ema.module, eval_batches)
         improved = self.state.is_better(metrics)
+        value, worse = metrics[self.task.best_metric], self.task.lower_is_better
+        self.state.plateau = plateau_after(
+            value, self.state.step, self.config, self.plan, self.state.plateau, lower_is_better=worse
+        )
         self.state.evaluation_due = False
         self.save(metrics, best=improved)
 

@@ -12,6 +12,7 @@ from ddfnet.checkpoint import read_checkpoint, save_checkpoint, save_safetensors
 from ddfnet.data.class_hashes import differing_classes
 from ddfnet.engine.batch_norm import averaged_statistics, load_statistics, local_statistics
 from ddfnet.engine.distributed import Distributed
+from ddfnet.engine.pacing import Plateau
 from ddfnet.engine.resumable import faults_of_resumable
 from ddfnet.optim import build_optimizer
 from ddfnet.tasks import Config, Task
@@ -38,6 +39,7 @@ class TrainingState:
     Attributes:
         step: optimizer steps done.
         best: value of the task's best metric and the step it was reached at (None: not yet).
+        plateau: state of the plateau schedule, see `ddfnet.engine.pacing`.
         evaluation_due: an epoch has ended and was saved, but not evaluated.
         loss_sum, loss_count: losses of this process since the last log line.
     """
@@ -51,6 +53,7 @@ class TrainingState:
         self.step = 0
         self.best: dict[str, Any] = {"value": math.inf if task.lower_is_better else -math.inf, "step": None}
         self.evaluation_due = False
+        self.plateau: Plateau = {}
         self.loss_sum = torch.zeros((), device=distributed.device)
         self.loss_count = 0
 
@@ -91,6 +94,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "evaluation_due": self.evaluation_due,
+            "plateau": self.plateau,
             "images": self._images(),
             "class_hashes": self.task.class_hashes,
             "loss_count": self.loss_count,
@@ -126,7 +130,7 @@ class TrainingState:
             except (RuntimeError, KeyError, TypeError) as error:
                 raise CheckpointError(f"{path}: the state of the loss scaler is damaged ({error!r})") from None
         self.step, self.best, self.evaluation_due = payload["step"], payload["best"], payload["evaluation_due"]
-        self.loss_count = payload["loss_count"]
+        self.loss_count, self.plateau = payload["loss_count"], payload.get("plateau") or {}
         return payload["local"]
 
     def load_local(self, local: dict[str, Tensor]) -> bool:

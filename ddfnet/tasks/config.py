@@ -77,6 +77,8 @@ class TrainConfig(Section):
     """Batch statistics over all processes. false: per process, running statistics averaged before evaluation."""
     ema: EmaConfig | None = None
     """Keep EMA weights and evaluate them too; null: off."""
+    early_stop: Positive | None = None
+    """Stop when the run's metric (top-1, say) has not been better for so many epochs. null: train all epochs."""
     grad_checkpointing: bool = False
     """Keep only the activations between blocks, and compute the others again in the backward pass: less memory, a
     third more time, the same gradients. Of networks that have it (timm's set_grad_checkpointing)."""
@@ -114,6 +116,8 @@ class Config(Section):
         return self
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
+        if self.train.early_stop is not None and self.train.early_stop >= self.train.epochs:
+            yield "train.early_stop", f"the run has {self.train.epochs} epochs"
         late = [epoch for epoch in self.schedule.milestones if epoch >= self.train.epochs]
         if late:
             when = " and ".join(f"{epoch:g}" for epoch in late)

@@ -72,6 +72,8 @@ def _train(loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, *, 
     resumes = folder is not None and (folder / "last.pt").exists()
     if config.model.start and not resumes:
         notes.append(load_initial_weights(model, config.model.start, meta=task.meta()))
+    if not resumes:
+        task.prepare_start(model)
     if folder is not None:
         check_same_run(folder, loaded)
     tensorboard, total_steps = config.run.tensorboard, plan.total_steps

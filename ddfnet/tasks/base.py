@@ -163,6 +163,9 @@ class Task(ABC, Generic[C, S]):
     @abstractmethod
     def build_model(self) -> nn.Module: ...
 
+    def prepare_start(self, model: nn.Module) -> None:
+        """Changes the weights that a new run starts from, in place; those to start from are loaded."""
+
     @abstractmethod
     def train_reader(self, device: torch.device) -> tuple[Callable[[list[Request]], Batch], Finish]:
         """`read` and `finish` of `ddfnet.data.loader.train_batches`."""

@@ -32,6 +32,7 @@ from ddfnet.tasks.base import Evaluator, Task
 from ddfnet.tasks.classification_evaluation import classification_evaluation
 from ddfnet.tasks.config import Config, DataSection, ModelSection
 from ddfnet.tasks.distill import DistillConfig, Distiller, build_distiller
+from ddfnet.tasks.head_init import HeadInitConfig, initialize_head
 from ddfnet.tasks.labels_config import ClassificationEvalConfig, LabelConfig, check_labels, label_keys_without_effect
 from ddfnet.tasks.losses import LossConfig, build_loss, loss_keys_without_effect
 from ddfnet.tasks.multilabel import class_counts, label_notes, to_targets
@@ -41,7 +42,7 @@ from ddfnet.zoo.download import HUB, LOCAL
 _log = logging.getLogger("ddfnet")
 
 
-class ModelConfig(ModelSection):
+class ModelConfig(ModelSection, HeadInitConfig):
     name: str
     """Any classification model of timm, or ddf_mul_resnet50, ddf_add_resnet101, ... (`ddfnet.list_models()`).
     MODEL.TAG, hf-hub:ORG/NAME or local-dir:FOLDER name the weights to start from, too."""
@@ -148,11 +149,7 @@ class ClassificationConfig(Config):
     def without_effect(self) -> Iterator[tuple[str, str]]:
         yield from super().without_effect()
         yield from label_keys_without_effect(self)
-        augment, loss = self.augment, self.loss
-        total_epochs = self.train.epochs + self.schedule.cooldown_epochs
-        if augment.mixup_off_epoch is not None and augment.mixup_off_epoch >= total_epochs:
-            yield "augment.mixup_off_epoch", f"the run ends after {total_epochs:g} epochs"
-        yield from loss_keys_without_effect(loss, mixes=augment.mixes)
+        yield from loss_keys_without_effect(self.loss, mixes=self.augment.mixes)
 
 
 class ClassificationTask(Task[ClassificationConfig, ImageSource]):
@@ -224,6 +221,9 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
             if "unknown model" not in str(error):
                 keys.append(f"data.input.size={given.size}")
             raise ConfigError(f"{', '.join(keys)}: {error}") from None
+
+    def prepare_start(self, model: nn.Module) -> None:
+        initialize_head(model, self.config.model)
 
     def open_data(self, *, writes: bool = True) -> None:
         data, self._data_is_open = self.config.data, True

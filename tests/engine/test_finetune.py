@@ -22,6 +22,8 @@ OPTIONS = {
     "imbalance": ("loss.class_weights=auto", "data.sampler=balanced", "augment.mixup=0.2"),
     "multi-label": ("data.labels=labels.csv", "data.multi_label=true", "loss.name=bce", "loss.label_smoothing=0",
                     "loss.class_weights=auto", "augment.mixup=0.2"),
+    "paced": ("schedule.name=plateau", "schedule.patience=0", "train.early_stop=2", "augment.mixup=0.2",
+              "augment.mixup_mode=elem", "model.head_init_scale=0.1"),
     "distilled": ("distill.teacher=TEACHER", "distill.temperature=2", "train.freeze=[conv1, bn1]", "augment.cutmix=1"),
 }  # fmt: skip
 
@@ -71,7 +73,7 @@ def test_a_resumed_run_ends_with_the_same_bits(uneven_config, tmp_path, monkeypa
 def test_two_processes_train_alike(uneven_config, tmp_path, name):
     one = run_here(uneven_config, tmp_path / "one", *options(name, tmp_path))
     two = run_two_processes(uneven_config, tmp_path / "two", *options(name, tmp_path))
-    assert len(one) == 12
+    assert len(one) >= 8
     torch.testing.assert_close(two, one, rtol=TOLERANCE, atol=0)
 
 

@@ -80,8 +80,8 @@ class TrainConfig(Section):
     early_stop: Positive | None = None
     """Stop when the run's metric (top-1, say) has not been better for so many epochs. null: train all epochs."""
     grad_checkpointing: bool = False
-    """Keep only the activations between blocks, and compute the others again in the backward pass: less memory, a
-    third more time, the same gradients. Of networks that have it (timm's set_grad_checkpointing)."""
+    """Keep only the activations between blocks, and compute the others again in the backward pass: less memory,
+    one more forward pass, the same gradients. Of networks that have it (timm's set_grad_checkpointing)."""
     freeze: list[str] | Literal["all_but_head"] | None = None
     """Parts that do not train: names of modules or parameters, also with * ? [0-5], e.g. [conv1, bn1, layer1]. Their
     batch norms keep their statistics. all_but_head: everything but the classifier (linear probing)."""

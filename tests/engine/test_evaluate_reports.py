@@ -23,7 +23,7 @@ from ddfnet.utils.errors import DataError, UserError
 from tests.conftest import CLASSES, launch
 
 NAME = "ddf_mul_resnet14_32px"
-FILES = ["report.json", "report.md", "per_class.csv"]
+FILES = ["report.json", "report.md", "per_class.csv", "report.html"]
 FIGURES = ["calibration.png", "confusion.png", "mistakes.png"]
 COMMON = {"device": "cpu", "workers": 0, "batch_size": 4}
 
@@ -396,6 +396,6 @@ def test_names_with_spaces_stay_whole_on_the_console():
     report = PredictionReport(
         settings=settings, data=data, metrics={"top1": 1.0, "top5": 1.0, "loss": 1.0, "n": 100}, images_per_second=1.0,
         images=ImageSet("", FolderIndex(data, ["a"], None, None, None), ["a"]), classes=["a"],
-        predictions=Predictions(no[0], no, one.double(), one.double(), no == 0),
+        predictions=Predictions(no[0], no, one.double(), one.double(), no == 0, one[None]),
     )  # fmt: skip
     assert data in report.console().splitlines()

@@ -8,7 +8,7 @@ from torch import nn
 
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.evaluation.image_sets import ImageSet
-from ddfnet.evaluation.page_images import Chosen, Pixels, choose, filter_images, thumbnails
+from ddfnet.evaluation.page_images import Chosen, Pixels, choose, filter_images, short_name, thumbnails
 from ddfnet.evaluation.predictions import Predictions
 from ddfnet.evaluation.statistics import (
     BINS,
@@ -21,7 +21,6 @@ from ddfnet.evaluation.statistics import (
 )
 from ddfnet.pages.pack import SMALL_IMAGE, pack
 from ddfnet.pages.render import render
-from ddfnet.utils.text import printable
 
 MOST_ITEMS = 60_000  # mistakes that the page lists; of a set of more, those of the highest confidence
 MOST_PAIRS = 200_000
@@ -121,7 +120,7 @@ def _items(images: ImageSet, predictions: Predictions, rows: list[int]) -> dict[
         "top": pack(predictions.top[rows]),
         "probability": pack(predictions.probabilities[rows].float()),
         "correct": pack(predictions.correct[rows].int()),
-        "name": [printable(str(images.index.name(i))) for i in rows],
+        "name": [short_name(images, i) for i in rows],
     }
 
 
@@ -166,7 +165,7 @@ def _filters_text(viewer: list[dict[str, Any]]) -> str:
     layers, size = viewer[0]["layers"], len(viewer)
     return (
         f"The filters that this network predicts for each pixel: {len(layers)} layers, n = {size} images. Move the "
-        "pointer over the image, touch it, or use the arrow keys. `python scripts/visualize explore` shows more of any image."
+        "pointer over the image, touch it, or use the arrow keys. More of any image: python scripts/visualize explore."
     )
 
 

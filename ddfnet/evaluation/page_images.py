@@ -90,6 +90,11 @@ def _in_turn(queues: list[Iterator[int]], most: int) -> list[int]:
     return taken[:most]
 
 
+def short_name(images: ImageSet, i: int) -> str:
+    """The name of an image, below the folder of the set if it is a file there."""
+    return printable(str(images.index.name(i)).removeprefix(f"{str(images.index.root).rstrip('/')}/"))
+
+
 class Pixels:
     """Images as the network saw them, uint8 (3, size, size); what cannot be read any more is left out, and counted."""
 
@@ -137,7 +142,7 @@ def filter_images(
         size += values * 2 * 4 // 3
         if found and size > FILTER_BYTES:
             break
-        name = printable(pixels.images.index.name(i))
+        name = short_name(pixels.images, i)
         shown = image.permute(1, 2, 0).numpy()
         found.append(viewer_image(name, shown, layers, label=label))
     return found

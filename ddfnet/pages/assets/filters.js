@@ -96,19 +96,20 @@ function filterViewer(root, images) {
     show(headSelect, Array.from({ length: layer.heads }, (_, h) => el("option", { value: h, selected: h === headOf(state.channel) }, `${h + 1} of ${layer.heads}`)));
     headLabel.hidden = layer.heads < 2; headLabel.style.display = layer.heads < 2 ? "none" : "";
     channelInput.max = layer.channels.length - 1; channelInput.value = layer.channels.indexOf(state.channel);
-    channelLabel.textContent = `channel ${state.channel} of ${layer.C}` + (layer.channels.length < layer.C ? ` (${layer.channels.length} are in this page)` : "");
+    channelLabel.textContent = `channel ${state.channel} of 0 to ${layer.C - 1}` + (layer.channels.length < layer.C ? `, of which ${layer.channels.length} are here` : "");
     photo.src = image.url; photo.className = image.width <= 64 ? "pixels" : "";
     stage.style.aspectRatio = `${image.width} / ${image.height}`;
     show(caption, el("b", {}, image.name), image.label ? ` · ${image.label}` : "");
   }
 
   // Drawings
+  const tap = (value) => Math.abs(value) < 9.995 ? value.toFixed(2).replace(/^-0\.00$/, "0.00").replace("-", "−") : real(value, 0);
   function kernel(title, kind, values, limit, unit) {
     const k = layer.k, ramp = ramps().diverging, side = 40;
     const cells = values.map((value, t) => {
       const shade = ramp(limit ? value / limit : 0), x = (t % k) * side, y = Math.floor(t / k) * side;
       return [svg("rect", { x, y, width: side, height: side, fill: paint(shade), stroke: color("line"), "stroke-width": 1 }),
-        k <= 5 ? svg("text", { x: x + side / 2, y: y + side / 2 + 4, "text-anchor": "middle", style: `fill:${inkOn(shade)};font-size:${k > 3 ? 10 : 12}px` }, real(value, 2)) : null];
+        k <= 5 ? svg("text", { x: x + side / 2, y: y + side / 2 + 4, "text-anchor": "middle", style: `fill:${inkOn(shade)};font-size:${k > 3 ? 9.5 : 12}px` }, tap(value)) : null];
     });
     return el("figure", {}, el("figcaption", { class: kind }, el("b", { class: kind }, title), el("br"), unit),
       svg("svg", { class: "kernel", viewBox: `0 0 ${k * side} ${k * side}`, role: "img", "aria-label": `${title}: ${values.map((v) => real(v, 3)).join(", ")}` }, cells));
@@ -181,7 +182,7 @@ function filterViewer(root, images) {
     const row = [kernel("spatial filter", "spatial", spatial, largest(spatial), `of pixel ${x}, ${y}`)];
     if (channel) row.push(sign(layer.combine === "mul" ? "×" : "+"), kernel("channel filter", "channel", channel, largest(channel), `of channel ${c}`),
       sign("="), kernel("combined", "combined", whole, largest(whole), "of both"));
-    if (seen) row.push(sign("·"), kernel("input", "", seen, largest(seen), `around ${x}, ${y}`));
+    if (seen) row.push(sign("·"), kernel("input", "plain", seen, largest(seen), `around ${x}, ${y}`));
     show(equation, row);
     note.textContent = `Every number is a tap of the ${layer.k} × ${layer.k} filter; orange is above zero, blue below; each grid has a scale of its own.`;
     const flat = state.energy && Math.max(...state.energy) - Math.min(...state.energy) < 1e-3 * Math.max(...state.energy);

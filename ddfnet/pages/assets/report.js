@@ -56,7 +56,7 @@ function drawPairs() {
   const line = ([a, b, n, ab, ba]) => el("tr", { class: "link", tabindex: "0", onclick: () => openBoth(a, b), onkeydown: (event) => { if (event.key === "Enter") openBoth(a, b); } },
     el("td", {}, `${names[a]} · ${names[b]}`), el("td", { style: "width:26%" }, el("div", { class: "bar" }, el("i", { style: `width:${100 * n / most}%;background:var(--wrong)` }))),
     el("td", { class: "num" }, count(n)), el("td", { class: "num wide", title: `${names[a]} as ${names[b]}, and the other way round` }, `${ab} + ${ba}`));
-  show($("pairs"), el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "classes"), el("th", { colspan: 2 }, "images"), el("th", { class: "num wide" }, "each way"))),
+  show($("pairs"), el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "classes"), el("th", { colspan: 2 }, "images confused"), el("th", { class: "num wide" }, "each way"))),
     el("tbody", {}, both.slice(0, 10).map(line))));
 }
 function openBoth(a, b) {
@@ -76,7 +76,7 @@ function grid() {
       "aria-label": `${names[a]} predicted as ${names[b]}: ${n} images`, title: `${names[a]} → ${names[b]}: ${n} of ${sizes[a]}`,
       style: `background:${paint(shade)};color:${inkOn(shade)}` }, n ? (n > 999 ? `${Math.round(n / 1000)}k` : String(n)) : ""));
   })));
-  return el("div", { class: "scroll" }, el("table", { class: "matrix" }, el("thead", {}, head), el("tbody", {}, body)));
+  return el("div", { class: "scroll" }, el("table", { class: view.rows.length <= 12 ? "matrix roomy" : "matrix" }, el("thead", {}, head), el("tbody", {}, body)));
 }
 function around(a) {  // a class, and those it is confused with most
   const near = new Map();

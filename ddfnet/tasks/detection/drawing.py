@@ -10,11 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ddfnet.checkpoint import read_weights
 from ddfnet.data.decode import open_rgb
-from ddfnet.models.weights import load_weights
-from ddfnet.tasks.detection.network import create_backbone, create_detector
-from ddfnet.utils.errors import CheckpointError
+from ddfnet.tasks.detection.network import load_detector
 
 _COLORS = matplotlib.color_sequences["tab10"]
 
@@ -24,17 +21,7 @@ def draw_detections(images: list[Path], checkpoint: Path, *, threshold: float = 
 
     CheckpointError where the checkpoint is of no detector, OSError where an image cannot be read.
     """
-    weights = read_weights(checkpoint)
-    meta = weights.meta or {}
-    if meta.get("task") != "detection":
-        task = meta.get("task", "unknown")
-        raise CheckpointError(f"{checkpoint} is of the task {task}: give a checkpoint of detection")
-    options = dict(meta["model"])
-    name, backbone = options.pop("name"), create_backbone(options.pop("backbone"), **options.pop("backbone_kwargs"))
-    detector = create_detector(backbone, **options).eval()
-    load_weights(detector, weights, source=checkpoint, name=name)
-    classes = [category["name"] for category in meta["categories"]]
-
+    detector, classes = load_detector(checkpoint)
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(4 * columns, 4 * rows), dpi=110, layout="constrained")

@@ -61,8 +61,8 @@ def explore(
         title=f"Filters of {subject.model}",
         kicker="Dynamic filters, pixel by pixel",
         heading=subject.model,
-        lead=f"{len(layers or there)} layers, n = {len(shown)} image(s). Each pixel of each layer has a filter of its own.",
-        note=f"Numbers are stored with 11 significant bits. Input and output of {channels} channels a layer at most are in "
-        "this page (--channels); the filters of all channels act in the network.",
+        lead=f"{len(layers or there)} layers, n = {len(shown)} image(s). Each pixel of each has a filter of its own.",
+        note=f"Numbers are stored with 11 significant bits. Of each layer, {channels} channels at most are in this "
+        "page (--channels), with their input and output.",
         facts=facts,
     )

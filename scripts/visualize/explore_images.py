@@ -70,7 +70,7 @@ def open_subject(checkpoint: str, images: Sequence[str], *, model: str | None, d
 
             yield Shown(printable(Path(name).name), pixels.permute(1, 2, 0).numpy(), run, _prediction(names))
 
-    facts = [("input", f"{how.size} × {how.size} pixels, crop {how.crop_pct:g}, {how.interpolation}")]
+    facts = [("input", f"{how.size} x {how.size} pixels, crop {how.crop_pct:g}, {how.interpolation}")]
     return Subject(loaded.network, loaded.name, shown(), facts)
 
 
@@ -138,7 +138,7 @@ def _depth(path: Path, images: Sequence[str], data: Path | None, size: int) -> S
                 name, pixels, run, lambda depth: f"depth {float(depth.min()):.2f} to {float(depth.max()):.2f} m"
             )
 
-    facts = [("input", f"the upper left {size} × {size} pixels at most (--size); upscale factor {network.factor}")]
+    facts = [("input", f"the upper left {size} x {size} pixels at most (--size); upscale factor {network.factor}")]
     return Subject(network, f"DDF-Up-Net x{network.factor}", shown(), facts)
 
 

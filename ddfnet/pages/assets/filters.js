@@ -18,12 +18,11 @@ function filterViewer(root, images) {
   const caption = el("figcaption", {});
   const maps = el("div", { class: "maps" }), equation = el("div", { class: "equation" });
   const readout = el("div", { class: "readout", role: "status", "aria-live": "polite" });
-  const note = el("p", { class: "note", style: "margin-top:12px" });
+  const note = el("p", { class: "note", style: "margin:12px 0" });
   show(root, parts.strip,
     el("div", { class: "controls" }, el("label", {}, "layer", layerSelect), headLabel, el("label", {}, channelLabel, channelInput)),
     el("div", { class: "viewer" },
-      el("div", {}, el("figure", { style: "margin:0" }, caption, stage), readout),
-      el("div", {}, equation, note, maps)));
+      el("figure", { style: "margin:0" }, caption, stage), el("div", {}, equation, note, readout)), maps);
 
   images.forEach((image, i) => parts.strip.append(el("button", { type: "button", title: image.name, "aria-label": image.name,
     onclick: () => choose({ image: i }) }, el("img", { src: image.url, alt: "", class: image.width <= 64 ? "pixels" : null }))));
@@ -104,14 +103,14 @@ function filterViewer(root, images) {
 
   // Drawings
   const tap = (value) => Math.abs(value) < 9.995 ? value.toFixed(2).replace(/^-0\.00$/, "0.00").replace("-", "−") : real(value, 0);
-  function kernel(title, kind, values, limit, unit) {
+  function kernel(sign, title, kind, values, limit, unit) {
     const k = layer.k, ramp = ramps().diverging, side = 40;
     const cells = values.map((value, t) => {
       const shade = ramp(limit ? value / limit : 0), x = (t % k) * side, y = Math.floor(t / k) * side;
       return [svg("rect", { x, y, width: side, height: side, fill: paint(shade), stroke: color("line"), "stroke-width": 1 }),
         k <= 5 ? svg("text", { x: x + side / 2, y: y + side / 2 + 4, "text-anchor": "middle", style: `fill:${inkOn(shade)};font-size:${k > 3 ? 9.5 : 12}px` }, tap(value)) : null];
     });
-    return el("figure", {}, el("figcaption", { class: kind }, el("b", { class: kind }, title), el("br"), unit),
+    return el("figure", {}, el("figcaption", {}, sign ? el("span", { class: "sign" }, sign) : null, el("b", { class: kind }, title), el("br"), unit),
       svg("svg", { class: "kernel", viewBox: `0 0 ${k * side} ${k * side}`, role: "img", "aria-label": `${title}: ${values.map((v) => real(v, 3)).join(", ")}` }, cells));
   }
   function drawMap(title, detail, values, W, H, ramp, low, high) {
@@ -178,11 +177,10 @@ function filterViewer(root, images) {
     const c = state.channel, head = headOf(c), slot = layer.channels.indexOf(c), { x, y } = state;
     const spatial = spatialAt(x, y, head), channel = channelAt(x, y, c), whole = combine(spatial, channel), seen = windowAt(x, y, slot);
     const largest = (values) => values.reduce((a, value) => Math.max(a, Math.abs(value)), 0);
-    const sign = (text) => el("span", { class: "sign", "aria-hidden": "true" }, text);
-    const row = [kernel("spatial filter", "spatial", spatial, largest(spatial), `of pixel ${x}, ${y}`)];
-    if (channel) row.push(sign(layer.combine === "mul" ? "×" : "+"), kernel("channel filter", "channel", channel, largest(channel), `of channel ${c}`),
-      sign("="), kernel("combined", "combined", whole, largest(whole), "of both"));
-    if (seen) row.push(sign("·"), kernel("input", "plain", seen, largest(seen), `around ${x}, ${y}`));
+    const row = [kernel("", "spatial filter", "spatial", spatial, largest(spatial), `of pixel ${x}, ${y}`)];
+    if (channel) row.push(kernel(layer.combine === "mul" ? "×" : "+", "channel filter", "channel", channel, largest(channel), `of channel ${c}`),
+      kernel("=", "combined", "combined", whole, largest(whole), "tap by tap"));
+    if (seen) row.push(kernel("·", "input", "plain", seen, largest(seen), `around pixel ${x}, ${y}`));
     show(equation, row);
     note.textContent = `Every number is a tap of the ${layer.k} × ${layer.k} filter; orange is above zero, blue below; each grid has a scale of its own.`;
     const flat = state.energy && Math.max(...state.energy) - Math.min(...state.energy) < 1e-3 * Math.max(...state.energy);
@@ -190,7 +188,7 @@ function filterViewer(root, images) {
     lines.push(["energy", real(length(whole)) + (flat ? " (the same everywhere: filter normalization)" : "")]);
     if (seen) {
       const given = layer.y[(slot * layer.OH + y) * layer.OW + x];
-      lines.push(["output", `${real(given)} by the layer`], ["", `${real(dot(whole, seen))} as input · filter, from the numbers here`]);
+      lines.push(["output", `${real(given)} from the layer; ${real(dot(whole, seen))} is the sum of input × filter over the taps shown`]);
       readout.dataset.output = given; readout.dataset.sum = dot(whole, seen);
     }
     readout.dataset.spatial = JSON.stringify(spatial); readout.dataset.channel = JSON.stringify(channel); readout.dataset.combined = JSON.stringify(whole);

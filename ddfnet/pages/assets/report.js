@@ -182,7 +182,7 @@ function drawClasses() {
 // Calibration
 function drawCalibration() {
   const { counts, accuracy, confidence } = DATA.calibration, bins = counts.length, most = Math.max(...counts), narrow = innerWidth < 560;
-  const W = narrow ? 340 : 640, H = narrow ? 420 : 430, left = 48, top = 12, w = W - left - 12, h = narrow ? 240 : 262, top2 = top + h + 44, h2 = 62;
+  const W = narrow ? 340 : 640, H = narrow ? 420 : 430, left = 66, top = 12, w = W - left - 26, h = narrow ? 240 : 262, top2 = top + h + 44, h2 = 62;
   const X = (v) => left + v * w, Y = (v) => top + (1 - v) * h, parts = [];
   for (const v of [0, .2, .4, .6, .8, 1]) parts.push(svg("line", { x1: left, x2: left + w, y1: Y(v), y2: Y(v), stroke: "var(--line)" }), svg("text", { x: left - 7, y: Y(v) + 4, "text-anchor": "end" }, `${Math.round(100 * v)} %`),
     svg("text", { x: X(v), y: top2 + h2 + 17, "text-anchor": "middle" }, `${Math.round(100 * v)} %`));
@@ -198,7 +198,7 @@ function drawCalibration() {
   });
   parts.push(svg("line", { x1: X(0), y1: Y(0), x2: X(1), y2: Y(1), stroke: "var(--muted)", "stroke-dasharray": "5 4", style: "pointer-events:none" }),
     svg("text", { x: left, y: top2 - 14 }, "images"), svg("text", { x: left + w / 2, y: top2 + h2 + 34, "text-anchor": "middle" }, "confidence"),
-    svg("text", { transform: `translate(12 ${top + h / 2}) rotate(-90)`, "text-anchor": "middle" }, "accuracy"));
+    svg("text", { transform: `translate(14 ${top + h / 2}) rotate(-90)`, "text-anchor": "middle" }, "accuracy"));
   const key = (fill, text) => el("span", {}, el("i", { style: `background:${fill}` }), text);
   show($("calibration-body"), el("div", { class: "legend", style: "margin-bottom:8px" }, key("var(--correct)", "accuracy of the bin"), key("var(--wrong)", "mean confidence of the bin"), el("span", {}, "dashed: perfect calibration")),
     svg("svg", { viewBox: `0 0 ${W} ${H}`, width: W, role: "img", "aria-label": "Accuracy against confidence" }, parts), readout);

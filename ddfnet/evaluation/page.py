@@ -147,8 +147,9 @@ def _most_confused(both: list[tuple[int, int, int, int, int]], names: list[str],
     ways = [
         f"{count:,} of {sizes.get(label, 0):,} images of {names[label]} were predicted as {names[other]}"
         for label, other, count in ((a, b, there), (b, a, back))
+        if count
     ]
-    return {"a": names[a], "b": names[b], "text": f"{total:,} mistakes: {ways[0]}, {ways[1]}."}
+    return {"a": names[a], "b": names[b], "text": f"{total:,} mistakes: {', '.join(ways)}."}
 
 
 def _mistakes_text(chosen: Chosen, wrong: int, shown: int) -> str:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -135,7 +136,7 @@ def filter_images(
         if image is None or len(found) == FILTER_IMAGES:
             continue
         batch = transform({"image": image[None].to(device)})
-        layers = inspect_layers(network, lambda image=batch["image"]: network(image))
+        layers = inspect_layers(network, partial(network, batch["image"]))
         values = sum(
             layer.spatial.numel() + (0 if layer.channel is None else layer.channel.numel()) for layer in layers
         )

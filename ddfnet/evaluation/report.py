@@ -161,22 +161,23 @@ class PredictionReport(Report):
         report._write_texts(folder)
         for name in (PAGE, *FIGURES):
             (folder / name).unlink(missing_ok=True)
-        pages = self._html()
-        for name, text in pages.items():
-            write_text(folder / name, text)
+        if page := self._html():
+            write_text(folder / PAGE, page)
+            report = replace(self, files=(*TEXTS, PAGE))
+            report._write_texts(folder)
         figures = draw_figures(self.images, self.predictions, self.names, self.settings.facts["preprocessing"])
         for name, png in figures.items():
             write_atomically(folder / name, methodcaller("write", png))
-        if pages or figures:
-            report = replace(report, files=(*TEXTS, *pages, *figures))
+        if figures:
+            report = replace(report, files=(*report.files, *figures))
             report._write_texts(folder)
         return report
 
-    def _html(self) -> dict[str, str]:
-        """report.html by name; nothing where it cannot be made."""
+    def _html(self) -> str:
+        """The text of report.html; none where it cannot be made."""
         where = f"{self.images.name} ({self.data})" if self.images.name else self.data
         try:
-            text = report_html(
+            return report_html(
                 images=self.images,
                 predictions=self.predictions,
                 names=self.names,
@@ -189,8 +190,7 @@ class PredictionReport(Report):
             )
         except Exception as error:  # hours of evaluation must not end without a report for the sake of a page
             print(f"no {PAGE}: {decode_error(error)}", file=sys.stderr, flush=True)
-            return {}
-        return {PAGE: text}
+            return ""
 
     def _write_texts(self, folder: Path) -> None:
         rows = class_rows(self.predictions)

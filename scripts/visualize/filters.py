@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -13,9 +12,9 @@ from ddfnet.data.batches import EvalBatchTransform
 from ddfnet.data.decode import open_rgb
 from ddfnet.data.preprocessing import eval_transform
 from ddfnet.models.classifier import load_classifier
+from ddfnet.pages.palette import SERIES
 from ddfnet.utils.errors import UserError
 
-_POINT_COLORS = matplotlib.colormaps["tab10"].colors
 _GRID = 3
 
 
@@ -89,7 +88,7 @@ def _draw(pixels: Tensor, filters: Tensor, points: list[tuple[int, int]], title:
     for own in grid[len(points) :]:
         own.set_axis_off()
     for number, ((x, y), own) in enumerate(zip(points, grid, strict=False)):
-        color = _POINT_COLORS[number % len(_POINT_COLORS)]
+        color = SERIES[number % len(SERIES)]
         axes.plot(x, y, "o", ms=13, color="white", mec=color, mew=2)
         axes.text(x, y, str(number + 1), ha="center", va="center", fontsize=8, color="black")
         own.imshow(values[:, :, y * height // size, x * width // size], **colors)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -11,9 +10,8 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ddfnet.data.decode import open_rgb
+from ddfnet.pages.palette import SERIES
 from ddfnet.tasks.detection.network import load_detector
-
-_COLORS = matplotlib.color_sequences["tab10"]
 
 
 def draw_detections(images: list[Path], checkpoint: Path, *, threshold: float = 0.5) -> Figure:
@@ -43,7 +41,7 @@ def _draw_boxes(axes: Axes, detections: dict[str, Tensor], classes: list[str], t
     for box, label, score in zip(detections["boxes"], detections["labels"], detections["scores"], strict=True):
         if score < threshold:
             continue
-        (left, top, right, bottom), color = box.tolist(), _COLORS[int(label) % len(_COLORS)]
+        (left, top, right, bottom), color = box.tolist(), SERIES[int(label) % len(SERIES)]
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=color, lw=1.6))
         text, bbox = f"{classes[int(label) - 1]} {score:.2f}", {"fc": color, "ec": "none", "pad": 1.2}
         axes.text(left, top, text, fontsize=7, color="white", va="bottom", bbox=bbox)

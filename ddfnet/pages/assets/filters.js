@@ -87,6 +87,39 @@ function filterViewer(root, images) {
   const dot = (a, b) => a.reduce((sum, value, t) => sum + value * b[t], 0);
   const length = (a) => Math.sqrt(dot(a, a));
 
+  // Maps over all pixels, without an array for each: there may be 100,000.
+  function eachPixel(head, visit) {
+    const { H, W, scale, taps, heads, OW } = layer, plane = H * W;
+    for (let phase = 0; phase < scale * scale; phase++) {
+      const from = (phase * heads + head) * taps * plane, py = Math.floor(phase / scale), px = phase % scale;
+      for (let fy = 0; fy < H; fy++) for (let fx = 0; fx < W; fx++)
+        visit((fy * scale + py) * OW + fx * scale + px, from + fy * W + fx, phase);
+    }
+  }
+  function similarityMap(head) {
+    const own = spatialAt(state.x, state.y, head), size = length(own), { taps, spatial } = layer, plane = layer.H * layer.W;
+    const map = new Float32Array(layer.OH * layer.OW);
+    eachPixel(head, (pixel, at) => {
+      let product = 0, square = 0;
+      for (let t = 0; t < taps; t++) { const value = spatial[at + t * plane]; product += value * own[t]; square += value * value; }
+      map[pixel] = product / (Math.sqrt(square) * size || 1);
+    });
+    return map;
+  }
+  function energyMap(head, c) {
+    const { taps, spatial, channel, C } = layer, plane = layer.H * layer.W, multiply = layer.combine === "mul";
+    const map = new Float32Array(layer.OH * layer.OW);
+    eachPixel(head, (pixel, at, phase) => {
+      let square = 0;
+      for (let t = 0; t < taps; t++) {
+        const value = spatial[at + t * plane], other = channel ? channel[(phase * C + c) * taps + t] : multiply ? 1 : 0;
+        square += (multiply ? value * other : value + other) ** 2;
+      }
+      map[pixel] = Math.sqrt(square);
+    });
+    return map;
+  }
+
   function controls() {
     const image = images[state.image];
     [...parts.strip.children].forEach((button, i) => button.setAttribute("aria-pressed", i === state.image));
@@ -132,15 +165,9 @@ function filterViewer(root, images) {
   }
   let mapNodes = [];
   function redrawMaps() {
-    const { OH, OW } = layer, n = OH * OW, ramp = ramps(), c = state.channel, head = headOf(c), slot = layer.channels.indexOf(c);
-    const energy = new Float32Array(n), similar = new Float32Array(n), own = spatialAt(state.x, state.y, head), size = length(own);
-    let least = Infinity, most = 0;
-    for (let y = 0; y < OH; y++) for (let x = 0; x < OW; x++) {
-      const filter = spatialAt(x, y, head), i = y * OW + x;
-      energy[i] = length(combine(filter, channelAt(x, y, c)));
-      similar[i] = dot(filter, own) / (length(filter) * size || 1);
-      least = Math.min(least, energy[i]); most = Math.max(most, energy[i]);
-    }
+    const { OH, OW } = layer, ramp = ramps(), c = state.channel, head = headOf(c), slot = layer.channels.indexOf(c);
+    const energy = energyMap(head, c), similar = similarityMap(head);
+    const least = energy.reduce((a, value) => Math.min(a, value), Infinity), most = energy.reduce((a, value) => Math.max(a, value), 0);
     const symmetric = (t) => ramp.diverging(2 * t - 1);
     mapNodes = [
       drawMap("similarity to this pixel", "cosine of the spatial filters", similar, OW, OH, symmetric, -1, 1),
@@ -155,7 +182,7 @@ function filterViewer(root, images) {
       }
     }
     show(maps, mapNodes);
-    state.energy = energy;
+    state.flat = most - least < 1e-3 * most;
   }
   function drawPoint(canvas, box) {
     const ratio = Math.min(3, devicePixelRatio || 1), { width, height } = canvas.getBoundingClientRect();
@@ -183,9 +210,8 @@ function filterViewer(root, images) {
     if (seen) row.push(kernel("·", "input", "plain", seen, largest(seen), `around pixel ${x}, ${y}`));
     show(equation, row);
     note.textContent = `Every number is a tap of the ${layer.k} × ${layer.k} filter; orange is above zero, blue below; each grid has a scale of its own.`;
-    const flat = state.energy && Math.max(...state.energy) - Math.min(...state.energy) < 1e-3 * Math.max(...state.energy);
     const lines = [["pixel", `${x}, ${y} of ${layer.OW} × ${layer.OH}` + (layer.scale > 1 ? ` (phase ${place(x, y).phase + 1} of ${layer.phases})` : "")]];
-    lines.push(["energy", real(length(whole)) + (flat ? " (the same everywhere: filter normalization)" : "")]);
+    lines.push(["energy", real(length(whole)) + (state.flat ? " (the same everywhere: filter normalization)" : "")]);
     if (seen) {
       const given = layer.y[(slot * layer.OH + y) * layer.OW + x];
       lines.push(["output", `${real(given)} from the layer; ${real(dot(whole, seen))} is the sum of input × filter over the taps shown`]);
@@ -206,12 +232,9 @@ function filterViewer(root, images) {
   function refreshSimilarity() {
     const node = mapNodes[0];
     if (!node) return;
-    const { OH, OW } = layer, head = headOf(state.channel), own = spatialAt(state.x, state.y, head), size = length(own);
-    const canvas = node.querySelector("canvas"), context = canvas.getContext("2d"), data = context.createImageData(OW, OH), ramp = ramps().diverging;
-    for (let y = 0; y < OH; y++) for (let x = 0; x < OW; x++) {
-      const filter = spatialAt(x, y, head), shade = ramp(dot(filter, own) / (length(filter) * size || 1));
-      data.data.set([shade[0], shade[1], shade[2], 255], 4 * (y * OW + x));
-    }
+    const { OH, OW } = layer, similar = similarityMap(headOf(state.channel)), ramp = ramps().diverging;
+    const context = node.querySelector("canvas").getContext("2d"), data = context.createImageData(OW, OH);
+    for (let i = 0; i < similar.length; i++) { const shade = ramp(similar[i]), at = 4 * i; data.data[at] = shade[0]; data.data[at + 1] = shade[1]; data.data[at + 2] = shade[2]; data.data[at + 3] = 255; }
     context.putImageData(data, 0, 0);
   }
   function follow(board) {

@@ -162,7 +162,7 @@ function drawClasses() {
     el("button", { type: "button", onclick: () => { sorting.up = sorting.column === i ? !sorting.up : i !== 5; sorting.column = i; update(); } }, title))));
   function update() {
     const value = COLUMNS[sorting.column][1], way = sorting.up ? 1 : -1;
-    const kept = rows.filter((r) => names[r.label].toLowerCase().includes(sorting.filter) || (r.as !== null && names[r.as].toLowerCase().includes(sorting.filter)));
+    const kept = rows.filter((r) => names[r.label].toLowerCase().includes(sorting.filter));
     kept.sort((p, q) => { const a = value(p), b = value(q); return way * (a < b ? -1 : a > b ? 1 : 0) || p.label - q.label; });
     heads.forEach((head, i) => {
       head.setAttribute("aria-sort", i === sorting.column ? (sorting.up ? "ascending" : "descending") : "none");

@@ -13,6 +13,7 @@ from ddfnet.tasks import load_config
 from scripts.visualize import __main__ as visualize
 from scripts.visualize.filters import spatial_filters_of
 from tests.conftest import ROOT, exit_code
+from tests.scripts.visualize.explored import check_layers
 
 
 def save(path, name, **kwargs):
@@ -108,6 +109,14 @@ def test_depth_maps_are_drawn(scenes, tmp_path, capsys):
     command = ["depth", "--checkpoint", str(checkpoint), "--output", str(out)]
     assert exit_code(visualize.main, [*command, "--index", "1", "0"]) == 0
     assert np.asarray(Image.open(out)).shape[1] == 1700
+    page = tmp_path / "explore.html"
+    command_of_page = ["explore", str(checkpoint), "1", "--size", "48", "--output", str(page)]
+    assert exit_code(visualize.main, command_of_page) == 0
+    (shown,) = check_layers(page.read_text())
+    assert (shown["width"], {layer["kind"] for layer in shown["layers"]}) == (48, {"DDFUp"})
+    for index, message in (("2", "IMAGE 2: the validation set has the pairs 0 to 1"), ("a.png", "give numbers of")):
+        assert exit_code(visualize.main, ["explore", str(checkpoint), index, "--output", str(page)]) == 2
+        assert message in capsys.readouterr().err
     assert exit_code(visualize.main, [*command, "--index", "2"]) == 2
     assert "--index 2: the validation set has the pairs 0 to 1" in capsys.readouterr().err
 
@@ -124,5 +133,10 @@ def test_detections_are_drawn(tmp_path, image, checkpoint, capsys):
     images = [str(path) for path in sorted((shapes / "val").glob("*.png"))]
     assert exit_code(visualize.main, ["detections", *images, "--checkpoint", str(detector), "--output", str(out)]) == 0
     assert out.exists()
+    page = tmp_path / "explore.html"
+    assert exit_code(visualize.main, ["explore", str(detector), *images, "--size", "96", "--output", str(page)]) == 0
+    shown = check_layers(page.read_text())
+    assert [image["name"] for image in shown] == [path.rpartition("/")[2] for path in images]
+    assert [layer["kind"] for layer in shown[0]["layers"]] == ["DDFUp"] * 3
     assert exit_code(visualize.main, ["detections", *images, "--checkpoint", str(checkpoint)]) == 2
     assert "is of the task classification: give a checkpoint of detection" in capsys.readouterr().err

@@ -51,6 +51,7 @@ def explore(
         ("checkpoint", str(checkpoint)),
         *subject.facts,
         ("layers", ", ".join(layers or there)),
+        ("channels", f"of each layer, {channels} at most have their input and output in this page (--channels)"),
         ("images", f"n = {len(shown)}"),
         ("versions", f"ddfnet {ddfnet.__version__}, torch {torch.__version__}"),
     ]
@@ -62,7 +63,6 @@ def explore(
         kicker="Dynamic filters, pixel by pixel",
         heading=subject.model,
         lead=f"{len(layers or there)} layers, n = {len(shown)} image(s). Each pixel of each has a filter of its own.",
-        note=f"Numbers are stored with 11 significant bits. Of each layer, {channels} channels at most are in this "
-        "page (--channels), with their input and output.",
+        note="Numbers are stored with 11 significant bits.",
         facts=facts,
     )

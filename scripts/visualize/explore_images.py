@@ -133,7 +133,7 @@ def _depth(path: Path, images: Sequence[str], data: Path | None, size: int) -> S
             def run(low: torch.Tensor = low, guidance: torch.Tensor = guidance) -> torch.Tensor:
                 return network(low, guidance)
 
-            name = f"pair {index}, {printable(str(reader.pairs.name(index)))}"
+            name = f"pair {index}, {printable(Path(str(reader.pairs.name(index))).name)}"
             yield Shown(
                 name, pixels, run, lambda depth: f"depth {float(depth.min()):.2f} to {float(depth.max()):.2f} m"
             )

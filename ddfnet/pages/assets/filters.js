@@ -87,37 +87,26 @@ function filterViewer(root, images) {
   const dot = (a, b) => a.reduce((sum, value, t) => sum + value * b[t], 0);
   const length = (a) => Math.sqrt(dot(a, a));
 
-  // Maps over all pixels, without an array for each: there may be 100,000.
-  function eachPixel(head, visit) {
-    const { H, W, scale, taps, heads, OW } = layer, plane = H * W;
-    for (let phase = 0; phase < scale * scale; phase++) {
-      const from = (phase * heads + head) * taps * plane, py = Math.floor(phase / scale), px = phase % scale;
-      for (let fy = 0; fy < H; fy++) for (let fx = 0; fx < W; fx++)
-        visit((fy * scale + py) * OW + fx * scale + px, from + fy * W + fx, phase);
-    }
-  }
-  function similarityMap(head) {
-    const own = spatialAt(state.x, state.y, head), size = length(own), { taps, spatial } = layer, plane = layer.H * layer.W;
-    const map = new Float32Array(layer.OH * layer.OW);
-    eachPixel(head, (pixel, at) => {
-      let product = 0, square = 0;
-      for (let t = 0; t < taps; t++) { const value = spatial[at + t * plane]; product += value * own[t]; square += value * value; }
-      map[pixel] = product / (Math.sqrt(square) * size || 1);
-    });
-    return map;
-  }
-  function energyMap(head, c) {
-    const { taps, spatial, channel, C } = layer, plane = layer.H * layer.W, multiply = layer.combine === "mul";
-    const map = new Float32Array(layer.OH * layer.OW);
-    eachPixel(head, (pixel, at, phase) => {
-      let square = 0;
+  // Maps of all filters, H x W. Where a layer upsamples, those of the phase that the point has: each phase has a branch of
+  // its own, whose filters are not to be compared with those of another.
+  function filterMaps() {
+    const c = state.channel, head = headOf(c), { phase } = place(state.x, state.y), own = spatialAt(state.x, state.y, head);
+    const { taps, spatial, H, W } = layer, plane = H * W, from = (phase * layer.heads + head) * taps * plane, size = length(own);
+    const channel = channelAt(state.x, state.y, c), multiply = layer.combine === "mul";
+    const similar = new Float32Array(plane), energy = new Float32Array(plane);
+    for (let i = 0; i < plane; i++) {
+      let product = 0, square = 0, whole = 0;
       for (let t = 0; t < taps; t++) {
-        const value = spatial[at + t * plane], other = channel ? channel[(phase * C + c) * taps + t] : multiply ? 1 : 0;
-        square += (multiply ? value * other : value + other) ** 2;
+        const value = spatial[from + t * plane + i];
+        product += value * own[t]; square += value * value;
+        whole += (channel ? multiply ? value * channel[t] : value + channel[t] : value) ** 2;
       }
-      map[pixel] = Math.sqrt(square);
-    });
-    return map;
+      similar[i] = product / (Math.sqrt(square) * size || 1);
+      energy[i] = Math.sqrt(whole);
+    }
+    const least = energy.reduce((a, value) => Math.min(a, value), Infinity), most = energy.reduce((a, value) => Math.max(a, value), 0);
+    state.flat = most - least < 1e-3 * most;
+    return { similar, energy, least, most };
   }
 
   function controls() {
@@ -160,29 +149,31 @@ function filterViewer(root, images) {
     const stops = Array.from({ length: 9 }, (_, i) => paint(ramp(i / 8)));
     const node = el("figure", {}, el("figcaption", {}, el("b", {}, title), el("br"), detail), board,
       el("div", { class: "scale" }, real(low, 2), el("i", { style: `background:linear-gradient(90deg,${stops})` }), real(high, 2)));
-    node.mark = mark; node.values = values;
+    node.mark = mark;
     return node;
+  }
+  const signed = (ramp) => (t) => ramp(2 * t - 1);  // of a map from -limit to limit
+  function filterNodes() {
+    const { similar, energy, least, most } = filterMaps(), { H, W } = layer, ramp = ramps();
+    const which = layer.scale > 1 ? `, phase ${place(state.x, state.y).phase + 1} of ${layer.phases}` : "";
+    return [
+      drawMap("similarity to this pixel", `cosine of the spatial filters${which}`, similar, W, H, signed(ramp.diverging), -1, 1),
+      drawMap("filter energy", `length, channel ${state.channel}${which}`, energy, W, H, ramp.map, least, most),
+    ];
   }
   let mapNodes = [];
   function redrawMaps() {
-    const { OH, OW } = layer, ramp = ramps(), c = state.channel, head = headOf(c), slot = layer.channels.indexOf(c);
-    const energy = energyMap(head, c), similar = similarityMap(head);
-    const least = energy.reduce((a, value) => Math.min(a, value), Infinity), most = energy.reduce((a, value) => Math.max(a, value), 0);
-    const symmetric = (t) => ramp.diverging(2 * t - 1);
-    mapNodes = [
-      drawMap("similarity to this pixel", "cosine of the spatial filters", similar, OW, OH, symmetric, -1, 1),
-      drawMap("filter energy", `length of the filter of channel ${c}`, energy, OW, OH, ramp.map, least, most),
-    ];
+    const { OH, OW } = layer, c = state.channel, slot = layer.channels.indexOf(c);
+    mapNodes = filterNodes();
     if (layer.x) {
       const raw = images[state.image].layers[state.layer], [, XH, XW] = raw.x.shape;
       for (const [title, values, H, W] of [["input", layer.x, XH, XW], ["output", layer.y, OH, OW]]) {
         const part = values.subarray(slot * H * W, (slot + 1) * H * W);
         const limit = part.reduce((a, value) => Math.max(a, Math.abs(value)), 0);
-        mapNodes.push(drawMap(`${title}, channel ${c}`, `${W} × ${H}`, part, W, H, symmetric, -limit, limit));
+        mapNodes.push(drawMap(`${title}, channel ${c}`, `${W} × ${H}`, part, W, H, signed(ramps().diverging), -limit, limit));
       }
     }
     show(maps, mapNodes);
-    state.flat = most - least < 1e-3 * most;
   }
   function drawPoint(canvas, box) {
     const ratio = Math.min(3, devicePixelRatio || 1), { width, height } = canvas.getBoundingClientRect();
@@ -223,19 +214,20 @@ function filterViewer(root, images) {
     drawPoint(over, true);
     mapNodes.forEach((node) => drawPoint(node.mark, false));
   }
-  // Similarity follows the point, too: drawn again with the next frame.
+  // Similarity follows the point, too: drawn again with the next frame, in the same place, which the pointer may be over.
   let frame = 0;
   function moved() {
     redrawPoint();
-    if (!frame) frame = requestAnimationFrame(() => { frame = 0; refreshSimilarity(); });
+    if (!frame) frame = requestAnimationFrame(() => { frame = 0; refresh(); });
   }
-  function refreshSimilarity() {
-    const node = mapNodes[0];
-    if (!node) return;
-    const { OH, OW } = layer, similar = similarityMap(headOf(state.channel)), ramp = ramps().diverging;
-    const context = node.querySelector("canvas").getContext("2d"), data = context.createImageData(OW, OH);
-    for (let i = 0; i < similar.length; i++) { const shade = ramp(similar[i]), at = 4 * i; data.data[at] = shade[0]; data.data[at + 1] = shade[1]; data.data[at + 2] = shade[2]; data.data[at + 3] = 255; }
-    context.putImageData(data, 0, 0);
+  function refresh() {
+    const fresh = filterNodes();
+    fresh.forEach((node, i) => {
+      const [old, canvas] = [mapNodes[i], node].map((each) => each.querySelector("canvas"));
+      old.width = canvas.width; old.height = canvas.height;
+      old.getContext("2d").drawImage(canvas, 0, 0);
+      for (const part of ["figcaption", ".scale"]) mapNodes[i].querySelector(part).replaceWith(node.querySelector(part));
+    });
   }
   function follow(board) {
     const at = (event) => {

@@ -164,6 +164,7 @@ def test_the_filter_under_the_pointer_is_shown(browser, page, checkpoint, images
     find(browser, "#explorer-channel")[0].send_keys(ARROW_LEFT)
     assert read(browser)["point"]["channel"] < c
     assert len(find(browser, ".maps figure")) == 4
+    assert all(element.size["height"] > 100 for element in find(browser, ".maps .stage"))
     # Maps have structure: neither blank nor one color.
     colors = browser.execute_script("""return [...document.querySelectorAll('.maps canvas:first-child')].map((c) => {
         const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, seen = new Set();

@@ -36,7 +36,7 @@ class Chosen:
 
     mistakes: list[int]  # highest confidence first
     worst: list[int]
-    of_pair: list[int]  # three that show how the two most confused classes are confused
+    of_pair: list[int]  # three that show how the two most confused classes are confused, mistakes first
     correct: list[int] = field(default_factory=list)
     thumbnails: list[int] = field(default_factory=list)  # the most wanted first
 
@@ -56,13 +56,16 @@ def choose(predictions: Predictions, both: Sequence[tuple[int, ...]], classes: i
         there, back = cells[a, b], cells[b, a]
         ones = 3 if not back else 2  # the other direction, too, where there is one
         chosen.of_pair = (there[:ones] + back[: 3 - min(ones, len(there))])[:3]
-    wanted = chosen.of_pair + wanted
     for a, b, *_ in both[:PAIRS]:
         wanted += cells[a, b][:PER_WAY] + cells[b, a][:PER_WAY]
     shown = (
         range(classes) if classes <= FEW_CLASSES else dict.fromkeys(label for pair in both[:8] for label in pair[:2])
     )
     chosen.correct = _correct(predictions, set(shown))
+    if both:  # few were confused: beside them, correct images of the two classes
+        correct = [i for label in both[0][1::-1] for i in chosen.correct if predictions.target[i] == label]
+        chosen.of_pair = (chosen.of_pair + correct)[:3]
+    wanted = chosen.of_pair + wanted
     wanted += chosen.correct
     queues = [iter(cell) for cell in sorted(cells.values(), key=len, reverse=True)]
     wanted += _in_turn(queues, MOST_THUMBNAILS)

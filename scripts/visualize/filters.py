@@ -1,9 +1,9 @@
 """Figure of `python scripts/visualize filters`: the filters that a DDF layer predicts."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -11,6 +11,7 @@ from ddfnet import DDF
 from ddfnet.data.batches import EvalBatchTransform
 from ddfnet.data.decode import open_rgb
 from ddfnet.data.preprocessing import eval_transform
+from ddfnet.layers.inspection import inspect_layers
 from ddfnet.models.classifier import load_classifier
 from ddfnet.pages.palette import SERIES
 from ddfnet.utils.errors import UserError
@@ -37,23 +38,12 @@ def draw_filters(
             raise UserError(f"--points {x},{y} is outside the {size} x {size} pixels of the input")
     name, ddf = _find(loaded.network, layer)
     batch = EvalBatchTransform(loaded.preprocessing, device="cpu", channels_last=True)({"image": pixels[None]})
-    filters = spatial_filters_of(ddf, loaded.network, batch["image"])
-    k, (height, width) = ddf.kernel_size, filters.shape[-2:]
+    k = ddf.kernel_size
+    (seen,) = inspect_layers(loaded.network, partial(loaded.network, batch["image"]), [name])
+    filters = seen.spatial[0].unflatten(1, (k, k))
+    height, width = filters.shape[-2:]
     title = f"{name}: filters of {k} x {k} taps at {height} x {width} positions"
-    return _draw(pixels, filters[0], points, title)
-
-
-def spatial_filters_of(ddf: DDF, network: nn.Module, images: Tensor) -> Tensor:
-    """The filters that one layer predicts in a forward pass: (B, heads, k, k, H, W), float32."""
-    caught: list[Tensor] = []
-    # A hook on the branch also makes the layer take its separate, unfused path.
-    handle = ddf.spatial_branch.register_forward_hook(lambda _, __, output: caught.append(output))
-    try:
-        with torch.inference_mode():
-            network(images)
-    finally:
-        handle.remove()
-    return caught[0].float().unflatten(1, (ddf.heads, ddf.kernel_size, ddf.kernel_size))
+    return _draw(pixels, filters, points, title)
 
 
 def _find(network: nn.Module, name: str | None) -> tuple[str, DDF]:

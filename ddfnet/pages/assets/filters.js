@@ -249,4 +249,8 @@ function filterViewer(root, images) {
   onTheme(redraw);
   addEventListener("resize", () => redrawPoint());
   choose({ image: 0 });
+  if (layer.y) {  // a channel with something to see in the middle
+    const at = (slot) => Math.abs(layer.y[(slot * layer.OH + state.y) * layer.OW + state.x]), slots = layer.channels.map((_, i) => i);
+    choose({ channel: layer.channels[slots.reduce((a, b) => at(b) > at(a) ? b : a, 0)] });
+  }
 }

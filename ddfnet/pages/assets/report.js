@@ -69,7 +69,8 @@ const FEW = 20;
 const view = { rows: [], columns: [], size: matchMedia("(max-width: 560px)").matches ? 8 : 12 };
 function grid() {
   const ramp = ramps().single;
-  const head = el("tr", {}, el("th", {}), view.columns.map((b) => el("th", { scope: "col", title: names[b] }, el("span", {}, names[b]))));
+  const short = view.columns.every((b) => names[b].length < 4);
+  const head = el("tr", {}, el("th", {}), view.columns.map((b) => el("th", { scope: "col", title: names[b] }, el("span", { class: short ? "short" : null }, names[b]))));
   const body = view.rows.map((a) => el("tr", {}, el("th", { scope: "row", title: names[a] }, names[a]), view.columns.map((b) => {
     const n = cellCount(a, b), shade = ramp(sizes[a] ? Math.sqrt(n / sizes[a]) : 0);
     return el("td", { class: a === b ? "self" : null }, el("button", { type: "button", disabled: !n, "data-cell": `${a},${b}`, onclick: () => openCell(a, b),

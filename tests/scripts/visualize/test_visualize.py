@@ -11,7 +11,6 @@ from ddfnet.checkpoint import save_checkpoint
 from ddfnet.engine.train import train
 from ddfnet.tasks import load_config
 from scripts.visualize import __main__ as visualize
-from scripts.visualize.filters import spatial_filters_of
 from tests.conftest import ROOT, exit_code
 from tests.scripts.visualize.explored import check_layers
 
@@ -37,20 +36,6 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def image(image_tree):
     return next(iter(sorted((image_tree / "val" / "ring").iterdir())))
-
-
-def test_filters_are_those_the_layer_applies():
-    torch.manual_seed(0)
-    model = ddfnet.create_model("ddf_mul_resnet14_32px", heads=2).eval()
-    x = torch.randn(1, 3, 32, 32)
-    inputs = []
-    layer = model.layer2[0].conv2
-    layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    filters = spatial_filters_of(layer, model, x)
-    assert filters.shape == (1, 2, 3, 3, 16, 16)
-    with torch.inference_mode():
-        torch.testing.assert_close(filters.flatten(1, 3), layer.spatial_branch(inputs[0]))
-    assert not layer.spatial_branch._forward_hooks
 
 
 @pytest.mark.parametrize("options", [[], ["--layer", "layer3.0.conv2", "--points", "3,4", "31,0"]])

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from ddfnet.data.decode import open_rgb
 from ddfnet.data.preprocessing import eval_transform
 from ddfnet.layers.inspection import inspect_layers
 from ddfnet.models.classifier import load_classifier
-from ddfnet.pages.palette import SERIES
+from ddfnet.pages.palette import BLUE, SERIES, VERMILLION
 from ddfnet.utils.errors import UserError
 
 _GRID = 3
@@ -61,7 +62,8 @@ def _draw(pixels: Tensor, filters: Tensor, points: list[tuple[int, int]], title:
     heads, k, _, height, width = filters.shape
     values = filters[0].numpy()  # the first head: the others are of the same kind
     limit = float(np.abs(values).max()) or 1.0
-    colors = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    cmap = LinearSegmentedColormap.from_list("filters", [BLUE, "white", VERMILLION])  # as in the pages
+    colors = {"cmap": cmap, "vmin": -limit, "vmax": limit}
     size = pixels.shape[-1]
 
     columns = max(3, int(np.ceil(np.sqrt(len(points)))))

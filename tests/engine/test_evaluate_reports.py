@@ -91,6 +91,29 @@ def test_all_files_tell_the_same(checkpoint, image_tree, tmp_path, capsys):
     assert listed == ", ".join(report["files"])
 
 
+def test_a_report_with_other_options_is_kept(checkpoint, image_tree, tmp_path, capsys, no_figures):
+    out = tmp_path / "out"
+    first = evaluated(checkpoint, data=image_tree, output=out, **COMMON)
+    evaluated(checkpoint, data=image_tree, output=out, **{**COMMON, "batch_size": 3})
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    assert "is kept in" not in capsys.readouterr().out
+    evaluated(checkpoint, data=image_tree, output=out, interpolation="nearest", **COMMON)
+    (kept,) = (out / "earlier").iterdir()
+    assert (
+        f"{out} had a report that differs in preprocessing.interpolation: it is kept in {kept}"
+        in capsys.readouterr().out
+    )
+    assert sorted(path.name for path in kept.iterdir()) == sorted(FILES)
+    assert json.loads((kept / "report.json").read_text())["top1_count"] == first["top1_count"]
+    sets = {"data": image_tree, "sets": "val", "output": out, **COMMON}
+    evaluated(checkpoint, **sets)
+    evaluated(checkpoint, **sets, crop_pct=0.9)
+    (kept,) = {*(out / "earlier").iterdir()} - {kept}
+    assert {"sets.json", "sets.md", "val"} == {path.name for path in kept.iterdir()}
+    assert (kept / "val" / "report.html").is_file()
+    assert json.loads((out / "val" / "report.json").read_text())["preprocessing"]["crop_pct"] == 0.9
+
+
 def test_two_processes_give_the_same_image_by_image(checkpoint, image_tree, tmp_path, no_figures):
     """With the options that could go wrong: several sets, and two passes per image."""
     arguments = ("--checkpoint", checkpoint, "--data", image_tree, "--sets", f"val,v2={tmp_path / 'v2'}", "--tta")

@@ -19,6 +19,7 @@ from ddfnet.evaluation.statistics import (
     confusions,
     wilson_interval,
 )
+from ddfnet.layers.inspection import spatial_layers
 from ddfnet.pages.pack import SMALL_IMAGE, pack
 from ddfnet.pages.render import render
 
@@ -107,7 +108,7 @@ def report_html(
         calibration_text=f"How often the network is right when it is this sure, in {BINS} bins of confidence; "
         f"n = {n:,} images. Expected calibration error {curve.ece:.2f} %.",
         mistakes_text=_mistakes_text(chosen, wrong, len(urls)),
-        filters_text=_filters_text(viewer),
+        filters_text=_filters_text(viewer, network),
         facts=facts,
         footer="This file holds everything it shows: no network, no server.",
     )
@@ -160,12 +161,13 @@ def _mistakes_text(chosen: Chosen, wrong: int, shown: int) -> str:
     return text + (f" It lists {len(chosen.mistakes):,} of the mistakes." if len(chosen.mistakes) < wrong else "")
 
 
-def _filters_text(viewer: list[dict[str, Any]]) -> str:
-    if not viewer:
+def _filters_text(viewer: list[dict[str, Any]], network: nn.Module | None) -> str:
+    if not viewer or network is None:
         return ""
-    layers, size = viewer[0]["layers"], len(viewer)
+    shown, there, size = len(viewer[0]["layers"]), len(spatial_layers(network)), len(viewer)
+    layers = f"{shown} layers" if shown >= there else f"the first {shown} of {there} layers"
     return (
-        f"The filters that this network predicts for each pixel: {len(layers)} layers, n = {size} images. Move the "
+        f"The filters that this network predicts for each pixel: {layers}, n = {size} images. Move the "
         "pointer over the image, touch it, or use the arrow keys. More of any image: python scripts/visualize explore."
     )
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from ddfnet.data.preprocessing import Preprocessing, eval_transform
 from ddfnet.evaluation.image_sets import ImageSet
 from ddfnet.evaluation.predictions import Predictions
 from ddfnet.evaluation.statistics import worst_mistakes
-from ddfnet.layers.inspection import inspect_layers, spatial_layers
+from ddfnet.layers.inspection import LayerFilters, inspect_layers, spatial_layers
 from ddfnet.pages.filters import viewer_image
 from ddfnet.pages.pack import image_url
 from ddfnet.utils.text import printable
@@ -133,6 +134,7 @@ def filter_images(
     device = next(network.parameters()).device
     transform = EvalBatchTransform(preprocessing, device=device)
     found: list[dict[str, Any]] = []
+    kept: set[str] = set()
     size = 0
     for i, label in zip(rows, labels, strict=True):
         image = pixels.read(i)
@@ -140,13 +142,20 @@ def filter_images(
             continue
         batch = transform({"image": image[None].to(device)})
         layers = inspect_layers(network, partial(network, batch["image"]))
-        values = sum(
-            layer.spatial.numel() + (0 if layer.channel is None else layer.channel.numel()) for layer in layers
-        )
-        size += values * 2 * 4 // 3
-        if found and size > FILTER_BYTES:
+        if not found:  # of a network with huge filters, the first layers, which fit
+            ends = accumulate(map(_bytes, layers))
+            kept = {layer.name for layer, end in zip(layers, ends, strict=True) if end <= FILTER_BYTES}
+        layers = [layer for layer in layers if layer.name in kept]
+        size += sum(map(_bytes, layers))
+        if not layers or (found and size > FILTER_BYTES):
             break
         name = short_name(pixels.images, i)
         shown = image.permute(1, 2, 0).numpy()
         found.append(viewer_image(name, shown, layers, label=label))
     return found
+
+
+def _bytes(layer: LayerFilters) -> int:
+    """Of its filters in the page: base64 of two bytes a number."""
+    numbers = layer.spatial.numel() + (0 if layer.channel is None else layer.channel.numel())
+    return 2 * numbers * 4 // 3

@@ -12,6 +12,7 @@ from PIL import Image
 import ddfnet
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.data.sources.folder import index_folder
+from ddfnet.evaluation import page_images
 from ddfnet.evaluation.image_sets import ImageSet
 from ddfnet.evaluation.page import report_html
 from ddfnet.evaluation.predictions import Predictions
@@ -109,6 +110,16 @@ def test_a_network_without_filters_has_none(small):
     images, predictions = small
     network = ddfnet.create_model("resnet14_32px", num_classes=5).eval()
     assert 'id="filters"' not in page_of(images, predictions, CLASSES, network)
+
+
+def test_huge_filters_are_left_out(small, monkeypatch):
+    images, predictions = small
+    network = ddfnet.create_model("ddf_mul_resnet14_32px", num_classes=5).eval()
+    monkeypatch.setattr(page_images, "FILTER_BYTES", 24 * (16 * 16 + 8 * 8 + 16 + 32))  # two layers of one image
+    page = page_of(images, predictions, CLASSES, network)
+    (shown,) = page_data(page)["filters"]
+    assert [layer["name"] for layer in shown["layers"]] == ["layer1.0.conv2", "layer2.0.conv2"]
+    assert "the first 2 of 4 layers, n = 1 images" in page
 
 
 def test_images_that_are_gone_are_missing(small, capsys):

@@ -95,7 +95,9 @@ def _set(images: ImageSet, loaded: Classifier, how: Preprocessing, options: Eval
 
     def report(evaluator: PredictionEvaluator, **about: Any) -> PredictionReport:
         classes = output_names(images.classes, outputs)
-        return PredictionReport(images=images, predictions=evaluator.predictions, classes=classes, **about)
+        return PredictionReport(
+            images=images, predictions=evaluator.predictions, classes=classes, network=loaded.network, **about
+        )
 
     return EvaluationSet(images.name, images.index.root, len(images.index), batches, evaluator, report)
 

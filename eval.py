@@ -12,8 +12,10 @@ Model, classes and preprocessing come from the checkpoint, which may be of timm,
 torchvision, Lightning and others, or a folder of the hub (hf-hub:ORG/NAME,
 local-dir:FOLDER); bare state_dicts need --model. Prints top-1,
 top-5, expected calibration error, loss and the number of images, and writes a
-folder: report.json, report.md (one page to read), per_class.csv, and with
-matplotlib calibration.png, confusion.png and mistakes.png. Checkpoints of
+folder: report.json, report.md (one page to read), report.html (to look at
+mistakes and filters), per_class.csv, and with matplotlib calibration.png,
+confusion.png and mistakes.png. An earlier report there that was made with other
+options is kept, in its sub-folder earlier/. Checkpoints of
 other tasks are evaluated as their own configuration says (--data is its
 data.root), with their own metrics and report.json alone.
 
@@ -50,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--crop-pct", type=float, metavar="FRACTION", help="instead of the checkpoint's: size / crop_pct is the resize")
     add("--interpolation", metavar="NAME", help="instead of the checkpoint's: bilinear, bicubic, ...")
     add("--resize", metavar="KERNEL", help="instead of the checkpoint's: torch, or pillow for timm's pixels to the bit")
+    add("--threshold", type=float, metavar="P", help="multi-label: of the sigmoid, instead of the checkpoint's")
     add(
         "--fuse-bn", action="store_true", help="fold batch normalization into convolutions: faster, same up to rounding"
     )

@@ -7,6 +7,7 @@
 
 A folder stands for the images in it and its sub-folders. Classes that are WordNet ids of ImageNet are shown by their
 names; official checkpoints name no classes: with 1000 of them, they are assumed to be ImageNet-1k's.
+Of a multi-label checkpoint all classes are shown whose probability reaches its threshold (eval.threshold of training).
 Exit codes: 0 done, 2 a mistake in the input (an image that cannot be read, say).
 """
 
@@ -35,6 +36,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--checkpoint", default=DEFAULT, metavar="PATH", help=help_text)
     add("--model", metavar="NAME", help="model name, for a file that does not say it")
     add("--top", type=int, metavar="N", help=f"how many classes (default: {_TOP}, or all where there are fewer)")
+    add("--threshold", type=float, metavar="P", help="multi-label: least probability (default: the checkpoint's)")
     add("--json", action="store_true", help="a JSON list instead of text")
     return parser.parse_args(argv)
 
@@ -47,7 +49,11 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--top must be at least 1, got {top}")
     paths = find_images(arguments.images)
     classifier = load_classifier(checkpoint, model=arguments.model)
-    outputs = classifier.num_classes
+    outputs, threshold = classifier.num_classes, arguments.threshold
+    if threshold is not None and classifier.threshold is None:
+        raise UserError(f"--threshold is of multi-label checkpoints: {checkpoint} is none; leave it out")
+    if threshold is not None and not 0 < threshold < 1:
+        raise UserError(f"--threshold must be between 0 and 1, got {threshold:g}")
     if top is not None and top > outputs:
         raise UserError(f"--top {top}: {checkpoint} has {outputs} classes")
     if not arguments.json:
@@ -55,13 +61,14 @@ def main(arguments: argparse.Namespace) -> int:
         if classifier.changes:
             print(f"weights: {classifier.changes}")
     answers = []
-    for answer in predict_images(classifier, paths, top=top or min(_TOP, outputs)):
+    most = top or (min(_TOP, outputs) if classifier.threshold is None else outputs)
+    for answer in predict_images(classifier, paths, top=most, threshold=threshold):
         answers.append(answer)
         if "error" in answer:
             print(f"predict.py: error: {answer['error']}", file=sys.stderr)
         elif not arguments.json:
             rows = [f"  {100 * row['probability']:6.2f} %  {row['name']}" for row in answer["predictions"]]
-            print("\n".join(["", answer["image"], *rows]))
+            print("\n".join(["", answer["image"], *(rows or ["  no class"])]))
     if arguments.json:
         print(json.dumps(answers, indent=2))
     return EXIT_USER_ERROR if any("error" in answer for answer in answers) else 0

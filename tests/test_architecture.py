@@ -17,7 +17,7 @@ FLOORS = [
     {"utils", "kernels"},
     {"config", "ops"},
     {"layers", "checkpoint", "optim"},
-    {"data"},
+    {"data", "pages"},
     {"zoo", "evaluation"},
     {"models"},
     {"tasks", "inference"},

@@ -46,7 +46,9 @@ def test_wheel_contains_package_and_kernels_and_nothing_else(wheel):
     assert weights
     native = [*(ROOT / "ddfnet").rglob("*.c"), *(ROOT / "ddfnet").rglob("*.h")]
     assert native
-    for source in [*(ROOT / "ddfnet").rglob("*.py"), *weights, *native]:
+    pages = list((ROOT / "ddfnet" / "pages" / "assets").iterdir())
+    assert {path.suffix for path in pages} == {".css", ".j2", ".js"}
+    for source in [*(ROOT / "ddfnet").rglob("*.py"), *weights, *native, *pages]:
         assert str(source.relative_to(ROOT)) in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"ddfnet"}
 

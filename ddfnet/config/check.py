@@ -84,6 +84,7 @@ _EXPECTATIONS = {
     "dict_type": "a section of `key: value` pairs",
     "model_type": "a section of `key: value` pairs",
     "model_attributes_type": "a section of `key: value` pairs",
+    "list_type": "a list",
     "tuple_type": "a list of numbers",
     "too_long": "a list of {max_length} values",
     "too_short": "a list of {min_length} values",

@@ -60,6 +60,11 @@ class AugmentConfig(Section):
     """alpha of mixup; 0: off."""
     cutmix: NonNegative = 0.0
     """alpha of cutmix; 0: off."""
+    cutmix_minmax: Pair | None = None
+    """CutMix: range of the sides of the box, as fractions of the image's; cutmix must be 1 then. null: by cutmix's
+    distribution."""
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    """Draw how much to mix once for a micro-batch, for each pair of images, or for each image."""
     mixup_prob: Fraction = 1.0
     """Probability that a batch is mixed at all."""
     mixup_switch_prob: Fraction = 0.5
@@ -97,6 +102,15 @@ class AugmentConfig(Section):
             Policy.of(self, Preprocessing())
         except ValueError as error:
             raise ValueError(f"augment.rand_augment={self.rand_augment} cannot be drawn: {error}") from None
+        if self.cutmix_minmax is not None:
+            low, high = self.cutmix_minmax
+            if not 0 <= low < high <= 1:
+                raise ValueError(f"augment.cutmix_minmax must be [low, high] within 0 and 1, got [{low}, {high}]")
+            if self.cutmix != 1:
+                raise ValueError(
+                    f"augment.cutmix_minmax takes the place of the distribution of augment.cutmix={self.cutmix:g}: "
+                    "set augment.cutmix=1"
+                )
         for key in ("scale", "ratio"):
             low, high = getattr(self, key)
             if not 0 < low <= high:
@@ -138,5 +152,6 @@ class AugmentConfig(Section):
             yield "erasing.count", "augment.erasing.p is 0"
         if not self.mixes:
             yield "mixup_prob", "augment.mixup and augment.cutmix are 0"
+            yield "mixup_mode", "augment.mixup and augment.cutmix are 0"
         if not (self.mixup and self.cutmix):
             yield "mixup_switch_prob", "augment.mixup and augment.cutmix are not both on"

@@ -68,6 +68,8 @@ class TrainBatchTransform(EvalBatchTransform):
             self.mixup = Mixup(
                 mixup_alpha=augment.mixup,
                 cutmix_alpha=augment.cutmix,
+                cutmix_minmax=augment.cutmix_minmax,
+                mode=augment.mixup_mode,
                 prob=augment.mixup_prob,
                 switch_prob=augment.mixup_switch_prob,
                 label_smoothing=label_smoothing,

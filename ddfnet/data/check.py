@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ddfnet.data.decode import decode_error, is_16_bit_gray
 from ddfnet.data.sources import ImageSource, SourceConfig, open_source, split_path
-from ddfnet.data.sources.base import some_names
+from ddfnet.data.sources.classes import some_names
 from ddfnet.utils.errors import DataError
 
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}

@@ -13,8 +13,35 @@ def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(length)
 
 
-def epoch_order(length: int, seed: int, epoch: int, repeats: int = 1) -> np.ndarray:
+def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Order of the images in one epoch that shows all classes equally often, in random order.
+
+    Of N images and K classes that have any, each class is shown N // K times, and N % K of them, drawn anew in each
+    epoch, once more. Within a class no image is shown again before all others were.
+
+    Args:
+        labels: int (N,), class of each image.
+
+    Returns:
+        int64 (N, 2): image index, and how often it was shown before in this epoch; depends on the arguments only.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
+    members = [images for images in members if len(images)]
+    shows = np.full(len(members), len(labels) // len(members))
+    shows[rng.permutation(len(members))[: len(labels) % len(members)]] += 1
+    entries = []
+    for images, count in zip(members, shows.tolist(), strict=True):
+        rounds = [rng.permutation(images) for _ in range(-(-count // len(images)))]
+        shown = np.arange(count)
+        entries.append(np.stack([np.concatenate(rounds or [images])[:count], shown // len(images)], axis=1))
+    return rng.permutation(np.concatenate(entries))
+
+
+def epoch_order(length: int, seed: int, epoch: int, repeats: int = 1, labels: np.ndarray | None = None) -> np.ndarray:
     """Order of the samples of one epoch: the permutation, each image `repeats` times in a row, cut off after `length`.
+
+    With `labels` of the images, `balanced_order` takes the place of the permutation.
 
     With `repeats` above 1 this is repeated augmentation (Hoffer et al., arXiv 1901.09335, in the form that made it
     common: as many samples per epoch as before, so only the first `length / repeats` images of the permutation).
@@ -23,6 +50,9 @@ def epoch_order(length: int, seed: int, epoch: int, repeats: int = 1) -> np.ndar
         int64 (length, 2): image index, and which repeat of the image it is, counted from 0.
     """
     samples = np.arange(length)
+    if labels is not None:
+        index, shown = balanced_order(labels, seed, epoch)[samples // repeats].T
+        return np.stack([index, shown * repeats + samples % repeats], axis=1)
     return np.stack([permutation(length, seed, epoch)[samples // repeats], samples % repeats], axis=1)
 
 
@@ -50,6 +80,7 @@ class TrainSampler:
     start_step: int
     end_step: int  # the step after the last
     repeats: int = 1  # times that an epoch shows each of its images
+    labels: np.ndarray | None = None  # class of each image, to show all classes equally often: see `balanced_order`
 
     def __len__(self) -> int:
         return (self.end_step - self.start_step) * self.accumulation
@@ -61,7 +92,7 @@ class TrainSampler:
         for step in range(self.start_step, self.end_step):
             epoch, step_of_epoch = divmod(step, steps_per_epoch)
             if epoch != order_epoch:
-                order, order_epoch = epoch_order(self.length, self.seed, epoch, self.repeats), epoch
+                order, order_epoch = epoch_order(self.length, self.seed, epoch, self.repeats, self.labels), epoch
             base = step_of_epoch * self.global_batch
             for m in range(self.accumulation):
                 q = m * self.world_size + self.rank

@@ -1,6 +1,7 @@
 """Evaluation over all processes, each image once."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import nn
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.signals import Interrupted, StopSignal
 from ddfnet.engine.watch import Watch
+from ddfnet.ops.compile_ahead import compile_ahead
+from ddfnet.tasks import Config, Task
 from ddfnet.tasks.base import Evaluator
 from ddfnet.utils.errors import raised_on_one_process
 
@@ -47,7 +50,7 @@ def evaluate(
 ) -> dict[str, float]:
     """The metrics of a whole set, of which `batches` are those of this process: nothing padded, nothing dropped.
 
-    The model is set to eval mode, and back to its former mode at the end.
+    The model is set to eval mode, and each of its modules back to its former mode at the end.
 
     Args:
         stop: ends the evaluation between two batches.
@@ -57,17 +60,38 @@ def evaluate(
         Interrupted: any process was signalled; raised on all of them.
         RuntimeError: the set has not the `expected` number of images.
     """
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     with autocast(distributed.device, precision), raised_on_one_process():
         for batch in batches if stop is None else stop.until_stopped(batches):
             evaluator.update(model, batch)
             if watch is not None:
                 watch.phase("evaluation")
-    model.train(was_training)
+    for module, training in modes:  # frozen batch norms stay in eval mode
+        module.training = training
     if stop is not None and stop.any_received():
         raise Interrupted(stop.received or "a signal to another process", agreed=True)
     metrics = evaluator.compute(distributed.gather_objects(evaluator.state()))
     if expected is not None and metrics["n"] != expected:
         raise RuntimeError(f"evaluated {metrics['n']} images of {expected}: some were lost or counted twice")
     return metrics
+
+
+def evaluate_in_training(
+    model: nn.Module, batches: Iterable[dict[str, Any]], task: Task, config: Config, distributed: Distributed,
+    *, limit: int | None, log: Callable[[str], object], stop: StopSignal | None, watch: Watch,
+) -> dict[str, float]:  # fmt: skip
+    """`evaluate` of a model that is being trained; `limit`: so many batches alone (dry run)."""
+    # One that trains compiled is evaluated as it is, with kernels that training had no use for.
+    ahead = config.train.compile and task.fixed_input_size
+    with compile_ahead(model, log=log) if ahead else nullcontext():
+        return evaluate(
+            model,
+            batches if limit is None else (batch for _, batch in zip(range(limit), batches, strict=False)),
+            task.evaluator(distributed.device),
+            distributed=distributed,
+            precision=config.train.precision,
+            expected=task.val_images if limit is None else None,
+            stop=stop,
+            watch=watch,
+        )

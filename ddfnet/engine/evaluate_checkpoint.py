@@ -10,6 +10,7 @@ from typing import Any
 from ddfnet.checkpoint import DEFAULT_TASK, read_weights
 from ddfnet.engine.distributed import Distributed, distributed_session
 from ddfnet.engine.evaluate import evaluate, place
+from ddfnet.evaluation.earlier import keep_earlier
 from ddfnet.evaluation.figures import NO_FIGURES, figures_available
 from ddfnet.evaluation.report import PredictionReport, Report, SetsReport, Settings, sets_header
 from ddfnet.ops.compile_ahead import compile_ahead
@@ -79,6 +80,8 @@ def evaluate_checkpoint(
             report = _evaluate_set(evaluation, evaluation.sets[0], settings, distributed)
             _print(distributed, report.console())
         else:
+            data = {"sets": {images.name: images.data for images in evaluation.sets}}
+            _keep_earlier(distributed, folder, "sets.json", settings.to_dict() | data)
             _print(distributed, sets_header(settings))
             reports: dict[str, PredictionReport] = {}
             for images in evaluation.sets:
@@ -126,10 +129,26 @@ def _evaluate_set(evaluation: Evaluation, images: EvaluationSet, settings: Setti
 
 def _write(distributed: Distributed, report: Any, folder: Path) -> Any:
     """The report with its files, which the main process writes."""
+    if isinstance(report, Report):
+        _keep_earlier(distributed, folder, "report.json", report.to_dict(), report.results)
     try:
         return report.write(folder) if distributed.is_main else report
     except OSError as error:
         raise UserError(f"cannot write the report into {folder}: {error.strerror}; give --output FOLDER") from None
+
+
+def _keep_earlier(
+    distributed: Distributed, folder: Path, name: str, new: dict[str, Any], results: Sequence[str] | dict[str, Any] = ()
+) -> None:
+    """Says so where an earlier report was moved aside, see `keep_earlier`."""
+    if not distributed.is_main:
+        return
+    try:
+        kept = keep_earlier(folder, name, new, results=results)
+    except OSError as error:
+        raise UserError(f"cannot keep the earlier report in {folder}: {error.strerror}; give --output FOLDER") from None
+    if kept:
+        _print(distributed, f"\n{kept}")
 
 
 def _print(distributed: Distributed, text: str) -> None:

@@ -8,8 +8,8 @@ from torch import Tensor
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.logging import RunLog
 from ddfnet.engine.numerics import FiniteCheck, NonFinite
+from ddfnet.engine.pacing import paced_learning_rate
 from ddfnet.engine.training_state import TrainingState
-from ddfnet.optim import learning_rate
 from ddfnet.tasks import Config, Task
 from ddfnet.tasks.plan import RunPlan
 from ddfnet.utils.errors import NonFiniteLossError
@@ -106,7 +106,7 @@ class NonFinitePolicy:
         return {
             "step": found.step,
             "epoch": found.step / self.plan.steps_per_epoch,
-            "lr": learning_rate(found.step, self.config.schedule, self.plan),
+            "lr": paced_learning_rate(found.step, self.config, self.plan, self.state.plateau),
             "grad_norm": found.grad_norm,
             "samples": self.task.sample_names(self.plan, found.step + self.state.data_offset),
         }

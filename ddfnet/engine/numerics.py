@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -78,3 +79,8 @@ def make_deterministic(stack: ExitStack) -> None:
         cudnn.deterministic, settings.fill_uninitialized_memory = former[1:]
 
     stack.callback(restore)
+
+
+def seed_at(*position: int) -> None:
+    """Seeds PyTorch's generators by a position in a run."""
+    torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]))

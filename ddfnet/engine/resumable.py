@@ -46,6 +46,7 @@ class ResumableCheckpoint(_Checked):
     evaluation_due: bool
     images: dict[Literal["train", "val"], _Count]
     loss_count: _Count
+    plateau: dict[str, float | int] = {}
     local: dict[str, Tensor]
     metric: str | None = None  # that ranks; this and the following: since there are several best checkpoints
     ranking: list[tuple[float, int]] = []

@@ -91,6 +91,7 @@ def _train(
         config, dry_notes = _dry_run_config(config, distributed, task.train_images)
         notes += dry_notes
         task = create_task(config)
+    notes += task.notes
     plan = plan_run(config, world_size=distributed.world_size, train_images=task.train_images)
     if dry_run:
         plan = replace(plan, total_steps=DRY_RUN_STEPS)
@@ -107,6 +108,8 @@ def _train(
     resumes = folder is not None and bool(resumable(folder))
     if config.model.start and not resumes:
         notes.append(load_initial_weights(model, config.model.start, meta=task.meta()))
+    if not resumes:
+        task.prepare_start(model)
     if folder is not None:
         check_same_run(folder, loaded)
     tensorboard, total_steps = config.run.tensorboard, plan.total_steps

@@ -8,23 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddfnet.engine.batch_norm import averaged_statistics, synchronize_batch_norm
+from ddfnet.engine.batch_norm import averaged_statistics
+from ddfnet.engine.batch_of_one import explained_batch_of_one
 from ddfnet.engine.distributed import Distributed
-from ddfnet.engine.evaluate import autocast, evaluate, place
+from ddfnet.engine.evaluate import autocast, evaluate_in_training
+from ddfnet.engine.grad_checkpointing import kept_buffers
 from ddfnet.engine.logging import Meter, RunLog
 from ddfnet.engine.non_finite import NonFinitePolicy
-from ddfnet.engine.numerics import KeptBuffers
+from ddfnet.engine.numerics import KeptBuffers, seed_at
+from ddfnet.engine.pacing import is_finished, next_plateau, paced_learning_rate
+from ddfnet.engine.prepare_model import prepare_model
 from ddfnet.engine.saver import CheckpointSaver
 from ddfnet.engine.signals import Interrupted, StopSignal
 from ddfnet.engine.training_state import TrainingState
 from ddfnet.engine.watch import Watch
 from ddfnet.ops.compile_ahead import compile_ahead
-from ddfnet.optim import clip_gradients, learning_rate
+from ddfnet.optim import clip_gradients
 from ddfnet.tasks import Config, Task
 from ddfnet.tasks.plan import RunPlan
 from ddfnet.utils.errors import NonFiniteLossError, raised_on_one_process
@@ -56,9 +59,7 @@ class Trainer:
         self.distributed, self.device, self.folder = distributed, distributed.device, folder
         self.max_eval_batches, self.watch = max_eval_batches, watch or Watch()
         settings = config.train
-        if settings.sync_bn and distributed.world_size > 1:
-            model = synchronize_batch_norm(model, self.device)
-        self.model = place(model, self.device, channels_last=settings.channels_last)
+        self.model, self.freeze = prepare_model(model, config, task, distributed, log=log.message)
         self.state = TrainingState(config, task, self.model, plan.lr, distributed)
         self.saver = CheckpointSaver(self.state, folder, plan.steps_per_epoch)
         self.meter = Meter()
@@ -128,7 +129,7 @@ class Trainer:
 
     def _fit(self, eval_batches: Any) -> bool:
         state, plan = self.state, self.plan
-        if state.step >= plan.total_steps and not state.evaluation_due:
+        if is_finished(state, self.config, plan, log=self.log.message):
             return True
         # A run that went back reads other data from then on, as if it were some steps further.
         ahead = replace(plan, total_steps=plan.total_steps + state.data_offset)
@@ -145,8 +146,9 @@ class Trainer:
         if state.evaluation_due:
             self._evaluate_epoch(eval_batches)
         self.model.train()
+        self.freeze.hold()
         self.meter.restart()
-        while state.step < plan.total_steps:
+        while not is_finished(state, self.config, plan, log=self.log.message):
             self.train_step(batches)
             self.saver.check()
             self.log.tick(state.step)
@@ -182,7 +184,7 @@ class Trainer:
     def train_step(self, batches: Iterator[dict[str, Any]]) -> None:
         """One optimizer step: accumulate, clip, step, average."""
         config, state, accumulation = self.config, self.state, self.plan.accumulation
-        lr = learning_rate(state.step, config.schedule, self.plan)
+        lr = paced_learning_rate(state.step, config, self.plan, state.plateau)
         for group in state.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
@@ -200,10 +202,14 @@ class Trainer:
             self._seed(micro_batch)
             last = micro_batch == accumulation - 1
             with nullcontext() if last or self.replica is self.model else self.replica.no_sync():
-                with autocast(self.device, config.train.precision):
+                with (
+                    autocast(self.device, config.train.precision),
+                    explained_batch_of_one(config.train.device_batch_size),
+                ):
                     loss = self.task.loss(self.forward, batch)["loss"]
                 self.watch.phase("backward")
-                state.scaler.scale(loss / accumulation).backward()
+                with kept_buffers(self.model) if config.train.grad_checkpointing else nullcontext():
+                    state.scaler.scale(loss / accumulation).backward()
             step_loss += loss.detach() / accumulation
 
         state.scaler.unscale_(state.optimizer)
@@ -246,8 +252,7 @@ class Trainer:
         # Dropout and stochastic depth draw from the default generators: keyed by the position in the run, they depend
         # neither on the number of processes nor on where the run was resumed.
         position = self.state.step + self.state.data_offset, micro_batch * self.plan.world_size + self.distributed.rank
-        sequence = np.random.SeedSequence([self.config.run.seed, *position])
-        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+        seed_at(self.config.run.seed, *position)
 
     def _log_interval(self) -> None:
         self.non_finite.stop_if_found(self.last_finite_loss)
@@ -256,10 +261,13 @@ class Trainer:
         images_per_second, data_wait = self.meter.read()
         images_per_second *= self.distributed.world_size
         self.last_finite_loss = loss.item()
+        lr = paced_learning_rate(state.step - 1, self.config, self.plan, state.plateau)  # of the step that is done
         record = {
             "epoch": self.epoch,
             "loss": self.last_finite_loss,
-            "lr": learning_rate(state.step - 1, self.config.schedule, self.plan),  # of the step that is done
+            "lr": paced_learning_rate(
+                state.step - 1, self.config, self.plan, state.plateau
+            ),  # of the step that is done
             "grad_norm": float(self.grad_norm),
             "images_per_second": images_per_second,
             "data_wait": data_wait,
@@ -276,24 +284,15 @@ class Trainer:
         if self.state.ema is not None:
             metrics = self._evaluate("val_ema", self.state.ema.module, eval_batches)
         ranked = self.state.rank(metrics)
+        self.state.plateau = next_plateau(metrics, self.state, self.config, self.plan)
         self.state.evaluation_due = False
         self.save(metrics, ranked=ranked)
 
     def _evaluate(self, name: str, model: nn.Module, batches: Any) -> dict[str, float]:
-        limit = self.max_eval_batches
-        # One that trains compiled is evaluated as it is, with kernels that training had no use for.
-        ahead = self.config.train.compile and self.task.fixed_input_size
-        kernels = compile_ahead(model, log=self.log.message) if ahead else nullcontext()
-        with averaged_statistics(model, self.distributed), kernels:
-            metrics = evaluate(
-                model,
-                batches if limit is None else (batch for _, batch in zip(range(limit), batches, strict=False)),
-                self.task.evaluator(self.device),
-                distributed=self.distributed,
-                precision=self.config.train.precision,
-                expected=self.task.val_images if limit is None else None,
-                stop=self.stop,
-                watch=self.watch,
-            )
+        with averaged_statistics(model, self.distributed):
+            metrics = evaluate_in_training(
+                model, batches, self.task, self.config, self.distributed,
+                limit=self.max_eval_batches, log=self.log.message, stop=self.stop, watch=self.watch,
+            )  # fmt: skip
         self.log.evaluation(self.state.step, self.epoch, name, metrics)
         return metrics

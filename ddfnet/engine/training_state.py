@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ddfnet.engine.batch_norm import averaged_statistics, load_statistics, local_statistics
 from ddfnet.engine.distributed import Distributed
+from ddfnet.engine.pacing import Plateau
 from ddfnet.engine.resumable import images_of, read_resumable
 from ddfnet.engine.run_checkpoints import LAST, resumable
 from ddfnet.optim import build_optimizer
@@ -39,6 +40,7 @@ class TrainingState:
         data_offset: steps by which the data is ahead: those of batches that a rollback has left out.
         non_finite: steps that were skipped, or rollbacks.
         resumed_from, resumed_step, damaged: see `resume`.
+        plateau: state of the plateau schedule, see `ddfnet.engine.pacing`.
         evaluation_due: an epoch has ended and was saved, but not evaluated.
         loss_sum, loss_count: losses of this process since the last log line.
     """
@@ -57,6 +59,7 @@ class TrainingState:
         self.resumed_from: Path | None = None
         self.damaged: list[tuple[Path, DamagedCheckpointError]] = []
         self.evaluation_due = False
+        self.plateau: Plateau = {}
         self.loss_sum = torch.zeros((), device=distributed.device)
         self.loss_count = 0
 
@@ -104,6 +107,7 @@ class TrainingState:
             "optimizer": _copied(self.optimizer.state_dict()),
             "scaler": dict(self.scaler.state_dict()),
             "evaluation_due": self.evaluation_due,
+            "plateau": dict(self.plateau),
             "images": images_of(self.task),
             "class_hashes": self.task.class_hashes,
             "loss_count": self.loss_count,
@@ -147,6 +151,7 @@ class TrainingState:
             return None
         self.step, self.best, self.evaluation_due = payload["step"], payload["best"], payload["evaluation_due"]
         self.loss_count, self.resumed_step = payload["loss_count"], self.step
+        self.plateau = payload.get("plateau") or {}
         self.data_offset, self.non_finite = payload.get("data_offset", 0), payload.get("non_finite", 0)
         self.ranking = list(payload.get("ranking") or [])
         if not self.ranking and self.best["step"] is not None:

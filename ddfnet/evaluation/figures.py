@@ -14,6 +14,7 @@ from ddfnet.evaluation.image_sets import ImageSet
 from ddfnet.evaluation.predictions import Predictions
 from ddfnet.evaluation.statistics import BINS, Calibration, ClassRow, Confusion, class_rows, confusions, worst_mistakes
 from ddfnet.evaluation.statistics import calibration as calibration_of
+from ddfnet.pages.palette import CORRECT, GRAY, WRONG
 from ddfnet.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ _MOST_NUMBERED = 15  # classes whose cells have room for a number
 _MOST_CELLS = 250  # cells a side that stay visible
 _LONGEST = 30  # characters of a class name; the longest short name of ImageNet
 
-_BLUE, _ORANGE, _GRAY = "#1F6FB5", "#D9690D", "#5B6770"
 _PLAIN = {"parse_math": False}  # a dollar in a class name is a dollar
 
 
@@ -114,7 +114,7 @@ def draw_confusion(rows: Sequence[ClassRow], pairs: Sequence[Confusion], names: 
     colors = axes.imshow(fractions, cmap="Blues", norm=norm, interpolation="nearest", extent=extent)
     bar = figure.colorbar(colors, ax=axes, shrink=0.75, ticks=[0, 0.02, 0.1, 0.25, 0.5, 1])
     bar.ax.set_yticklabels(["0", "2 %", "10 %", "25 %", "50 %", "100 %"])
-    title = "row: true class; column: predicted class\ncolor: fraction of the row"
+    title = f"row: true class; column: predicted class; n = {sum(counts.values()):,} images\ncolor: fraction of the row"
     if size <= _MOST_NUMBERED:
         title += "; number: images"
         for target, predicted, count in cells:
@@ -145,15 +145,18 @@ def draw_calibration(calibration: Calibration) -> "Figure":
     filled = np.array(calibration.counts) > 0
     accuracy, confidence = np.array(calibration.accuracy)[filled], np.array(calibration.confidence)[filled]
 
-    reliability.bar(middles[filled], accuracy, width, color=_BLUE, label="accuracy of the bin")
-    reliability.plot(confidence, confidence, "_", color=_ORANGE, ms=15, mew=2.5, label="confidence, mean of the bin")
-    reliability.plot([0, 1], [0, 1], "--", color=_GRAY, lw=1, label="perfect calibration")
+    reliability.bar(middles[filled], accuracy, width, color=CORRECT, label="accuracy of the bin")
+    reliability.plot(confidence, confidence, "_", color=WRONG, ms=15, mew=2.5, label="confidence, mean of the bin")
+    reliability.plot([0, 1], [0, 1], "--", color=GRAY, lw=1, label="perfect calibration")
     reliability.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
-    figure.suptitle(f"expected calibration error {calibration.ece:.2f} % ({BINS} bins)", fontsize=11)
+    n = sum(calibration.counts)
+    title = f"expected calibration error {calibration.ece:.2f} % ({BINS} bins), n = {n:,} images"
+    figure.suptitle(title, fontsize=11)
+
     # Above the axes: inside, it would cover bars.
     reliability.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=8.5, frameon=False)
 
-    bars = population.bar(middles, calibration.counts, width, color=_GRAY)
+    bars = population.bar(middles, calibration.counts, width, color=GRAY)
     population.bar_label(bars, map(_count, calibration.counts), fontsize=7.5, padding=1)
     population.set(xlabel="confidence", ylabel="images", ylim=(0, 1.18 * max(calibration.counts)))
     for axes in (reliability, population):
@@ -177,7 +180,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], total: int) -> "Figure":
         axes.set(xticks=[], yticks=[])
         axes.set_title(_short(mistake.target), fontsize=9, pad=4, **_PLAIN)
         label = f"{_short(mistake.predicted)}\n{100 * mistake.confidence:.1f} %"
-        axes.set_xlabel(label, fontsize=9, color=_ORANGE, **_PLAIN)
+        axes.set_xlabel(label, fontsize=9, color=WRONG, **_PLAIN)
     return figure
 
 

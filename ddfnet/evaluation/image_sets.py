@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddfnet.data.sources import ImageSource, open_source
-from ddfnet.data.sources.base import some_names
+from ddfnet.data.sources.classes import some_names
 from ddfnet.data.sources.folder import class_folders, index_folder
 from ddfnet.evaluation.class_names import imagenet_classes, in_order_of_number
 from ddfnet.utils.errors import DataError, UserError

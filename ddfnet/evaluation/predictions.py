@@ -20,6 +20,7 @@ class Predictions:
     confidence: Tensor  # softmax probability of `top[:, 0]` (N,), float64
     loss: Tensor  # cross-entropy (N,), float64
     hits: Tensor  # whether `top` is an accepted label (N, 5), bool
+    probabilities: Tensor  # softmax of `top` (N, 5), float32
 
     def __len__(self) -> int:
         return len(self.target)
@@ -43,7 +44,7 @@ class Predictions:
 class PredictionEvaluator:
     """Keeps a few numbers of each image, on the device and without host syncs; `predictions` has them after `compute`.
 
-    The logits themselves are not kept: a row takes 64 bytes whatever the number of classes.
+    The logits themselves are not kept: a row takes 84 bytes whatever the number of classes.
 
     Args:
         columns: score these outputs of the network alone; label i of the images is output `columns[i]`. None: all.
@@ -68,24 +69,26 @@ class PredictionEvaluator:
             # The logarithm of the mean of the two softmaxes, without leaving the logarithms.
             logits = torch.logaddexp(logits.log_softmax(1), mirrored.log_softmax(1)) - math.log(2)
         top, losses = score(logits, batch["target"])
-        confidence = logits.softmax(1).gather(1, top[:, :1])[:, 0]
-        self.batches.append((batch["index"], batch["target"], top, confidence, losses))
+        probabilities = logits.softmax(1).gather(1, top)
+        self.batches.append((batch["index"], batch["target"], top, probabilities, losses))
 
     def state(self) -> tuple[Tensor, ...]:
-        """Index, target, top-5, confidence and loss of the images of this process, on the CPU; () if it had none."""
+        """Index, target, top-5, their softmax and loss of the images of this process, on the CPU; () if it had none."""
         return tuple(torch.cat([part.cpu() for part in column]) for column in zip(*self.batches, strict=True))
 
     def compute(self, states: Sequence[tuple[Tensor, ...]]) -> dict[str, float]:
         """`top1`, `top5` in percent, mean `loss`, and `n`, the images counted, over the states of all processes."""
         columns = zip(*(state for state in states if state), strict=True)
-        index, target, top, confidence, loss = (torch.cat(column) for column in columns)
+        index, target, top, probabilities, loss = (torch.cat(column) for column in columns)
         index, order = index.sort()
         if (index[1:] == index[:-1]).any():
             raise RuntimeError("an image was evaluated twice: its processes do not divide the set")
         target, top = target[order], top[order]
         accepted = target[:, None] if self.accepted is None else self.accepted[index]
         hits = (top[:, :, None] == accepted[:, None, :]).any(2)
-        rows = self.predictions = Predictions(target, top, confidence[order].double(), loss[order].double(), hits)
+        probabilities = probabilities[order]
+        confidence = probabilities[:, 0].double()
+        rows = self.predictions = Predictions(target, top, confidence, loss[order].double(), hits, probabilities)
         n, top1, top5 = len(index), int(rows.correct.sum()), int(rows.correct5.sum())
         return {"top1": 100 * top1 / n, "top5": 100 * top5 / n, "loss": rows.loss.mean().item(), "n": n}
 

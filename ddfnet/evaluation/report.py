@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -10,23 +9,23 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from ddfnet.data.decode import decode_error
 from ddfnet.evaluation.class_names import readable_names
 from ddfnet.evaluation.figures import draw_figures
 from ddfnet.evaluation.image_sets import ImageSet
+from ddfnet.evaluation.page import report_html
 from ddfnet.evaluation.predictions import Predictions
-from ddfnet.evaluation.statistics import BINS, ClassRow, calibration, class_rows, confusions, per_class_csv
+from ddfnet.evaluation.report_page import FIGURES, loss_text, report_page, settings_rows
+from ddfnet.evaluation.statistics import BINS, calibration, class_rows, per_class_csv
 from ddfnet.utils.environment import environment
 from ddfnet.utils.files import write_atomically, write_json, write_text
 from ddfnet.utils.markdown import table
-from ddfnet.utils.text import wrap
+from ddfnet.utils.text import printable, wrap
 
 TEXTS = ("report.json", "report.md", "per_class.csv")
-FIGURES = {
-    "calibration.png": "Calibration",
-    "confusion.png": "Confusions",
-    "mistakes.png": "The mistakes made with the highest confidence",
-}
-_MOST = 10  # rows of the tables of report.md
+PAGE = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +109,7 @@ class PredictionReport(Report):
     images: ImageSet
     predictions: Predictions
     classes: list[str]  # names of the scored outputs, which may be more than the classes of the data
+    network: nn.Module | None = None  # report.html shows its filters; None: not
 
     @cached_property
     def names(self) -> list[str]:
@@ -138,7 +138,7 @@ class PredictionReport(Report):
             f"  top-1  {result['top1']:6.2f} %  ({result['top1_count']} of {result['n']})",
             f"  top-5  {result['top5']:6.2f} %  ({result['top5_count']} of {result['n']})",
             f"  ece    {result['ece']:6.2f} %  (expected calibration error, {BINS} bins)",
-            f"  loss   {_loss(result):>7}",
+            f"  loss   {loss_text(result):>7}",
             f"  n      {result['n']:6d}",
             f"  speed  {self.images_per_second:6.1f} images/s",
         ]
@@ -149,25 +149,48 @@ class PredictionReport(Report):
         result = self.results
         return (
             f"{result['set']:<12}{result['n']:>9}{result['classes']:>9}{result['top1']:>7.2f} %{result['top5']:>7.2f} %"
-            f"{result['ece']:>7.2f} %{_loss(result):>9}{self.images_per_second:>10.1f}"
+            f"{result['ece']:>7.2f} %{loss_text(result):>9}{self.images_per_second:>10.1f}"
         )
 
     def write(self, folder: Path) -> "PredictionReport":
-        """Writes the texts, then the figures; those of an earlier report are removed.
+        """Writes the texts, then the page and the figures; those of an earlier report are removed.
 
-        A figure that cannot be drawn is missing in `files`, and a line on stderr says why.
+        A page or figure that cannot be made is missing in `files`, and a line on stderr says why.
         """
         report = replace(self, files=TEXTS)
         report._write_texts(folder)
-        for name in FIGURES:
+        for name in (PAGE, *FIGURES):
             (folder / name).unlink(missing_ok=True)
+        if page := self._html():
+            write_text(folder / PAGE, page)
+            report = replace(self, files=(*TEXTS, PAGE))
+            report._write_texts(folder)
         figures = draw_figures(self.images, self.predictions, self.names, self.settings.facts["preprocessing"])
         for name, png in figures.items():
             write_atomically(folder / name, methodcaller("write", png))
         if figures:
-            report = replace(report, files=(*TEXTS, *figures))
+            report = replace(report, files=(*report.files, *figures))
             report._write_texts(folder)
         return report
+
+    def _html(self) -> str:
+        """The text of report.html; none where it cannot be made."""
+        where = f"{self.images.name} ({self.data})" if self.images.name else self.data
+        try:
+            return report_html(
+                images=self.images,
+                predictions=self.predictions,
+                names=self.names,
+                preprocessing=self.settings.facts["preprocessing"],
+                network=self.network,
+                results=self.results,
+                heading=self.settings.model,
+                subject=printable(where),
+                facts=[(key, printable(value).replace("`", "")) for key, value in settings_rows(self)],
+            )
+        except Exception as error:  # hours of evaluation must not end without a report for the sake of a page
+            print(f"no {PAGE}: {decode_error(error)}", file=sys.stderr, flush=True)
+            return ""
 
     def _write_texts(self, folder: Path) -> None:
         rows = class_rows(self.predictions)
@@ -204,52 +227,13 @@ def sets_header(settings: Settings) -> str:
     return "\n".join([*map(wrap, settings.lines), "", header])
 
 
-def report_page(report: PredictionReport, rows: Sequence[ClassRow]) -> str:
-    """report.md; rows of `class_rows`."""
-    settings, result, names = report.settings, report.results, report.names
-    where = f"{result['set']} ({report.data})" if result["set"] else report.data
-    n, pairs, counts = f"{result['n']:,}", confusions(report.predictions), {row.label: row.n for row in rows}
-    figures = [
-        ("top-1", f"**{result['top1']:.2f} %** ({result['top1_count']:,} of {n})"),
-        ("top-5", f"{result['top5']:.2f} % ({result['top5_count']:,} of {n})"),
-        ("expected calibration error", f"{result['ece']:.2f} % ({BINS} bins)"),
-        ("loss (cross-entropy)", _loss(result)),
-    ]
-    parts = [f"# {settings.model} on {where}", table(("", "result"), figures), result["note"]]
-    if settings.facts["tta"]:
-        parts.append(
-            "With test-time augmentation (`--tta`): softmax averaged over each image and its mirror image. Not to be "
-            "compared with figures of single predictions."
-        )
-    weakest = [
-        (names[row.label], f"{100 * row.top1 / row.n:.1f} %", f"{row.top1} of {row.n}", f"{row.confidence:.2f}",
-         "" if row.predicted_as is None else f"{names[row.predicted_as]} ({row.predicted_as_count})")
-        for row in sorted(rows, key=lambda row: (row.top1 / row.n, row.label))[:_MOST]
-    ]  # fmt: skip
-    columns = ("class", "top-1", "correct", "mean confidence", "most often predicted as")
-    parts += [f"## The {len(weakest)} weakest of {len(rows)} classes", table(columns, weakest)]
-    confused = [
-        (names[pair.target], names[pair.predicted], str(pair.count), f"{100 * pair.count / counts[pair.target]:.1f} %")
-        for pair in pairs[:_MOST]
-    ]
-    confusion_table = table(("true class", "predicted as", "images", "of its class"), confused)
-    parts += ["## Most frequent confusions", confusion_table if pairs else "None: every prediction is correct."]
-    if len(pairs) > _MOST:
-        shown, total = (sum(pair.count for pair in some) for some in (pairs[:_MOST], pairs))
-        parts.append(f"{shown} of {total} mistakes; {len(pairs)} pairs of classes in all.")
-    parts += [f"## {title}\n\n![{title}]({name})" for name, title in FIGURES.items() if name in report.files]
-    parts += ["## How it was measured", _settings_table(report)]
-    others = ", ".join(f"[{name}]({name})" for name in report.files if name not in ("report.md", *FIGURES))
-    return "\n\n".join(part.strip() for part in [*parts, f"All figures: {others}."] if part) + "\n"
-
-
 def sets_page(summary: SetsReport) -> str:
     """sets.md: one row per set, with links to the reports."""
     settings, results = summary.settings, {name: report.results for name, report in summary.reports.items()}
     rows = [
         (f"[{name}]({name}/report.md)", f"{result['n']:,}", f"{result['classes']:,}",
          f"{result['top1']:.2f} % ({result['top1_count']:,})", f"{result['top5']:.2f} % ({result['top5_count']:,})",
-         f"{result['ece']:.2f} %", _loss(result))
+         f"{result['ece']:.2f} %", loss_text(result))
         for name, result in results.items()
     ]  # fmt: skip
     columns = ("set", "images", "classes", "top-1", "top-5", f"ECE ({BINS} bins)", "loss")
@@ -261,30 +245,3 @@ def sets_page(summary: SetsReport) -> str:
         f"`{settings.command}`, {settings.date[:10]}. Machine and versions: [sets.json](sets.json).",
     ]
     return "\n\n".join(map(str.strip, parts)) + "\n"
-
-
-def _loss(result: dict[str, Any]) -> str:
-    return "-" if result["loss"] is None else f"{result['loss']:.4f}"
-
-
-def _settings_table(report: PredictionReport) -> str:
-    settings, facts, machine = report.settings, report.settings.facts, report.settings.environment
-    how = facts["preprocessing"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
-    kwargs = ", ".join(f"{key}={value!r}" for key, value in facts["model_kwargs"].items())
-    rows = [
-        ("model", f"{settings.model}{f' ({kwargs})' if kwargs else ''}, {settings.parameters:,} parameters"),
-        ("checkpoint", f"`{settings.checkpoint}`, {settings.weights} weights"),
-        ("data", f"`{report.data}`, {report.metrics['n']:,} images, {len(report.images.classes):,} classes"),
-        ("images", f"{how['input_size']} px, crop {how['crop_pct']:g}, {how['interpolation']}"),
-        ("test-time augmentation", "mirror image" if facts["tta"] else "none"),
-        ("precision", settings.precision),
-        ("device", ", ".join(sorted(set(machine["gpus"]))) if settings.device == "cuda" else "CPU"),
-        ("processes, batch", f"{settings.processes}, {settings.batch_size} images each"),
-        ("speed", f"{report.images_per_second} images per second, reading included"),
-        ("command", f"`{settings.command}`"),
-        ("date", settings.date),
-        ("versions", f"Python {machine['python']}, {versions}"),
-        ("git commit", machine["git"] or "not a checkout"),
-    ]
-    return table(("", "value"), rows)

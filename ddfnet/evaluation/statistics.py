@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,26 @@ class Calibration:
     accuracy: list[float]
     confidence: list[float]
     ece: float  # expected calibration error in percent: mean |accuracy - confidence|, bins weighted by their images
+
+
+def wilson_interval(hits: int, n: int) -> tuple[float, float]:
+    """95 % confidence interval of a fraction `hits / n` of independent trials (Wilson 1927); n is at least 1."""
+    z = 1.959964
+    middle, spread = hits / n + z * z / (2 * n), z * math.sqrt(hits * (n - hits) / n + z * z / 4) / n
+    low, high = ((middle + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
+    return max(0.0, low), min(1.0, high)
+
+
+def confused_both_ways(pairs: Sequence[Confusion]) -> list[tuple[int, int, int, int, int]]:
+    """Pairs of classes (a, b), a first in `pairs`, with the images confused in both directions together, and those of
+    class a predicted as b and of b as a; the most frequent first."""
+    ways = {(pair.target, pair.predicted): pair.count for pair in pairs}
+    both = []
+    for (a, b), count in ways.items():
+        back = ways.get((b, a), 0)
+        if back < count or (back == count and a < b):  # once, from the more frequent side
+            both.append((a, b, count + back, count, back))
+    return sorted(both, key=lambda pair: -pair[2])  # stable: the order of `pairs` breaks ties
 
 
 def confusions(predictions: Predictions) -> list[Confusion]:

@@ -1,4 +1,4 @@
-"""The most probable classes of single images."""
+"""The most probable classes of single images, or all that a multi-label network predicts."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,8 +30,13 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return images
 
 
-def predict_images(classifier: Classifier, paths: Iterable[Path], *, top: int) -> Iterator[dict[str, Any]]:
+def predict_images(
+    classifier: Classifier, paths: Iterable[Path], *, top: int, threshold: float | None = None
+) -> Iterator[dict[str, Any]]:
     """For each image its path and the `top` most probable classes, or why it cannot be read.
+
+    Of a multi-label classifier, those classes alone whose probability reaches the threshold: the given one, else its
+    own.
 
     Yields:
         `{"image": path, "predictions": [{"class", "name", "probability"}, ...]}`, the most probable first, or
@@ -47,17 +52,20 @@ def predict_images(classifier: Classifier, paths: Iterable[Path], *, top: int) -
             yield {"image": str(path), "error": str(error)}
             continue
         rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        predictions = [{"class": classes[i], "name": names[i], "probability": p} for i, p in rows]
+        least = 0.0 if classifier.threshold is None else threshold or classifier.threshold
+        predictions = [{"class": classes[i], "name": names[i], "probability": p} for i, p in rows if p >= least]
         yield {"image": str(path), "predictions": predictions}
 
 
 @torch.inference_mode()
 def predict(classifier: Classifier, path: Path) -> Tensor:
-    """Probabilities (classes,) of one image, float32; DataError where it cannot be read."""
+    """Probabilities (classes,) of one image, float32, of which each stands for itself if the classifier is multi-label;
+    DataError where it cannot be read."""
     try:
         image = open_rgb(path.read_bytes())
     except Exception as error:
         raise DataError(f"image {path} cannot be read ({decode_error(error)})") from None
     how = classifier.preprocessing
     normalize = EvalBatchTransform(how, device="cpu", channels_last=True)
-    return classifier.network(normalize({"image": eval_transform(how)(image)[None]})["image"]).softmax(1)[0]
+    logits = classifier.network(normalize({"image": eval_transform(how)(image)[None]})["image"])[0].float()
+    return logits.softmax(0) if classifier.threshold is None else logits.sigmoid()

@@ -70,11 +70,14 @@ class CARAFE(TracedAsLeaf):
     def forward(self, x: Tensor) -> Tensor:
         if (node := self.traced(x)) is not None:
             return node
+        return ddf_up(x, None, self.predict_filters(x), scale=self.scale, kernel_size=self.kernel_size)
+
+    def predict_filters(self, x: Tensor) -> Tensor:
+        """The filters as `ddf_up` takes them, (B, scale^2 * groups * k^2, H, W)."""
         logits = self.content_encoder(self.channel_compressor(x))
         # the authors shuffle pixels here, which takes the phases from the end of the channels; for ddf_up they lead
         taps = logits.unflatten(1, (self.groups, self.kernel_size**2, self.scale**2)).softmax(2)
-        filters = taps.movedim(3, 1).flatten(1, 3)
-        return ddf_up(x, None, filters, scale=self.scale, kernel_size=self.kernel_size)
+        return taps.movedim(3, 1).flatten(1, 3)
 
     def extra_repr(self) -> str:
         return describe(self, "scale", "kernel_size", "groups")

@@ -109,14 +109,19 @@ class DDFUp(TracedAsLeaf):
             return node
         self._check_inputs(x, guidance)
         x, guidance = autocast(x), autocast(guidance)  # once, and not in each branch
+        spatial_filter, channel_filter = self.predict_filters(x, guidance)
+        scale, dilation, combine = self.scale, self.dilation, self.combine
+        return ddf_up(x, channel_filter, spatial_filter, scale=scale, dilation=dilation, combine=combine)
+
+    def predict_filters(self, x: Tensor, guidance: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Spatial filters (B, scale^2 * heads * k^2, H, W) and channel filters (B, scale^2, C, k, k)."""
         pooled = F.adaptive_avg_pool2d(x, 1)
         sources = self._sources(x, guidance)
         spatial_filter = torch.cat([b(source) for b, source in zip(self.spatial_branch, sources, strict=True)], 1)
         # x is pooled once; the pooling layer of each branch has nothing left to do
         channel_filter = torch.stack([branch(pooled) for branch in self.channel_branch], 1)
         size = (x.shape[0], self.scale**2, self.channels, self.kernel_size, self.kernel_size)
-        scale, dilation, combine = self.scale, self.dilation, self.combine
-        return ddf_up(x, channel_filter.reshape(size), spatial_filter, scale=scale, dilation=dilation, combine=combine)
+        return spatial_filter, channel_filter.reshape(size)
 
     def _sources(self, x: Tensor, guidance: Tensor | None) -> list[Tensor]:
         """The input of each spatial branch, at the size of x."""

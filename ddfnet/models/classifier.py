@@ -38,6 +38,7 @@ class Classifier:
     precision: str  # of training: fp32, bf16 or fp16; fp32 where the file does not say it
     weights: str  # which of the file: `ema`, `model` or `state_dict`
     channels_last: bool = True  # memory format of training; True where the file does not say it
+    threshold: float | None = None  # multi-label: of the sigmoid; None: classes exclude one another
     changes: str = ""  # what was stripped, renamed, resized or left out, see `ddfnet.models.weights.load_weights`
 
     @property
@@ -55,6 +56,7 @@ class Classifier:
             "precision": self.precision,
             "channels_last": self.channels_last,
             "ddfnet": ddfnet.__version__,
+            **({} if self.threshold is None else {"multi_label": {"threshold": self.threshold}}),
         }
 
 
@@ -115,6 +117,7 @@ def build_classifier(
         precision=(meta or {}).get("precision") or "fp32",
         weights=weights.kind,
         channels_last=(meta or {}).get("channels_last", True) is True,
+        threshold=None if not (meta or {}).get("multi_label") else meta["multi_label"]["threshold"],
         changes=changes,
     )
 
@@ -208,6 +211,7 @@ def _check_meta(meta: Any, source: Path) -> None:
         name, num_classes, kwargs = model["name"], model["num_classes"], model["kwargs"]
         Preprocessing.from_dict(meta["preprocessing"])
         valid = isinstance(name, str) and isinstance(num_classes, int) and isinstance(kwargs, dict)
+        valid = valid and (not meta.get("multi_label") or 0 < meta["multi_label"]["threshold"] < 1)
         if classes is not None:
             # More outputs than names are allowed (model.num_classes), two outputs of one name are not.
             valid = valid and len(set(classes)) == len(classes) <= num_classes

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,8 +55,14 @@ class Task(ABC, Generic[C, S]):
     """Further metrics that can rank checkpoints: name, and whether lower is better."""
     fixed_input_size: bool = True
     """Whether all training batches have one shape, so that it pays to search for the fastest convolutions."""
+    train_shape: tuple[int, int, int] | None = None
+    """Channels, height and width of a training image, where all have the same."""
     repeats: int = 1
     """Times that an epoch shows each of its samples."""
+    balance: np.ndarray | None = None
+    """Label of each training sample, where an epoch is to show all classes equally often."""
+    notes: list[str]
+    """What a user should know of this run and its data, one line each."""
     train_in_process: bool = False
     """Set by `train_reader` where reading a batch takes less than handing it over: no workers are started then, with
     `data.workers: auto`."""
@@ -65,6 +72,7 @@ class Task(ABC, Generic[C, S]):
 
     def __init__(self, config: C) -> None:
         self.config = config
+        self.notes = []
 
     @cached_property
     @abstractmethod
@@ -123,6 +131,7 @@ class Task(ABC, Generic[C, S]):
             start_step=start_step,
             end_step=plan.total_steps,
             repeats=self.repeats,
+            labels=self.balance,
         )
         read, finish = self.train_reader(device)
         options = self._loader(self.train_in_process)
@@ -147,7 +156,7 @@ class Task(ABC, Generic[C, S]):
         """The samples of one optimizer step over all processes, in the order of the global batch."""
         epoch, step_of_epoch = divmod(step, plan.steps_per_epoch)
         batch = self.config.train.batch_size
-        order = epoch_order(self.train_images, self.config.run.seed, epoch, self.repeats)
+        order = epoch_order(self.train_images, self.config.run.seed, epoch, self.repeats, self.balance)
         return [self._train.name(i) for i in order[step_of_epoch * batch : (step_of_epoch + 1) * batch, 0].tolist()]
 
     evaluation = classmethod(stored_evaluation)
@@ -155,6 +164,9 @@ class Task(ABC, Generic[C, S]):
 
     @abstractmethod
     def build_model(self) -> nn.Module: ...
+
+    def prepare_start(self, model: nn.Module) -> None:
+        """Changes the weights that a new run starts from, in place; those to start from are loaded."""
 
     @abstractmethod
     def train_reader(self, device: torch.device) -> tuple[Callable[[list[Request]], Batch], Finish]:

@@ -3,16 +3,15 @@
 import logging
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
-from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 import ddfnet
-from ddfnet.config import Fraction, Positive, Section
+from ddfnet.config import Fraction, Positive
 from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.batches import Batch, EvalBatchTransform, TrainBatchTransform
 from ddfnet.data.class_hashes import class_hashes
@@ -22,21 +21,28 @@ from ddfnet.data.loader import Finish
 from ddfnet.data.memory import cached_images
 from ddfnet.data.preprocessing import InputConfig
 from ddfnet.data.sources import ImageSource, SourceConfig, open_split
+from ddfnet.data.sources.label_sets import class_names
 from ddfnet.data.val_cache import ValCache
 from ddfnet.evaluation.metrics import ClassificationEvaluator
+from ddfnet.evaluation.multilabel import MultiLabelEvaluator
 from ddfnet.models.factory import resolve_name
 from ddfnet.models.input_size import create_for_size, size_argument
 from ddfnet.models.weights import TIMM
-from ddfnet.tasks.base import Task
+from ddfnet.tasks.base import Evaluator, Task
 from ddfnet.tasks.classification_evaluation import classification_evaluation
 from ddfnet.tasks.config import Config, DataSection, ModelSection
+from ddfnet.tasks.distill import DistillConfig, Distiller, build_distiller
+from ddfnet.tasks.head_init import HeadInitConfig, initialize_head
+from ddfnet.tasks.labels_config import ClassificationEvalConfig, LabelConfig, check_labels, label_keys_without_effect
+from ddfnet.tasks.losses import LossConfig, build_loss, loss_keys_without_effect
+from ddfnet.tasks.multilabel import class_counts, label_notes, to_targets
 from ddfnet.utils.errors import ConfigError
 from ddfnet.zoo.download import HUB, LOCAL
 
 _log = logging.getLogger("ddfnet")
 
 
-class ModelConfig(ModelSection):
+class ModelConfig(ModelSection, HeadInitConfig):
     name: str
     """Any classification model of timm, or ddf_mul_resnet50, ddf_add_resnet101, ... (`ddfnet.list_models()`).
     MODEL.TAG, hf-hub:ORG/NAME or local-dir:FOLDER name the weights to start from, too."""
@@ -95,7 +101,7 @@ class ModelConfig(ModelSection):
         return self
 
 
-class DataConfig(DataSection, SourceConfig):
+class DataConfig(DataSection, SourceConfig, LabelConfig):
     root: str
     """Folder with the training and validation images."""
     train: str = "train"
@@ -119,15 +125,6 @@ class DataConfig(DataSection, SourceConfig):
     renamed: ClassVar[dict[str, str]] = {"max_broken": "max_corrupt"}
 
 
-class LossConfig(Section):
-    name: Literal["cross_entropy", "bce"] = "cross_entropy"
-    """bce: one binary cross-entropy per class."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    bce_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """bce: targets above it count as 1, the others as 0, so that each class in a mixed image is wholly there.
-    null: targets as they are mixed."""
-
-
 class ClassificationConfig(Config):
     """One classification run: what `train.py --config FILE` reads when `task` is classification, the default."""
 
@@ -136,6 +133,8 @@ class ClassificationConfig(Config):
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
+    distill: DistillConfig | None = None
+    eval: ClassificationEvalConfig = ClassificationEvalConfig()
 
     @model_validator(mode="after")
     def _mixing_pairs_images(self) -> "ClassificationConfig":
@@ -144,22 +143,13 @@ class ClassificationConfig(Config):
                 f"mixup and cutmix pair the images of a micro-batch: train.device_batch_size must be even, "
                 f"got {self.train.device_batch_size}"
             )
+        check_labels(self)
         return self
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         yield from super().without_effect()
-        augment, loss = self.augment, self.loss
-        total_epochs = self.train.epochs + self.schedule.cooldown_epochs
-        if augment.mixup_off_epoch is not None and augment.mixup_off_epoch >= total_epochs:
-            yield "augment.mixup_off_epoch", f"the run ends after {total_epochs:g} epochs"
-        if loss.bce_threshold is None:
-            return
-        if loss.name != "bce":
-            yield "loss.bce_threshold", f"loss.name is {loss.name}"
-        elif not augment.mixes and not loss.label_smoothing:
-            yield "loss.bce_threshold", "without mixing and label smoothing the targets are 0 and 1 already"
-        elif not augment.mixes and loss.label_smoothing <= loss.bce_threshold < 1 - loss.label_smoothing:
-            yield "loss.label_smoothing", "loss.bce_threshold makes the targets 0 and 1 again"
+        yield from label_keys_without_effect(self)
+        yield from loss_keys_without_effect(self.loss, mixes=self.augment.mixes)
 
 
 class ClassificationTask(Task[ClassificationConfig, ImageSource]):
@@ -173,9 +163,9 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         super().__init__(config)
         data = config.data
         self._train = open_split(data.root, data.train, key="train", config=data)
-        self._val = open_split(data.root, data.val, key="val", classes=self._train.classes, config=data)
+        self.classes = class_names(self._train)
+        self._val = open_split(data.root, data.val, key="val", classes=self.classes, config=data)
         self.repeats = config.augment.repeats
-        self.classes = list(self._train.classes)
         self.num_classes = config.model.num_classes or len(self.classes)
         if self.num_classes < len(self.classes):
             raise ConfigError(
@@ -183,13 +173,19 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
                 f"{self._train.root}: raise it, or leave it null to take their number"
             )
         self.preprocessing = config.data.input.replaced()
+        size = config.data.input.train_size or config.data.input.size
+        self.train_shape = 3, size, size
         self.model_name, self._saved_kwargs = resolve_name(config.model.name)
         self._decoder: Decoder  # this and the cache: see open_data
         self._val_cache: ValCache | None = None
         self._data_is_open = False
-        self._bce = None
-        if config.loss.name == "bce":
-            self._bce = BinaryCrossEntropy(config.loss.label_smoothing, target_threshold=config.loss.bce_threshold)
+        self._distiller: Distiller | None = None
+        labels = np.array([self._train.label(i) for i in range(self.train_images)], np.int64)
+        self.balance = labels if data.sampler == "balanced" else None
+        counts = class_counts(self._train, labels)
+        self._loss, self.notes = build_loss(config.loss, counts, self.classes, outputs=self.num_classes)
+        self.notes += label_notes(self._train, self._val, data.root, data)
+        self.best_metric = "map_macro" if data.multi_label else "top1"
 
     @cached_property
     def class_hashes(self) -> dict[str, dict[str, str]]:
@@ -226,10 +222,14 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
                 keys.append(f"data.input.size={given.size}")
             raise ConfigError(f"{', '.join(keys)}: {error}") from None
 
+    def prepare_start(self, model: nn.Module) -> None:
+        initialize_head(model, self.config.model)
+
     def open_data(self, *, writes: bool = True) -> None:
         data, self._data_is_open = self.config.data, True
         self._decoder = Decoder(data.decoder)
         _log.info("JPEGs are decoded by %s", self._decoder.name)
+        self._distiller = build_distiller(self.config, self.preprocessing, self.classes, self.num_classes)
         if data.val_cache is not None:
             self._val_cache = ValCache(data.val_cache, self._val, self.preprocessing, writes=writes)
             if data.cache == "memory":
@@ -256,11 +256,12 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
             augment,
             device=device,
             seed=config.run.seed,
-            num_classes=self.num_classes,
+            num_classes=len(self._train.classes) if config.data.multi_label else self.num_classes,
             label_smoothing=config.loss.label_smoothing,
             channels_last=config.train.channels_last,
         )
-        return dataset.read, lambda batch: transform(corrupt.count(batch))
+        targets = to_targets(self._train, device)
+        return dataset.read, lambda batch: targets(transform(corrupt.count(batch)))
 
     def eval_reader(self, device: torch.device) -> tuple[Callable, Finish]:
         if not self._data_is_open:
@@ -270,18 +271,18 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
         dataset = EvalDataset(self._val, self.preprocessing, decoder=decoder, decoded=decoded, cache=cache)
         self.eval_in_process = dataset.is_quick
         transform = EvalBatchTransform(self.preprocessing, device=device, channels_last=self.config.train.channels_last)
-        return dataset.read, transform
+        targets = to_targets(self._val, device)
+        return dataset.read, lambda batch: targets(transform(batch))
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy (or BCE) of one micro-batch, computed in float32."""
-        logits, target = model(batch["image"]).float(), batch["target"]
-        if self._bce is not None:
-            return {"loss": self._bce(logits, target)}
-        # Mixed targets (rows of probabilities) come smoothed already.
-        smoothing = 0.0 if target.is_floating_point() else self.config.loss.label_smoothing
-        return {"loss": F.cross_entropy(logits, target, label_smoothing=smoothing)}
+        """`ClassificationLoss`, and that of the teacher if there is one, of one micro-batch, computed in float32."""
+        logits = model(batch["image"]).float()
+        loss = self._loss.to(logits.device)(logits, batch["target"])
+        return {"loss": loss if self._distiller is None else self._distiller(loss, logits, batch["image"])}
 
-    def evaluator(self, device: torch.device) -> ClassificationEvaluator:
+    def evaluator(self, device: torch.device) -> Evaluator:
+        if self.config.data.multi_label:
+            return MultiLabelEvaluator(self.config.eval.threshold)
         return ClassificationEvaluator(device)
 
     def meta(self) -> dict[str, Any]:
@@ -292,6 +293,7 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
             "classes": self.classes,
             "preprocessing": self.preprocessing.to_dict(),
             "ddfnet": ddfnet.__version__,
+            **({"multi_label": {"threshold": self.config.eval.threshold}} if self.config.data.multi_label else {}),
         }
 
 

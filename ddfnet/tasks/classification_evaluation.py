@@ -18,6 +18,7 @@ from ddfnet.evaluation.report import PredictionReport
 from ddfnet.models.classifier import Classifier, build_classifier
 from ddfnet.models.fold import fold_batch_norm
 from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
+from ddfnet.tasks.multilabel import multilabel_set, training_source
 from ddfnet.utils.errors import ConfigError, DataError, UserError
 from ddfnet.zoo.entries import Entry
 
@@ -28,7 +29,8 @@ def classification_evaluation(
     path: Path, weights: Weights, entry: Entry | None, options: EvaluationOptions
 ) -> Evaluation:
     """`Task.evaluation` of classification: any file that `build_classifier` reads, image by image."""
-    folders = find_sets(options.sets, options.data) if options.sets is not None else None
+    if options.sets is not None:
+        find_sets(options.sets, options.data)  # before the weights are read, which may take long
     loaded = build_classifier(weights, source=path, model=options.model, entry=entry, size=options.input_size)
     changes = {
         "size": options.input_size,
@@ -41,15 +43,12 @@ def classification_evaluation(
     except ConfigError as error:
         key, _, fault = str(error).partition("=")
         raise UserError(f"--{'input-size' if key == 'size' else key.replace('_', '-')} {fault}") from None
-    outputs = loaded.num_classes
-    if folders is None:
-        index = _index(loaded.classes, path, options.data, weights, outputs)
-        sets = [ImageSet("", index, index.classes)]
+    if loaded.threshold is not None:
+        sets = [multilabel_set(path, weights, loaded, how, options)]
+    elif options.threshold is not None:
+        raise UserError(f"--threshold is of multi-label checkpoints: {path} is none; leave it out")
     else:
-        classes = known_classes(loaded.classes, outputs)
-        if classes is None:
-            raise UserError(f"{path} does not name its {outputs} classes, which --sets needs: give --data FOLDER alone")
-        sets = [load_set(name, folder, classes, outputs=outputs) for name, folder in folders.items()]
+        sets = [_set(images, loaded, how, options) for images in _image_sets(path, weights, loaded, options)]
     folded = {"batch_norms_folded": fold_batch_norm(loaded.network, how.size)} if options.fuse_bn else {}
     return Evaluation(
         loaded.network,
@@ -59,8 +58,20 @@ def classification_evaluation(
         channels_last=loaded.channels_last,
         notes=[f"weights of {path}: {loaded.changes}"] if loaded.changes else [],
         facts={"model_kwargs": loaded.kwargs, "preprocessing": how.to_dict(), "tta": options.tta, **folded},
-        sets=[_set(images, loaded, how, options) for images in sets],
+        sets=sets,
     )
+
+
+def _image_sets(path: Path, weights: Weights, loaded: Classifier, options: EvaluationOptions) -> list[ImageSet]:
+    outputs = loaded.num_classes
+    if options.sets is None:
+        index = _index(loaded.classes, path, options.data, weights, outputs)
+        return [ImageSet("", index, index.classes)]
+    classes = known_classes(loaded.classes, outputs)
+    if classes is None:
+        raise UserError(f"{path} does not name its {outputs} classes, which --sets needs: give --data FOLDER alone")
+    folders = find_sets(options.sets, options.data)
+    return [load_set(name, folder, classes, outputs=outputs) for name, folder in folders.items()]
 
 
 def _set(images: ImageSet, loaded: Classifier, how: Preprocessing, options: EvaluationOptions) -> EvaluationSet:
@@ -84,7 +95,9 @@ def _set(images: ImageSet, loaded: Classifier, how: Preprocessing, options: Eval
 
     def report(evaluator: PredictionEvaluator, **about: Any) -> PredictionReport:
         classes = output_names(images.classes, outputs)
-        return PredictionReport(images=images, predictions=evaluator.predictions, classes=classes, **about)
+        return PredictionReport(
+            images=images, predictions=evaluator.predictions, classes=classes, network=loaded.network, **about
+        )
 
     return EvaluationSet(images.name, images.index.root, len(images.index), batches, evaluator, report)
 
@@ -93,11 +106,15 @@ def _index(
     classes: list[str] | None, path: Path, given: str | Path | None, weights: Weights, outputs: int
 ) -> ImageSource:
     """The images; their classes must be those of the checkpoint."""
+    config = training_source(weights)
     if given is None:
         index = _training_validation_set(path, weights, classes)
+    elif config.labels is not None and weights.config is not None:
+        index = open_split(given, weights.config["data"]["val"], key="val", classes=classes, config=config)
     else:
         within = split_path(given, "val") if "val" not in (classes or ()) else None
-        index = open_source(within or given, classes=classes)
+        accepted = SourceConfig(allow_missing_val_classes=config.allow_missing_val_classes)
+        index = open_source(within or given, classes=classes, config=accepted)
     data = index.root
     if classes is not None:
         return index
@@ -120,8 +137,7 @@ def _index(
 def _training_validation_set(path: Path, weights: Weights, classes: list[str] | None) -> ImageSource:
     if weights.config is None:
         raise DataError(f"{path} does not say where its data is: give --data FOLDER")
-    data = weights.config["data"]
-    config = SourceConfig.model_validate({key: data[key] for key in SourceConfig.model_fields if key in data})
+    data, config = weights.config["data"], training_source(weights)
     if not config.source.startswith("timm:") and split_path(data["root"], data["val"]) is None:
         place = Path(data["root"], data["val"]).resolve()
         raise DataError(f"the validation set of the training run is not at {place}: give --data FOLDER")

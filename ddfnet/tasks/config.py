@@ -89,6 +89,14 @@ class TrainConfig(Section):
     """Algorithms of PyTorch and cuDNN alone that give the same bits each time; slower on GPUs."""
     ema: EmaConfig | None = None
     """Keep EMA weights and evaluate them too; null: off."""
+    early_stop: Positive | None = None
+    """Stop when the run's metric (top-1, say) has not been better for so many epochs. null: train all epochs."""
+    grad_checkpointing: bool = False
+    """Keep only the activations between blocks, and compute the others again in the backward pass: less memory,
+    one more forward pass, the same gradients. Of networks that have it (timm's set_grad_checkpointing)."""
+    freeze: list[str] | Literal["all_but_head"] | None = None
+    """Parts that do not train: names of modules or parameters, also with * ? [0-5], e.g. [conv1, bn1, layer1]. Their
+    batch norms keep their statistics. all_but_head: everything but the classifier (linear probing)."""
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.non_finite == "stop":
@@ -125,6 +133,8 @@ class Config(Section):
         return self
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
+        if self.train.early_stop is not None and self.train.early_stop >= self.train.epochs:
+            yield "train.early_stop", f"the run has {self.train.epochs} epochs"
         late = [epoch for epoch in self.schedule.milestones if epoch >= self.train.epochs]
         if late:
             when = " and ".join(f"{epoch:g}" for epoch in late)

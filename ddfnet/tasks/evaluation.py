@@ -38,6 +38,7 @@ class EvaluationOptions:
     crop_pct: float | None = None
     interpolation: str | None = None
     resize: str | None = None
+    threshold: float | None = None  # multi-label: of the sigmoid, instead of the checkpoint's
     fuse_bn: bool = False  # fold batch normalization into convolutions, see `ddfnet.models.fold`
 
     def __post_init__(self) -> None:
@@ -47,6 +48,10 @@ class EvaluationOptions:
             object.__setattr__(self, "workers", int(self.workers))  # text of the command line
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if self.threshold is not None:
+            object.__setattr__(self, "threshold", float(self.threshold))
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise UserError(f"--threshold must be between 0 and 1, got {self.threshold:g}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def stored_evaluation(
 ) -> Evaluation:
     """`Task.evaluation` for `best.pt` and `last.pt` of a task: evaluated as in training, with its report.json alone.
     UserError for options that only another task takes, and for a checkpoint or data that cannot be used."""
-    others = ("model", "input_size", "crop_pct", "interpolation", "resize", "sets", "tta", "fuse_bn")
+    others = ("model", "input_size", "crop_pct", "interpolation", "resize", "sets", "tta", "threshold", "fuse_bn")
     given = [key for key in others if getattr(options, key) not in (None, False)]
     if given:
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in given)

@@ -34,7 +34,7 @@ def type_name(schema: dict[str, Any]) -> str:
     if schema["type"] == "array":
         lengths = {"minItems", "maxItems"} & set(schema)
         count = f"{schema['minItems']} " if len(lengths) == 2 else "at least one of " if lengths else ""
-        return f"list of {count}numbers"
+        return f"list of {count}{'names' if schema.get('items', {}).get('type') == 'string' else 'numbers'}"
     limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     bounds = [f"{word} {schema[limit]:g}" for limit, word in limits.items() if limit in schema]
     return ", ".join([schema["type"], *bounds])
@@ -42,24 +42,25 @@ def type_name(schema: dict[str, Any]) -> str:
 
 def page() -> str:
     """docs/reference/config.md: what all tasks share, then what each has of its own."""
-    shared = [name for name in Config.model_fields if name not in ("task", "model", "data")]
+    sections = [name for name in Config.model_fields if name not in ("task", "model", "data")]
+    shared = [path for path, _ in key_paths(Config) if path[0] in sections]
     text = _tables(Config, shared, "Every task")
     for task, schema in SCHEMAS.items():
-        own = [name for name in schema.model_fields if name not in shared and name != "task"]
+        own = [path for path, _ in key_paths(schema) if path not in shared and path != ("task",)]
         text += _tables(schema, own, f"`task: {task}`{', the default' if task == DEFAULT_TASK else ''}")
     return markdown.fill(PAGE.read_text(), {"keys": text})
 
 
-def _tables(schema: type[BaseModel], names: list[str], heading: str) -> str:
+def _tables(schema: type[BaseModel], paths: list[tuple[str, ...]], heading: str) -> str:
     definitions = schema.model_json_schema()["$defs"]
     sections: dict[str, list[tuple[str, ...]]] = {}
     owner = {"": schema}
     for path, field in key_paths(schema):
         name, parent = ".".join(path), ".".join(path[:-1])
-        if path[0] not in names:
-            continue
         if section_type(field.annotation) is not None:
             owner[name] = section_type(field.annotation)
+            continue
+        if path not in paths:
             continue
         kind = type_name(definitions[owner[parent].__name__]["properties"][path[-1]])
         default = "required" if field.is_required() else f"`{_flow(field.get_default(call_default_factory=True))}`"

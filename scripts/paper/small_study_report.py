@@ -9,6 +9,7 @@ from typing import Any
 
 from ddfnet.config.reader import read_yaml
 from ddfnet.models.complexity import Complexity, model_complexity
+from ddfnet.pages.palette import BLUE, GRAY, VERMILLION
 from ddfnet.tasks import check_config
 from ddfnet.tasks.config import Config
 from ddfnet.utils import markdown
@@ -190,11 +191,11 @@ def _chart(path: Path, scores: Scores, costs: dict[str, Complexity]) -> None:
 
     figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    marked = {"dense": ("#D9690D", -10, "right"), "ddf": ("#1F6FB5", 10, "left")}  # color, label's offset and side
+    marked = {"dense": (VERMILLION, -10, "right"), "ddf": (BLUE, 10, "left")}  # color, label's offset and side
     for row, (variant, by_seed) in enumerate(scores.items()):
         values, cost = list(by_seed.values()), costs[variant].multiply_adds / 1e6
         mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0
-        color, offset, side = marked.get(variant, ("#5B6770", 0, ""))
+        color, offset, side = marked.get(variant, (GRAY, 0, ""))
         left.plot(values, [row] * len(values), "o", color=color, ms=5, alpha=0.45)
         left.plot([mean], [row], "|", color=color, ms=18, mew=2.5)
         right.errorbar([cost], [mean], yerr=[spread], fmt="o", color=color, ms=6, capsize=3)

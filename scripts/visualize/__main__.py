@@ -1,14 +1,17 @@
 #!/usr/bin/env python
-"""Figures of what a network does, and of how it was trained.
+"""Figures and pages of what a network does, and of how it was trained.
 
     python scripts/visualize filters IMAGE --checkpoint runs/ddf_resnet50/best.pt --layer layer2.1.conv2
     python scripts/visualize filters IMAGE --checkpoint official.pth.tar --model ddf_mul_resnet50 --points 60,80 9,40
     python scripts/visualize detections IMAGE... --checkpoint runs/faster_rcnn_r50_fpn_ddfup/best.pt
     python scripts/visualize depth --checkpoint runs/ddf_up_net_x8/best.pt --data scenes --index 0 3
+    python scripts/visualize explore zoo:ddf_mul_resnet14_32px.digits IMAGE... --output filters.html
+    python scripts/visualize explore runs/ddf_up_net_x8/best.pt 0 3
     python scripts/visualize curves runs/a runs/b --output ab.png
     python scripts/visualize operation --output docs/images/ddf.png
 
 filters      the spatial filters that a DDF layer predicts for an image: at points of it, and each tap over all of it
+explore      a page to explore the dynamic filters of a network, pixel by pixel: opens in any browser, needs no server
 detections   boxes, classes and scores on images
 depth        guidance, low-resolution input, bicubic, the network's output, truth and errors, side by side
 curves       loss, top-1 and learning rate of runs, from the metrics.jsonl of each
@@ -24,12 +27,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout without `pip install`
 
-from ddfnet.utils.cli import HelpFormatter, run
+from ddfnet.utils.cli import HelpFormatter, at_least, run
 from ddfnet.utils.errors import UserError
+from ddfnet.utils.files import write_text
 
 # Imported when asked for. The options of a command are the arguments of its function.
 COMMANDS = {
     "filters": ("scripts.visualize.filters", "draw_filters"),
+    "explore": ("scripts.visualize.explore", "explore"),
     "detections": ("ddfnet.tasks.detection.drawing", "draw_detections"),
     "depth": ("ddfnet.tasks.depth.drawing", "draw_depth"),
     "curves": ("scripts.visualize.curves", "draw_curves"),
@@ -46,9 +51,12 @@ def main(argv: list[str] | None = None) -> int:
         output = Path(options["runs"][0] if len(options["runs"]) == 1 else "", "curves.png")
     try:
         figure = getattr(importlib.import_module(module), function)(**options)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        # Without the version of matplotlib, the same figure is the same file.
-        figure.savefig(output, metadata={"Software": None} if output.suffix == ".png" else None)
+        if isinstance(figure, str):  # a page
+            write_text(output, figure)
+        else:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            # Without the version of matplotlib, the same figure is the same file.
+            figure.savefig(output, metadata={"Software": None} if output.suffix == ".png" else None)
     except ImportError as error:
         package = (error.name or "ddfnet").split(".")[0]
         if package == "ddfnet":  # the folder of a task was removed
@@ -70,6 +78,19 @@ def _parser() -> argparse.ArgumentParser:
     filters.add_argument("--layer", metavar="NAME", help="e.g. layer2.1.conv2 (default: the first DDF of stride 1)")
     help_text = "x,y in pixels of the network's input (default: a grid of 3 x 3)"
     filters.add_argument("--points", nargs="+", type=_point, metavar="X,Y", help=help_text)
+
+    explore = commands.add_parser("explore", help="a page to explore filters pixel by pixel")
+    explore.add_argument("checkpoint", metavar="CHECKPOINT", help="of any task, or zoo:NAME")
+    help_text = "image files; for a depth network numbers of held-out pairs: 0, 1, ..."
+    explore.add_argument("images", nargs="+", metavar="IMAGE", help=help_text)
+    explore.add_argument("--model", metavar="NAME", help="model name, for a file that does not say it")
+    explore.add_argument("--data", type=Path, metavar="PATH", help="data.root of a depth network, if it has moved")
+    explore.add_argument("--layers", nargs="+", metavar="NAME", help="only these layers (default: all)")
+    help_text = "channels a layer whose input and output are in the page (default: %(default)s)"
+    explore.add_argument("--channels", type=at_least(1), default=16, metavar="N", help=help_text)
+    help_text = "longest side that a detector or depth network gets, pixels (default: %(default)s)"
+    explore.add_argument("--size", type=at_least(32), default=320, metavar="PIXELS", help=help_text)
+    explore.add_argument("--output", type=Path, default="explore.html", metavar="HTML", help="default: %(default)s")
 
     detections = commands.add_parser("detections", help="boxes on images")
     detections.add_argument("images", nargs="+", type=Path, metavar="IMAGE")

@@ -6,11 +6,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ddfnet.pages.palette import SERIES
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.files import read_jsonl
 
 Records = list[dict[str, Any]]
-COLORS = ("#1F6FB5", "#D9690D", "#2E8B57", "#7A3E9D", "#B5305A", "#5B6770")
 KINDS = {"train": (":", "training"), "val": ("-", "validation"), "val_ema": ("--", "validation, EMA weights")}
 
 
@@ -18,8 +18,9 @@ def draw_curves(runs: list[Path]) -> Figure:
     """Loss, top-1 and learning rate over epochs; one color per run, one line style per kind of record."""
     figure = Figure(figsize=(12, 3.9), dpi=120, layout="constrained")
     loss, top1, rate = figure.subplots(1, 3)
+    sizes: set[int] = set()  # of the validation sets
     short = len({run.name for run in runs}) == len(runs)  # the name alone tells the runs apart
-    for color, run in zip(COLORS * len(runs), runs, strict=False):
+    for color, run in zip(SERIES * len(runs), runs, strict=False):
         records, name = _read_run(run), run.name if short else str(run)
         for kind, (style, label) in KINDS.items():
             label = f"{name}: {label}" if len(runs) > 1 else label
@@ -28,7 +29,9 @@ def draw_curves(runs: list[Path]) -> Figure:
             _line(top1, records, kind, "top1", **line)
         _line(rate, records, "train", "lr", color=color, lw=1.8, label=name)
         _mark_best(top1, records, color)
-    for axes, title in ((loss, "loss"), (top1, "top-1, %"), (rate, "learning rate")):
+        sizes |= {record["n"] for record in records if record["kind"] == "val" and "n" in record}
+    counted = f", n = {', '.join(f'{n:,}' for n in sorted(sizes))} images" if sizes else ""
+    for axes, title in ((loss, "loss, nats"), (top1, f"top-1, %{counted}"), (rate, "learning rate")):
         axes.set(title=title, xlabel="epoch")
         axes.grid(color="#E4E8EC")
         axes.spines[["top", "right"]].set_visible(False)

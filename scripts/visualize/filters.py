@@ -1,10 +1,10 @@
 """Figure of `python scripts/visualize filters`: the filters that a DDF layer predicts."""
 
+from functools import partial
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-import torch
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -12,10 +12,11 @@ from ddfnet import DDF
 from ddfnet.data.batches import EvalBatchTransform
 from ddfnet.data.decode import open_rgb
 from ddfnet.data.preprocessing import eval_transform
+from ddfnet.layers.inspection import inspect_layers
 from ddfnet.models.classifier import load_classifier
+from ddfnet.pages.palette import BLUE, SERIES, VERMILLION
 from ddfnet.utils.errors import UserError
 
-_POINT_COLORS = matplotlib.colormaps["tab10"].colors
 _GRID = 3
 
 
@@ -38,23 +39,12 @@ def draw_filters(
             raise UserError(f"--points {x},{y} is outside the {size} x {size} pixels of the input")
     name, ddf = _find(loaded.network, layer)
     batch = EvalBatchTransform(loaded.preprocessing, device="cpu", channels_last=True)({"image": pixels[None]})
-    filters = spatial_filters_of(ddf, loaded.network, batch["image"])
-    k, (height, width) = ddf.kernel_size, filters.shape[-2:]
+    k = ddf.kernel_size
+    (seen,) = inspect_layers(loaded.network, partial(loaded.network, batch["image"]), [name])
+    filters = seen.spatial[0].unflatten(1, (k, k))
+    height, width = filters.shape[-2:]
     title = f"{name}: filters of {k} x {k} taps at {height} x {width} positions"
-    return _draw(pixels, filters[0], points, title)
-
-
-def spatial_filters_of(ddf: DDF, network: nn.Module, images: Tensor) -> Tensor:
-    """The filters that one layer predicts in a forward pass: (B, heads, k, k, H, W), float32."""
-    caught: list[Tensor] = []
-    # A hook on the branch also makes the layer take its separate, unfused path.
-    handle = ddf.spatial_branch.register_forward_hook(lambda _, __, output: caught.append(output))
-    try:
-        with torch.inference_mode():
-            network(images)
-    finally:
-        handle.remove()
-    return caught[0].float().unflatten(1, (ddf.heads, ddf.kernel_size, ddf.kernel_size))
+    return _draw(pixels, filters, points, title)
 
 
 def _find(network: nn.Module, name: str | None) -> tuple[str, DDF]:
@@ -72,7 +62,8 @@ def _draw(pixels: Tensor, filters: Tensor, points: list[tuple[int, int]], title:
     heads, k, _, height, width = filters.shape
     values = filters[0].numpy()  # the first head: the others are of the same kind
     limit = float(np.abs(values).max()) or 1.0
-    colors = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    cmap = LinearSegmentedColormap.from_list("filters", [BLUE, "white", VERMILLION])  # as in the pages
+    colors = {"cmap": cmap, "vmin": -limit, "vmax": limit}
     size = pixels.shape[-1]
 
     columns = max(3, int(np.ceil(np.sqrt(len(points)))))
@@ -89,7 +80,7 @@ def _draw(pixels: Tensor, filters: Tensor, points: list[tuple[int, int]], title:
     for own in grid[len(points) :]:
         own.set_axis_off()
     for number, ((x, y), own) in enumerate(zip(points, grid, strict=False)):
-        color = _POINT_COLORS[number % len(_POINT_COLORS)]
+        color = SERIES[number % len(SERIES)]
         axes.plot(x, y, "o", ms=13, color="white", mec=color, mew=2)
         axes.text(x, y, str(number + 1), ha="center", va="center", fontsize=8, color="black")
         own.imshow(values[:, :, y * height // size, x * width // size], **colors)

@@ -16,6 +16,8 @@ from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from ddfnet import DDF
+from ddfnet.pages.palette import CHANNEL as CHANNEL_COLOR
+from ddfnet.pages.palette import COMBINED, SPATIAL
 
 # Both come with matplotlib: the figure does not depend on the machine or on anybody's matplotlibrc.
 matplotlib.rcParams.update({"font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"})
@@ -25,7 +27,6 @@ CHANNELS, SIZE = 5, 6
 CHANNEL, ROW, COLUMN = 0, 2, 3  # the highlighted channel c and pixel i
 
 INK, MUTED, LINE = "#1F2933", "#52606D", "#8794A1"
-SPATIAL, CHANNELWISE, COMBINED = "#D9690D", "#1F6FB5", "#7A3E9D"
 NEGATIVE = "#6B7886"  # one gray under every hue: the hue says whose filter it is, gray which taps are below zero
 
 SPATIAL_ROW, CHANNEL_ROW, PATCH_ROW = 7.15, 4.15, 1.95  # heights of the three paths from left to right
@@ -103,7 +104,7 @@ def _draw_branches(axes: Axes, example: Example) -> None:
     convolutions = "1×1 conv\nReLU\n1×1 conv"
     for row, color, texts in (
         (SPATIAL_ROW, SPATIAL, (None, "1×1 conv", "filter\nnorm")),
-        (CHANNEL_ROW, CHANNELWISE, ("global\navg pool", convolutions, "filter\nnorm")),
+        (CHANNEL_ROW, CHANNEL_COLOR, ("global\navg pool", convolutions, "filter\nnorm")),
     ):
         end = trunk
         for (left, width), text in zip(BOXES, texts, strict=True):
@@ -113,7 +114,7 @@ def _draw_branches(axes: Axes, example: Example) -> None:
                 end = left + width
         _arrow(axes, (end, row), (FILTERS, row), color)
     _text(axes, 3.25, SPATIAL_ROW + 0.75, "spatial branch", color=SPATIAL, size=21, ha="left")
-    _text(axes, 3.25, CHANNEL_ROW + 1.1, "channel branch", color=CHANNELWISE, size=21, ha="left")
+    _text(axes, 3.25, CHANNEL_ROW + 1.1, "channel branch", color=CHANNEL_COLOR, size=21, ha="left")
     _arrow(axes, (trunk, PATCH_ROW), (MEETING, PATCH_ROW), LINE)
     _text(axes, 8.2, PATCH_ROW + 0.28, "the 3×3 neighborhood of pixel $i$ in channel $c$", color=MUTED)
 
@@ -133,27 +134,27 @@ def _draw_filters(axes: Axes, example: Example) -> None:
     pitch_line = side / CHANNELS
     for index in range(CHANNELS):
         corner = (FILTERS + index * pitch_line, CHANNEL_ROW - pitch_line / 2)
-        _heat_map(axes, corner, pitch_line * 0.88, example.channel[index], CHANNELWISE)
+        _heat_map(axes, corner, pitch_line * 0.88, example.channel[index], CHANNEL_COLOR)
     channel = (FILTERS + CHANNEL * pitch_line, CHANNEL_ROW - pitch_line / 2)
-    _text(axes, FILTERS + side / 2, CHANNEL_ROW + 1.02, "one filter per channel", color=CHANNELWISE)
+    _text(axes, FILTERS + side / 2, CHANNEL_ROW + 1.02, "one filter per channel", color=CHANNEL_COLOR)
     _text(axes, FILTERS + side / 2, CHANNEL_ROW - 1.0, "shared by pixels", color=MUTED)
 
     for (left, bottom), size, row, color, values in (
         (pixel, pitch * 0.86, SPATIAL_ROW, SPATIAL, example.spatial[ROW, COLUMN]),
-        (channel, pitch_line * 0.88, CHANNEL_ROW, CHANNELWISE, example.channel[CHANNEL]),
+        (channel, pitch_line * 0.88, CHANNEL_ROW, CHANNEL_COLOR, example.channel[CHANNEL]),
     ):
         axes.add_patch(Rectangle((left, bottom), size, size, fill=False, ec=color, lw=3.5, zorder=5))
         for start, end in ((bottom + size, row + MAP / 2), (bottom, row - MAP / 2)):
             axes.plot([left + size, PICKED], [start, end], color=color, lw=1.4, ls=(0, (3, 2)), zorder=4)
         _heat_map(axes, (PICKED, row - MAP / 2), MAP, values, color, numbers=True)
     _text(axes, PICKED + MAP / 2, SPATIAL_ROW + MAP / 2 + 0.28, "$D^{sp}_i$  of pixel $i$", color=SPATIAL)
-    _text(axes, PICKED + MAP / 2, CHANNEL_ROW - MAP / 2 - 0.28, "$D^{ch}_c$  of channel $c$", color=CHANNELWISE)
+    _text(axes, PICKED + MAP / 2, CHANNEL_ROW - MAP / 2 - 0.28, "$D^{ch}_c$  of channel $c$", color=CHANNEL_COLOR)
 
 
 def _draw_combination(axes: Axes, example: Example) -> None:
     node, center = PICKED + MAP / 2, MEETING + MAP / 2
     _arrow(axes, (node, SPATIAL_ROW - MAP / 2), (node, COMBINED_ROW + 0.27), SPATIAL)
-    _arrow(axes, (node, CHANNEL_ROW + MAP / 2), (node, COMBINED_ROW - 0.27), CHANNELWISE)
+    _arrow(axes, (node, CHANNEL_ROW + MAP / 2), (node, COMBINED_ROW - 0.27), CHANNEL_COLOR)
     _arrow(axes, (node + 0.65, COMBINED_ROW), (MEETING, COMBINED_ROW), COMBINED)
     _pill(axes, node, COMBINED_ROW, 1.3, "× or +")
     _heat_map(axes, (MEETING, COMBINED_ROW - MAP / 2), MAP, example.combined, COMBINED, numbers=True)
@@ -176,7 +177,7 @@ def _draw_formula(axes: Axes) -> None:
         ("$y(c,i)\\;=\\;\\sum_{j}$", INK),
         ("$D^{sp}_i[\\,j-i\\,]$", SPATIAL),
         ("×", COMBINED),
-        ("$D^{ch}_c[\\,j-i\\,]$", CHANNELWISE),
+        ("$D^{ch}_c[\\,j-i\\,]$", CHANNEL_COLOR),
         ("$x(c,j)$", INK),
     )
     areas = [TextArea(text, textprops={"color": color, "size": 24}) for text, color in pieces]
@@ -191,7 +192,7 @@ def _draw_feature_map(axes: Axes, left: float, middle: float, values: np.ndarray
     for index in reversed(range(CHANNELS)):
         corner = (left + index * SHIFT, bottom + index * SHIFT)
         _heat_map(axes, corner, SLICE, values[index], INK, span=span, zorder=3 - 0.1 * index)
-    axes.add_patch(Rectangle((left, bottom), SLICE, SLICE, fill=False, ec=CHANNELWISE, lw=3.5, zorder=4))
+    axes.add_patch(Rectangle((left, bottom), SLICE, SLICE, fill=False, ec=CHANNEL_COLOR, lw=3.5, zorder=4))
     cell = SLICE / SIZE
     x, y = left + COLUMN * cell, bottom + SLICE - (ROW + 1) * cell
     if window:

@@ -88,6 +88,25 @@ def test_numbers_as_people_write_them(minimal, text, value):
         ("data.timeout=.inf", ["data.timeout", "finite"]),
         ("data.start_method=thread", ["data.start_method=thread", "fork", "forkserver", "spawn"]),
         ("data.max_broken=0.1", ["data.max_broken (command line) is called data.max_corrupt now: rename it"]),
+        ("train.freeze=layer1", ["train.freeze=layer1", "a list", "all_but_head"]),
+        ("loss.class_weights=[1, -1]", ["loss.class_weights", "at least 0"]),
+        ("loss.class_weights=inverse", ["loss.class_weights=inverse", "auto"]),
+        ("data.multi_label=true", ["data.multi_label=true", "loss.name=cross_entropy", "loss.name=bce"]),
+        ("data={multi_label: true, sampler: balanced}", ["loss.name=bce"]),
+        ("eval.threshold=1", ["eval.threshold=1", "less than 1"]),
+        ("data={labels: a.csv, source: tar}", ["data.labels", "data.source=tar"]),
+        ("distill={teacher: a.pt, weight: 0}", ["distill.weight=0", "greater than 0"]),
+        ("distill={weight: 0.5}", ["distill.teacher is required"]),
+        ("train.early_stop=0", ["train.early_stop=0", "at least 1"]),
+        ("schedule.name=polynomial", ["schedule.name=polynomial", "'poly'"]),
+        ("schedule.name=step", ["schedule.name=step", "milestones or decay_epochs"]),
+        ("schedule={name: step, milestones: [1], decay_epochs: 1}", ["contradict"]),
+        ("schedule={name: plateau, cooldown_epochs: 1}", ["schedule.name=plateau", "cooldown_epochs"]),
+        ("augment={cutmix_minmax: [0.2, 0.8]}", ["augment.cutmix_minmax", "set augment.cutmix=1"]),
+        ("augment={cutmix: 1, cutmix_minmax: [0.8, 0.2]}", ["augment.cutmix_minmax", "[0.8, 0.2]"]),
+        ("augment.mixup_mode=half", ["augment.mixup_mode=half", "elem"]),
+        ("model.head_init_scale=-1", ["model.head_init_scale=-1", "at least 0"]),
+        ("data.sampler=weighted", ["data.sampler=weighted", "balanced"]),
         ("train.precision=fp8", ["train.precision=fp8", "'bf16'"]),
         ("augment.scale=[1, 0.5]", ["augment.scale", "low <= high"]),
         ("augment.scale=[1,2,3]", ["augment.scale=[1, 2, 3]", "2 values"]),
@@ -127,6 +146,19 @@ def test_mistakes_name_key_value_and_fix(minimal, override, parts):
     message = fails(minimal, override)
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("loss.label_smoothing=0.1", "loss.label_smoothing"),
+        ("data.sampler=balanced", "data.sampler=balanced"),
+        ("model.num_classes=9", "model.num_classes"),
+        ("distill={teacher: a.pt}", "distill is for images with one label"),
+    ],
+)
+def test_what_multi_label_refuses(minimal, override, part):
+    assert part in fails(minimal, "data.multi_label=true", "loss.name=bce", override)
 
 
 def test_all_faults_are_reported_at_once(minimal):
@@ -224,6 +256,11 @@ def test_paper_recipe_is_the_released_one():
         (["augment.mixup_switch_prob=0.1", "augment.mixup=0.2"], "augment.mixup_switch_prob", "not both"),
         (["loss.bce_threshold=0.2"], "loss.bce_threshold", "loss.name is cross_entropy"),
         (["loss.name=bce", "loss.bce_threshold=0.2"], "loss.bce_threshold", "0 and 1 already"),
+        (["eval.threshold=0.4"], "eval.threshold", "data.multi_label is false"),
+        (["data.label_separator=;"], "data.label_separator", "data.multi_label is false"),
+        (["distill={teacher: a.pt, kind: hard, temperature: 3}"], "distill.temperature", "distill.kind is hard"),
+        (["loss.bce_sum=true"], "loss.bce_sum", "loss.name is cross_entropy"),
+        (["loss.bce_pos_weight=2"], "loss.bce_pos_weight", "loss.name is cross_entropy"),
         (
             ["loss.name=bce", "loss.bce_threshold=0.2", "loss.label_smoothing=0.1"],
             "loss.label_smoothing",
@@ -234,6 +271,14 @@ def test_paper_recipe_is_the_released_one():
         (["optim.name=adamw", "optim.momentum=0.5"], "optim.momentum", "adamw has none"),
         (["data.workers=0", "data.timeout=60"], "data.timeout", "data.workers is 0"),
         (["data.workers=0", "data.start_method=spawn"], "data.start_method", "data.workers is 0"),
+        (["augment.mixup_mode=elem"], "augment.mixup_mode", "are 0"),
+        (["schedule.patience=3"], "schedule.patience", "schedule.name is cosine"),
+        (["schedule.power=2"], "schedule.power", "schedule.name is cosine"),
+        (["schedule.name=tanh", "schedule.k_decay=2"], "schedule.k_decay", "schedule.name is tanh"),
+        (["schedule.cycle_decay=0.1"], "schedule.cycle_decay", "schedule.cycles is 1"),
+        (["schedule.warmup_prefix=true"], "schedule.warmup_prefix", "warmup_epochs is 0"),
+        (["optim.base_scaling=sqrt"], "optim.base_scaling", "optim.lr is used"),
+        (["train.early_stop=3"], "train.early_stop", "the run has 3 epochs"),
         (["schedule.warmup_lr=1e-5"], "schedule.warmup_lr", "warmup_epochs is 0"),
     ],
 )

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import Mixup
 
 from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.batches import EvalBatchTransform, TrainBatchTransform
 from ddfnet.data.policy import Policy
 from ddfnet.data.preprocessing import Preprocessing
-from ddfnet.data.rng import POLICY, uniforms
+from ddfnet.data.rng import BATCH, POLICY, entry_key, keyed_generators, uniforms
 
 PREPROCESSING = Preprocessing(size=16, mean=(0.1, 0.5, 0.7), std=(0.2, 0.3, 0.5))
 
@@ -214,3 +215,21 @@ def test_on_cuda_without_waiting_for_the_device():
     assert torch.equal(first["image"], second["image"])
     assert torch.equal(first["target"], second["target"])
     assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize("keys", [{"mixup": 0.4}, {"cutmix": 1.0, "cutmix_minmax": (0.2, 0.8)}])
+def test_modes_of_mixing_are_timms(mode, keys):
+    """The same draws, the same pixels and targets, whatever else was drawn before."""
+    augment = AugmentConfig(mixup_mode=mode, **keys)
+    images = batch(epoch=2, size=6)
+    np.random.seed(5)
+    got = TrainBatchTransform(PREPROCESSING, augment, device="cpu", seed=1, num_classes=4)(dict(images))
+    settings = {"mode": mode, "label_smoothing": 0, "num_classes": 4}
+    theirs = Mixup(keys.get("mixup", 0), keys.get("cutmix", 0), keys.get("cutmix_minmax"), **settings)
+    plain = EvalBatchTransform(PREPROCESSING, device="cpu")(dict(images))["image"]
+    with keyed_generators(*entry_key(BATCH, 1, 2, 5, 0)):
+        mixed, targets = theirs(plain.clone(), images["target"])
+    assert torch.equal(got["image"], mixed)
+    assert torch.equal(got["target"], targets)
+    assert not torch.equal(got["image"], plain)

@@ -159,7 +159,7 @@ def test_a_class_without_images(tree, tmp_path):
 def test_imagenet_classes_in_words_are_its_synsets():
     from timm.data import ImageNetInfo
 
-    from ddfnet.data.sources.base import settle_classes
+    from ddfnet.data.sources.classes import settle_classes
 
     info = ImageNetInfo("imagenet-1k")
     words = [info.index_to_description(i) for i in range(1000)]

@@ -23,7 +23,7 @@ from ddfnet.utils.errors import DataError, UserError
 from tests.conftest import CLASSES, launch
 
 NAME = "ddf_mul_resnet14_32px"
-FILES = ["report.json", "report.md", "per_class.csv"]
+FILES = ["report.json", "report.md", "per_class.csv", "report.html"]
 FIGURES = ["calibration.png", "confusion.png", "mistakes.png"]
 COMMON = {"device": "cpu", "workers": 0, "batch_size": 4}
 
@@ -87,7 +87,31 @@ def test_all_files_tell_the_same(checkpoint, image_tree, tmp_path, capsys):
         assert np.asarray(Image.open(tmp_path / name).convert("L")).std() > 10
     out = capsys.readouterr().out
     assert all(len(line) <= 80 or str(tmp_path) in line or str(image_tree) in line for line in out.splitlines())
-    assert out.rstrip().splitlines()[-2:] == [f"  {', '.join(report['files'][:-1])},", f"  {report['files'][-1]}"]
+    listed = " ".join(out[out.index("\n  report.json") :].split())
+    assert listed == ", ".join(report["files"])
+
+
+def test_a_report_with_other_options_is_kept(checkpoint, image_tree, tmp_path, capsys, no_figures):
+    out = tmp_path / "out"
+    first = evaluated(checkpoint, data=image_tree, output=out, **COMMON)
+    evaluated(checkpoint, data=image_tree, output=out, **{**COMMON, "batch_size": 3})
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    assert "is kept in" not in capsys.readouterr().out
+    evaluated(checkpoint, data=image_tree, output=out, interpolation="nearest", **COMMON)
+    (kept,) = (out / "earlier").iterdir()
+    assert (
+        f"{out} had a report that differs in preprocessing.interpolation: it is kept in {kept}"
+        in capsys.readouterr().out
+    )
+    assert sorted(path.name for path in kept.iterdir()) == sorted(FILES)
+    assert json.loads((kept / "report.json").read_text())["top1_count"] == first["top1_count"]
+    sets = {"data": image_tree, "sets": "val", "output": out, **COMMON}
+    evaluated(checkpoint, **sets)
+    evaluated(checkpoint, **sets, crop_pct=0.9)
+    (kept,) = {*(out / "earlier").iterdir()} - {kept}
+    assert {"sets.json", "sets.md", "val"} == {path.name for path in kept.iterdir()}
+    assert (kept / "val" / "report.html").is_file()
+    assert json.loads((out / "val" / "report.json").read_text())["preprocessing"]["crop_pct"] == 0.9
 
 
 def test_two_processes_give_the_same_image_by_image(checkpoint, image_tree, tmp_path, no_figures):
@@ -396,6 +420,6 @@ def test_names_with_spaces_stay_whole_on_the_console():
     report = PredictionReport(
         settings=settings, data=data, metrics={"top1": 1.0, "top5": 1.0, "loss": 1.0, "n": 100}, images_per_second=1.0,
         images=ImageSet("", FolderIndex(data, ["a"], None, None, None), ["a"]), classes=["a"],
-        predictions=Predictions(no[0], no, one.double(), one.double(), no == 0),
+        predictions=Predictions(no[0], no, one.double(), one.double(), no == 0, one[None]),
     )  # fmt: skip
     assert data in report.console().splitlines()

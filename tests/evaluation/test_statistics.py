@@ -146,7 +146,8 @@ def test_batches_of_loader_workers_leave_no_files_open(image_tree):
 def rows(target, predicted, confidence):
     target, predicted = torch.tensor(target), torch.tensor(predicted)
     confidence = torch.tensor(confidence, dtype=torch.float64)
-    return Predictions(target, predicted[:, None], confidence, confidence, (predicted == target)[:, None])
+    hits = (predicted == target)[:, None]
+    return Predictions(target, predicted[:, None], confidence, confidence, hits, confidence[:, None].float())
 
 
 IMAGES = rows([0, 0, 0, 2, 2, 2, 2, 4], [0, 2, 2, 2, 0, 1, 1, 4], [0.9, 0.5, 0.7, 0.4, 0.95, 0.3, 0.7, 1.0])

@@ -7,8 +7,10 @@ A further kind of dataset is one file beside this one, a line in `locate.py` tha
 import os
 
 from ddfnet.data.sources.base import TIMM, ImageSource, SourceConfig, add_source_options, source_config
+from ddfnet.data.sources.classes import MissingClassesError
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.data.sources.huggingface import open_huggingface
+from ddfnet.data.sources.label_sets import open_labels
 from ddfnet.data.sources.locate import locate, split_path, uses
 from ddfnet.data.sources.parquet import close_parquet
 from ddfnet.data.sources.ranges import close_files
@@ -42,10 +44,11 @@ def open_source(
         path: a folder with one sub-folder per class; a prepared store; a list (.csv, .tsv, .txt); parquet or Arrow
             files, or a tar or several: a file, a folder of them, or a pattern such as `shards/train-*.tar`.
         classes: expected class names in label order, from the training set or a checkpoint. None: those of the data.
-        allow_empty: accept classes without images.
+        allow_empty: accept classes without images; with `config.allow_missing_val_classes` also absent ones.
         config: kind and details, where they are not to be recognized.
     """
     path, config = os.fspath(path), config or SourceConfig()
+    allow_empty = allow_empty or config.allow_missing_val_classes
     close_files()
     close_parquet()
     kind, files = locate(path, config)
@@ -55,9 +58,11 @@ def open_source(
                 f"data.{key}={getattr(config, key)} is not used: {path} is of kind {kind}; leave the key out"
             )
     if kind == "folder":
-        return index_folder(path, classes=classes, allow_empty=allow_empty)
+        absent = config.allow_missing_val_classes
+        return index_folder(path, classes=classes, allow_empty=allow_empty, allow_absent=absent)
     if kind == "store":
-        return open_store(path, classes=classes, allow_empty=allow_empty)
+        absent = config.allow_missing_val_classes
+        return open_store(path, classes=classes, allow_empty=allow_empty, allow_absent=absent)
     if kind == "table":
         return open_table(path, classes=classes, allow_empty=allow_empty, config=config)
     open_files = open_huggingface if kind == "huggingface" else open_tars
@@ -80,13 +85,25 @@ def open_split(
         key: which of the two.
     """
     if key == "train":
-        config = config.model_copy(update={"val_labels": None})
+        config = config.model_copy(update={"val_labels": None, "allow_missing_val_classes": False})
+    try:
+        return _open_split(os.fspath(root), part, key, classes, allow_empty, config)
+    except MissingClassesError as error:
+        if key == "train":
+            raise
+        raise MissingClassesError(
+            f"{error}; or accept validation without them: data.allow_missing_val_classes=true"
+        ) from None
+
+
+def _open_split(
+    root: str, part: str, key: str, classes: list[str] | None, allow_empty: bool, config: SourceConfig
+) -> ImageSource:
     if config.source.startswith(TIMM):
         own = os.path.join(root, part)
         local = os.path.exists(own)  # a tree or tar of each split; else the reader knows its splits
-        return open_timm(
-            own if local else os.fspath(root), part, classes=classes, allow_empty=allow_empty, config=config
-        )
+        allow_empty = allow_empty or config.allow_missing_val_classes
+        return open_timm(own if local else root, part, classes=classes, allow_empty=allow_empty, config=config)
     path = split_path(root, part)
     if path is None:
         state = f"has no folder {part}" if os.path.exists(root) else "does not exist"
@@ -94,4 +111,6 @@ def open_split(
             f"data.root={root} {state}: it holds {part}/ with one folder per class, or {part} as another source of "
             f"docs/guides/data.md (set data.{key} where the name differs)"
         )
+    if config.labels is not None or config.multi_label:
+        return open_labels(root, os.fspath(path), key, classes=classes, config=config)
     return open_source(path, classes=classes, allow_empty=allow_empty, config=config)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddfnet.data.sources.base import hash_files, some_names
+from ddfnet.data.sources.base import hash_files
+from ddfnet.data.sources.classes import MissingClassesError, some_names
 from ddfnet.utils.errors import DataError
 
 IMAGE_EXTENSIONS = frozenset(
@@ -107,32 +108,37 @@ def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Itera
 
 
 def index_folder(
-    root: str | os.PathLike, *, classes: list[str] | None = None, allow_empty: bool = False
+    root: str | os.PathLike, *, classes: list[str] | None = None, allow_empty: bool = False, allow_absent: bool = False
 ) -> FolderIndex:
     """Index of the tree `root/<class>/**/<image>`.
 
     Hidden files and folders are ignored, symbolic links followed, extensions compared without case. Without `classes`
-    (see `open_source`), they are the sorted names of the sub-folders. DataError where there is no such folder, no class
-    folder, one without images, or classes other than the expected ones; it names the folders and the fix.
+    (see `open_source`), they are the sorted names of the sub-folders; with `allow_absent` some of `classes` may have no
+    folder. DataError where there is no such folder, no class folder, one without images, or classes other than the
+    expected ones; it names the folders and the fix.
     """
     root = os.fspath(root)
     folders = class_folders(root)
     if classes is None:
         classes = folders
     else:
-        _compare_classes(root, set(folders), set(classes))
+        _compare_classes(root, set(folders), set(classes), allow_absent)
+    present = set(folders)
     blobs: list[bytes] = []
     lengths: list[np.ndarray] = []
     for name in classes:
-        paths = [os.fsencode(f"{name}/{image}") for image in list_images(os.path.join(root, name))]
+        images = list_images(os.path.join(root, name)) if name in present else []
+        paths = [os.fsencode(f"{name}/{image}") for image in images]
         blobs.append(b"".join(paths))
         lengths.append(np.fromiter(map(len, paths), np.int64, len(paths)))
     empty = [name for name, blob in zip(classes, blobs, strict=True) if not blob]
     if empty and not allow_empty:
-        raise DataError(
+        raise MissingClassesError(
             f"{len(empty)} of {len(classes)} class folders in {root} hold no images: {some_names(empty)}; "
             f"fill or remove them (images end in {', '.join(sorted(IMAGE_EXTENSIONS))})"
         )
+    if allow_absent and len(empty) == len(classes):
+        raise DataError(f"{root} holds no images of any class; give the data of another place")
     return FolderIndex(
         root=root,
         classes=list(classes),
@@ -142,12 +148,12 @@ def index_folder(
     )
 
 
-def _compare_classes(root: str, folders: set[str], expected: set[str]) -> None:
+def _compare_classes(root: str, folders: set[str], expected: set[str], allow_absent: bool) -> None:
     missing, extra = sorted(expected - folders), sorted(folders - expected)
-    parts = [f"{len(missing)} missing ({some_names(missing)})"] * bool(missing)
+    parts = [f"{len(missing)} missing ({some_names(missing)})"] * bool(missing and not allow_absent)
     parts += [f"{len(extra)} not expected ({some_names(extra)})"] * bool(extra)
     if parts:
-        raise DataError(
+        raise (DataError if extra else MissingClassesError)(
             f"the class folders of {root} differ from the {len(expected)} classes of the training set or checkpoint: "
             f"{' and '.join(parts)}; use the tree that belongs to them, with the same folder names"
         )

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddfnet.data.sources.base import ImageSource, SourceConfig, refuse_empty_classes, settle_classes, settle_names
+from ddfnet.data.sources.base import ImageSource, SourceConfig
+from ddfnet.data.sources.classes import refuse_empty_classes, settle_classes, settle_names
 from ddfnet.data.sources.parquet import parquet_source, read_parquet, without_images
 from ddfnet.data.sources.ranges import byte_ranges
 from ddfnet.utils.errors import DataError

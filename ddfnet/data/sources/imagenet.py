@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddfnet.data.sources.base import some_names
+from ddfnet.data.sources.classes import some_names
 from ddfnet.data.sources.table import read_rows
 from ddfnet.utils.errors import DataError
 

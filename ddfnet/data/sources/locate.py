@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddfnet.data.sources import huggingface, store, table
-from ddfnet.data.sources.base import TIMM, SourceConfig, some_names
+from ddfnet.data.sources.base import TIMM, SourceConfig
+from ddfnet.data.sources.classes import some_names
 from ddfnet.utils.errors import DataError
 
 _MOST_FOLDERS = 20  # more are those of classes, which hold no shards and take long to list

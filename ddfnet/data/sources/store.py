@@ -10,7 +10,8 @@ import numpy as np
 
 from ddfnet.data.arrays import load_arrays
 from ddfnet.data.jpeg import Box, cut, read_header
-from ddfnet.data.sources.base import Names, compare_classes, refuse_empty_classes
+from ddfnet.data.sources.base import Names
+from ddfnet.data.sources.classes import compare_classes, refuse_empty_classes
 from ddfnet.data.sources.ranges import ByteRanges, read_range
 from ddfnet.utils.errors import DataError
 
@@ -51,7 +52,9 @@ class Store(ByteRanges):
         return cut(image, read_header(image), starts, box)
 
 
-def open_store(path: str, *, classes: list[str] | None = None, allow_empty: bool = False) -> Store:
+def open_store(
+    path: str, *, classes: list[str] | None = None, allow_empty: bool = False, allow_absent: bool = False
+) -> Store:
     """The store in a folder. See `open_source`; DataError where it is unfinished, incomplete or damaged."""
     meta = read_meta(path)
     try:
@@ -76,7 +79,7 @@ def open_store(path: str, *, classes: list[str] | None = None, allow_empty: bool
             raise DataError(f"{file} {state}, it should have {size:,}; copy the store again")
     labels = arrays["labels"]
     if classes is not None:
-        compare_classes(path, set(own), set(classes))
+        compare_classes(path, set(own), set(classes), missing_is_wrong=not allow_absent)
         position = {name: i for i, name in enumerate(classes)}
         labels, own = np.array([position[name] for name in own], np.int32)[labels], list(classes)
     refuse_empty_classes(path, labels, own, allow_empty)

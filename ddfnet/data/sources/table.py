@@ -8,23 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ddfnet.data.sources.base import (
-    NamedImages,
-    Names,
-    SourceConfig,
-    canonical_order,
-    hash_files,
-    refuse_empty_classes,
-    settle_names,
-)
+from ddfnet.data.sources.base import NamedImages, Names, SourceConfig, canonical_order, hash_files
+from ddfnet.data.sources.classes import refuse_empty_classes, settle_names
 from ddfnet.utils.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".txt")
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 # In order of preference; compared without case, spaces and underscores.
-_IMAGE_COLUMNS = ("path", "filepath", "file", "filename", "image", "imagepath", "img", "imageid", "name")
+IMAGE_COLUMNS = ("path", "filepath", "file", "filename", "image", "imagepath", "img", "imageid", "name")
 _CHECKED = 100  # files whose presence is checked when a list is opened
-_LABEL_COLUMNS = ("label", "class", "target", "labels", "classname", "category", "predictionstring")
+LABEL_COLUMNS = ("label", "class", "target", "labels", "classname", "category", "predictionstring")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +80,8 @@ def read_rows(path: str, image_column: str | None, label_column: str | None) -> 
     suffix = Path(path).suffix.lower()
     try:
         with open(path, encoding="utf-8-sig", errors="strict", newline="") as file:
-            if suffix in _DELIMITERS:
-                yield from _table_rows(
-                    path, csv.reader(file, delimiter=_DELIMITERS[suffix]), image_column, label_column
-                )
+            if suffix in DELIMITERS:
+                yield from _table_rows(path, csv.reader(file, delimiter=DELIMITERS[suffix]), image_column, label_column)
                 return
             for what, column in (("image", image_column), ("label", label_column)):
                 if column is not None:
@@ -112,8 +103,8 @@ def _table_rows(
     path: str, rows: Iterator[list[str]], image_column: str | None, label_column: str | None
 ) -> Iterator[tuple[int, str, str]]:
     header = next(rows, [])
-    image = _column(path, header, image_column, _IMAGE_COLUMNS, "image")
-    label = _column(path, header, label_column, _LABEL_COLUMNS, "label")
+    image = column_of(path, header, image_column, IMAGE_COLUMNS, "image")
+    label = column_of(path, header, label_column, LABEL_COLUMNS, "label")
     # Kaggle's list of ImageNet: the synset id, then boxes.
     first_word = header[label].strip().lower() == "predictionstring"
     for number, row in enumerate(rows, 2):
@@ -127,7 +118,9 @@ def _table_rows(
         yield number, row[image].strip(), row[label].split()[0] if first_word else row[label].strip()
 
 
-def _column(path: str, header: list[str], wanted: str | None, known: tuple[str, ...], what: str) -> int:
+def column_of(path: str, header: list[str], wanted: str | None, known: tuple[str, ...], what: str) -> int:
+    """Number of the column that a list's first line calls `wanted`, or by one of the known names; DataError where it
+    has none. `what`: image or label."""
     names = [name.strip() for name in header]
     if wanted is not None:
         if wanted in names:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddfnet.data.sources.base import SourceConfig, refuse_empty_classes, settle_names, some_names
+from ddfnet.data.sources.base import SourceConfig
+from ddfnet.data.sources.classes import refuse_empty_classes, settle_names, some_names
 from ddfnet.data.sources.folder import IMAGE_EXTENSIONS, is_image_name
 from ddfnet.data.sources.imagenet import validation_labels
 from ddfnet.data.sources.ranges import ByteRanges, byte_ranges, read_range

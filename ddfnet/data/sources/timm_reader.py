@@ -8,16 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ddfnet.data.sources.base import (
-    TIMM,
-    NamedImages,
-    Names,
-    SourceConfig,
-    canonical_order,
-    hash_files,
-    refuse_empty_classes,
-    settle_classes,
-)
+from ddfnet.data.sources.base import TIMM, NamedImages, Names, SourceConfig, canonical_order, hash_files
+from ddfnet.data.sources.classes import refuse_empty_classes, settle_classes
 from ddfnet.utils.errors import DataError
 
 _STREAMS = ("wds", "tfds", "hfids")

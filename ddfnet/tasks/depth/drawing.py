@@ -9,14 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ddfnet.checkpoint import read_weights
-from ddfnet.models.weights import load_weights
-from ddfnet.tasks.depth.config import DepthConfig
-from ddfnet.tasks.depth.data import DepthReader, denormalize_guidance, normalize_guidance
+from ddfnet.tasks.depth.data import denormalize_guidance, normalize_guidance
+from ddfnet.tasks.depth.loading import check_indices, load_depth
 from ddfnet.tasks.depth.network import DDFUpNet, interpolate
-from ddfnet.tasks.depth.pairs import open_pairs
-from ddfnet.tasks.evaluation import EvaluationOptions, stored_config
-from ddfnet.utils.errors import CheckpointError, UserError
 
 
 def draw_depth(checkpoint: Path, *, data: Path | None = None, indices: list[int] | None = None) -> Figure:
@@ -27,19 +22,9 @@ def draw_depth(checkpoint: Path, *, data: Path | None = None, indices: list[int]
         checkpoint: `best.pt` or `last.pt`.
         data: `data.root`, where it is not that of training.
     """
-    weights = read_weights(checkpoint)
-    meta = weights.meta or {}
-    if meta.get("task") != "depth":
-        raise CheckpointError(f"{checkpoint} is of the task {meta.get('task', 'unknown')}: give a checkpoint of depth")
-    config = stored_config(DepthConfig, checkpoint, weights, EvaluationOptions(data=data))
-    pairs = open_pairs(config.data, "val")
-    indices = indices if indices is not None else list(range(min(2, len(pairs))))
-    for index in indices:
-        if not 0 <= index < len(pairs):
-            raise UserError(f"--index {index}: the validation set has the pairs 0 to {len(pairs) - 1}")
-    network = DDFUpNet(**meta["model"]["kwargs"]).eval()
-    load_weights(network, weights, source=checkpoint, name="ddf_up_net")
-    reader = DepthReader(pairs, config.data)
+    network, reader = load_depth(checkpoint, data=data)
+    indices = indices if indices is not None else list(range(min(2, len(reader.pairs))))
+    check_indices(indices, reader, option="--index ")
     figure = Figure(figsize=(17, 2.6 * len(indices)), dpi=100, layout="constrained")
     for row, index in zip(figure.subplots(len(indices), 7, squeeze=False), indices, strict=True):
         (sample,) = reader.read_eval([index])

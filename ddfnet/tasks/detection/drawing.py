@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -10,13 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ddfnet.checkpoint import read_weights
 from ddfnet.data.decode import open_rgb
-from ddfnet.models.weights import load_weights
-from ddfnet.tasks.detection.network import create_backbone, create_detector
-from ddfnet.utils.errors import CheckpointError
-
-_COLORS = matplotlib.color_sequences["tab10"]
+from ddfnet.pages.palette import SERIES
+from ddfnet.tasks.detection.network import load_detector
 
 
 def draw_detections(images: list[Path], checkpoint: Path, *, threshold: float = 0.5) -> Figure:
@@ -24,17 +19,7 @@ def draw_detections(images: list[Path], checkpoint: Path, *, threshold: float = 
 
     CheckpointError where the checkpoint is of no detector, OSError where an image cannot be read.
     """
-    weights = read_weights(checkpoint)
-    meta = weights.meta or {}
-    if meta.get("task") != "detection":
-        task = meta.get("task", "unknown")
-        raise CheckpointError(f"{checkpoint} is of the task {task}: give a checkpoint of detection")
-    options = dict(meta["model"])
-    name, backbone = options.pop("name"), create_backbone(options.pop("backbone"), **options.pop("backbone_kwargs"))
-    detector = create_detector(backbone, **options).eval()
-    load_weights(detector, weights, source=checkpoint, name=name)
-    classes = [category["name"] for category in meta["categories"]]
-
+    detector, classes = load_detector(checkpoint)
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(4 * columns, 4 * rows), dpi=110, layout="constrained")
@@ -56,7 +41,7 @@ def _draw_boxes(axes: Axes, detections: dict[str, Tensor], classes: list[str], t
     for box, label, score in zip(detections["boxes"], detections["labels"], detections["scores"], strict=True):
         if score < threshold:
             continue
-        (left, top, right, bottom), color = box.tolist(), _COLORS[int(label) % len(_COLORS)]
+        (left, top, right, bottom), color = box.tolist(), SERIES[int(label) % len(SERIES)]
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=color, lw=1.6))
         text, bbox = f"{classes[int(label) - 1]} {score:.2f}", {"fc": color, "ec": "none", "pad": 1.2}
         axes.text(left, top, text, fontsize=7, color="white", va="bottom", bbox=bbox)

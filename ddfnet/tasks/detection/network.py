@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,11 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.rpn import RPNHead
 
+from ddfnet.checkpoint import read_weights
 from ddfnet.models.factory import create_model
+from ddfnet.models.weights import load_weights
 from ddfnet.tasks.detection.pyramid import FeaturePyramid
+from ddfnet.utils.errors import CheckpointError
 
 STRIDES = (4, 8, 16, 32)
 HEAD_WIDTH = 1024  # of the box head's two layers, as in torchvision
@@ -77,6 +81,23 @@ def create_detector(
         image_mean=list(cfg["mean"]),
         image_std=list(cfg["std"]),
     )
+
+
+def load_detector(checkpoint: Path) -> tuple[Detector, list[str]]:
+    """The detector of a checkpoint, in evaluation mode on the CPU, and the names of its classes, label 1 first.
+
+    CheckpointError where the file is of no detector, or cannot be read.
+    """
+    weights = read_weights(checkpoint)
+    meta = weights.meta or {}
+    if meta.get("task") != "detection":
+        task = meta.get("task", "unknown")
+        raise CheckpointError(f"{checkpoint} is of the task {task}: give a checkpoint of detection")
+    options = dict(meta["model"])
+    name, backbone = options.pop("name"), create_backbone(options.pop("backbone"), **options.pop("backbone_kwargs"))
+    detector = create_detector(backbone, **options).eval()
+    load_weights(detector, weights, source=checkpoint, name=name)
+    return detector, [category["name"] for category in meta["categories"]]
 
 
 def create_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:

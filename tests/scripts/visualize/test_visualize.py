@@ -11,8 +11,8 @@ from ddfnet.checkpoint import save_checkpoint
 from ddfnet.engine.train import train
 from ddfnet.tasks import load_config
 from scripts.visualize import __main__ as visualize
-from scripts.visualize.filters import spatial_filters_of
 from tests.conftest import ROOT, exit_code
+from tests.scripts.visualize.explored import check_layers
 
 
 def save(path, name, **kwargs):
@@ -36,20 +36,6 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def image(image_tree):
     return next(iter(sorted((image_tree / "val" / "ring").iterdir())))
-
-
-def test_filters_are_those_the_layer_applies():
-    torch.manual_seed(0)
-    model = ddfnet.create_model("ddf_mul_resnet14_32px", heads=2).eval()
-    x = torch.randn(1, 3, 32, 32)
-    inputs = []
-    layer = model.layer2[0].conv2
-    layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    filters = spatial_filters_of(layer, model, x)
-    assert filters.shape == (1, 2, 3, 3, 16, 16)
-    with torch.inference_mode():
-        torch.testing.assert_close(filters.flatten(1, 3), layer.spatial_branch(inputs[0]))
-    assert not layer.spatial_branch._forward_hooks
 
 
 @pytest.mark.parametrize("options", [[], ["--layer", "layer3.0.conv2", "--points", "3,4", "31,0"]])
@@ -108,6 +94,14 @@ def test_depth_maps_are_drawn(scenes, tmp_path, capsys):
     command = ["depth", "--checkpoint", str(checkpoint), "--output", str(out)]
     assert exit_code(visualize.main, [*command, "--index", "1", "0"]) == 0
     assert np.asarray(Image.open(out)).shape[1] == 1700
+    page = tmp_path / "explore.html"
+    command_of_page = ["explore", str(checkpoint), "1", "--size", "48", "--output", str(page)]
+    assert exit_code(visualize.main, command_of_page) == 0
+    (shown,) = check_layers(page.read_text())
+    assert (shown["width"], {layer["kind"] for layer in shown["layers"]}) == (48, {"DDFUp"})
+    for index, message in (("2", "IMAGE 2: the validation set has the pairs 0 to 1"), ("a.png", "give numbers of")):
+        assert exit_code(visualize.main, ["explore", str(checkpoint), index, "--output", str(page)]) == 2
+        assert message in capsys.readouterr().err
     assert exit_code(visualize.main, [*command, "--index", "2"]) == 2
     assert "--index 2: the validation set has the pairs 0 to 1" in capsys.readouterr().err
 
@@ -124,5 +118,10 @@ def test_detections_are_drawn(tmp_path, image, checkpoint, capsys):
     images = [str(path) for path in sorted((shapes / "val").glob("*.png"))]
     assert exit_code(visualize.main, ["detections", *images, "--checkpoint", str(detector), "--output", str(out)]) == 0
     assert out.exists()
+    page = tmp_path / "explore.html"
+    assert exit_code(visualize.main, ["explore", str(detector), *images, "--size", "96", "--output", str(page)]) == 0
+    shown = check_layers(page.read_text())
+    assert [image["name"] for image in shown] == [path.rpartition("/")[2] for path in images]
+    assert [layer["kind"] for layer in shown[0]["layers"]] == ["DDFUp"] * 3
     assert exit_code(visualize.main, ["detections", *images, "--checkpoint", str(checkpoint)]) == 2
     assert "is of the task classification: give a checkpoint of detection" in capsys.readouterr().err

@@ -1,9 +1,8 @@
-"""Optimizer, learning-rate schedule and gradient clipping, and the sections of the configuration that choose them."""
+"""Optimizer and gradient clipping, and the section of the configuration that chooses them."""
 
 import importlib.util
-import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -24,6 +23,9 @@ class OptimConfig(Section):
     base_lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate for a batch of base_batch images: lr = base_lr * train.batch_size / base_batch."""
     base_batch: Positive = 256
+    """Batch that base_lr is for."""
+    base_scaling: Literal["linear", "sqrt"] = "linear"
+    """base_lr grows with the ratio of the batches, or with its square root."""
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 1e-4
     """Not applied to biases and other one-dimensional parameters (batch norm, filter norm)."""
@@ -48,78 +50,15 @@ class OptimConfig(Section):
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.lr is not None:
             yield "base_batch", "optim.lr is used as it is"
+            yield "base_scaling", "optim.lr is used as it is"
         if self.clip_grad is None:
             yield "clip_mode", "optim.clip_grad is null"
         if not _has_momentum(self.name):
             yield "momentum", f"{self.name} has none"
 
 
-class ScheduleConfig(Section):
-    name: Literal["cosine", "constant", "step"] = "cosine"
-    """step: multiplied by gamma at each of the milestones."""
-    milestones: list[Annotated[float, Field(gt=0)]] = Field(default_factory=list)
-    """step: epochs after which the learning rate falls, rising."""
-    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """step: factor of each fall."""
-    warmup_epochs: NonNegative = 0
-    """Linear warm-up, counted inside train.epochs: the cosine starts at epoch 0 and takes over after it, as in timm."""
-    warmup_lr: NonNegative = 0.0
-    """Learning rate of the first step."""
-    min_lr: NonNegative = 0.0
-    """Where the cosine ends."""
-    cooldown_epochs: NonNegative = 0
-    """Epochs at min_lr, added after train.epochs."""
-
-    @model_validator(mode="after")
-    def _keys_agree(self) -> "ScheduleConfig":
-        if self.name != "cosine" and (self.min_lr or self.cooldown_epochs):
-            raise ValueError(f"schedule.name={self.name} ignores min_lr, cooldown_epochs: set both to 0 or use cosine")
-        if (self.name == "step") != bool(self.milestones):
-            raise ValueError(
-                f"schedule.name={self.name} with schedule.milestones={self.milestones}: "
-                "the step schedule needs milestones, the others have none"
-            )
-        if self.milestones != sorted(set(self.milestones)):
-            raise ValueError(f"schedule.milestones must rise, got {self.milestones}")
-        return self
-
-    def without_effect(self) -> Iterator[tuple[str, str]]:
-        if self.name != "step":
-            yield "gamma", f"schedule.name is {self.name}"
-        if self.warmup_epochs == 0:
-            yield "warmup_lr", "schedule.warmup_epochs is 0"
-
-
-class ScheduleSteps(Protocol):
-    """The schedule counted in steps: a `ddfnet.tasks.plan.RunPlan`."""
-
-    @property
-    def lr(self) -> float: ...
-    @property
-    def steps_per_epoch(self) -> int: ...
-    @property
-    def schedule_steps(self) -> int: ...
-    @property
-    def warmup_steps(self) -> int: ...
-
-
-def peak_learning_rate(optim: OptimConfig, schedule: ScheduleConfig, batch_size: int) -> float:
-    """The learning rate after the warm-up, for a batch of `batch_size` images over all processes.
-
-    Raises:
-        ConfigError: the schedule starts or ends above it.
-    """
-    lr = optim.lr
-    if lr is None:  # then base_lr is given
-        lr = (optim.base_lr or 0) * batch_size / optim.base_batch
-    for key in ("min_lr", "warmup_lr"):
-        if getattr(schedule, key) > lr:
-            raise ConfigError(f"schedule.{key}={getattr(schedule, key):g} is above the peak rate {lr:g}: lower it")
-    return lr
-
-
 def build_optimizer(model: nn.Module, settings: OptimConfig, lr: float) -> torch.optim.Optimizer:
-    """timm's optimizer factory; no weight decay on biases and other one-dimensional parameters.
+    """timm's optimizer factory; no weight decay on biases and other one-dimensional parameters; frozen ones left out.
 
     Raises:
         ConfigError: an optimizer timm does not know, or an argument it does not take.
@@ -133,7 +72,7 @@ def build_optimizer(model: nn.Module, settings: OptimConfig, lr: float) -> torch
     if lacks:
         raise ConfigError(f"optim.name={settings.name} {lacks}")
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             opt=settings.name,
             lr=lr,
@@ -149,6 +88,9 @@ def build_optimizer(model: nn.Module, settings: OptimConfig, lr: float) -> torch
             f"optim.name={settings.name} cannot be used here ({error}): it is from the package {package}, which has to "
             "be installed and may need a GPU; or take one of PyTorch or timm, e.g. adamw"
         ) from None
+    for group in optimizer.param_groups:  # without weight decay, some versions of timm take frozen parameters in
+        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
+    return optimizer
 
 
 def _inner_name(name: str) -> str:
@@ -167,23 +109,6 @@ def _lacks(name: str, model: nn.Module) -> str | None:
     if any(parameter.ndim == 4 and not parameter.is_contiguous() for parameter in model.parameters()):
         return "asks for far too much memory with weights in channels_last: set train.channels_last=false"
     return None
-
-
-def learning_rate(step: int, schedule: ScheduleConfig, steps: ScheduleSteps) -> float:
-    """The learning rate of one optimizer step: a pure function, so nothing of it needs saving.
-
-    The first `warmup_steps` rise linearly from warmup_lr towards the peak; the cosine counts from step 0 (as timm's
-    does with its default settings) and stays at min_lr after `schedule_steps`. Milestones count from step 0 as well.
-    """
-    if step < steps.warmup_steps:
-        return schedule.warmup_lr + (steps.lr - schedule.warmup_lr) * step / steps.warmup_steps
-    if schedule.name == "constant":
-        return steps.lr
-    if schedule.name == "step":
-        falls = sum(step >= round(epoch * steps.steps_per_epoch) for epoch in schedule.milestones)
-        return steps.lr * schedule.gamma**falls
-    progress = min(1.0, step / steps.schedule_steps)
-    return schedule.min_lr + (steps.lr - schedule.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def clip_gradients(model: nn.Module, clip: float | None, mode: str) -> Tensor:

@@ -1,0 +1,87 @@
+"""What depends on a run's own metric: the plateau schedule's learning rate, and whether the run ends early."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from ddfnet.optim import learning_rate
+from ddfnet.tasks import Config
+from ddfnet.tasks.plan import RunPlan
+
+Plateau = dict[str, float | int]
+_KEPT = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+
+
+def paced_learning_rate(step: int, config: Config, plan: RunPlan, plateau: Plateau) -> float:
+    """`learning_rate`, after the falls of the plateau schedule that `plateau_after` has noted."""
+    if step >= plan.warmup_steps and "lr" in plateau:
+        return float(plateau["lr"])
+    return learning_rate(step, config.schedule, plan)
+
+
+def plateau_after(
+    value: float, step: int, config: Config, plan: RunPlan, plateau: Plateau, *, lower_is_better: bool
+) -> Plateau:
+    """The state of the plateau schedule after an evaluation at a step; it is empty before the first one.
+
+    torch's ReduceLROnPlateau, as timm sets it: relative threshold 1e-4, and nothing counts during the warm-up.
+    """
+    schedule = config.schedule
+    if schedule.name != "plateau" or step < plan.warmup_steps:
+        return plateau
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=plateau.get("lr", plan.lr))
+    scheduler = ReduceLROnPlateau(
+        optimizer,
+        mode="min" if lower_is_better else "max",
+        factor=schedule.gamma,
+        patience=schedule.patience,
+        min_lr=schedule.min_lr,
+        eps=0.0,  # its default ignores falls of small rates
+    )
+    if plateau:
+        scheduler.load_state_dict({key: plateau[key] for key in _KEPT})
+    scheduler.step(value)
+    state: dict[str, Any] = scheduler.state_dict()
+    return {"lr": float(optimizer.param_groups[0]["lr"]), **{key: state[key] for key in _KEPT}}
+
+
+def stops_early(step: int, best_step: int | None, config: Config, plan: RunPlan) -> bool:
+    """Whether a run that has evaluated this step ends there: its best evaluation is `train.early_stop` epochs ago.
+
+    A function of the step and of that of the best evaluation, so a run that starts again decides alike.
+    """
+    patience, epoch = config.train.early_stop, step / plan.steps_per_epoch
+    if patience is None or step % plan.steps_per_epoch or round(epoch) % config.eval.every:
+        return False
+    return step - (best_step or 0) >= patience * plan.steps_per_epoch
+
+
+class Progress(Protocol):
+    """How far a run is: a `TrainingState`."""
+
+    step: int
+    best: dict[str, Any]
+    metric: str
+    lower_is_better: bool
+    plateau: Plateau
+    evaluation_due: bool
+
+
+def next_plateau(metrics: dict[str, float], state: Progress, config: Config, plan: RunPlan) -> Plateau:
+    """`plateau_after` an evaluation of the step that a run has come to."""
+    lower = state.lower_is_better
+    return plateau_after(metrics[state.metric], state.step, config, plan, state.plateau, lower_is_better=lower)
+
+
+def is_finished(state: Progress, config: Config, plan: RunPlan, *, log: Callable[[str], object]) -> bool:
+    """Whether a run has nothing left to do; says so if it stops early."""
+    if state.evaluation_due:
+        return False
+    best = state.best["step"]
+    if state.step < plan.total_steps and stops_early(state.step, best, config, plan):
+        epochs = (state.step - (best or 0)) // plan.steps_per_epoch
+        log(f"stopped early: {state.metric} has not been better for {epochs} epochs")
+        return True
+    return state.step >= plan.total_steps

@@ -1,0 +1,1 @@
+"""Self-contained HTML pages, and the colors that they share with the figures."""

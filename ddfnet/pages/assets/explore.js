@@ -1,0 +1,2 @@
+filterViewer($("explorer"), DATA.images);
+document.documentElement.dataset.ready = "true";

@@ -161,7 +161,7 @@ class TrainingState:
             raise CheckpointError(f"{path} is no checkpoint that training can resume from ({'; '.join(faults)}): {fix}")
         if not self.config.run.allow_changes:
             own = {**self.task.meta(), "images": self._images()}
-            saved = {**payload["meta"], "images": payload["images"]}
+            saved = {**self.task.present_meta(payload["meta"]), "images": payload["images"]}
             changed = [f"{key} differ" for key in own if key != "ddfnet" and own[key] != saved.get(key)]
             changed = changed or self._changed_images(payload.get("class_hashes") or {})
             if changed:

@@ -295,7 +295,7 @@ def test_a_figure_that_fails_costs_no_report(checkpoint, image_tree, tmp_path, m
     """An image that has become unreadable since it was evaluated, and a matrix that cannot be drawn."""
     pytest.importorskip("matplotlib")
 
-    def unreadable(path):
+    def unreadable(*_):
         raise OSError(5, "Input/output error")
 
     def undrawable(*arguments):

@@ -48,10 +48,14 @@ def parse_arguments() -> argparse.Namespace:
     add("--workers", default="auto", metavar="N", help="processes per rank that read data (default: by the cores)")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: that of training")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default %(default)s")
-    add("--input-size", type=int, metavar="PIXELS", help="instead of the checkpoint's")
+    add("--input-size", metavar="PIXELS", help="instead of the checkpoint's: 224, or 192x256 (height x width)")
     add("--crop-pct", type=float, metavar="FRACTION", help="instead of the checkpoint's: size / crop_pct is the resize")
+    add("--crop-mode", metavar="MODE", help="instead of the checkpoint's: center, squash or border")
     add("--interpolation", metavar="NAME", help="instead of the checkpoint's: bilinear, bicubic, ...")
     add("--resize", metavar="KERNEL", help="instead of the checkpoint's: torch, or pillow for timm's pixels to the bit")
+    add("--mean", metavar="R,G,B", help="instead of the checkpoint's: one value per channel, e.g. 0.5,0.5,0.5")
+    add("--std", metavar="R,G,B", help="likewise")
+    add("--max-pixels", type=int, metavar="N", help="of the largest image that is read (default: as in training)")
     add("--threshold", type=float, metavar="P", help="multi-label: of the sigmoid, instead of the checkpoint's")
     add(
         "--fuse-bn", action="store_true", help="fold batch normalization into convolutions: faster, same up to rounding"

@@ -47,7 +47,8 @@ def main(arguments: argparse.Namespace) -> int:
 
     loaded = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
-        print("".join(f"# {note}\n" for note in loaded.ineffective_keys()) + loaded.to_yaml(), end="")
+        notes = (*loaded.notes, *loaded.ineffective_keys())
+        print("".join(f"# {note}\n" for note in notes) + loaded.to_yaml(), end="")
         return 0
     return train(loaded, dry_run=arguments.dry_run)
 

@@ -92,7 +92,7 @@ def _info(entry: Entry, cache: str | None) -> None:
         "data": entry.data,
         "results": f"{figures} ({whose})",
         "measured": " on ".join(filter(None, (f"{entry.images} images" if entry.images else "", entry.measured))),
-        "images": f"{how.size} px, crop {how.crop_pct:g}, {how.interpolation}",
+        "images": how.summary(),
         "recipe": f"{entry.config} at {entry.commit}" if entry.commit else f"of its authors; here: {entry.config}",
         "command": entry.command,
         "format": entry.format,

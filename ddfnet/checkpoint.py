@@ -111,7 +111,8 @@ class Weights:
     meta: dict[str, Any] | None  # of the task (`Task.meta`); None where the file has none
     kind: str  # `ema`, `model` or `state_dict`
     config: dict[str, Any] | None = None  # of the run, in its `best.pt` and `last.pt`
-    origin: dict[str, Any] | None = None  # `arch` and `args` of another trainer or a hub folder, see `_origin`
+    # Of another trainer: `arch` and `args`, see `_origin`; of a hub folder and of timm: `record`, a `pretrained_cfg`.
+    origin: dict[str, Any] | None = None
     changes: tuple[str, ...] = ()  # what reading changed: "stripped module.", "left out n_averaged"
 
 
@@ -239,9 +240,8 @@ def _read_folder(folder: Path, prefer: str) -> Weights:
         return weights  # written by this package
     config = hub_config(folder)
     about = config["pretrained_cfg"]
-    args = {key: about[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct") if key in about}
-    args |= {"crop_mode": about.get("crop_mode"), "model_kwargs": config["model_args"]}
-    origin = {"arch": config["architecture"], "args": args, "classes": config.get("label_names")}
+    args, classes = {"model_kwargs": config["model_args"]}, config.get("label_names")
+    origin = {"arch": config["architecture"], "args": args, "record": about, "classes": classes}
     return replace(weights, origin=origin)
 
 

@@ -6,7 +6,7 @@
 ROOT holds the splits train and val in any form that data.root may have (class folders, lists, parquet or Arrow files,
 tars, stores), or is one of these itself. Checked: classes, empty ones, the same in train and val, and that every image
 decodes; with --imagenet also the 1000 class names and the known numbers of images (1,281,167 and 50,000). Unusual but
-usable files (CMYK, 16-bit, wrongly named) are remarks.
+usable files (CMYK, 16-bit, wrongly named) are remarks, and so are files of kinds that are not counted (.heic, .tga).
 
 Exit code 0: no problems; 1: problems found; 2: ROOT cannot be checked.
 """
@@ -19,8 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
 from ddfnet.data.check import check_tree, format_report
+from ddfnet.data.image_file import MAX_PIXELS
 from ddfnet.data.sources import add_source_options, source_config
-from ddfnet.utils.cli import HelpFormatter, run
+from ddfnet.utils.cli import HelpFormatter, at_least, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     add("root", metavar="ROOT", help="data with the splits train and val, or one of these")
     add("--workers", type=int, default=os.cpu_count() or 1, help="decoding processes (default: all cores, %(default)s)")
     add("--imagenet", action="store_true", help="compare with ImageNet-1k's classes and counts")
+    add("--max-pixels", type=at_least(1), default=MAX_PIXELS, metavar="N", help="of the largest image that is read")
     add_source_options(parser)
     arguments = parser.parse_args(argv)
     report = check_tree(
@@ -37,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         workers=arguments.workers,
         imagenet=arguments.imagenet,
         config=source_config(arguments),
+        max_pixels=arguments.max_pixels,
         progress=_print_progress if sys.stderr.isatty() else None,
     )
     print(format_report(report))

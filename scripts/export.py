@@ -13,11 +13,12 @@ aoti   compiled ahead of time by Inductor (.pt2), for ddfnet.load_compiled or C+
 executorch, openvino, litert, coreml
        for the runtimes of these names, in float32; each needs its package. Core ML runs on macOS alone.
 
-The input is `image`, float32 (B, 3, size, size), normalized; the output `logits`, float32 (B, classes). Height and
-width are fixed when exporting; so is B, unless --dynamic-batch is given. Model, classes and preprocessing are written
-into the file. It is read back in its own runtime and compared with the network in float64, on random images. Above 1e-4
-of the largest logit (or 4 times what the network itself is off in float32, if that is more) the file is removed, one of
-an earlier export stays, and the exit code is 1. Exit code 2: a mistake in the input, or a package is missing.
+The input is `image`, float32 (B, channels, height, width), normalized; the output `logits`, float32 (B, classes).
+Height and width are fixed when exporting; so is B, unless --dynamic-batch is given. Model, classes and preprocessing
+are written into the file. It is read back in its own runtime and compared with the network in float64, on random
+images. Above 1e-4 of the largest logit (or 4 times what the network itself is off in float32, if that is more) the file
+is removed, one of an earlier export stays, and the exit code is 1. Exit code 2: a mistake in the input, or a package is
+missing.
 """
 
 import argparse
@@ -40,8 +41,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     help_text = "default: in this folder, named after the entry of the zoo, the run or the file"
     add("--output", type=Path, metavar="FILE", help=help_text)
     add("--model", metavar="NAME", help="model name, for a file that does not say it")
-    help_text = "height and width in pixels (default: those of the checkpoint)"
-    add("--input-size", type=int, metavar="PIXELS", help=help_text)
+    help_text = "side, or HEIGHTxWIDTH, in pixels (default: that of the checkpoint)"
+    add("--input-size", metavar="PIXELS", help=help_text)
     batch = parser.add_mutually_exclusive_group()
     batch.add_argument("--dynamic-batch", action="store_const", dest="batch_size", default=1, help="any batch size")
     batch.add_argument("--batch-size", type=int, default=1, metavar="N", help="this batch size (default: %(default)s)")

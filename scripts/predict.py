@@ -14,13 +14,17 @@ Exit codes: 0 done, 2 a mistake in the input (an image that cannot be read, say)
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
+from ddfnet.data.image_file import MAX_PIXELS
+from ddfnet.data.sources.folder import files_not_counted
 from ddfnet.inference.predict import find_images, predict_images
 from ddfnet.models.classifier import load_classifier
-from ddfnet.utils.cli import EXIT_USER_ERROR, HelpFormatter, run
+from ddfnet.models.preprocessing import FLAGS
+from ddfnet.utils.cli import EXIT_USER_ERROR, HelpFormatter, at_least, run
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.memory import keep_freed_memory
 
@@ -35,6 +39,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     help_text = "any that eval.py reads, or zoo:NAME (default: %(default)s)"
     add("--checkpoint", default=DEFAULT, metavar="PATH", help=help_text)
     add("--model", metavar="NAME", help="model name, for a file that does not say it")
+    add("--input-size", metavar="PIXELS", help="instead of the checkpoint's: 224, or 192x256 (height x width)")
+    add("--crop-pct", type=float, metavar="FRACTION", help="instead of the checkpoint's: size / crop_pct is the resize")
+    add("--crop-mode", metavar="MODE", help="instead of the checkpoint's: center, squash or border")
+    add("--interpolation", metavar="NAME", help="instead of the checkpoint's: bilinear, bicubic, ...")
+    add("--resize", metavar="KERNEL", help="instead of the checkpoint's: torch, or pillow for timm's pixels to the bit")
+    add("--mean", metavar="R,G,B", help="instead of the checkpoint's: one value per channel, e.g. 0.5,0.5,0.5")
+    add("--std", metavar="R,G,B", help="likewise")
+    add("--max-pixels", type=at_least(1), default=MAX_PIXELS, metavar="N", help="of the largest image that is read")
     add("--top", type=int, metavar="N", help=f"how many classes (default: {_TOP}, or all where there are fewer)")
     add("--threshold", type=float, metavar="P", help="multi-label: least probability (default: the checkpoint's)")
     add("--json", action="store_true", help="a JSON list instead of text")
@@ -47,8 +59,12 @@ def main(arguments: argparse.Namespace) -> int:
     top, checkpoint = arguments.top, arguments.checkpoint
     if top is not None and top < 1:
         raise UserError(f"--top must be at least 1, got {top}")
-    paths = find_images(arguments.images)
-    classifier = load_classifier(checkpoint, model=arguments.model)
+    others: Counter[str] = Counter()
+    paths = find_images(arguments.images, others)
+    if others:
+        print(f"predict.py: {files_not_counted(others)}", file=sys.stderr)
+    changes = {key: getattr(arguments, key) for key in FLAGS}
+    classifier = load_classifier(checkpoint, model=arguments.model, changes=changes)
     outputs, threshold = classifier.num_classes, arguments.threshold
     if threshold is not None and classifier.threshold is None:
         raise UserError(f"--threshold is of multi-label checkpoints: {checkpoint} is none; leave it out")
@@ -58,11 +74,12 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--top {top}: {checkpoint} has {outputs} classes")
     if not arguments.json:
         print(f"{classifier.name} of {checkpoint}, {outputs} classes")
+        print(classifier.preprocessing.line(classifier.origins))
         if classifier.changes:
             print(f"weights: {classifier.changes}")
     answers = []
     most = top or (min(_TOP, outputs) if classifier.threshold is None else outputs)
-    for answer in predict_images(classifier, paths, top=most, threshold=threshold):
+    for answer in predict_images(classifier, paths, top=most, threshold=threshold, max_pixels=arguments.max_pixels):
         answers.append(answer)
         if "error" in answer:
             print(f"predict.py: error: {answer['error']}", file=sys.stderr)

@@ -47,7 +47,7 @@ def faults_of(error: ValidationError, schema: type[Section], origins: dict[KeyPa
                 if new_name
                 else f"unknown key {key}{where}{_suggest(key, schema)}"
             )
-        elif wrong == "missing":
+        elif wrong == "missing" and not isinstance(fault["loc"][-1], int):
             by_key[key] = f"{key} is required: add it to the file or give {key}=VALUE on the command line"
         elif wrong == "value_error":
             message = str(fault["ctx"]["error"])
@@ -87,6 +87,7 @@ _EXPECTATIONS = {
     "list_type": "a list",
     "tuple_type": "a list of numbers",
     "too_long": "a list of {max_length} values",
+    "missing": "a longer list",  # by an index
     "too_short": "a list of {min_length} values",
     "greater_than": "greater than {gt:g}",
     "greater_than_equal": "at least {ge:g}",

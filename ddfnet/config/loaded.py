@@ -19,6 +19,8 @@ class LoadedConfig(Generic[C]):
 
     config: C
     origins: dict[KeyPath, str]
+    notes: tuple[str, ...] = ()
+    """What its task says of it, a line each."""
 
     def to_yaml(self, *, with_origins: bool = True) -> str:
         """The resolved configuration as YAML that `--config` reads back, each line with its origin as a comment."""

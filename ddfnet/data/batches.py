@@ -21,12 +21,12 @@ class EvalBatchTransform:
         self, preprocessing: Preprocessing, *, device: torch.device | str, channels_last: bool = False
     ) -> None:
         # Scaled by 255 here, so that the images need two passes instead of three.
-        self.mean = 255 * torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
-        self.std = 255 * torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
+        self.mean = 255 * torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
+        self.std = 255 * torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, batch: Batch) -> Batch:
-        """Replaces "image", (B, 3, H, W) uint8 on the device, by float32; the rest is passed on."""
+        """Replaces "image", (B, C, H, W) uint8 on the device, by float32; the rest is passed on."""
         image = batch["image"].to(torch.float32, memory_format=self.memory_format)
         return {**batch, "image": image.sub_(self.mean).div_(self.std)}
 
@@ -82,7 +82,9 @@ class TrainBatchTransform(EvalBatchTransform):
         table = batch.get("policy")
         if table is not None:
             batch = {key: value for key, value in batch.items() if key != "policy"}
-            batch["image"] = apply_policy(batch["image"], table, self.fill)
+            image = batch["image"]
+            colors = image.expand(-1, 3, -1, -1)  # gray as RGB
+            batch["image"] = apply_policy(colors, table, self.fill)[:, : image.shape[1]]
         batch = super().__call__(batch)
         image, target, epoch = batch["image"], batch["target"], batch["epoch"]
         if self.erasing is not None:

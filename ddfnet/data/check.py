@@ -1,6 +1,5 @@
 """Verification of a dataset before a long training is spent on it."""
 
-import io
 import os
 import warnings
 from collections.abc import Callable
@@ -12,9 +11,11 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch.utils.data import DataLoader, Dataset
 
-from ddfnet.data.decode import decode_error, is_16_bit_gray
+from ddfnet.data.decode import decode_error, verdict
+from ddfnet.data.image_file import MAX_PIXELS, as_8_bit, is_16_bit_gray, load_image
 from ddfnet.data.sources import ImageSource, SourceConfig, open_source, split_path
 from ddfnet.data.sources.classes import some_names
+from ddfnet.data.sources.folder import files_not_counted
 from ddfnet.utils.errors import DataError
 
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
@@ -30,6 +31,7 @@ class SplitReport:
     images_per_class: dict[str, int]  # number of images of each class
     corrupt: list[tuple[str, str]] = field(default_factory=list)  # (name, reason) of images that do not decode
     remarks: dict[str, list[str]] = field(default_factory=dict)  # kind -> names of unusual but usable images
+    not_counted: str = ""  # files that hold images, too, and are left out
 
     @property
     def images(self) -> int:
@@ -51,17 +53,20 @@ def check_tree(
     imagenet: bool = False,
     config: SourceConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
+    max_pixels: float = MAX_PIXELS,
 ) -> TreeReport:
     """Verifies the splits train and val of `root` (see `split_path`), or `root` itself if it has neither.
 
     Looked for: classes, empty ones, classes that differ between train and val, images that do not decode. CMYK,
-    16-bit, EXIF-rotated and wrongly named images are remarked upon only: they are usable, and ImageNet has some.
+    16-bit and 32-bit, EXIF-rotated and wrongly named images are remarked upon only: they are usable, and ImageNet has
+    some. So are files of other kinds that are left out.
 
     Args:
         root: the dataset; DataError where it is nothing that could be a source.
         workers: decoding processes; 1 or less decodes in this one.
         imagenet: also compare with ImageNet-1k's 1000 synsets and its known numbers of images.
         config: what the source is, where that is not to be recognized.
+        max_pixels: of the largest image that is read.
         progress: called now and then with (images done, images in all).
     """
     root = Path(root)
@@ -79,7 +84,7 @@ def check_tree(
                 raise
             report.problems.append(str(error))
             continue
-        report.splits[split] = _check_split(split, source, workers, progress, report.problems)
+        report.splits[split] = _check_split(split, source, workers, progress, report.problems, max_pixels)
     if len(report.splits) == 2:
         train, val = (set(report.splits[split].images_per_class) for split in ("train", "val"))
         _compare_classes("val", val, "train", train, report.problems)
@@ -95,17 +100,26 @@ def check_tree(
 
 
 def _check_split(
-    split: str, source: ImageSource, workers: int, progress: Callable[[int, int], None] | None, problems: list[str]
+    split: str,
+    source: ImageSource,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+    problems: list[str],
+    max_pixels: float,
 ) -> SplitReport:
     labels = [source.label(i) for i in range(len(source))]
     counts = np.bincount(labels, minlength=len(source.classes)).tolist()
     report = SplitReport(dict(zip(source.classes, counts, strict=True)))
+    if others := getattr(source, "others", None):
+        report.not_counted = files_not_counted(others)
     empty = [name for name, count in report.images_per_class.items() if not count]
     if empty:
         problems.append(f"{split}: {len(empty)} classes hold no images: {some_names(empty)}")
     order = source.disk_order().tolist()
     workers = workers if workers > 1 else 0
-    loader = DataLoader(_Inspection(source), batch_size=32, sampler=order, collate_fn=list, num_workers=workers)
+    loader = DataLoader(
+        _Inspection(source, max_pixels), batch_size=32, sampler=order, collate_fn=list, num_workers=workers
+    )
     for done, (name, error, remarks) in enumerate((result for batch in loader for result in batch), 1):
         if error:
             report.corrupt.append((name, error))
@@ -113,7 +127,7 @@ def _check_split(
             report.remarks.setdefault(kind, []).append(name)
         if progress is not None and (done % 1000 == 0 or done == len(source)):
             progress(done, len(source))
-    problems += [f"{split}: {name} is corrupt ({error})" for name, error in report.corrupt[:_MOST_CORRUPT]]
+    problems += [f"{split}: {name} is {verdict(error)} ({error})" for name, error in report.corrupt[:_MOST_CORRUPT]]
     if len(report.corrupt) > _MOST_CORRUPT:
         problems.append(f"{split}: {len(report.corrupt) - _MOST_CORRUPT} more images are corrupt")
     return report
@@ -122,8 +136,8 @@ def _check_split(
 class _Inspection(Dataset):
     """For each image its name, why it is corrupt or an empty string, and what is unusual about it."""
 
-    def __init__(self, source: ImageSource) -> None:
-        self.source = source
+    def __init__(self, source: ImageSource, max_pixels: float) -> None:
+        self.source, self.max_pixels = source, max_pixels
 
     def __len__(self) -> int:
         return len(self.source)
@@ -131,10 +145,10 @@ class _Inspection(Dataset):
     def __getitem__(self, i: int) -> tuple[str, str, list[str]]:
         name = self.source.name(i)
         try:
+            image = load_image(self.source.read(i), self.max_pixels)
+            as_8_bit(image)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
-                image = Image.open(io.BytesIO(self.source.read(i)))
-                image.load()
                 orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
         except Exception as error:
             return name, decode_error(error), []
@@ -145,6 +159,8 @@ class _Inspection(Dataset):
             and Image.registered_extensions().get(extension) != kind,
             "CMYK colors": image.mode == "CMYK",
             "16-bit gray": is_16_bit_gray(image),
+            "32-bit gray (whole numbers as levels, 0 to 1 as fractions of 255)": image.mode in ("I", "F")
+            and not is_16_bit_gray(image),
             "EXIF rotation (ignored when reading)": orientation in range(2, 9),
         }
         return name, "", [remark for remark, applies in remarks.items() if applies]
@@ -166,6 +182,7 @@ def format_report(report: TreeReport) -> str:
         low, high, corrupt = min(counts), max(counts), len(contents.corrupt)
         lines.append(f"{split:<8}{len(counts):>9,}{contents.images:>12,}{low:>9,}{high:>9,}{corrupt:>9,}")
     for split, contents in report.splits.items():
+        lines += [f"remark: {split}: {contents.not_counted}"] if contents.not_counted else []
         for kind, names in sorted(contents.remarks.items()):
             lines.append(f"remark: {split}: {len(names):,} x {kind}, for example {names[0]}")
     lines += [f"PROBLEM: {problem}" for problem in report.problems]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.batches import Batch
-from ddfnet.data.decode import Decoder, decode_error
+from ddfnet.data.decode import Decoder, decode_error, verdict
 from ddfnet.data.geometry import Geometry
 from ddfnet.data.jpeg import Box
 from ddfnet.data.memory import DecodedImages
@@ -59,7 +59,7 @@ class TrainDataset:
     ) -> None:
         self.source, self.seed, self.on_device, self.decoded = source, seed, on_device, decoded
         self.geometry, self.policy = Geometry(preprocessing, augment), Policy.of(augment, preprocessing)
-        self.decoder = decoder or Decoder()
+        self.decoder = decoder or Decoder(channels=self.geometry.channels)
         self._padded: np.ndarray | None = None  # all images, where batches are mere copies of parts of them
         if decoded is not None and decoded.equal_sized and self.geometry.pads(*decoded.sizes[0].tolist()):
             self._padded, self.decoded = self.geometry.padded(decoded.stacked()), None
@@ -71,20 +71,20 @@ class TrainDataset:
         return self._padded is not None and (self.policy is None or self.on_device)
 
     def __getitem__(self, request: Request) -> tuple[Tensor, int, int, str]:
-        """`(image, label, i, problem)` of a request `(epoch, i, repeat)`: image uint8 (3, H, W); `problem` is an empty
+        """`(image, label, i, problem)` of a request `(epoch, i, repeat)`: image uint8 (C, H, W); `problem` is an empty
         string or, if image i is corrupt, the reason. The policy is not applied where that is the device's work."""
         batch = self.read([request])
         problem = batch["corrupt"][0][1] if batch["corrupt"] else ""
         return batch["image"][0], int(batch["target"][0]), request[1], problem
 
     def read(self, requests: list[Request]) -> Batch:
-        """One micro-batch of an epoch, on the CPU: "image" uint8 (B, 3, H, W), channels last in memory; "target",
+        """One micro-batch of an epoch, on the CPU: "image" uint8 (B, C, H, W), channels last in memory; "target",
         "index" and "repeat" int64 (B,); "epoch" int; "corrupt" [(index, reason)] of the images that were replaced; and
         "policy", the `PolicyTable`, where there is one and `on_device`."""
         epoch = requests[0][0]
         indices, repeats = (np.array(column, np.int64) for column in list(zip(*requests, strict=True))[1:])
-        size = self.geometry.size
-        rows = empty((len(requests), size, size, 3), torch.uint8)
+        geometry = self.geometry
+        rows = empty((len(requests), geometry.height, geometry.width, geometry.channels), torch.uint8)
         draws = uniforms(GEOMETRY, self.seed, epoch, indices, repeats, self.geometry.count)
         target, corrupt = self._crops(epoch, indices, draws, rows)
         batch: Batch = {
@@ -101,7 +101,8 @@ class TrainDataset:
                 batch["policy"] = torch.from_numpy(table)
             else:
                 for b, row in enumerate(rows.numpy()):
-                    row[...] = np.asarray(self.policy.apply(Image.fromarray(row), table, b))
+                    image = Image.fromarray(row if geometry.channels == 3 else np.repeat(row, 3, axis=2))  # gray as RGB
+                    row[...] = np.asarray(self.policy.apply(image, table, b))[..., : geometry.channels]
         return batch
 
     def _crops(
@@ -130,8 +131,9 @@ class TrainDataset:
             self.geometry.write(pixels, draws, row, box)
             return self.source.label(j), problem
         raise DataError(
-            f"training image {self.source.name(i)} is corrupt ({problem}) and so are the {_REPLACEMENT_ATTEMPTS} "
-            f"images tried in its place; find all of them with: python scripts/check_data.py {self.source.root}"
+            f"training image {self.source.name(i)} is {verdict(problem)} ({problem}) and so are the "
+            f"{_REPLACEMENT_ATTEMPTS} images tried in its place; find all of them with: "
+            f"python scripts/check_data.py {self.source.root}"
         )
 
     def _pixels(self, j: int, draws: list[float]) -> tuple[np.ndarray, Box | None]:
@@ -157,7 +159,7 @@ class TrainDataset:
 
 
 class EvalDataset:
-    """Evaluation images as a network expects them: `dataset[i]` returns `(image, label, i)`, image uint8 (3, H, W).
+    """Evaluation images as a network expects them: `dataset[i]` returns `(image, label, i)`, image uint8 (C, H, W).
 
     A corrupt image is a DataError with its name and the reason: an evaluation never replaces an image.
 
@@ -177,15 +179,17 @@ class EvalDataset:
         cache: ValCache | None = None,
     ) -> None:
         self.source, self.decoded, self.cache = source, decoded, cache
-        self.transform, self.decoder = EvalTransform(preprocessing), decoder or Decoder()
+        self.transform = EvalTransform(preprocessing)
+        self.decoder = decoder or Decoder(channels=self.transform.channels)
 
     @property
     def is_quick(self) -> bool:
         """Whether reading a batch takes a few microseconds per image: copies from memory or a complete cache."""
-        decoded, side = self.decoded, self.transform.preprocessing.size
+        decoded, transform = self.decoded, self.transform
         if decoded is not None:
-            short = self.transform.short_side == side and decoded.equal_sized
-            return short and decoded.sizes[0].tolist() == [side, side]
+            sides = transform.height, transform.width
+            own = decoded.equal_sized and tuple(decoded.sizes[0].tolist()) == sides
+            return own and transform.resized(*sides) == sides
         return self.cache is not None and self.cache.complete
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, int]:
@@ -193,16 +197,16 @@ class EvalDataset:
         return batch["image"][0], int(batch["target"][0]), i
 
     def read(self, indices: list[int]) -> Batch:
-        """One batch on the CPU: "image" uint8 (B, 3, H, W), channels last; "target" and "index" int64 (B,)."""
-        size, cache = self.transform.preprocessing.size, self.cache
-        rows = empty((len(indices), size, size, 3), torch.uint8)
+        """One batch on the CPU: "image" uint8 (B, C, H, W), channels last; "target" and "index" int64 (B,)."""
+        transform, cache = self.transform, self.cache
+        rows = empty((len(indices), transform.height, transform.width, transform.channels), torch.uint8)
         arrays = rows.numpy()
         for b, i in enumerate(indices):
             reading(i)
             if cache is None:
-                self.transform.write(self._pixels(i), rows[b])
+                transform.write(self._pixels(i), rows[b])
             elif not cache.read(i, arrays[b]):
-                self.transform.write(self._pixels(i), rows[b])
+                transform.write(self._pixels(i), rows[b])
                 cache.write(i, arrays[b])
         return {
             "image": rows.permute(0, 3, 1, 2),
@@ -217,9 +221,11 @@ class EvalDataset:
         try:
             return self.decoder(self.source.read(i))
         except Exception as error:
+            reason, restore = decode_error(error), "restore the file: "
+            what = verdict(reason)
             raise DataError(
-                f"evaluation image {self.source.name(i)} is corrupt ({decode_error(error)}); restore the file: leaving "
-                "it out would change the result"
+                f"evaluation image {self.source.name(i)} is {what} ({reason}); {restore if what == 'corrupt' else ''}"
+                "leaving it out would change the result"
             ) from error
 
 
@@ -241,7 +247,7 @@ class CorruptImages:
             if i not in self.files:
                 self.files.add(i)
                 name = self.source.name(i)
-                _log.warning("corrupt training image %s (%s); another image takes its place", name, reason)
+                _log.warning("%s training image %s (%s); another image takes its place", verdict(reason), name, reason)
         if corrupt and len(self.files) > _CORRUPT_FLOOR and self.replaced > self.limit * self.read:
             i, reason = corrupt[-1]
             raise DataError(

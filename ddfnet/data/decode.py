@@ -10,16 +10,21 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ddfnet.data.image_file import MAX_PIXELS, ImageTooLargeError, as_8_bit, image_size, load_image
 from ddfnet.data.jpeg import Box, Header, ends_at_once, is_turned, read_header
 from ddfnet.utils.errors import ConfigError
 
 DecoderName = Literal["auto", "simplejpeg", "torchcodec", "pillow"]
 
+CHANNELS = {1: "gray", 2: "gray and alpha", 3: "RGB", 4: "RGB and alpha"}
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""What images are read as, by the number of channels of the network's input."""
+
 _END = b"\xff\xd9"
 
 
 class Decoder:
-    """Decodes image files: `decoder(data)` -> RGB, uint8 (H, W, 3).
+    """Decodes image files: `decoder(data)` -> uint8 (H, W, channels).
 
     Pixels, and what is accepted, are the same with all backends. They are offered plain JPEGs that end where they
     should, and whatever one of them refuses or merely warns of, Pillow decides: see `open_rgb`, whose rules and errors
@@ -27,13 +32,16 @@ class Decoder:
 
     Args:
         name: a backend; auto: the first one installed of simplejpeg, torchcodec and Pillow, from fast to slow.
+        max_pixels: most pixels, width times height, of an image that is decoded.
+        channels: of `CHANNELS`. All but RGB are read by Pillow: gray is luminance, an image without alpha is opaque.
 
     Raises:
         ConfigError: the backend is not installed.
     """
 
-    def __init__(self, name: DecoderName = "auto") -> None:
-        self.name = _installed(name)
+    def __init__(self, name: DecoderName = "auto", *, channels: int = 3, max_pixels: float = MAX_PIXELS) -> None:
+        self.max_pixels = max_pixels
+        self.name, self.channels = _installed(name) if channels == 3 else "pillow", channels
 
     def __call__(self, data: bytes | bytearray) -> np.ndarray:
         header = self._header(data)
@@ -42,7 +50,8 @@ class Decoder:
                 return _BACKENDS[self.name](data, header, strict=True)
             except Exception:  # each backend has errors of its own
                 pass
-        return np.array(open_rgb(data))
+        pixels = np.array(open_image(data, self.channels, self.max_pixels))
+        return pixels if pixels.ndim == 3 else pixels[..., None]
 
     def crop(self, data: bytes, box_of: Callable[[int, int], Box]) -> tuple[np.ndarray, Box]:
         """An image down to the lower edge of a crop at least, and the crop: what lies below is not decoded.
@@ -78,7 +87,7 @@ class Decoder:
             header = read_header(data)
             return header.width, header.height
         except ValueError:
-            return Image.open(io.BytesIO(data)).size
+            return image_size(data)
 
     def _header(self, data: bytes | bytearray) -> Header | None:
         """The header of a JPEG that a backend can be asked for."""
@@ -88,7 +97,7 @@ class Decoder:
             header = read_header(data)
         except ValueError:
             return None
-        fits = header.width * header.height <= (Image.MAX_IMAGE_PIXELS or np.inf)
+        fits = header.width * header.height <= self.max_pixels
         return header if header.plain and fits else None
 
 
@@ -132,32 +141,36 @@ def _works(backend: str) -> bool:
         return False
 
 
-def open_rgb(data: bytes | bytearray) -> Image.Image:
-    """Decodes an image file to RGB, as timm does: `convert("RGB")`, EXIF orientation ignored.
+def open_rgb(data: bytes | bytearray, max_pixels: float = MAX_PIXELS) -> Image.Image:
+    """`open_image` to RGB."""
+    return open_image(data, 3, max_pixels)
 
-    One exception to timm: 16-bit gray keeps its upper 8 bits; Pillow alone clips it, which leaves a white image.
-    Whatever Pillow raises for bytes that cannot be decoded, truncated ones too, is for `decode_error`.
+
+def open_image(data: bytes | bytearray, channels: int, max_pixels: float = MAX_PIXELS) -> Image.Image:
+    """Decodes an image file to L, LA, RGB or RGBA, as timm does: `convert("RGB")`, EXIF orientation ignored.
+
+    One exception to timm: gray of 16 and 32 bits, see `as_8_bit`. Whatever `load_image` raises for bytes that cannot be
+    decoded is for `decode_error`.
     """
-    # Pillow warns of odd metadata (EXIF, palette transparency), which changes no pixel; its decompression-bomb warning
-    # is of another category and stays.
+    image, mode = as_8_bit(load_image(data, max_pixels)), _MODES[channels]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-        image: Image.Image = Image.open(io.BytesIO(data))
-        image.load()
-        if is_16_bit_gray(image):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image if image.mode == "RGB" else image.convert("RGB")
+        if mode.endswith("A") and image.mode not in ("L", "LA", "P", "PA", "RGB", "RGBA"):
+            image = image.convert("RGB")  # Pillow converts few modes to those with alpha
+        return image if image.mode == mode else image.convert(mode)
 
 
-def is_16_bit_gray(image: Image.Image) -> bool:
-    """True for 16-bit gray images. Some formats and versions of Pillow open them as 32-bit "I"."""
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+def verdict(reason: str) -> str:
+    """What an image is that could not be read for the reason of `decode_error`: corrupt, or too large."""
+    return "too large" if "data.max_pixels" in reason else "corrupt"
 
 
 def decode_error(error: Exception) -> str:
     """One-line reason, without the path, for an image that could not be read or decoded."""
     if isinstance(error, UnidentifiedImageError):
         reason = "not an image, or its header is damaged"
+    elif isinstance(error, ImageTooLargeError):
+        return str(error)
     else:
         reason = str(getattr(error, "strerror", None) or error)
     return " ".join(f"{type(error).__name__}: {reason}".split())

@@ -32,18 +32,19 @@ class Geometry:
 
     Args:
         preprocessing: size of the crops; kernel of the resize; with `crop: pad`, its interpolation.
-        augment: the recipe. With `crop: pad` the short side is resized to `size`, then a crop of `size` is taken from
-            the image padded by `size // 8` black pixels.
+        augment: the recipe. With `crop: pad` the image is resized until it covers `size` (for a square: its short side
+            to that), then a crop of `size` is taken from it with black pixels around, an eighth of `size` on each side.
 
     Attributes:
         count: draws per image.
     """
 
     def __init__(self, preprocessing: Preprocessing, augment: AugmentConfig) -> None:
-        self.size, self.kernel = preprocessing.size, preprocessing.resize
+        self.channels, self.height, self.width = preprocessing.input_size
+        self.kernel = preprocessing.resize
         self.scale, self.ratio = augment.scale, augment.ratio
         self.hflip, self.vflip = augment.hflip, augment.vflip
-        self.pad = self.size // 8 if augment.crop == "pad" else None
+        self.pad = (self.height // 8, self.width // 8) if augment.crop == "pad" else None
         self.interpolation = augment.interpolation
         if self.pad is not None and self.interpolation == "random":
             self.interpolation = preprocessing.interpolation
@@ -75,13 +76,13 @@ class Geometry:
         """Writes the crop of an image into a row of a batch.
 
         Args:
-            pixels: uint8 (H, W, 3).
+            pixels: uint8 (H, W, C).
             draws: of this image, `count` of them.
-            row: uint8 (size, size, 3).
+            row: uint8 (height, width, C).
             box: where `box` lies in `pixels`, if these are a part of the image only.
         """
         if self.pad is not None:
-            padded = self.padded(self._short_side(pixels)[None])
+            padded = self.padded(self._covering(pixels)[None])
             return self.write_padded(padded, np.zeros(1, np.intp), np.array([draws]), row[None])
         height, width = pixels.shape[:2]
         box = box or self.box(draws, width, height)
@@ -90,31 +91,31 @@ class Geometry:
 
     def pads(self, height: int, width: int) -> bool:
         """Whether images of this size are padded and cropped as they are: `write_padded` does a whole batch."""
-        return self.pad is not None and min(height, width) == self.size
+        return self.pad is not None and self._covering_size(height, width) == (height, width)
 
     def padded(self, images: np.ndarray) -> np.ndarray:
-        """Images uint8 (N, H, W, 3) with `pad` black pixels around each."""
-        pad = self.pad or 0
-        count, height, width, _ = images.shape
-        result = np.zeros((count, height + 2 * pad, width + 2 * pad, 3), np.uint8)
-        result[:, pad : pad + height, pad : pad + width] = images
+        """Images uint8 (N, H, W, C) with `pad` black pixels around each."""
+        down, right = self.pad or (0, 0)
+        count, height, width, channels = images.shape
+        result = np.zeros((count, height + 2 * down, width + 2 * right, channels), np.uint8)
+        result[:, down : down + height, right : right + width] = images
         return result
 
     def write_padded(self, padded: np.ndarray, indices: np.ndarray, draws: np.ndarray, rows: Tensor) -> None:
         """`crop: pad` of a whole batch.
 
         Args:
-            padded: of `padded`, images whose short sides were `size`.
+            padded: of `padded`, images that covered `size`.
             indices: int (B,), which of them.
             draws: float64 (B, count).
-            rows: uint8 (B, size, size, 3), written.
+            rows: uint8 (B, height, width, C), written.
         """
-        size = self.size
+        size = self.height, self.width
         tops, lefts = (
-            (draws[:, at] * (extent - size + 1)).astype(np.intp)
-            for at, extent in ((_TOP, padded.shape[1]), (_LEFT, padded.shape[2]))
+            (draws[:, at] * (extent - side + 1)).astype(np.intp)
+            for at, extent, side in zip((_TOP, _LEFT), padded.shape[1:3], size, strict=True)
         )
-        crops = sliding_window_view(padded, (size, size), axis=(1, 2))  # (N, tops, lefts, 3, size, size)
+        crops = sliding_window_view(padded, size, axis=(1, 2))  # (N, tops, lefts, C, height, width)
         rows.numpy()[...] = crops.transpose(0, 1, 2, 4, 5, 3)[indices, tops, lefts]
         for at, rate, axis in ((_HFLIP, self.hflip, 2), (_VFLIP, self.vflip, 1)):
             chosen = np.flatnonzero(draws[:, at] < rate)
@@ -122,11 +123,17 @@ class Geometry:
                 flipped = rows.index_select(0, torch.from_numpy(chosen)).flip(axis)
                 rows.numpy()[chosen] = flipped.numpy()
 
-    def _short_side(self, pixels: np.ndarray) -> np.ndarray:
-        height, width = resized_size(pixels.shape[0], pixels.shape[1], self.size)
+    def _covering_size(self, height: int, width: int) -> tuple[int, int]:
+        if self.height == self.width:
+            return resized_size(height, width, self.height)
+        ratio = min(height / self.height, width / self.width)
+        return max(self.height, round(height / ratio)), max(self.width, round(width / ratio))
+
+    def _covering(self, pixels: np.ndarray) -> np.ndarray:
+        height, width = self._covering_size(*pixels.shape[:2])
         if pixels.shape[:2] == (height, width):
             return pixels
-        made = torch.empty(height, width, 3, dtype=torch.uint8)
+        made = torch.empty(height, width, self.channels, dtype=torch.uint8)
         whole = 0, 0, pixels.shape[1], pixels.shape[0]
         resize_into(pixels, whole, made, self._interpolation_of([]), kernel=self.kernel)
         return made.numpy()

@@ -20,17 +20,18 @@ _log = logging.getLogger("ddfnet")
 class DecodedImages:
     """Decoded images one after another in one block, which forked workers share."""
 
-    blob: np.ndarray  # uint8, rows of RGB pixels
+    blob: np.ndarray  # uint8, rows of pixels
     offsets: np.ndarray  # int64 (N,), where each image begins
     sizes: np.ndarray  # int32 (N, 2), height and width; 0 where an image is corrupt
+    channels: int = 3
 
     def pixels(self, i: int) -> np.ndarray | None:
-        """Image i, uint8 (H, W, 3), not to be written to; None where it was corrupt."""
+        """Image i, uint8 (H, W, C), not to be written to; None where it was corrupt."""
         height, width = self.sizes[i].tolist()
         if not height:
             return None
         start = int(self.offsets[i])
-        return self.blob[start : start + 3 * height * width].reshape(height, width, 3)
+        return self.blob[start : start + self.channels * height * width].reshape(height, width, self.channels)
 
     @cached_property
     def equal_sized(self) -> bool:
@@ -38,9 +39,10 @@ class DecodedImages:
         return bool(len(self.sizes) and self.sizes[0, 0] and (self.sizes == self.sizes[0]).all())
 
     def stacked(self) -> np.ndarray:
-        """All images, which must be of one size, in their order: uint8 (N, H, W, 3)."""
+        """All images, which must be of one size, in their order: uint8 (N, H, W, C)."""
         height, width = self.sizes[0].tolist()
-        return self.blob.reshape(-1, height, width, 3)[self.offsets // (3 * height * width)]
+        images = self.blob.reshape(-1, height, width, self.channels)
+        return images[self.offsets // (self.channels * height * width)]
 
 
 def cached_images(source: ImageSource, decoder: Decoder, cache: str) -> DecodedImages | None:
@@ -67,7 +69,7 @@ def decode_all(source: ImageSource, decoder: Decoder, *, limit: float = float("i
             return None
     seconds = time.monotonic() - start
     _log.info("%s: %d images decoded into memory, %.0f MB, %.1f s", source.root, len(source), len(blob) / 1e6, seconds)
-    return DecodedImages(np.frombuffer(blob, np.uint8), offsets, sizes)
+    return DecodedImages(np.frombuffer(blob, np.uint8), offsets, sizes, decoder.channels)
 
 
 def estimated_bytes(source: ImageSource, decoder: Decoder) -> float:
@@ -79,4 +81,4 @@ def estimated_bytes(source: ImageSource, decoder: Decoder) -> float:
             areas.append(width * height)
         except Exception:  # corrupt
             continue
-    return 3 * len(source) * float(np.mean(areas)) if areas else 0.0
+    return decoder.channels * len(source) * float(np.mean(areas)) if areas else 0.0

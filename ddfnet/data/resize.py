@@ -1,4 +1,4 @@
-"""Crops of RGB pixels, resized into rows of a batch.
+"""Crops of pixels, resized into rows of a batch.
 
 Two kernels: torch's antialiased one for uint8, four to five times as fast, which writes straight into the batch; and
 Pillow's, which is timm's. Both are convolutions with the same filters in fixed point. torch's goes over rows first
@@ -37,9 +37,9 @@ def resize_into(
     """Writes a crop of an image, resized and then flipped, into a row of a batch.
 
     Args:
-        pixels: uint8 (H, W, 3).
+        pixels: uint8 (H, W, C); each channel is resized by itself.
         box: the crop, within the image and not empty.
-        row: uint8 (h, w, 3), contiguous; gives the size.
+        row: uint8 (h, w, C), contiguous; gives the size.
         interpolation: with antialiasing, but for nearest. Pillow does those that torch has not.
         kernel: of torch, the flip may come before the resize, which costs nothing: pixels then differ by 1 level at
             most from those of an image that is flipped afterwards.
@@ -55,16 +55,25 @@ def resize_into(
         if (bottom - top, right - left) == (height, width):
             row.copy_(source)
         else:
-            torch_resize(interpolation)(source.permute(2, 0, 1)[None], target)
+            resize = torch_resize if row.shape[2] == 3 else through_interpolate
+            resize(interpolation)(source.permute(2, 0, 1)[None], target)
         if vflip:
             row.copy_(row.flip(0))
         return
-    image = Image.fromarray(np.ascontiguousarray(crop))
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling[interpolation.upper()])
-    made = np.asarray(image)
+    if crop.shape[2] == 3:
+        made = _pillow_resize(crop, height, width, interpolation)
+    else:  # of RGBA Pillow would multiply the colors by alpha, which may be any fourth channel
+        channels = np.moveaxis(crop, 2, 0)
+        made = np.stack([_pillow_resize(channel, height, width, interpolation) for channel in channels], axis=2)
     # A copy where it is flipped: torch takes no negative strides.
     row.copy_(torch.from_numpy(np.array(made[:: -1 if vflip else 1, :: -1 if hflip else 1])))
+
+
+def _pillow_resize(pixels: np.ndarray, height: int, width: int, interpolation: Interpolation) -> np.ndarray:
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling[interpolation.upper()])
+    return np.asarray(image)
 
 
 @cache

@@ -10,7 +10,7 @@ finished file too; a damaged row is read from its image again.
 
     4096 bytes   JSON: what the file is of
     8 N bytes    checksums: CRC-32 with bit 32 set; 0: the row is missing
-    rows         uint8 (N, size, size, 3), from the next multiple of 4096 on
+    rows         uint8 (N, height, width, channels), from the next multiple of 4096 on
 """
 
 import contextlib
@@ -58,7 +58,8 @@ class ValCache:
         if not hasattr(os, "pwrite"):
             raise ConfigError(f"data.val_cache={folder} is not available on this system (Windows): set it to null")
         about = _about(source, preprocessing)
-        self.shape = len(source), preprocessing.size, preprocessing.size, 3
+        channels, height, width = preprocessing.input_size
+        self.shape = len(source), height, width, channels
         name = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
         # The root is told, but does not count: the same files in another place, times included, are the same images.
         self.header = json.dumps({**about, "root": source.root}).encode()[:_HEADER].ljust(_HEADER)
@@ -83,7 +84,8 @@ class ValCache:
         return self.final if self.complete else self.partial
 
     def read(self, i: int, row: np.ndarray) -> bool:
-        """Copies row i, uint8 (size, size, 3), contiguous, where it is there as it was written; returns whether it was.
+        """Copies row i, uint8 (height, width, channels), contiguous, where it is there as it was written; returns
+        whether it was.
 
         Only the first read of a row in a process compares it with its checksum. The first damaged row of a finished
         file is a warning.
@@ -101,7 +103,7 @@ class ValCache:
         return bool(self._verified[i])
 
     def write(self, i: int, row: np.ndarray) -> None:
-        """Keeps row i, uint8 (size, size, 3), contiguous. Where that fails, a warning ends the writing."""
+        """Keeps row i, uint8 (height, width, channels), contiguous. Where that fails, a warning ends the writing."""
         self._open()
         if not self._writes or self._verified[i]:
             return
@@ -214,10 +216,15 @@ class ValCache:
 
 def _about(source: ImageSource, preprocessing: Preprocessing) -> dict[str, Any]:
     how = preprocessing.to_dict()
+    keys = ["input_size", "crop_pct", "interpolation", "resize"]
+    # Only where they are not the usual ones, so that caches of before there was a choice stay valid.
+    keys += ["crop_mode"] if preprocessing.crop_mode != "center" else []
+    border = {"fill": preprocessing.mean_color} if preprocessing.crop_mode == "border" else {}
+    channels = {} if len(preprocessing.mean) == 3 else {"channels": len(preprocessing.mean)}
     return {
         "format": _FORMAT,
         "images": source.fingerprint(),
-        "transform": {key: how[key] for key in ("input_size", "crop_pct", "interpolation", "resize")},
+        "transform": {**{key: how[key] for key in keys}, **border, **channels},
         "torch": torch.__version__,
         "pillow": PIL.__version__,
     }

@@ -103,7 +103,7 @@ def read_resumable(path: Path, config: Config, task: Task, *, last_step: int) ->
     if config.run.allow_changes:
         return payload
     own = {**task.meta(), "images": images_of(task)}
-    saved = {**payload["meta"], "images": payload["images"]}
+    saved = {**task.present_meta(payload["meta"]), "images": payload["images"]}
     changed = [f"{key} differ" for key in own if key != "ddfnet" and own[key] != saved.get(key)]
     changed = changed or _changed_images(payload.get("class_hashes") or {}, task)
     if changed:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ddfnet.config import LoadedConfig
+from ddfnet.data.sources.folder import not_counted_text
 from ddfnet.engine.agreement import check_same_config, check_same_data
 from ddfnet.engine.disk_space import check_free_space
 from ddfnet.engine.distributed import Distributed, distributed_session, is_lost_connection
@@ -81,7 +82,7 @@ def _end_together(error: Exception, watch: Watch) -> None:
 def _train(
     loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, watch: Watch, stack: ExitStack, *, dry_run: bool
 ) -> int:
-    config, notes = loaded.config, loaded.ineffective_keys()
+    config, notes = loaded.config, [*loaded.notes, *loaded.ineffective_keys()]
     folder = None if dry_run else Path(config.run.dir)
     check_same_config(config, distributed)
     locked = folder is not None and _lock_existing(folder, distributed, stack)  # before anything of it is read
@@ -169,7 +170,8 @@ def load_initial_weights(model: nn.Module, path: str | Path, *, meta: dict[str, 
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
     changes = load_weights(model, weights, source=path, name=name, new_classifier=True)
     lines = [f"weights from {path} ({weights.kind})" + (f"; {changes}" if changes else "")]
-    return "\n".join(lines + _differences(weights.meta or {}, meta or {}, new_classifier="new classifier" in changes))
+    about = weights.meta or {"preprocessing": {**(weights.origin or {}).get("args", {})}}
+    return "\n".join(lines + _differences(about, meta or {}, new_classifier="new classifier" in changes))
 
 
 def _differences(weights: dict[str, Any], run: dict[str, Any], *, new_classifier: bool) -> list[str]:
@@ -177,7 +179,8 @@ def _differences(weights: dict[str, Any], run: dict[str, Any], *, new_classifier
     lines = []
     then, now = weights.get("preprocessing"), run.get("preprocessing")
     if then and now:
-        changed = [f"{key} {then.get(key)}, here {now[key]}" for key in ("mean", "std") if then.get(key) != now[key]]
+        values = {key: list(then[key]) for key in ("mean", "std") if then.get(key)}
+        changed = [f"{key} {value}, here {now[key]}" for key, value in values.items() if value != now[key]]
         if changed:
             lines.append(f"note: these weights were trained with data.input {'; '.join(changed)}")
     then, now = weights.get("classes"), run.get("classes")
@@ -225,6 +228,7 @@ def _summary(config: Config, plan: RunPlan, distributed: Distributed, model: nn.
     return [
         f"{config.model.name}: {sum(p.numel() for p in model.parameters()):,} parameters",
         f"{task.train_images:,} training and {task.val_images:,} validation images from {config.data.root}",
+        *filter(None, (not_counted_text(task.samples(split)) for split in ("train", "val"))),
         f"{device}, {train.precision}; batch {train.batch_size} = {plan.world_size} process(es) x "
         f"{train.device_batch_size} images x {plan.accumulation} micro-batch(es)",
         f"{plan.total_steps:,} steps of {plan.steps_per_epoch:,} per epoch; {config.optim.name}, "

@@ -265,9 +265,7 @@ class Trainer:
         record = {
             "epoch": self.epoch,
             "loss": self.last_finite_loss,
-            "lr": paced_learning_rate(
-                state.step - 1, self.config, self.plan, state.plateau
-            ),  # of the step that is done
+            "lr": lr,
             "grad_norm": float(self.grad_norm),
             "images_per_second": images_per_second,
             "data_wait": data_wait,

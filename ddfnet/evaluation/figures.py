@@ -1,6 +1,7 @@
 """The figures of a report. They need matplotlib, an optional dependency, and leave the global state of pyplot alone."""
 
 import io
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddfnet.data.decode import decode_error, open_rgb
+from ddfnet.data.decode import decode_error, open_image
 from ddfnet.data.preprocessing import Preprocessing, eval_transform
 from ddfnet.evaluation.image_sets import ImageSet
 from ddfnet.evaluation.predictions import Predictions
 from ddfnet.evaluation.statistics import BINS, Calibration, ClassRow, Confusion, class_rows, confusions, worst_mistakes
 from ddfnet.evaluation.statistics import calibration as calibration_of
+from ddfnet.pages.pack import shown_as_rgb
 from ddfnet.pages.palette import CORRECT, GRAY, WRONG
 from ddfnet.utils.errors import DataError
 
@@ -82,10 +84,10 @@ def _mistakes(
     transform, mistakes = eval_transform(Preprocessing.from_dict(preprocessing)), []
     for i in worst_mistakes(predictions, _MOST_MISTAKES):
         try:
-            image = open_rgb(images.index.read(i))
+            image = open_image(images.index.read(i), transform.channels, math.inf)
         except Exception as error:
             raise DataError(f"image {images.index.name(i)} cannot be read ({decode_error(error)})") from None
-        pixels = transform(image).permute(1, 2, 0).numpy()
+        pixels = shown_as_rgb(transform(image).permute(1, 2, 0).numpy())
         labels = names[predictions.target[i]], names[predictions.predicted[i]]
         mistakes.append(Mistake(pixels, *labels, float(predictions.confidence[i])))
     return mistakes

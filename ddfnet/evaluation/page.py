@@ -81,7 +81,7 @@ def report_html(
         "calibration": {"counts": curve.counts, "accuracy": curve.accuracy, "confidence": curve.confidence},
         "items": _items(images, predictions, listed),
         "thumbs": [(item[i], url) for i, url in urls.items()],
-        "small": how.size <= SMALL_IMAGE,
+        "small": min(how.input_size[1:]) <= SMALL_IMAGE,
         "shown": [item[i] for i in chosen.of_pair],
         "worst": [item[i] for i in chosen.worst],
         "filters": viewer,

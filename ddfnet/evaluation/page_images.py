@@ -1,5 +1,6 @@
 """Which images report.html shows, as thumbnails and with the filters of the network over them."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ddfnet.data.batches import EvalBatchTransform
-from ddfnet.data.decode import decode_error, open_rgb
+from ddfnet.data.decode import decode_error, open_image
 from ddfnet.data.preprocessing import Preprocessing, eval_transform
 from ddfnet.evaluation.image_sets import ImageSet
 from ddfnet.evaluation.predictions import Predictions
@@ -101,7 +102,7 @@ def short_name(images: ImageSet, i: int) -> str:
 
 
 class Pixels:
-    """Images as the network saw them, uint8 (3, size, size); what cannot be read any more is left out, and counted."""
+    """Images as the network saw them, uint8 (C, H, W); what cannot be read any more is left out, and counted."""
 
     def __init__(self, images: ImageSet, preprocessing: Preprocessing) -> None:
         self.images, self.transform = images, eval_transform(preprocessing)
@@ -109,7 +110,7 @@ class Pixels:
 
     def read(self, i: int) -> Tensor | None:
         try:
-            return self.transform(open_rgb(self.images.index.read(i)))
+            return self.transform(open_image(self.images.index.read(i), self.transform.channels, math.inf))
         except Exception as error:  # a file may be gone: the report is of when it was there
             self.problems.append(f"image {printable(self.images.index.name(i))} ({decode_error(error)})")
             return None

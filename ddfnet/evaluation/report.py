@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from ddfnet.data.decode import decode_error
+from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.evaluation.class_names import readable_names
 from ddfnet.evaluation.figures import draw_figures
 from ddfnet.evaluation.image_sets import ImageSet
@@ -59,7 +60,7 @@ class Settings:
     def lines(self) -> list[str]:
         """Network, preprocessing and machine of an evaluation image by image."""
         how = self.facts["preprocessing"]
-        images = f"{how['input_size']} px, crop {how['crop_pct']:g}, {how['interpolation']}; {self.machine}"
+        images = f"{Preprocessing.from_dict(how).summary()}; {self.machine}"
         tta = ["test-time augmentation: mean softmax of image and mirror image"] if self.facts["tta"] else []
         return [self.network, images, *tta]
 

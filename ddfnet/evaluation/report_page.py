@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.evaluation.statistics import BINS, ClassRow, confusions
 from ddfnet.utils.markdown import table
 
@@ -75,7 +76,7 @@ def settings_rows(report: "PredictionReport") -> list[tuple[str, str]]:
         ("model", f"{settings.model}{f' ({kwargs})' if kwargs else ''}, {settings.parameters:,} parameters"),
         ("checkpoint", f"`{settings.checkpoint}`, {settings.weights} weights"),
         ("data", f"`{report.data}`, {report.metrics['n']:,} images, {len(report.images.classes):,} classes"),
-        ("images", f"{how['input_size']} px, crop {how['crop_pct']:g}, {how['interpolation']}"),
+        ("images", Preprocessing.from_dict(how).summary()),
         ("test-time augmentation", "mirror image" if facts["tta"] else "none"),
         ("precision", settings.precision),
         ("device", ", ".join(sorted(set(machine["gpus"]))) if settings.device == "cuda" else "CPU"),

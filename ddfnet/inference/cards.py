@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import yaml
 
+from ddfnet.data.decode import CHANNELS
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.models.classifier import Classifier
 from ddfnet.utils.markdown import table
@@ -114,10 +115,19 @@ def describe(model: str) -> str:
 
 def preprocessing_table(how: Preprocessing) -> str:
     """The section on how images are prepared."""
+    _, height, width = how.input_size
+    tall, wide = math.floor(height / how.crop_pct), math.floor(width / how.crop_pct)
+    to = f"{tall}" if tall == wide else f"{tall} x {wide}"
+    resize = {
+        "center": f"short side to {to} pixels" if tall == wide else f"to cover {to} pixels",
+        "squash": f"to {tall} x {wide} pixels, whatever the shape",
+        "border": f"long side to {to} pixels" if tall == wide else f"to fit into {to} pixels",
+    }[how.crop_mode]
+    border = ", the rest in the mean color" if how.crop_mode == "border" else ""
     rows = [
-        ("input", f"{how.size} x {how.size} pixels, RGB"),
-        ("resize", f"short side to {math.floor(how.size / how.crop_pct)} pixels, {how.interpolation}"),
-        ("crop", f"center (crop_pct {how.crop_pct:g})"),
+        ("input", f"{height} x {width} pixels, {CHANNELS[len(how.mean)]}"),
+        ("resize", f"{resize}, {how.interpolation}"),
+        ("crop", f"center (crop_pct {how.crop_pct:g}){border}"),
         ("mean", ", ".join(f"{value:g}" for value in how.mean)),
         ("std", ", ".join(f"{value:g}" for value in how.std)),
     ]

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import ddfnet
+from ddfnet.data.decode import CHANNELS
+from ddfnet.data.preprocessing import input_shape
 from ddfnet.inference.formats import FORMATS, INPUT, OUTPUT, find_format, missing_packages
 from ddfnet.inference.programs import traced
 from ddfnet.models.classifier import Classifier, load_classifier
@@ -34,7 +36,7 @@ class ExportOptions:
     format: str  # of `FORMATS`
     output: Path | None = None  # None: here, named after the entry of the zoo, the run or the checkpoint's file
     model: str | None = None  # see `load_classifier`
-    input_size: int | None = None  # height and width, pixels; None: those of the checkpoint
+    input_size: int | str | None = None  # pixels: side, or "192x256"; None: that of the checkpoint
     batch_size: int | None = 1  # None: any
     standalone: bool = False  # torch: without the operator of ddfnet
     opset: int | None = None  # onnx: operator set; None: that of PyTorch
@@ -114,8 +116,11 @@ def export(options: ExportOptions) -> list[Comparison]:
     Returns the comparison for each batch size, none with `unchecked`; the file is there if all agree. UserError where
     the checkpoint or an option cannot be used; nothing is written then.
     """
-    classifier, path, exporter = _load(options), options.path, find_format(options.format)
-    network, size = classifier.network.to(options.device), classifier.preprocessing.size
+    changes = {"input_size": options.input_size}
+    classifier = load_classifier(options.checkpoint, model=options.model, changes=changes)
+    print(classifier.preprocessing.line(classifier.origins))
+    path, exporter = options.path, find_format(options.format)
+    network, size = classifier.network.to(options.device), classifier.preprocessing.input_size
     exported_network = copy.deepcopy(network) if options.fuse_bn else network  # compared with the network as it was
     if options.fuse_bn:
         fold_batch_norm(exported_network, size)
@@ -135,20 +140,9 @@ def export(options: ExportOptions) -> list[Comparison]:
     return comparisons
 
 
-def _load(options: ExportOptions) -> Classifier:
-    classifier = load_classifier(options.checkpoint, model=options.model, size=options.input_size)
-    if options.input_size is None:
-        return classifier
-    try:
-        preprocessing = classifier.preprocessing.replaced(size=options.input_size)
-    except ValueError as error:
-        raise UserError(f"--input-size: {error}") from None
-    return dataclasses.replace(classifier, preprocessing=preprocessing)
-
-
-def random_images(batch: int, size: int, device: str) -> Tensor:
-    """Normal noise float32 (batch, 3, size, size), the same each time."""
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch)).to(device)
+def random_images(batch: int, size: int | tuple[int, int, int], device: str) -> Tensor:
+    """Normal noise float32 (batch, channels, height, width), the same each time."""
+    return torch.randn(batch, *input_shape(size), generator=torch.Generator().manual_seed(batch)).to(device)
 
 
 @torch.inference_mode()
@@ -172,13 +166,14 @@ def compare(exported: Callable[[Tensor], Tensor], network: nn.Module, images: li
 def description(classifier: Classifier, batch_size: int | None) -> dict[str, str]:
     """How to use the file; values that are not text are JSON."""
     how, model = classifier.preprocessing, {"name": classifier.name, "kwargs": classifier.kwargs}
-    batch = "B" if batch_size is None else batch_size
+    batch, shape = "B" if batch_size is None else batch_size, how.input_size
+    channels = CHANNELS[shape[0]]
     return {
         "model": json.dumps(model),
         "classes": json.dumps(classifier.classes),
         "preprocessing": json.dumps(how.to_dict()),
-        "input": f"{INPUT}: float32 ({batch}, 3, {how.size}, {how.size}), RGB in [0, 1], less mean, over std",
-        "input_shape": json.dumps([batch_size, 3, how.size, how.size]),  # null: any
+        "input": f"{INPUT}: float32 ({batch}, {', '.join(map(str, shape))}), {channels} in [0, 1], less mean, over std",
+        "input_shape": json.dumps([batch_size, *shape]),  # null: any
         "output": f"{OUTPUT}: float32 ({batch}, {classifier.num_classes}), before softmax, in the order of classes",
         "producer": f"ddfnet {ddfnet.__version__}, torch {torch.__version__}",
     }

@@ -7,21 +7,23 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from ddfnet.data.preprocessing import input_shape
 from ddfnet.ops.common import DECOMPOSITIONS
 from ddfnet.utils.errors import UserError
 
 
-def traced(network: nn.Module, size: int, *, batch: int | None) -> ExportedProgram:
-    """The network as a program for images (batch, 3, size, size); a batch of None is any. UserError where the network
-    does not run at this size."""
+def traced(network: nn.Module, size: int | tuple[int, int, int], *, batch: int | None) -> ExportedProgram:
+    """The network as a program for images of a size: channels, height and width, or the side of RGB images. A batch of
+    None is any. UserError where the network does not run at this size."""
     device = next(network.parameters()).device
-    image = torch.randn(batch or 2, 3, size, size, device=device)  # torch.export takes a size of 1 for a constant
+    image = torch.randn(batch or 2, *input_shape(size), device=device)  # torch.export takes a size of 1 for a constant
     shapes = None if batch else ({0: Dim("batch", min=1)},)
     with torch.no_grad():
         try:
             network(image)
         except RuntimeError as error:
-            raise UserError(f"the network does not run on images of {size} x {size} pixels: {error}") from None
+            _, height, width = input_shape(size)
+            raise UserError(f"the network does not run on images of {height} x {width} pixels: {error}") from None
         return torch.export.export(network, (image,), dynamic_shapes=shapes)
 
 

@@ -53,6 +53,7 @@ def publish(
     loaded = build_classifier(read_weights(path, prefer=weights), source=path, model=model, entry=entry)
     if loaded.changes:
         print(f"weights: {loaded.changes}")
+    print(loaded.preprocessing.line(loaded.origins))
     architecture = loaded.cfg["architecture"]
     _check_timm(architecture)
     if entry:
@@ -93,19 +94,21 @@ def config_for(loaded: Classifier, *, tag: str | None, license: str | None) -> d
     about = {
         "tag": tag,
         "custom_load": False,
-        "input_size": [3, how.size, how.size],
+        "input_size": list(how.input_size),
         "fixed_input_size": known.get("fixed_input_size", False),
         "interpolation": how.interpolation,
         "crop_pct": how.crop_pct,
-        "crop_mode": "center",
+        "crop_mode": how.crop_mode,
         "mean": how.mean,
         "std": how.std,
         "num_classes": loaded.num_classes,
         "license": license_id(license),
         **{key: known.get(key) for key in ("first_conv", "classifier", "paper_ids")},
     }
+    if how.input_size[0] != 3:  # timm would adapt the first convolution, which has its channels already
+        about["first_conv"] = None
     about = {key: value for key, value in about.items() if value is not None}
-    same_size = tuple(known["input_size"][1:]) == (how.size, how.size)
+    same_size = tuple(known["input_size"]) == how.input_size
     config = {
         "architecture": known["architecture"],
         "num_classes": loaded.num_classes,
@@ -132,8 +135,7 @@ def _check_timm(architecture: str) -> None:
 def _check_readable(folder: Path, loaded: Classifier) -> None:
     """The network that timm reads from the folder must give the same logits, bit for bit."""
     network = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
-    size = loaded.preprocessing.size
-    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, *loaded.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
     if not torch.equal(network(image), loaded.network(image)):
         raise RuntimeError("the published folder gives other logits than the checkpoint")
 

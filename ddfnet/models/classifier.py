@@ -1,27 +1,26 @@
 """A classifier from wherever its weights are: a file of any format we read, or an entry of the zoo."""
 
-import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
 from torch import nn
 
 import ddfnet
 from ddfnet.checkpoint import DEFAULT_TASK, Weights, read_weights
-from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.data.decode import CHANNELS
+from ddfnet.data.preprocessing import Preprocessing, height_width, size_text
 from ddfnet.models.claims import check_network, check_sizes
 from ddfnet.models.factory import check_describes_network, create_model
 from ddfnet.models.input_size import create_for_size, size_argument
+from ddfnet.models.preprocessing import foreign_preprocessing, overridden
 from ddfnet.models.weights import count_classes, load_weights
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.zoo.download import locate
 from ddfnet.zoo.entries import Entry
-
-_log = logging.getLogger("ddfnet")
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Classifier:
     weights: str  # which of the file: `ema`, `model` or `state_dict`
     channels_last: bool = True  # memory format of training; True where the file does not say it
     threshold: float | None = None  # multi-label: of the sigmoid; None: classes exclude one another
+    origins: Mapping[str, str] = field(default_factory=dict)  # by field of the preprocessing: who says so
     changes: str = ""  # what was stripped, renamed, resized or left out, see `ddfnet.models.weights.load_weights`
 
     @property
@@ -61,7 +61,7 @@ class Classifier:
 
 
 def load_classifier(
-    checkpoint: str | Path, *, model: str | None = None, weights: str = "auto", size: int | None = None
+    checkpoint: str | Path, *, model: str | None = None, weights: str = "auto", changes: Mapping[str, Any] | None = None
 ) -> Classifier:
     """Loads a classifier; UserError where the file cannot be read, is not a classifier, or does not fit the model.
 
@@ -69,15 +69,20 @@ def load_classifier(
         checkpoint: a file or folder that `read_weights` reads, `zoo:NAME`, `hf-hub:ORG/NAME` or `local-dir:FOLDER`.
         model: model name, needed where the file does not say it.
         weights: `auto` (the EMA weights if there are any), `raw` or `ema`.
-        size: side of the images that the network will get, where it is not the checkpoint's: a model built for one
-            size is built for this one, and its position embeddings are resized.
+        changes: of the preprocessing, as on a command line: see `ddfnet.models.preprocessing.overridden`. A model
+            built for one size is built for an `input_size` among them, and its position embeddings are resized.
     """
     path, entry = locate(checkpoint)
-    return build_classifier(read_weights(path, prefer=weights), source=path, model=model, entry=entry, size=size)
+    return build_classifier(read_weights(path, prefer=weights), source=path, model=model, entry=entry, changes=changes)
 
 
 def build_classifier(
-    weights: Weights, *, source: Path, model: str | None = None, entry: Entry | None = None, size: int | None = None
+    weights: Weights,
+    *,
+    source: Path,
+    model: str | None = None,
+    entry: Entry | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Classifier:
     """The classifier of weights that were read already; see `load_classifier`. `entry`: theirs in the zoo, if any."""
     meta = weights.meta
@@ -86,26 +91,41 @@ def build_classifier(
         name, num_classes, kwargs = (meta["model"][key] for key in ("name", "num_classes", "kwargs"))
         if model is not None and model != name:
             raise CheckpointError(f"{source} holds {name}, not {model}: leave --model out")
-        preprocessing, classes = Preprocessing.from_dict(meta["preprocessing"]), meta.get("classes")
+        how, classes = Preprocessing.from_dict(meta["preprocessing"]), meta.get("classes")
+        origins = dict.fromkeys(Preprocessing.model_fields, "the checkpoint")
     else:
-        name, kwargs, args = _described(weights, source, model, entry)
+        name, kwargs = _described(weights, source, model, entry)
         num_classes, cfg = _probed(weights, source, name, kwargs)
-        preprocessing = entry.preprocessing if entry else _preprocessing(cfg, args, source)
+        if entry:
+            how, origins = entry.preprocessing, dict.fromkeys(Preprocessing.model_fields, "the entry of the zoo")
+        else:
+            how, origins = foreign_preprocessing(
+                cfg, weights.origin or {}, channels=kwargs.get("in_chans", 3), source=source
+            )
         classes = _class_names((weights.origin or {}).get("classes"), num_classes)
     if meta is not None:
         check_network(weights, name, num_classes, kwargs, source=source)
+    how, origins = overridden(how, origins, changes or {})
+    # timm's filter takes the position embeddings in a file for those of a square; a network of that size knows better.
+    wide = meta is not None and isinstance(kwargs.get("img_size"), list)
     try:
-        if size is not None or meta is None:
-            size = size or preprocessing.size
-            kwargs = {**kwargs, **size_argument(name, kwargs, size)}
-            network = create_for_size(name, kwargs, size=size, num_classes=num_classes)
+        if (changes or {}).get("input_size") is not None or meta is None:
+            resized = {**kwargs, **size_argument(name, kwargs, how.size)}
+            network = create_for_size(name, resized, size=how.size, num_classes=num_classes)
+            wide = wide and resized != kwargs and hasattr(network, "set_input_size")
+            if wide:
+                network = create_model(name, num_classes=num_classes, **kwargs)
+            kwargs = resized
         else:
-            network = create_model(name, num_classes=num_classes, **kwargs)
+            wide, network = False, create_model(name, num_classes=num_classes, **kwargs)
     except ValueError as error:
         raise UserError(str(error)) from None
     infinite = {key for key, tensor in network.state_dict().items() if torch.isinf(tensor).any()}  # some are, by design
-    changes = load_weights(network, weights, source=source, name=name)
+    fitted = load_weights(network, weights, source=source, name=name)
     _check_finite(network, source, infinite)
+    if wide:
+        network.set_input_size(img_size=height_width(how.size))  # type: ignore[operator]
+        fitted = "; ".join(filter(None, (fitted, f"resized to {size_text(how.size)} pixels")))
     return Classifier(
         network.eval(),
         name,
@@ -113,19 +133,18 @@ def build_classifier(
         kwargs,
         vars(network)["pretrained_cfg"],
         classes,
-        preprocessing,
+        how,
         precision=(meta or {}).get("precision") or "fp32",
         weights=weights.kind,
         channels_last=(meta or {}).get("channels_last", True) is True,
         threshold=None if not (meta or {}).get("multi_label") else meta["multi_label"]["threshold"],
-        changes=changes,
+        origins=origins,
+        changes=fitted,
     )
 
 
-def _described(
-    weights: Weights, source: Path, model: str | None, entry: Entry | None
-) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Name, arguments and training `args` of the model in a file of another trainer; `model` and the zoo come first."""
+def _described(weights: Weights, source: Path, model: str | None, entry: Entry | None) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of the model in a file of another trainer; `model` and the zoo come first."""
     origin = weights.origin or {}
     args = origin.get("args") or {}
     theirs = origin.get("arch")
@@ -137,13 +156,16 @@ def _described(
     arguments = args.get("model_kwargs") if name == theirs else None
     kwargs = dict(arguments) if isinstance(arguments, dict) else {}
     channels = args.get("in_chans") or kwargs.get("in_chans") or 3
+    if channels not in CHANNELS:
+        known = ", ".join(map(str, CHANNELS))
+        raise CheckpointError(f"{source} is of images with {channels} channels: here they have {known}")
     if channels != 3:
-        raise CheckpointError(f"{source} is of images with {channels} channels: only 3 can be used here")
+        kwargs["in_chans"] = channels
     if name == theirs and isinstance(args.get("gp"), str):  # timm's --gp
         kwargs["global_pool"] = args["gp"]
     check_describes_network(kwargs, source=source)
     check_sizes(weights, kwargs, source=source)
-    return name, kwargs, args
+    return name, kwargs
 
 
 def _probed(weights: Weights, source: Path, name: str, kwargs: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -155,27 +177,6 @@ def _probed(weights: Weights, source: Path, name: str, kwargs: dict[str, Any]) -
         raise UserError(f"{source}: {error or 'its model cannot be built'}") from None
     cfg = vars(probe)["pretrained_cfg"]
     return count_classes(probe, weights, source=source) or cfg["num_classes"], cfg
-
-
-def _preprocessing(cfg: dict[str, Any], args: dict[str, Any], source: Path) -> Preprocessing:
-    """That of a file which does not state its own: timm's answer for the arguments of the training and the model."""
-    keys = ("input_size", "img_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-    try:
-        values = resolve_data_config({key: args.get(key) for key in keys}, pretrained_cfg=cfg)
-        values["size"] = values["input_size"][-1]
-        # The kernel of timm and of those who published figures.
-        values["resize"] = "pillow"
-        how = Preprocessing(**{key: value for key, value in values.items() if key in Preprocessing.model_fields})
-    except (AssertionError, TypeError, ValueError, LookupError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{source} states a preprocessing that cannot be used here: {reason[:200]}") from None
-    mode, (_, height, width) = values.get("crop_mode") or "center", values["input_size"]
-    if mode != "center" or height != width:
-        _log.warning(
-            "%s was made for crop mode %s of %d x %d pixels; here the center of %d x %d is taken: accuracy may suffer",
-            source, mode, height, width, how.size, how.size,
-        )  # fmt: skip
-    return how
 
 
 def _class_names(names: Any, num_classes: int) -> list[str] | None:
@@ -209,8 +210,9 @@ def _check_meta(meta: Any, source: Path) -> None:
     try:
         model, classes = meta["model"], meta.get("classes")
         name, num_classes, kwargs = model["name"], model["num_classes"], model["kwargs"]
-        Preprocessing.from_dict(meta["preprocessing"])
+        channels = len(Preprocessing.from_dict(meta["preprocessing"]).mean)
         valid = isinstance(name, str) and isinstance(num_classes, int) and isinstance(kwargs, dict)
+        valid = valid and kwargs.get("in_chans", 3) == channels in CHANNELS
         valid = valid and (not meta.get("multi_label") or 0 < meta["multi_label"]["threshold"] < 1)
         if classes is not None:
             # More outputs than names are allowed (model.num_classes), two outputs of one name are not.

@@ -55,5 +55,7 @@ def _count_elements(elements: list[int], weight: int, _module: nn.Module, _input
 
 def model_complexity(name: str, input_size: tuple[int, int, int] = (3, 224, 224), **kwargs: Any) -> Complexity:
     """`count_complexity` of a model by name, without allocating its weights."""
+    if input_size[0] != 3:
+        kwargs = {"in_chans": input_size[0], **kwargs}
     with torch.device("meta"):
         return count_complexity(create_model(name, **kwargs), input_size)

@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddfnet.data.preprocessing import input_shape
 from ddfnet.models.ddf_resnet import DDFBottleneck
 
 _TOLERANCE = 1e-3  # of the largest logit; rounding in float32 stays far below, a wrong pair far above
 
 
 @torch.no_grad()
-def fold_batch_norm(network: nn.Module, size: int) -> int:
+def fold_batch_norm(network: nn.Module, size: int | tuple[int, int, int]) -> int:
     """Folds every `nn.BatchNorm2d` whose input is the output of one `nn.Conv2d`, in place; returns their number.
 
     Which these are is seen on random images that pass through the network, so that no naming scheme is needed. The
@@ -20,8 +21,8 @@ def fold_batch_norm(network: nn.Module, size: int) -> int:
     nor on CUDA what stands before one, where the kernels of a `DDFBottleneck` compute both (`fused_norms`).
 
     Args:
-        network: takes images (B, 3, size, size).
-        size: height and width of the images.
+        network: takes images (B, channels, height, width).
+        size: channels, height and width of the images; of RGB images the side alone.
 
     Raises:
         ValueError: the network is in training mode, or computes something else afterwards.
@@ -29,7 +30,7 @@ def fold_batch_norm(network: nn.Module, size: int) -> int:
     if network.training:
         raise ValueError("fold_batch_norm: the network is in training mode, which has other statistics: call eval()")
     weight = next(network.parameters())
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(weight)
+    images = torch.randn(2, *input_shape(size), generator=torch.Generator().manual_seed(0)).to(weight)
     pairs, expected = _pairs(network, images)
     if images.device.type == "cuda":
         absorbed = {

@@ -7,13 +7,17 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ddfnet.data.preprocessing import height_width, size_text
 from ddfnet.models.factory import create_model
+
+Size = int | tuple[int, int]
 
 SEARCH = 64  # pixels up and down, in which sizes that work are looked for
 STEPS = (8, 14)  # patches, strides and windows are multiples of these, mostly
+STEPS_OF_BOTH = (8, 14, 16, 32)
 
 
-def size_argument(name: str, kwargs: dict[str, Any], size: int) -> dict[str, Any]:
+def size_argument(name: str, kwargs: dict[str, Any], size: Size) -> dict[str, Any]:
     """`{"img_size": size}` for a model that is built for one image size, if this is another; `{}` for all others.
 
     timm's rule: those whose record says `fixed_input_size`, unless their arguments let them take any size.
@@ -27,18 +31,20 @@ def size_argument(name: str, kwargs: dict[str, Any], size: int) -> dict[str, Any
         return {}
     built_for = kwargs.get("img_size", cfg.input_size[1:])
     built_for = (built_for, built_for) if isinstance(built_for, int) else tuple(built_for)
-    return {} if built_for == (size, size) else {"img_size": size}
+    if built_for == height_width(size):
+        return {}
+    return {"img_size": size if isinstance(size, int) else list(size)}  # a list, as JSON has it
 
 
 def create_for_size(
-    name: str, kwargs: dict[str, Any], *, size: int, train_size: int | None = None, **rates: Any
+    name: str, kwargs: dict[str, Any], *, size: Size, train_size: Size | None = None, **rates: Any
 ) -> nn.Module:
     """`create_model` for images of a size, which are tried where the size or the arguments are not the model's own.
 
     Args:
         name: see `create_model`.
         kwargs: arguments that describe the network, `img_size` among them where `size_argument` says so.
-        size: side of the images in evaluation, pixels.
+        size: side of the images in evaluation, or height and width, pixels.
         train_size: of those in training; None where there is no training.
         **rates: further arguments: classes, dropout.
 
@@ -54,36 +60,51 @@ def create_for_size(
         if not built_for_one:
             raise
         raise ValueError(_refusal(name, kwargs, size, _reason(error))) from None
-    if train_size in (None, size) and not kwargs and tuple(cfg["input_size"][1:]) == (size, size):
+    if train_size in (None, size) and not kwargs and tuple(cfg["input_size"][1:]) == height_width(size):
         return network
     for side, training in ((size, False), (train_size, True)):
-        fault = None if side is None else _fault(network, side, training=training)
+        fault = None if side is None else _fault(network, side, kwargs.get("in_chans", 3), training=training)
         if fault is None or side is None:
             continue
         if training and side == size:
             raise ValueError(f"{name} cannot be trained with these arguments: {fault}")
         if training and built_for_one:
-            raise ValueError(f"{name} is built for one image size: it cannot train at {side} and evaluate at {size}")
+            raise ValueError(
+                f"{name} is built for one image size: it cannot train at {size_text(side)} and evaluate at "
+                f"{size_text(size)}"
+            )
         raise ValueError(_refusal(name, kwargs, side, fault))
     return network
 
 
-def _refusal(name: str, kwargs: dict[str, Any], size: int, reason: str) -> str:
+def _refusal(name: str, kwargs: dict[str, Any], size: Size, reason: str) -> str:
     near = [side for side in (_first(name, kwargs, size, -1), _first(name, kwargs, size, 1)) if side is not None]
-    takes = f"the nearest sizes that it takes are {' and '.join(map(str, near))}; " if near else ""
+    takes = f"the nearest sizes that it takes are {' and '.join(map(size_text, near))}; " if near else ""
+    height, width = height_width(size)
     own = get_pretrained_cfg(name)
     made_for = f"it is made for {own.input_size[-1]}" if own else ""
-    return f"{name} takes no images of {size} x {size} pixels ({reason}): {takes}{made_for}"
+    return f"{name} takes no images of {height} x {width} pixels ({reason}): {takes}{made_for}"
 
 
-def _first(name: str, kwargs: dict[str, Any], size: int, sign: int) -> int | None:
-    """The first size below or above that the network takes."""
+def _first(name: str, kwargs: dict[str, Any], size: Size, sign: int) -> Size | None:
+    """The first size below or above that the network takes; of one that is not square both sides move, each to the next
+    multiple."""
     rest = {key: value for key, value in kwargs.items() if key != "img_size"}
-    for side in (size + sign * step for step in range(1, SEARCH + 1)):
-        if side < 1 or all(side % step for step in STEPS):
+    sides: list[Size] = []
+    if isinstance(size, int):
+        sides += [
+            size + sign * by for by in range(1, SEARCH + 1) if not all((size + sign * by) % step for step in STEPS)
+        ]
+    else:
+        for step in STEPS_OF_BOTH:
+            height, width = (side // step * step if sign < 0 else -(-side // step) * step for side in size)
+            sides += [(height, width)] if (height, width) != size else []
+    for side in sides:
+        if min(height_width(side)) < 1:
             continue
         try:
-            if _fault(create_model(name, **rest, **size_argument(name, rest, side)), side, training=False) is None:
+            network = create_model(name, **rest, **size_argument(name, rest, side))
+            if _fault(network, side, rest.get("in_chans", 3), training=False) is None:
                 return side
         except (AssertionError, RuntimeError, ValueError):
             continue
@@ -91,13 +112,13 @@ def _first(name: str, kwargs: dict[str, Any], size: int, sign: int) -> int | Non
 
 
 @torch.no_grad()
-def _fault(network: nn.Module, side: int, *, training: bool) -> str | None:
+def _fault(network: nn.Module, side: Size, channels: int, *, training: bool) -> str | None:
     """Why a network fails on two blank images of a size, or None; it and the random numbers stay as they are."""
     was_training = network.training
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}  # running statistics among them
     try:
         with torch.random.fork_rng(devices=[]):
-            out = functional_call(network.train(training), buffers, (torch.zeros(2, 3, side, side),))
+            out = functional_call(network.train(training), buffers, (torch.zeros(2, channels, *height_width(side)),))
     except Exception as error:  # asserts of models, shapes of PyTorch, errors of their own
         return _reason(error)
     finally:

@@ -1,5 +1,6 @@
 """Fitting weights to a model, whatever layout they come in; every other way of loading ends here."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import timm
 import timm.models._builder as timm_builder
 import torch
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from ddfnet.checkpoint import Weights, read_weights, some
@@ -36,7 +38,9 @@ def read_source(source: str, *, prefer: str = "auto") -> Weights:
             f"cannot get the pretrained weights of {name} ({reason}): download them where there is a network, and give "
             f"the file as model.init_checkpoint, or its folder as model.name={LOCAL}FOLDER"
         ) from None
-    return Weights(model.state_dict(), None, "pretrained", origin={"arch": name, "args": vars(model)["pretrained_cfg"]})
+    return Weights(
+        model.state_dict(), None, "pretrained", origin={"arch": name, "record": vars(model)["pretrained_cfg"]}
+    )
 
 
 def load_weights(
@@ -53,7 +57,8 @@ def load_weights(
     Args:
         model: any module; for timm's filter and record of the classifiers it needs timm's `pretrained_cfg`.
         source, name: of file and model, for messages.
-        new_classifier: classifiers of another size, or absent ones, keep their start.
+        new_classifier: classifiers of another size, or absent ones, keep their start, and the first convolution of an
+            RGB network is adapted to other channels by timm's rule.
 
     Returns:
         What was stripped, renamed, resized, left out or stays new, in one line; nothing for weights that fit as they
@@ -73,6 +78,7 @@ def load_weights(
         state = _without(state, absent)
         changes.append(f"left out {', '.join(absent)}")
     if new_classifier:
+        changes += _adapt_channels(model, state, own)
         state, new = _with_new_heads(state, own, heads)
         changes += [f"new classifier: {', '.join(new)}"] if new else []
     missing, extra, reshaped = _differences(state, own)
@@ -203,6 +209,21 @@ def _converted(model: nn.Module, state: State, own: State, heads: tuple[str, ...
     changes = [f"resized {some(resized)}"] if resized else []
     changes += [f"renamed {renamed} of {len(converted)} keys as timm does"] if renamed else []
     return converted, changes
+
+
+def _adapt_channels(model: nn.Module, state: State, own: State) -> list[str]:
+    """Brings the first convolutions of an RGB network to the channels of the model, in place; what was done."""
+    changes = []
+    first = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
+    for name in (first,) if isinstance(first, str) else first:
+        key = f"{name}.weight"
+        if key not in state or key not in own or state[key].shape == own[key].shape or own[key].ndim != 4:
+            continue
+        channels, unit = own[key].shape[1], max(1, state[key].shape[1] // 3)  # of stems that fold space into channels
+        with contextlib.suppress(NotImplementedError):
+            state[key] = adapt_input_conv(channels // unit, state[key])
+            changes.append(f"adapted {name} from 3 to {channels // unit} channels")
+    return changes
 
 
 def _with_new_heads(state: State, own: State, heads: tuple[str, ...]) -> tuple[State, list[str]]:

@@ -33,15 +33,20 @@ def pack(values: np.ndarray | Tensor) -> dict[str, Any]:
     return {"shape": array.shape, "type": kind, "data": _base64(array.astype(f"<{kind}"))}
 
 
+def shown_as_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, C) of any number of channels as (H, W, 3), to be seen: without alpha."""
+    return pixels[..., :3] if pixels.shape[2] > 2 else np.repeat(pixels[..., :1], 3, axis=2)
+
+
 def image_url(pixels: np.ndarray, *, most: int | None = None, quality: int = 80) -> str:
-    """A `data:` URL of an image, uint8 (H, W, 3): PNG for small ones, JPEG for others.
+    """A `data:` URL of an image, uint8 (H, W, C): PNG for small ones, JPEG for others.
 
     Args:
         pixels: the image.
         most: larger images are reduced to this longest side.
         quality: of JPEG.
     """
-    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image = Image.fromarray(np.ascontiguousarray(shown_as_rgb(pixels)))
     if most is not None and max(image.size) > most:
         image.thumbnail((most, most), Image.Resampling.BOX, reducing_gap=3)
     small = max(image.size) <= SMALL_IMAGE

@@ -38,7 +38,7 @@ def create_task(config: Config) -> Task:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig[Config]:
-    """Loads and checks a configuration.
+    """Loads and checks a configuration; what it leaves open and its task can tell (`Task.fill_in`) is filled in.
 
     Args:
         path: YAML file. Its key `base` names one or several parents (relative to the file), merged in order before it.
@@ -55,7 +55,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
     if isinstance(run, dict) and run.get("dir") is None:
         run["dir"] = str(Path("runs") / path.stem)
         origins[("run", "dir")] = f"{DEFAULT}, from the name of {path.name}"
-    return LoadedConfig(check_config(values, origins), origins)
+    task = values.get("task", DEFAULT_TASK)
+    if task in task_names():
+        task_class(task).fill_in(values, origins)
+    config = check_config(values, origins)
+    return LoadedConfig(config, origins, tuple(task_class(config.task).describe(config, origins)))
 
 
 def check_config(values: dict[str, Any], origins: dict[KeyPath, str] | None = None) -> Config:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ddfnet.config.reader import KeyPath
 from ddfnet.data.batches import Batch
 from ddfnet.data.loader import Finish, LoaderConfig, eval_batches, train_batches
 from ddfnet.data.sampler import Request, TrainSampler, epoch_order
@@ -86,6 +87,10 @@ class Task(ABC, Generic[C, S]):
     def val_images(self) -> int:
         return len(self._val)
 
+    def samples(self, split: str) -> S:
+        """Those of `train` or `val`."""
+        return self._train if split == "train" else self._val
+
     @cached_property
     def class_hashes(self) -> dict[str, dict[str, str]]:
         """By split and class: a hash of its images (`ddfnet.data.class_hashes`). Tasks without classes have none."""
@@ -158,6 +163,20 @@ class Task(ABC, Generic[C, S]):
         batch = self.config.train.batch_size
         order = epoch_order(self.train_images, self.config.run.seed, epoch, self.repeats, self.balance)
         return [self._train.name(i) for i in order[step_of_epoch * batch : (step_of_epoch + 1) * batch, 0].tolist()]
+
+    @classmethod
+    def fill_in(cls, values: dict[str, Any], origins: dict[KeyPath, str]) -> None:
+        """Adds values to a configuration of this task, a nested dict that is not checked yet, where it has none, and
+        their origins. UserError where they cannot be had."""
+
+    @classmethod
+    def describe(cls, config: Any, origins: dict[KeyPath, str]) -> list[str]:
+        """Lines on a checked configuration of this task, to be printed at the start of its run."""
+        return []
+
+    def present_meta(self, meta: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint's meta, which an earlier version may have written, as `meta` has it now."""
+        return meta
 
     evaluation = classmethod(stored_evaluation)
     """A checkpoint of this task, ready to be evaluated."""

@@ -19,17 +19,17 @@ from ddfnet.data.dataset import CorruptImages, EvalDataset, TrainDataset
 from ddfnet.data.decode import Decoder, DecoderName
 from ddfnet.data.loader import Finish
 from ddfnet.data.memory import cached_images
-from ddfnet.data.preprocessing import InputConfig
+from ddfnet.data.preprocessing import InputConfig, height_width
 from ddfnet.data.sources import ImageSource, SourceConfig, open_split
 from ddfnet.data.sources.label_sets import class_names
 from ddfnet.data.val_cache import ValCache
 from ddfnet.evaluation.metrics import ClassificationEvaluator
 from ddfnet.evaluation.multilabel import MultiLabelEvaluator
 from ddfnet.models.factory import resolve_name
-from ddfnet.models.input_size import create_for_size, size_argument
 from ddfnet.models.weights import TIMM
 from ddfnet.tasks.base import Evaluator, Task
 from ddfnet.tasks.classification_evaluation import classification_evaluation
+from ddfnet.tasks.classification_input import NetworkInput, check_channels
 from ddfnet.tasks.config import Config, DataSection, ModelSection
 from ddfnet.tasks.distill import DistillConfig, Distiller, build_distiller
 from ddfnet.tasks.head_init import HeadInitConfig, initialize_head
@@ -51,6 +51,9 @@ class ModelConfig(ModelSection, HeadInitConfig):
     has a tag, or is a hub or local folder, and there is no init_checkpoint."""
     num_classes: Positive | None = None
     """null: the number of classes of the data."""
+    in_chans: Positive | None = None
+    """Channels of the images: 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha). Weights of RGB networks are adapted
+    by timm's rule. null: 3, or those of a hub or local folder."""
     drop_rate: Fraction = 0.0
     """Dropout before the classifier."""
     drop_path_rate: Fraction = 0.0
@@ -90,7 +93,7 @@ class ModelConfig(ModelSection, HeadInitConfig):
             **{key: f"set model.{key}" for key in ("num_classes", "drop_rate", "drop_path_rate")},
             **dict.fromkeys(loading, "give a file as model.init_checkpoint, or set model.pretrained"),
             "img_size": "it follows data.input.size",
-            "in_chans": "images have three channels",
+            "in_chans": "set model.in_chans",
             "features_only": "training needs the classifier",
             "block": "choose another model.name",
             "block_args": "the options of a DDF are given directly, e.g. model.kwargs.heads",
@@ -144,6 +147,7 @@ class ClassificationConfig(Config):
                 f"got {self.train.device_batch_size}"
             )
         check_labels(self)
+        check_channels(self, self.model.in_chans)
         return self
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
@@ -152,7 +156,7 @@ class ClassificationConfig(Config):
         yield from loss_keys_without_effect(self.loss, mixes=self.augment.mixes)
 
 
-class ClassificationTask(Task[ClassificationConfig, ImageSource]):
+class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):
     """Trains a model on `data.root/train` and evaluates it on `data.root/val`."""
 
     config_class = ClassificationConfig
@@ -173,9 +177,10 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
                 f"{self._train.root}: raise it, or leave it null to take their number"
             )
         self.preprocessing = config.data.input.replaced()
-        size = config.data.input.train_size or config.data.input.size
-        self.train_shape = 3, size, size
+        train_size = config.data.input.train_size or config.data.input.size
+        self.train_shape = len(self.preprocessing.mean), *height_width(train_size)
         self.model_name, self._saved_kwargs = resolve_name(config.model.name)
+        check_channels(config, self.model_kwargs.get("in_chans", 3))
         self._decoder: Decoder  # this and the cache: see open_data
         self._val_cache: ValCache | None = None
         self._data_is_open = False
@@ -191,43 +196,13 @@ class ClassificationTask(Task[ClassificationConfig, ImageSource]):
     def class_hashes(self) -> dict[str, dict[str, str]]:
         return {"train": class_hashes(self._train), "val": class_hashes(self._val)}
 
-    @cached_property
-    def model_kwargs(self) -> dict[str, Any]:
-        """Arguments of the model besides classes and rates; `img_size` where it is built for one size."""
-        kwargs = {**self._saved_kwargs, **self.config.model.kwargs}
-        try:
-            return {**kwargs, **size_argument(self.model_name, kwargs, self.config.data.input.size)}
-        except ValueError as error:
-            raise ConfigError(f"model.name, model.kwargs: {error}") from None
-
-    def build_model(self) -> nn.Module:
-        """The model of the configuration with random weights, made for `data.input.size`.
-
-        Raises:
-            ConfigError: there is no such model, it does not take the arguments or the image sizes, or cannot be
-                trained.
-        """
-        model, given = self.config.model, self.config.data.input
-        rates: dict[str, Any] = {"drop_rate": model.drop_rate}
-        if model.drop_path_rate:
-            rates["drop_path_rate"] = model.drop_path_rate
-        train_size, kwargs = given.train_size or given.size, self.model_kwargs
-        try:
-            return create_for_size(
-                self.model_name, kwargs, size=given.size, train_size=train_size, num_classes=self.num_classes, **rates
-            )
-        except ValueError as error:
-            keys = ["model.name", "model.kwargs"]
-            if "unknown model" not in str(error):
-                keys.append(f"data.input.size={given.size}")
-            raise ConfigError(f"{', '.join(keys)}: {error}") from None
-
     def prepare_start(self, model: nn.Module) -> None:
         initialize_head(model, self.config.model)
 
     def open_data(self, *, writes: bool = True) -> None:
         data, self._data_is_open = self.config.data, True
-        self._decoder = Decoder(data.decoder)
+        channels = len(self.preprocessing.mean)
+        self._decoder = Decoder(data.decoder, channels=channels, max_pixels=data.max_pixels)
         _log.info("JPEGs are decoded by %s", self._decoder.name)
         self._distiller = build_distiller(self.config, self.preprocessing, self.classes, self.num_classes)
         if data.val_cache is not None:

@@ -8,18 +8,22 @@ import torch
 from ddfnet.checkpoint import Weights
 from ddfnet.data.batches import EvalBatchTransform
 from ddfnet.data.dataset import EvalDataset
+from ddfnet.data.decode import Decoder
+from ddfnet.data.image_file import MAX_PIXELS
 from ddfnet.data.loader import eval_batches
-from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.data.sources import ImageSource, SourceConfig, open_source, open_split, split_path
+from ddfnet.data.sources.folder import not_counted_text
 from ddfnet.evaluation.class_names import in_order_of_number, known_classes, output_names
 from ddfnet.evaluation.image_sets import ImageSet, find_sets, load_set
 from ddfnet.evaluation.predictions import PredictionEvaluator
 from ddfnet.evaluation.report import PredictionReport
 from ddfnet.models.classifier import Classifier, build_classifier
 from ddfnet.models.fold import fold_batch_norm
+from ddfnet.models.preprocessing import FLAGS
 from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
 from ddfnet.tasks.multilabel import multilabel_set, training_source
-from ddfnet.utils.errors import ConfigError, DataError, UserError
+from ddfnet.utils.errors import DataError, UserError
+from ddfnet.utils.text import wrap
 from ddfnet.zoo.entries import Entry
 
 BATCH_SIZE = 128
@@ -31,32 +35,32 @@ def classification_evaluation(
     """`Task.evaluation` of classification: any file that `build_classifier` reads, image by image."""
     if options.sets is not None:
         find_sets(options.sets, options.data)  # before the weights are read, which may take long
-    loaded = build_classifier(weights, source=path, model=options.model, entry=entry, size=options.input_size)
-    changes = {
-        "size": options.input_size,
-        "crop_pct": options.crop_pct,
-        "interpolation": options.interpolation,
-        "resize": options.resize,
-    }
-    try:
-        how = loaded.preprocessing.replaced(**{key: value for key, value in changes.items() if value is not None})
-    except ConfigError as error:
-        key, _, fault = str(error).partition("=")
-        raise UserError(f"--{'input-size' if key == 'size' else key.replace('_', '-')} {fault}") from None
+    changes = {key: getattr(options, key) for key in FLAGS}
+    loaded = build_classifier(weights, source=path, model=options.model, entry=entry, changes=changes)
+    how = loaded.preprocessing
+    trained = ((weights.config or {}).get("data") or {}).get("max_pixels", MAX_PIXELS)
+    decoder = Decoder(channels=len(how.mean), max_pixels=options.max_pixels or trained)
+    left_out: list[str] = []
     if loaded.threshold is not None:
-        sets = [multilabel_set(path, weights, loaded, how, options)]
+        sets = [multilabel_set(path, weights, loaded, decoder, options)]
     elif options.threshold is not None:
         raise UserError(f"--threshold is of multi-label checkpoints: {path} is none; leave it out")
     else:
-        sets = [_set(images, loaded, how, options) for images in _image_sets(path, weights, loaded, options)]
-    folded = {"batch_norms_folded": fold_batch_norm(loaded.network, how.size)} if options.fuse_bn else {}
+        image_sets = _image_sets(path, weights, loaded, options)
+        left_out = [text for images in image_sets if (text := not_counted_text(images.index))]
+        sets = [_set(images, loaded, decoder, options) for images in image_sets]
+    folded = {"batch_norms_folded": fold_batch_norm(loaded.network, how.input_size)} if options.fuse_bn else {}
     return Evaluation(
         loaded.network,
         model=loaded.name,
         precision=loaded.precision if options.precision == "auto" else options.precision,
         batch_size=options.batch_size or BATCH_SIZE,
         channels_last=loaded.channels_last,
-        notes=[f"weights of {path}: {loaded.changes}"] if loaded.changes else [],
+        notes=[
+            *([f"weights of {path}: {loaded.changes}"] if loaded.changes else []),
+            wrap(how.line(loaded.origins), first="", indent="  "),
+            *left_out,
+        ],
         facts={"model_kwargs": loaded.kwargs, "preprocessing": how.to_dict(), "tta": options.tta, **folded},
         sets=sets,
     )
@@ -74,12 +78,13 @@ def _image_sets(path: Path, weights: Weights, loaded: Classifier, options: Evalu
     return [load_set(name, folder, classes, outputs=outputs) for name, folder in folders.items()]
 
 
-def _set(images: ImageSet, loaded: Classifier, how: Preprocessing, options: EvaluationOptions) -> EvaluationSet:
+def _set(images: ImageSet, loaded: Classifier, decoder: Decoder, options: EvaluationOptions) -> EvaluationSet:
+    how = loaded.preprocessing
     outputs = loaded.num_classes if images.columns is None else len(images.columns)
 
     def batches(*, rank: int, world_size: int, device: torch.device) -> Any:
         return eval_batches(
-            EvalDataset(images.index, how).read,
+            EvalDataset(images.index, how, decoder=decoder).read,
             len(images.index),
             EvalBatchTransform(how, device=device, channels_last=loaded.channels_last),
             batch_size=options.batch_size or BATCH_SIZE,

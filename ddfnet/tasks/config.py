@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ddfnet.config import Fraction, Positive, Section
+from ddfnet.data.image_file import MAX_PIXELS
 from ddfnet.data.loader import LoaderConfig
 from ddfnet.optim import OptimConfig, ScheduleConfig
 from ddfnet.tasks.checkpoints import CheckpointsConfig
@@ -50,6 +51,9 @@ class ModelSection(Section):
 class DataSection(LoaderConfig):
     root: str
     """Folder with the data."""
+    max_pixels: Positive = MAX_PIXELS
+    """Width times height of the largest image that is read; a larger one counts as one that cannot be decoded. Of the
+    size alone: files that unpack to far more than they should are met by it, too."""
 
 
 class FlipConfig(Section):

@@ -54,7 +54,13 @@ class Distiller:
     """
 
     def __init__(
-        self, config: DistillConfig, student: Preprocessing, *, classes: Sequence[str], outputs: int, size: int
+        self,
+        config: DistillConfig,
+        student: Preprocessing,
+        *,
+        classes: Sequence[str],
+        outputs: int,
+        size: int | tuple[int, int],
     ) -> None:
         self.config = config
         try:
@@ -64,6 +70,11 @@ class Distiller:
         self.columns = _columns(self.teacher, config.teacher, list(classes), outputs)
         self.network = self.teacher.network.requires_grad_(False).eval()
         own = self.teacher.preprocessing
+        if len(own.mean) != len(student.mean):
+            raise ConfigError(
+                f"distill.teacher={config.teacher} is of images with {len(own.mean)} channels, the student of "
+                f"{len(student.mean)} (model.in_chans): give a teacher of the same"
+            )
         self.scale = self.shift = None
         if (own.mean, own.std) != (student.mean, student.std):
             mean, std, its_mean, its_std = (
@@ -97,11 +108,11 @@ class Distiller:
         return logits if self.columns is None else logits[:, self.columns]
 
 
-def _load(config: DistillConfig, size: int) -> Classifier:
+def _load(config: DistillConfig, size: int | tuple[int, int]) -> Classifier:
     name = config.teacher
     if ":" not in name and not Path(name).exists() and timm.is_model(name.split(".")[0]):
-        return build_classifier(read_source(TIMM + name), source=Path(name), model=name, size=size)
-    return load_classifier(name, model=config.teacher_model, size=size)
+        return build_classifier(read_source(TIMM + name), source=Path(name), model=name, changes={"input_size": size})
+    return load_classifier(name, model=config.teacher_model, changes={"input_size": size})
 
 
 def _columns(teacher: Classifier, source: str, classes: list[str], outputs: int) -> list[int] | None:

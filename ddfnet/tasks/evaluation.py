@@ -15,6 +15,7 @@ from ddfnet.config.sections import with_present_names
 from ddfnet.data.batches import Batch
 from ddfnet.evaluation.report import Report
 from ddfnet.models.claims import check_names, check_sizes
+from ddfnet.models.preprocessing import FLAGS
 from ddfnet.models.weights import load_weights
 from ddfnet.tasks.config import Config
 from ddfnet.utils.errors import CheckpointError, UserError
@@ -34,10 +35,15 @@ class EvaluationOptions:
     batch_size: int | None = None  # images per process; None: the task's choice
     workers: int | Literal["auto"] = "auto"  # processes per rank that read data
     precision: str = "auto"  # fp32, bf16, fp16; auto: that of training, to give the figures that training printed
-    input_size: int | None = None  # this one and the next two: instead of the checkpoint's preprocessing
+    # Instead of the checkpoint's preprocessing, see `ddfnet.models.preprocessing.overridden`.
+    input_size: int | tuple[int, int] | str | None = None
     crop_pct: float | None = None
+    crop_mode: str | None = None
     interpolation: str | None = None
     resize: str | None = None
+    mean: Sequence[float] | str | None = None
+    std: Sequence[float] | str | None = None
+    max_pixels: int | None = None  # of an image that is read; None: as in training
     threshold: float | None = None  # multi-label: of the sigmoid, instead of the checkpoint's
     fuse_bn: bool = False  # fold batch normalization into convolutions, see `ddfnet.models.fold`
 
@@ -48,6 +54,8 @@ class EvaluationOptions:
             object.__setattr__(self, "workers", int(self.workers))  # text of the command line
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise UserError(f"--max-pixels must be at least 1, got {self.max_pixels}")
         if self.threshold is not None:
             object.__setattr__(self, "threshold", float(self.threshold))
         if self.threshold is not None and not 0 < self.threshold < 1:
@@ -85,7 +93,7 @@ def stored_evaluation(
 ) -> Evaluation:
     """`Task.evaluation` for `best.pt` and `last.pt` of a task: evaluated as in training, with its report.json alone.
     UserError for options that only another task takes, and for a checkpoint or data that cannot be used."""
-    others = ("model", "input_size", "crop_pct", "interpolation", "resize", "sets", "tta", "threshold", "fuse_bn")
+    others = ("model", *FLAGS, "sets", "tta", "threshold", "fuse_bn")
     given = [key for key in others if getattr(options, key) not in (None, False)]
     if given:
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in given)
@@ -125,6 +133,8 @@ def stored_config(schema: type[C], path: Path, weights: Weights, options: Evalua
         values["data"]["root"] = str(options.data)
     values["data"]["workers"] = options.workers
     values["run"]["dir"] = None
+    if options.max_pixels is not None:
+        values["data"]["max_pixels"] = options.max_pixels
     if options.batch_size is not None:
         values["eval"]["batch_size"] = options.batch_size
     values["model"].update(schema.model_fields["model"].annotation.no_start)  # its files may be gone

@@ -9,8 +9,8 @@ import torch
 from ddfnet.checkpoint import Weights
 from ddfnet.data.batches import Batch, EvalBatchTransform
 from ddfnet.data.dataset import EvalDataset
+from ddfnet.data.decode import Decoder
 from ddfnet.data.loader import Finish, eval_batches
-from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.data.sources import ImageSource, SourceConfig, open_split
 from ddfnet.data.sources.classes import some_names
 from ddfnet.data.sources.label_sets import LabelSets, unused_lines
@@ -66,7 +66,7 @@ def training_source(weights: Weights) -> SourceConfig:
 
 
 def multilabel_set(
-    path: Path, weights: Weights, loaded: Classifier, how: Preprocessing, options: EvaluationOptions
+    path: Path, weights: Weights, loaded: Classifier, decoder: Decoder, options: EvaluationOptions
 ) -> EvaluationSet:
     """The validation images of the training run, or of `options.data`, with their labels; UserError where they cannot
     be had, or an option does not apply."""
@@ -81,12 +81,13 @@ def multilabel_set(
     assert isinstance(index, LabelSets)
     threshold = options.threshold if options.threshold is not None else loaded.threshold
     assert threshold is not None
+    how = loaded.preprocessing
 
     def batches(*, rank: int, world_size: int, device: torch.device) -> Any:
         normalize = EvalBatchTransform(how, device=device, channels_last=loaded.channels_last)
         targets = to_targets(index, device)
         return eval_batches(
-            EvalDataset(index, how).read,
+            EvalDataset(index, how, decoder=decoder).read,
             len(index),
             lambda batch: targets(normalize(batch)),
             batch_size=options.batch_size or 128,

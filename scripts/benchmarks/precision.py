@@ -100,7 +100,7 @@ def compare(
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode(False), torch.no_grad():
         folder = keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        predictors = variants(classifier.network, classifier.preprocessing.size, folder, ranges)
+        predictors = variants(classifier.network, classifier.preprocessing.input_size, folder, ranges)
     figures: dict[str, list[Tensor]] = {name: [] for name in predictors}
     seconds: dict[str, list[float]] = {name: [] for name in predictors}  # per image, by batch
     spread = 0.0

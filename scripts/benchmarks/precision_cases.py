@@ -18,7 +18,9 @@ Predict = Callable[[Tensor], Tensor]
 REFERENCE = "float32"
 
 
-def variants(network: nn.Module, size: int, folder: Path, calibration: Sequence[Tensor]) -> dict[str, Predict | str]:
+def variants(
+    network: nn.Module, size: int | tuple[int, int, int], folder: Path, calibration: Sequence[Tensor]
+) -> dict[str, Predict | str]:
     """The network in each precision, by name; a sentence in place of one that cannot be had here.
 
     Each takes images float32 (B, 3, size, size) and returns logits (B, classes). float32 (`REFERENCE`) is the first.
@@ -61,7 +63,7 @@ def _torchao(network: nn.Module, config: str) -> Predict | str:
     return quantized
 
 
-def _pt2e(network: nn.Module, size: int, calibration: Sequence[Tensor]) -> Predict | str:
+def _pt2e(network: nn.Module, size: int | tuple[int, int, int], calibration: Sequence[Tensor]) -> Predict | str:
     """Quantized as for Inductor on x86, and run as the program with quantize and dequantize: accuracy, not speed."""
     if not calibration:
         return "not measured: needs --calibration"
@@ -92,7 +94,7 @@ class _Reader:
 
 
 def _onnxruntime(
-    network: nn.Module, size: int, folder: Path, calibration: Sequence[Tensor]
+    network: nn.Module, size: int | tuple[int, int, int], folder: Path, calibration: Sequence[Tensor]
 ) -> dict[str, Predict | str]:
     names = [f"{kind}, onnxruntime" for kind in ("float32", "float16", "dynamic int8", "static int8", "static uint8")]
     if missing := missing_packages("onnx"):
@@ -126,7 +128,7 @@ def _session(path: Path) -> Predict:
     return lambda image: torch.from_numpy(session.run([OUTPUT], {INPUT: image.numpy()})[0])
 
 
-def _openvino(network: nn.Module, size: int, folder: Path) -> dict[str, Predict | str]:
+def _openvino(network: nn.Module, size: int | tuple[int, int, int], folder: Path) -> dict[str, Predict | str]:
     names = ("float32, OpenVINO", "OpenVINO's default")
     if missing := missing_packages("openvino"):
         return dict.fromkeys(names, f"not measured: pip install {' '.join(missing)}")

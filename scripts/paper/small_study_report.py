@@ -95,8 +95,8 @@ def write_report(output: Path, runs: dict[tuple[str, int], Path], data: Path, co
     for (variant, seed), run in sorted(finished.items(), key=lambda item: list(VARIANTS).index(item[0][0])):
         scores.setdefault(variant, {})[seed] = run.top1
         losses.setdefault(variant, {})[seed] = run.train_loss
-        size, model = run.config.data.input.size, run.config.model
-        costs[variant] = model_complexity(model.name, (3, size, size), num_classes=classes, **model.kwargs)
+        model, shape = run.config.model, run.config.data.input.input_size
+        costs[variant] = model_complexity(model.name, shape, num_classes=classes, **model.kwargs)
     missing = sorted(map(str, set(runs) - set(finished)))
     record = {"command": command, **_facts(list(finished.values()), data.name), "top1": scores}
     record |= {"train_loss": losses, "missing": missing}

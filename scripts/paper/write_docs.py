@@ -71,8 +71,7 @@ DETECTION: dict[str, tuple[str, str]] = _values["detection"]
 def config_complexity(path: Path) -> Complexity:
     """Complexity of a config's model at its evaluation size, with ImageNet's 1000 classes."""
     config = load_config(path, ["data.root=unused"]).config
-    size = config.data.input.size
-    return model_complexity(config.model.name, (3, size, size), num_classes=1000, **config.model.kwargs)
+    return model_complexity(config.model.name, config.data.input.input_size, num_classes=1000, **config.model.kwargs)
 
 
 def result_path(config: str, folder: Path) -> Path:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ddfnet.checkpoint import DEFAULT_TASK, read_weights
 from ddfnet.data.batches import EvalBatchTransform
-from ddfnet.data.decode import decode_error, open_rgb
+from ddfnet.data.decode import decode_error, open_image
 from ddfnet.data.preprocessing import eval_transform
 from ddfnet.evaluation.class_names import known_classes, readable_names
 from ddfnet.models.classifier import build_classifier
@@ -62,7 +62,7 @@ def open_subject(checkpoint: str, images: Sequence[str], *, model: str | None, d
 
     def shown() -> Iterator[Shown]:
         for name in images:
-            pixels = transform(_read(name))
+            pixels = transform(_read(name, transform.channels))
             batch = normalize({"image": pixels[None]})["image"]
 
             def run(batch: torch.Tensor = batch) -> torch.Tensor:
@@ -70,7 +70,7 @@ def open_subject(checkpoint: str, images: Sequence[str], *, model: str | None, d
 
             yield Shown(printable(Path(name).name), pixels.permute(1, 2, 0).numpy(), run, _prediction(names))
 
-    facts = [("input", f"{how.size} x {how.size} pixels, crop {how.crop_pct:g}, {how.interpolation}")]
+    facts = [("input", how.summary())]
     return Subject(loaded.network, loaded.name, shown(), facts)
 
 
@@ -142,9 +142,9 @@ def _depth(path: Path, images: Sequence[str], data: Path | None, size: int) -> S
     return Subject(network, f"DDF-Up-Net x{network.factor}", shown(), facts)
 
 
-def _read(name: str) -> Any:
+def _read(name: str, channels: int = 3) -> Any:
     try:
-        return open_rgb(Path(name).read_bytes())
+        return open_image(Path(name).read_bytes(), channels)
     except FileNotFoundError:
         raise UserError(f"image not found: {name}") from None
     except Exception as error:

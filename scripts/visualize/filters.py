@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ddfnet import DDF
 from ddfnet.data.batches import EvalBatchTransform
-from ddfnet.data.decode import open_rgb
+from ddfnet.data.decode import open_image
 from ddfnet.data.preprocessing import eval_transform
 from ddfnet.layers.inspection import inspect_layers
 from ddfnet.models.classifier import load_classifier
+from ddfnet.pages.pack import shown_as_rgb
 from ddfnet.pages.palette import BLUE, SERIES, VERMILLION
 from ddfnet.utils.errors import UserError
 
@@ -29,14 +30,14 @@ def draw_filters(
     where there is no such layer or point, or the checkpoint cannot be used; OSError for the image.
     """
     loaded = load_classifier(checkpoint, model=model)
-    pixels = eval_transform(loaded.preprocessing)(open_rgb(image.read_bytes()))
-    size = pixels.shape[-1]
+    channels, high, wide = loaded.preprocessing.input_size
+    pixels = eval_transform(loaded.preprocessing)(open_image(image.read_bytes(), channels))
     if points is None:
-        grid = [size * (2 * i + 1) // (2 * _GRID) for i in range(_GRID)]
-        points = [(x, y) for y in grid for x in grid]
+        across, down = ([side * (2 * i + 1) // (2 * _GRID) for i in range(_GRID)] for side in (wide, high))
+        points = [(x, y) for y in down for x in across]
     for x, y in points:
-        if not (0 <= x < size and 0 <= y < size):
-            raise UserError(f"--points {x},{y} is outside the {size} x {size} pixels of the input")
+        if not (0 <= x < wide and 0 <= y < high):
+            raise UserError(f"--points {x},{y} is outside the {high} x {wide} pixels of the input")
     name, ddf = _find(loaded.network, layer)
     batch = EvalBatchTransform(loaded.preprocessing, device="cpu", channels_last=True)({"image": pixels[None]})
     k = ddf.kernel_size
@@ -64,7 +65,7 @@ def _draw(pixels: Tensor, filters: Tensor, points: list[tuple[int, int]], title:
     limit = float(np.abs(values).max()) or 1.0
     cmap = LinearSegmentedColormap.from_list("filters", [BLUE, "white", VERMILLION])  # as in the pages
     colors = {"cmap": cmap, "vmin": -limit, "vmax": limit}
-    size = pixels.shape[-1]
+    high, wide = pixels.shape[-2:]
 
     columns = max(3, int(np.ceil(np.sqrt(len(points)))))
     figure = Figure(figsize=(13, 4.6), dpi=110, layout="constrained")
@@ -72,7 +73,7 @@ def _draw(pixels: Tensor, filters: Tensor, points: list[tuple[int, int]], title:
     figure.suptitle(f"{title}{f', the first of {heads} heads' if heads > 1 else ''}", fontsize=11)
 
     axes = left.subplots()
-    axes.imshow(pixels.permute(1, 2, 0).numpy())
+    axes.imshow(shown_as_rgb(pixels.permute(1, 2, 0).numpy()))
     left.suptitle("network's input", fontsize=10)
     axes.set(xticks=[], yticks=[])
     at_points.suptitle("filter at each point", fontsize=10)
@@ -83,7 +84,7 @@ def _draw(pixels: Tensor, filters: Tensor, points: list[tuple[int, int]], title:
         color = SERIES[number % len(SERIES)]
         axes.plot(x, y, "o", ms=13, color="white", mec=color, mew=2)
         axes.text(x, y, str(number + 1), ha="center", va="center", fontsize=8, color="black")
-        own.imshow(values[:, :, y * height // size, x * width // size], **colors)
+        own.imshow(values[:, :, y * height // high, x * width // wide], **colors)
         own.set_title(str(number + 1), fontsize=8, color=color, pad=2)
         own.set(xticks=[], yticks=[])
 

@@ -4,9 +4,11 @@ from typing import get_args
 import numpy as np
 import PIL
 import pytest
+import timm
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.models import get_pretrained_cfg
 
 from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.preprocessing import Interpolation, Preprocessing, eval_transform
@@ -40,7 +42,10 @@ def test_preprocessing_defaults_are_imagenets():
     [
         ({"size": 0}, "size"),
         ({"size": 224.0}, "size"),
-        ({"crop_pct": 1.2}, "crop_pct"),
+        ({"crop_pct": 1.6}, "crop_pct"),
+        ({"crop_mode": "stretch"}, "squash"),
+        ({"size": (32, 0)}, "size"),
+        ({"size": (32, 48, 64)}, "size"),
         ({"interpolation": "random"}, "bicubic"),
         ({"mean": (0.5, 0.5)}, "mean"),
         ({"std": (0.2, 0.0, 0.2)}, "std"),
@@ -49,6 +54,14 @@ def test_preprocessing_defaults_are_imagenets():
 def test_preprocessing_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         Preprocessing(**change)
+
+
+def test_a_size_of_two_numbers_survives_json_and_a_square_is_one():
+    assert Preprocessing(size=(48, 48)) == Preprocessing(size=48)
+    wide = Preprocessing(size=[32, 48], crop_mode="border")
+    assert wide.input_size == (3, 32, 48)
+    assert wide.to_dict()["input_size"] == [32, 48]
+    assert Preprocessing.from_dict(json.loads(json.dumps(wide.to_dict()))) == wide
 
 
 def test_from_dict_is_strict():
@@ -64,6 +77,7 @@ def test_a_checkpoint_of_before_there_was_a_choice_has_pillows_pixels():
     values = Preprocessing().to_dict()
     assert Preprocessing.from_dict(values).resize == values.pop("resize") == "torch"
     assert Preprocessing.from_dict(values).resize == "pillow"
+    assert values.pop("crop_mode") == Preprocessing.from_dict(values).crop_mode == "center"
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -85,6 +99,58 @@ def test_eval_pixels_are_timms(size, input_size, crop_pct, interpolation):
     # Pillow 13 resizes some images columns first, which moves a few pixels by more.
     assert (fast.int() - ours.int()).abs().max() <= (2 if int(PIL.__version__.split(".")[0]) < 13 else 40)
     assert (fast.int() - ours.int()).abs().float().mean() < 0.05
+
+
+def records():
+    """What timm's records of classifiers ask for, each once."""
+    found = set()
+    for name in timm.list_pretrained():
+        cfg = get_pretrained_cfg(name)
+        size, crop_pct = cfg.test_input_size or cfg.input_size, cfg.test_crop_pct or cfg.crop_pct
+        found.add((cfg.crop_mode, size[1:], crop_pct, cfg.interpolation))
+        found.add((cfg.crop_mode, cfg.input_size[1:], cfg.crop_pct, cfg.interpolation))
+    return sorted(found)
+
+
+def check_pixels(image, size, crop_pct, crop_mode, interpolation):
+    """Bit-equal to timm's plain pipeline, whose numbers times 255 are whole."""
+    how = Preprocessing(
+        size=size, crop_pct=crop_pct, crop_mode=crop_mode, interpolation=interpolation, resize="pillow",
+        mean=(0.1, 0.5, 0.99),
+    )  # fmt: skip
+    theirs = create_transform(
+        (3, *size), is_training=False, crop_pct=crop_pct, crop_mode=crop_mode, interpolation=interpolation,
+        mean=how.mean, std=(1, 1, 1), normalize=False,
+    )(image)  # fmt: skip
+    assert torch.equal(eval_transform(how)(image), theirs), (size, crop_pct, crop_mode, interpolation, image.size)
+
+
+def test_eval_pixels_of_every_record_are_timms():
+    """All crop modes, sizes, crops and interpolations that occur in timm's records of classifiers."""
+    combinations = records()
+    assert len(combinations) > 80
+    assert {mode for mode, *_ in combinations} >= {"center", "squash"}
+    assert max(crop_pct for _, _, crop_pct, _ in combinations) > 1  # a black border
+    for i, (crop_mode, size, crop_pct, interpolation) in enumerate(combinations):
+        check_pixels(make_image(*((48, 32) if i % 2 else (24, 40))), size, crop_pct, crop_mode, interpolation)
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("size", [(48, 48), (32, 56), (56, 32)])
+@pytest.mark.parametrize("crop_pct", [0.8, 0.95, 1.0, 1.15])
+def test_eval_pixels_are_timms_in_every_crop_mode(crop_mode, size, crop_pct):
+    for image in ((160, 120), (64, 400), (16, 8), (57, 33)):
+        check_pixels(make_image(*image), size, crop_pct, crop_mode, "bicubic")
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_the_fast_kernel_fills_the_same_border(crop_mode):
+    image = make_image(120, 40)
+    how = {"size": (40, 48), "crop_mode": crop_mode, "crop_pct": 0.9, "interpolation": "bilinear", "mean": (0.2,) * 3}
+    exact, fast = (eval_transform(Preprocessing(**how, resize=kernel))(image).int() for kernel in ("pillow", "torch"))
+    assert (fast - exact).abs().float().mean() < 0.05
+    border = bool((exact[:, 0] == 51).all())
+    assert border == bool((fast[:, 0] == 51).all()) == (crop_mode == "border")
 
 
 def test_eval_by_hand():

@@ -16,7 +16,7 @@ def interrupted_run(config, folder, monkeypatch, *overrides, stops=(3, 6)):
     """The `last.pt` of a run that is stopped after some steps, and started again each time."""
     for stop in stops:
         with monkeypatch.context() as patch:
-            patch.setattr(StopSignal, "agreed", lambda self, step, stop=stop: step == stop)
+            patch.setattr(StopSignal, "agreed", lambda self, step, stop=stop, save=False: step == stop)
             assert train(load_config(config, [f"run.dir={folder}", *overrides])) == EXIT_INTERRUPTED
         assert state(folder)["step"] == stop
     return whole_run(config, folder, *overrides)

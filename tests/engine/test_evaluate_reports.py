@@ -295,13 +295,13 @@ def test_a_figure_that_fails_costs_no_report(checkpoint, image_tree, tmp_path, m
     """An image that has become unreadable since it was evaluated, and a matrix that cannot be drawn."""
     pytest.importorskip("matplotlib")
 
-    def unreadable(path):
+    def unreadable(*_):
         raise OSError(5, "Input/output error")
 
     def undrawable(*arguments):
         raise RuntimeError("no glyph\nfor this name")
 
-    monkeypatch.setattr(figures, "open_rgb", unreadable)
+    monkeypatch.setattr(figures, "open_image", unreadable)
     monkeypatch.setattr(figures, "draw_confusion", undrawable)
     (tmp_path / "confusion.png").write_bytes(b"of an earlier report")
     report = evaluated(checkpoint, data=image_tree, output=tmp_path, **COMMON)
@@ -411,7 +411,7 @@ def test_names_with_spaces_stay_whole_on_the_console():
     assert all(len(line) <= 80 for line in lines)
     assert all(f"{name} of mine/" in "\n".join(lines) for name in ("first set", "second set", "third set"))
     data = "/data/" + "a folder with spaces " * 5 + "end"
-    how = {"input_size": 16, "crop_pct": 1.0, "interpolation": "bicubic"}
+    how = {"input_size": 16, "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.25] * 3}
     settings = Settings(
         checkpoint="best.pt", task="classification", weights="ema", model=NAME, parameters=1, precision="fp32",
         facts={"preprocessing": how, "tta": False}, batch_size=1, device="cpu", processes=1, environment={"gpus": []},

@@ -17,6 +17,7 @@ from ddfnet.engine.train import train
 from ddfnet.models.classifier import load_classifier
 from ddfnet.tasks import classification, create_task, load_config
 from ddfnet.utils.errors import ConfigError, DataError, UserError
+from ddfnet.zoo.entries import ZooError
 from tests.conftest import CLASSES
 
 ZOO = "ddf_mul_resnet14_32px.digits"
@@ -58,7 +59,12 @@ def test_pretrained_false_and_the_tag_untrained_start_at_random(tiny_config, ove
     assert load_config(tiny_config, overrides).config.model.start is None
 
 
-def test_pretrained_weights_of_a_timm_model_are_asked_for_by_name(tiny_config):
+def test_pretrained_weights_of_a_timm_model_are_asked_for_by_name(tiny_config, monkeypatch):
+    def unreachable(name):
+        raise ZooError(f"cannot get {name}")
+
+    monkeypatch.setattr("ddfnet.tasks.classification_input.locate", unreachable)
+
     def start(*overrides):
         return load_config(tiny_config, overrides).config.model.start
 
@@ -113,7 +119,7 @@ def test_the_image_size_reaches_a_vision_transformer(run, image_tree):
     assert loaded.network.pos_embed.shape[1] == 1 + (64 // 16) ** 2
     report = evaluate_checkpoint(folder / "best.pt", data=image_tree, device="cpu", workers=0, input_size=96)
     assert report.metrics["n"] == 25
-    resized = load_classifier(folder / "best.pt", size=96)
+    resized = load_classifier(folder / "best.pt", changes={"input_size": 96})
     assert resized.network.pos_embed.shape[1] == 1 + (96 // 16) ** 2
     assert resized.changes == "resized pos_embed"
     from timm.layers import resample_abs_pos_embed

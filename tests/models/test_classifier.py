@@ -96,14 +96,19 @@ def test_more_outputs_than_names_are_allowed(written):
     assert load_classifier(written(classes=["a", "b"])).network.num_classes == 3
 
 
-@pytest.mark.parametrize("name", [NAME, "ddf_mul_resnet50", "vit_tiny_patch16_224", "resnet18"])
+@pytest.mark.parametrize(
+    "name", [NAME, "ddf_mul_resnet50", "vit_tiny_patch16_224", "resnet18", "tinynet_e", "eva02_tiny_patch14_336"]
+)
 def test_a_bare_file_is_prepared_as_timm_prepares_images_for_its_model(tmp_path, name):
     """One record, one answer: who trains the model with timm's train.py gives it these pixels."""
     network = ddfnet.create_model(name, num_classes=3)
     torch.save(network.state_dict(), tmp_path / "bare.pt")
-    how, timms = load_classifier(tmp_path / "bare.pt", model=name).preprocessing, resolve_model_data_config(network)
+    how = load_classifier(tmp_path / "bare.pt", model=name).preprocessing
+    timms = resolve_model_data_config(network, use_test_size=True)
     assert (how.size, how.mean, how.std) == (timms["input_size"][-1], timms["mean"], timms["std"])
-    assert (how.crop_pct, how.interpolation) == (timms["crop_pct"], timms["interpolation"])
+    assert (how.crop_pct, how.crop_mode, how.interpolation) == (
+        timms["crop_pct"], timms["crop_mode"], timms["interpolation"]
+    )  # fmt: skip
 
 
 def test_values_that_are_no_numbers_are_refused(tmp_path):

@@ -271,6 +271,7 @@ def folder(tmp_path, source):
     config = json.loads((tmp_path / "hub/config.json").read_text())
     config["label_names"] = [f"class {i}" for i in range(CLASSES)]
     config["pretrained_cfg"] |= {"mean": [0.4, 0.4, 0.4], "input_size": [3, 96, 96]}
+    del config["pretrained_cfg"]["test_input_size"]
     (tmp_path / "hub/config.json").write_text(json.dumps(config))
     return tmp_path / "hub"
 
@@ -387,14 +388,25 @@ def test_weights_that_are_no_real_numbers_are_refused(tmp_path, source, dtype):
         load_weights(fresh(), read_weights(tmp_path / "w.pth"), source="w.pth", name=NAME)
 
 
-@pytest.mark.parametrize("change", [{"crop_mode": "squash"}, {"input_size": [3, 64, 96]}])
-def test_a_crop_that_is_not_made_here_is_told(folder, caplog, change):
+@pytest.mark.parametrize(
+    ("change", "expected", "words"),
+    [
+        ({"crop_mode": "squash"}, {"crop_mode": "squash", "size": 96}, "96 px, squash crop 0.95"),
+        ({"input_size": [3, 64, 96]}, {"size": (64, 96)}, "64 x 96 px, center crop 0.95"),
+        ({"test_input_size": [3, 128, 128]}, {"size": 128}, "128 px (test_input_size), center crop 0.95"),
+        ({"test_crop_pct": 1.0}, {"size": 96, "crop_pct": 1.0}, "96 px, center crop 1 (test_crop_pct)"),
+    ],
+)
+def test_the_record_of_a_hub_folder_is_taken_whole(folder, change, expected, words):
     config = json.loads((folder / "config.json").read_text())
-    config["pretrained_cfg"] |= change
+    config["pretrained_cfg"] |= {"crop_pct": 0.95, "test_crop_pct": None, **change}
     (folder / "config.json").write_text(json.dumps(config))
-    with caplog.at_level("WARNING", logger="ddfnet"):
-        load_classifier(folder)
-    assert f"was made for crop mode {change.get('crop_mode', 'center')} of " in caplog.text
+    loaded = load_classifier(folder)
+    assert {key: getattr(loaded.preprocessing, key) for key in expected} == expected
+    line = loaded.preprocessing.line(loaded.origins)
+    assert words in line
+    assert "resize by pillow (the kernel of timm)" in line
+    assert line.endswith("; from its config.json")
 
 
 def test_weights_of_others_are_evaluated_with_their_kernel(folder):

@@ -262,7 +262,7 @@ def test_standalone_programs_hold_core_operators_alone(model):
         (["--format", "litert", "--dynamic-batch"], "give --batch-size N"),
         (["--format", "aoti", "--standalone"], "--standalone belongs to --format torch"),
         (["--format", "torch", "--batch-size", "0"], "--batch-size must be at least 1"),
-        (["--format", "torch", "--input-size", "0"], "--input-size: size=0 must be at least 1"),
+        (["--format", "torch", "--input-size", "0"], "--input-size 0 must be at least 1"),
         (["--format", "torch", "--output", "model.onnx"], "ends in .pt2"),
         (["--format", "torch", "--model", "resnet50"], "holds ddf_mul_resnet14_32px, not resnet50"),
         (["--format", "torch", "--output", "/proc/x/model.pt2"], "cannot write /proc/x/model.pt2"),

@@ -50,9 +50,9 @@ class Policy:
 
     @classmethod
     def of(cls, augment: "AugmentConfig", preprocessing: Preprocessing) -> "Policy | None":
-        """The policy of a recipe for crops of `preprocessing.size` pixels, None where it has no such operations."""
+        """The policy of a recipe for crops of `preprocessing.size`, None where it has no such operations."""
         fill = fill_color(preprocessing)
-        recipe, size = augment.rand_augment, preprocessing.size
+        recipe, size = augment.rand_augment, preprocessing.input_size[1:]
         interpolation = None if augment.interpolation == "random" else int(str_to_pil_interp(augment.interpolation))
         stages: list[Stage] = []
         augmix = None
@@ -103,12 +103,12 @@ class Policy:
 
 def fill_color(preprocessing: Preprocessing) -> tuple[int, int, int]:
     """RGB of what an affine operation leaves empty: the mean color, as in timm."""
-    red, green, blue = (min(255, round(255 * value)) for value in preprocessing.mean)
-    return red, green, blue
+    color = preprocessing.mean_color
+    return (color[0], color[1], color[2]) if len(color) == 3 else (color[0],) * 3
 
 
-def _augmix(recipe: str, size: int, interpolation: int | None, fill: tuple) -> Any:
-    params: dict[str, Any] = {"translate_const": int(size * 0.45), "img_mean": fill, "translate_pct": 0.3}
+def _augmix(recipe: str, size: tuple[int, int], interpolation: int | None, fill: tuple) -> Any:
+    params: dict[str, Any] = {"translate_const": int(min(size) * 0.45), "img_mean": fill, "translate_pct": 0.3}
     if interpolation is not None:
         params["interpolation"] = Image.Resampling(interpolation)
     transform = augment_and_mix_transform(recipe, params)

@@ -34,7 +34,7 @@ class TimmOps:
         names: timm's names.
         prob, magnitude, std, upper: float64 (K,): with which probability each acts, and the normal distribution of its
             level, cut off at 0 and `upper`. Infinite `std`: uniform up to `magnitude`.
-        size: side of the images, pixels.
+        size: height and width of the images, pixels.
         interpolation: Pillow's number; None: bilinear or bicubic, drawn for each operation.
     """
 
@@ -43,11 +43,11 @@ class TimmOps:
     magnitude: np.ndarray
     std: np.ndarray
     upper: np.ndarray
-    size: int
+    size: tuple[int, int]
     interpolation: int | None
 
     @classmethod
-    def of(cls, ops: Sequence[Any], size: int, interpolation: int | None) -> "TimmOps":
+    def of(cls, ops: Sequence[Any], size: tuple[int, int], interpolation: int | None) -> "TimmOps":
         """Of timm's `AugmentOp` objects."""
         return cls(
             tuple(op.name for op in ops),
@@ -68,10 +68,12 @@ class TimmOps:
         level = np.minimum(np.maximum(self._strengths(chosen, u), 0.0), self.upper[chosen])
         codes, values = self.levels.codes(chosen), self.levels.values(chosen, level, u[..., _VALUE])
         acts = u[..., _APPLY] < self.prob[chosen]
-        moves = (codes == Op.TRANSLATE_X) | (codes == Op.TRANSLATE_Y)
+        height, width = self.size
+        # What a translation is a share of.
+        side = np.where(codes == Op.TRANSLATE_X, width, np.where(codes == Op.TRANSLATE_Y, height, 1))
         table = np.zeros((*chosen.shape, 3), np.float32)
         table[..., CODE] = codes * acts
-        table[..., VALUE] = values * np.where(moves, self.size, 1) * acts
+        table[..., VALUE] = values * side * acts
         interpolation: np.ndarray | int = self.interpolation or 0
         if self.interpolation is None:
             interpolation = np.where(u[..., _INTERPOLATION] < 0.5, BILINEAR, BICUBIC)

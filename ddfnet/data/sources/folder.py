@@ -1,8 +1,10 @@
 """Index of a class-folder tree (`root/<class>/**/<image>`), held in a few arrays."""
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +13,17 @@ from ddfnet.data.sources.classes import MissingClassesError, some_names
 from ddfnet.utils.errors import DataError
 
 IMAGE_EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".gif")
-)
+    (".avif", ".bmp", ".gif", ".jfi", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".pjp", ".pjpeg", ".png",
+     ".pnm", ".ppm", ".tif", ".tiff", ".webp")
+)  # fmt: skip
+# Of files that hold images as well, but are not taken for data: where there are any, they are told, not passed over.
+OTHER_IMAGES = frozenset(
+    (".apng", ".arw", ".cr2", ".cr3", ".dcm", ".dds", ".dib", ".dng", ".exr", ".fit", ".fits", ".hdr", ".heic", ".heif",
+     ".hif", ".icns", ".ico", ".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx", ".jxl", ".mpo", ".nef", ".npy", ".npz",
+     ".orf", ".pcx", ".pfm", ".psd", ".qoi", ".raf", ".raw", ".rw2", ".sgi", ".svg", ".tga", ".xbm", ".xpm")
+)  # fmt: skip
+# What file servers and archivers put beside the data: thumbnails, and halves of files.
+NOT_DATA = frozenset(("@eaDir", "__MACOSX", "@Recycle", "#recycle", "$RECYCLE.BIN", "lost+found"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +39,7 @@ class FolderIndex:
     blob: np.ndarray  # uint8, the file-system-encoded paths below `root`, one after another
     offsets: np.ndarray  # int64 (N + 1,), path i is `blob[offsets[i]:offsets[i + 1]]`
     labels: np.ndarray  # int32 (N,), class of each image
+    others: Counter[str] = field(default_factory=Counter)  # files of `OTHER_IMAGES` by extension: they are left out
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,7 +78,7 @@ def class_folders(root: str | os.PathLike) -> list[str]:
         raise DataError(f"{root} is a file, not a folder; unpack it and give the folder with one sub-folder per class")
     try:
         with os.scandir(root) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            visible = [entry for entry in entries if not (entry.name.startswith(".") or entry.name in NOT_DATA)]
     except OSError as error:
         raise DataError(f"data folder {root} cannot be read: {error.strerror}") from error
     names = sorted(entry.name for entry in visible if entry.is_dir())
@@ -81,13 +93,28 @@ def class_folders(root: str | os.PathLike) -> list[str]:
     raise DataError(f"{root} holds no class folders; give the folder with one sub-folder of images per class")
 
 
-def list_images(folder: str | os.PathLike) -> list[str]:
+def list_images(folder: str | os.PathLike, others: Counter[str] | None = None) -> list[str]:
     """Paths, relative to `folder` and sorted, of all images in it and its sub-folders (links are followed); DataError
-    where a folder cannot be read."""
-    return sorted(_walk(os.fspath(folder), "", ()))
+    where a folder cannot be read. `others` counts the files of `OTHER_IMAGES`, by extension."""
+    return sorted(_walk(os.fspath(folder), "", (), Counter() if others is None else others))
 
 
-def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def files_not_counted(others: Mapping[str, int]) -> str:
+    """Which files were left out, as "3 files not counted: .heic 1, .tga 2"."""
+    total, parts = (
+        sum(others.values()),
+        ", ".join(f"{extension} {count}" for extension, count in sorted(others.items())),
+    )
+    return f"{total:,} file{'s' * (total > 1)} not counted: {parts}; save them as PNG or JPEG, say"
+
+
+def not_counted_text(source: Any) -> str:
+    """The same of a source of images, with its place; empty where there are none."""
+    others = getattr(source, "others", None)
+    return f"note: {source.root}: {files_not_counted(others)}" if others else ""
+
+
+def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...], others: Counter[str]) -> Iterator[str]:
     try:
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
@@ -95,14 +122,16 @@ def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Itera
             return
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or entry.name in NOT_DATA:
                     continue
                 # Whether a name is a file is not asked (a stat per link): a dangling link is a corrupt image, reported
                 # with its path when it is read.
                 if entry.is_dir():
-                    yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
+                    yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here), others)
                 elif is_image_name(entry.name):
                     yield prefix + entry.name
+                elif (extension := os.path.splitext(entry.name)[1].lower()) in OTHER_IMAGES:
+                    others[extension] += 1
     except OSError as error:
         raise DataError(f"data folder {folder} cannot be read: {error.strerror}") from error
 
@@ -126,8 +155,9 @@ def index_folder(
     present = set(folders)
     blobs: list[bytes] = []
     lengths: list[np.ndarray] = []
+    others: Counter[str] = Counter()
     for name in classes:
-        images = list_images(os.path.join(root, name)) if name in present else []
+        images = list_images(os.path.join(root, name), others) if name in present else []
         paths = [os.fsencode(f"{name}/{image}") for image in images]
         blobs.append(b"".join(paths))
         lengths.append(np.fromiter(map(len, paths), np.int64, len(paths)))
@@ -145,6 +175,7 @@ def index_folder(
         blob=np.frombuffer(b"".join(blobs), np.uint8),
         offsets=np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum(),
         labels=np.repeat(np.arange(len(classes), dtype=np.int32), [len(part) for part in lengths]),
+        others=others,
     )
 
 

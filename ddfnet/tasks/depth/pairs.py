@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
-from ddfnet.data.decode import decode_error, open_rgb
+from ddfnet.data.decode import decode_error, open_rgb, verdict
+from ddfnet.data.image_file import MAX_PIXELS, load_image
 from ddfnet.data.sources.folder import is_image_name
 from ddfnet.tasks.depth.config import DepthData
 from ddfnet.utils.errors import DataError
@@ -30,7 +30,7 @@ def open_pairs(data: DepthData, split: str) -> DepthPairs:
     """The pairs of `train` or `val`; DataError where they are missing, incomplete, or not of `data.format`."""
     if data.format == "nyu":
         return NYUPairs(data.root, split)
-    return FolderPairs(Path(data.root) / split, depth_scale=data.depth_scale)
+    return FolderPairs(Path(data.root) / split, depth_scale=data.depth_scale, max_pixels=data.max_pixels)
 
 
 class NYUPairs:
@@ -102,8 +102,8 @@ class FolderPairs:
     Depth files are gray PNG of 8 or 16 bits, `depth_scale` meters per unit, 0 where nothing was measured.
     """
 
-    def __init__(self, root: str | os.PathLike, *, depth_scale: float) -> None:
-        self.root, self.depth_scale = Path(root), depth_scale
+    def __init__(self, root: str | os.PathLike, *, depth_scale: float, max_pixels: float = MAX_PIXELS) -> None:
+        self.root, self.depth_scale, self.max_pixels = Path(root), depth_scale, max_pixels
         rgb, depth = (self._list(kind) for kind in ("rgb", "depth"))
         alone = sorted(rgb.keys() ^ depth.keys())
         if alone:
@@ -126,12 +126,15 @@ class FolderPairs:
         path = self.root / "rgb" / self.files[i][0]
         measured = self.root / "depth" / self.files[i][1]
         try:
-            rgb = np.asarray(open_rgb(path.read_bytes()))
+            rgb = np.asarray(open_rgb(path.read_bytes(), self.max_pixels))
             path = measured
-            with Image.open(path) as image:
-                values, mode = np.asarray(image), image.mode
+            image = load_image(path.read_bytes(), self.max_pixels)
+            values, mode = np.asarray(image), image.mode
         except Exception as error:
-            raise DataError(f"{path} is corrupt ({decode_error(error)}): restore the file or remove the pair") from None
+            reason = decode_error(error)
+            what = verdict(reason)
+            fix = "restore the file or remove the pair" if what == "corrupt" else "or remove the pair"
+            raise DataError(f"{path} is {what} ({reason}): {fix}") from None
         if not (mode in ("L", "I") or mode.startswith("I;16")):
             raise DataError(f"{measured} is of the kind {mode}: depth files are gray PNG of 8 or 16 bits")
         if values.shape != rgb.shape[:2]:

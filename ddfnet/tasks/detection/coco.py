@@ -1,6 +1,7 @@
 """Detection data in COCO's format: images in folders, boxes in one JSON file."""
 
 import json
+import logging
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -9,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ddfnet.data.decode import decode_error
+from ddfnet.data.image_file import image_size
 from ddfnet.utils.errors import DataError
 
+_log = logging.getLogger("ddfnet")
 _KEYS = {
     "images": {"id": int, "file_name": str, "width": int, "height": int},
     "annotations": {"image_id": int, "category_id": int, "bbox": list},
@@ -92,6 +96,7 @@ def index_coco(folder: str | Path, annotations: str | Path) -> CocoIndex:
         if not (folder / image["file_name"]).is_file():
             raise DataError(f"{file} names the image {image['file_name']}, which is not in {folder}: name its folder")
 
+    _complete_sizes(images, folder, file)
     row_of = {int(i): row for row, i in enumerate(ids)}
     label = {category["id"]: row + 1 for row, category in enumerate(categories)}
     objects = content["annotations"]
@@ -135,6 +140,21 @@ def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
                 if not isinstance(entry[key], kind):
                     raise DataError(f"{file}: {name}[{row}] has {key}={entry[key]!r}: it must be {_WORDS[kind]}")
     return content
+
+
+def _complete_sizes(images: list[dict[str, Any]], folder: Path, file: Path) -> None:
+    """Reads sizes that are no sizes from the image files: some tools write -1 for all of them."""
+    without = [image for image in images if min(image["width"], image["height"]) < 1]
+    stated = [f"{image['file_name']} has width x height {image['width']} x {image['height']}" for image in without]
+    for image, words in zip(without, stated, strict=True):
+        try:
+            with (folder / image["file_name"]).open("rb") as content:
+                image["width"], image["height"] = image_size(content)
+        except Exception as error:
+            reason = f"the file, where it would be read, cannot be used ({decode_error(error)})"
+            raise DataError(f"{file}: {words}, and {reason}: write its size into the annotations") from None
+    if without:
+        _log.warning("%s: %s; %d sizes are read from the image files", file, stated[0], len(without))
 
 
 def _boxes(objects: list[dict[str, Any]], file: Path) -> np.ndarray:

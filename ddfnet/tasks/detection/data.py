@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from ddfnet.data.batches import Batch
-from ddfnet.data.decode import decode_error, open_rgb
+from ddfnet.data.decode import decode_error, open_rgb, verdict
+from ddfnet.data.image_file import MAX_PIXELS
 from ddfnet.data.ring import reading
 from ddfnet.data.rng import SAMPLE, key_seeds
 from ddfnet.data.sampler import Request
@@ -23,8 +24,8 @@ class DetectionReader:
     annotated, is a DataError. Flips are drawn by (seed, epoch, image).
     """
 
-    def __init__(self, index: CocoIndex, *, seed: int = 0, hflip: float = 0.0) -> None:
-        self.index, self.seed, self.hflip = index, seed, hflip
+    def __init__(self, index: CocoIndex, *, seed: int = 0, hflip: float = 0.0, max_pixels: float = MAX_PIXELS) -> None:
+        self.index, self.seed, self.hflip, self.max_pixels = index, seed, hflip, max_pixels
 
     def read(self, requests: list[Request]) -> Batch:
         images, targets = zip(*(self._sample(epoch, i) for epoch, i, _ in requests), strict=True)
@@ -37,9 +38,11 @@ class DetectionReader:
         reading(i)
         path = self.index.name(i)
         try:
-            pixels = np.asarray(open_rgb(Path(path).read_bytes()))
+            pixels = np.asarray(open_rgb(Path(path).read_bytes(), self.max_pixels))
         except Exception as error:
-            raise DataError(f"image {path} is corrupt ({decode_error(error)}): restore the file") from error
+            reason = decode_error(error)
+            what = verdict(reason)
+            raise DataError(f"image {path} is {what} ({reason}){': restore the file' * (what == 'corrupt')}") from error
         size = tuple(self.index.sizes[i].tolist())
         if pixels.shape[1::-1] != size:
             raise DataError(

@@ -88,11 +88,12 @@ class DetectionTask(Task[DetectionConfig, CocoIndex]):
     def train_reader(self, device: torch.device) -> tuple[Callable, Finish]:
         if self._train.left_out:
             _log.info("%d training images without any box are left out", self._train.left_out)
-        reader = DetectionReader(self._train, seed=self.config.run.seed, hflip=self.config.augment.hflip)
+        seed, hflip = self.config.run.seed, self.config.augment.hflip
+        reader = DetectionReader(self._train, seed=seed, hflip=hflip, max_pixels=self.config.data.max_pixels)
         return reader.read, scale_images
 
     def eval_reader(self, device: torch.device) -> tuple[Callable, Finish]:
-        return DetectionReader(self._val).read_eval, scale_images
+        return DetectionReader(self._val, max_pixels=self.config.data.max_pixels).read_eval, scale_images
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
         """The sum of the losses of proposals (objectness, box) and detections (class, box), and each of them."""

@@ -232,3 +232,24 @@ def test_make_data_keeps_the_shapes_it_made(tmp_path, capsys):
 def test_shapes_arguments(tmp_path, arguments):
     with pytest.raises(ValueError, match="must be at least"):
         render_shapes(tmp_path / "set", **arguments)
+
+
+def test_sizes_that_are_none_are_read_from_the_files(tree, caplog):
+    """As VGG's annotator exports them."""
+    content = json.loads((tree / "boxes.json").read_text())
+    for image in content["images"]:
+        image["width"] = image["height"] = -1
+    write(tree, content)
+    found = index(tree)
+    assert found.sizes.tolist() == [[40, 30]] * 4
+    assert len(found.with_boxes()) == 1
+    assert "3.png has width x height -1 x -1; 4 sizes are read from the image files" in caplog.text
+
+
+def test_a_size_that_cannot_be_read_either_is_named(tree):
+    content = json.loads((tree / "boxes.json").read_text())
+    content["images"][1]["width"] = 0
+    (tree / "1.png").write_bytes(b"junk")
+    write(tree, content)
+    with pytest.raises(DataError, match=r"1\.png has width x height 0 x 30, and the file, .*: write its size into"):
+        index(tree)

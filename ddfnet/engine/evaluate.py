@@ -79,7 +79,7 @@ def evaluate(
 
 def evaluate_in_training(
     model: nn.Module, batches: Iterable[dict[str, Any]], task: Task, config: Config, distributed: Distributed,
-    *, limit: int | None, log: Callable[[str], object], stop: StopSignal | None, watch: Watch,
+    *, limit: int | None, log: Callable[[str], None], stop: StopSignal | None, watch: Watch,
 ) -> dict[str, float]:  # fmt: skip
     """`evaluate` of a model that is being trained; `limit`: so many batches alone (dry run)."""
     # One that trains compiled is evaluated as it is, with kernels that training had no use for.

@@ -15,6 +15,7 @@ from ddfnet.engine.agreement import check_same_config, check_same_data
 from ddfnet.engine.disk_space import check_free_space
 from ddfnet.engine.distributed import Distributed, distributed_session, is_lost_connection
 from ddfnet.engine.logging import RunLog
+from ddfnet.engine.memory_format import trainable_format
 from ddfnet.engine.numerics import make_deterministic
 from ddfnet.engine.run_checkpoints import BEST, LAST, restore_last, resumable, storage_errors
 from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_folder
@@ -103,6 +104,9 @@ def _train(
         make_deterministic(stack)
     torch.manual_seed(config.run.seed)
     model = task.build_model()
+    config, format_notes = trainable_format(config, model, distributed.device)
+    task.config = config
+    notes += format_notes
     parameters = sum(p.numel() for p in model.parameters())
     if config.train.sync_bn and distributed.world_size == 1:
         notes.append("note: train.sync_bn has no effect: there is one process")

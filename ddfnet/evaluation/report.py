@@ -53,7 +53,7 @@ class Settings:
 
     @property
     def machine(self) -> str:
-        device = self.environment["gpus"][0] if self.device == "cuda" else "CPU"
+        device = self.environment["gpus"][0] if self.device == "cuda" else {"mps": "Apple GPU"}.get(self.device, "CPU")
         return f"{self.precision} on {device}, {self.processes} process(es)"
 
     @property

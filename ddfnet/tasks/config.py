@@ -18,8 +18,8 @@ class RunConfig(Section):
     A folder that already holds a checkpoint to resume from is resumed."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed of weights, data order and augmentation."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """auto: cuda where there is one, else cpu."""
+    device: Literal["auto", "cuda", "cpu", "mps"] = "auto"
+    """auto: cuda where there is one, else cpu. mps: the GPU of a Mac, in one process."""
     log_every: Positive = 50
     """Steps between two log lines; loss and rates are averaged over them."""
     save_every: Positive | None = None

@@ -23,7 +23,8 @@ SCRIPT = """
 import importlib, os, pkgutil, sys
 import numpy, torch, timm, pydantic, yaml, PIL.Image, safetensors.torch, torch.utils.tensorboard, torch.export
 import torch.multiprocessing, torch.distributed, torch._inductor.compile_fx
-for optional in ("torchvision", "pyarrow.parquet", "datasets", "rich.progress", "matplotlib.pyplot", "onnx", "simplejpeg"):
+optional_packages = "torchvision", "pyarrow.parquet", "datasets", "rich.progress", "matplotlib.pyplot", "simplejpeg"
+for optional in optional_packages:
     try:
         importlib.import_module(optional)
     except ImportError:

@@ -14,7 +14,7 @@ NO_TORCHSCRIPT = "dynamic filters refuse TorchScript, which PyTorch has given up
 _list_models = timm.list_models
 
 
-def _ours(filter: Any = "", module: Any = "", **options: Any) -> list[str]:  # noqa: A002  (timm's name)
+def _ours(filter: Any = "", module: Any = "", **options: Any) -> list[str]:
     """`timm.list_models` of our modules, whichever of timm's a test asks for."""
     return _list_models(filter, module=OUR_MODULES, **options)
 

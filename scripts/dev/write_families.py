@@ -44,7 +44,10 @@ def row(outcome: Outcome) -> tuple[str, ...]:
 def filled(page: str, table: dict[str, tuple[str, ...]]) -> str:
     """The page with these rows, and what they add up to."""
     whole = sum(all(cell == "yes" for cell in cells[3:-1]) for cells in table.values())
-    total = f"{whole} of {len(table)} families pass every step. {WITH.format(timm.__version__, torch.__version__)}"
+    total = f"{whole} of {len(table)} measured families pass every step. "
+    total += WITH.format(timm.__version__, torch.__version__)
+    missing = [family for family in families() if family not in table]
+    total += f"\n\nNot measured yet: {', '.join(missing)}." * bool(missing)
     lines = markdown.table(COLUMNS, [table[family] for family in sorted(table)])
     return markdown.fill(page, {"families": lines, "total": total})
 

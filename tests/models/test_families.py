@@ -15,12 +15,13 @@ same_timm = pytest.mark.skipif(f"timm {timm.__version__}," not in PAGE, reason="
 
 
 @same_timm
-def test_the_table_has_every_family():
-    assert set(ROWS) == set(families())
+def test_the_page_names_every_family():
+    missing = re.search(r"^Not measured yet: (.*)\.$", PAGE, re.MULTILINE)
+    assert {*ROWS, *(missing[1].split(", ") if missing else [])} == set(families())
 
 
 def test_what_the_table_says_is_yes_or_a_refusal():
-    """No step fails for a reason of ours: it works, or one sentence refuses it before anything is written."""
+    """No step fails: it works, or one sentence refuses it before anything is written."""
     for family, cells in ROWS.items():
         for step, cell in zip(STEPS, cells[3:-1], strict=True):
             assert cell in ("yes", "-") or cell.startswith("refused: "), f"{family}, {step}: {cell}"
@@ -28,7 +29,7 @@ def test_what_the_table_says_is_yes_or_a_refusal():
 
 def test_its_sum_is_that_of_its_rows():
     whole = sum(list(cells[3:-1]) == ["yes"] * len(STEPS) for cells in ROWS.values())
-    assert re.search(rf"^{whole} of {len(ROWS)} families pass every step", PAGE, re.MULTILINE)
+    assert re.search(rf"^{whole} of {len(ROWS)} measured families pass every step", PAGE, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("family", "model"), [("ddf_resnet", "ddf_add_resnet14_32px"), ("starnet", "starnet_s050")])
@@ -51,6 +52,8 @@ def test_the_size_is_one_that_the_network_takes(least, size, monkeypatch):
 @pytest.mark.parametrize("family", families())
 def test_a_family(family, tmp_path):
     torch.set_num_threads(1)  # a process is forked
-    cells = ROWS[family]
-    new = write_families.row(try_family(family, tmp_path))
-    assert new[:-1] == cells[:-1], (tmp_path / "log.txt").read_text()[-3000:]
+    new, log = write_families.row(try_family(family, tmp_path)), (tmp_path / "log.txt").read_text()[-3000:]
+    if family in ROWS:
+        assert new[:-1] == ROWS[family][:-1], log
+    else:
+        assert all(cell in ("yes", "-") or cell.startswith("refused: ") for cell in new[3:-1]), log

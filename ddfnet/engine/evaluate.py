@@ -13,7 +13,7 @@ from ddfnet.engine.watch import Watch
 from ddfnet.ops.compile_ahead import compile_ahead
 from ddfnet.tasks import Config, Task
 from ddfnet.tasks.base import Evaluator
-from ddfnet.utils.errors import raised_on_one_process
+from ddfnet.utils.errors import ConfigError, raised_on_one_process
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -21,6 +21,12 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context of `fp32` (off), `bf16` or `fp16` on a device."""
     return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+
+
+def check_precision(device: torch.device, precision: str) -> None:
+    """ConfigError for a training precision that is not supported on a device: nobody has tried scaled losses on mps."""
+    if device.type == "mps" and precision == "fp16":
+        raise ConfigError("train.precision=fp16 cannot be trained on run.device=mps: use bf16 or fp32")
 
 
 def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddfnet.checkpoint import DEFAULT_TASK, read_weights
-from ddfnet.engine.distributed import Distributed, distributed_session
+from ddfnet.engine.distributed import Distributed, distributed_session, mps_notes
 from ddfnet.engine.evaluate import evaluate, place
 from ddfnet.evaluation.earlier import keep_earlier
 from ddfnet.evaluation.figures import NO_FIGURES, figures_available
@@ -36,7 +36,7 @@ def evaluate_checkpoint(
     Args:
         checkpoint: see `ddfnet.models.classifier.load_classifier`.
         weights: `auto` (the EMA weights if there are any), `raw` or `ema`.
-        device: `auto`, `cuda` or `cpu`.
+        device: `auto`, `cuda`, `cpu` or `mps`.
         output: folder of the report; None: `eval_<name>` beside the checkpoint, of `zoo:NAME` in `runs/`.
         **options: see `EvaluationOptions`.
 
@@ -74,7 +74,7 @@ def evaluate_checkpoint(
             device=distributed.device.type,
             processes=distributed.world_size,
         )
-        for note in evaluation.notes:
+        for note in (*evaluation.notes, *mps_notes(distributed.device)):
             _print(distributed, note)
         if not evaluation.sets[0].name:
             report = _evaluate_set(evaluation, evaluation.sets[0], settings, distributed)

@@ -13,8 +13,10 @@ from ddfnet.config import LoadedConfig
 from ddfnet.data.sources.folder import not_counted_text
 from ddfnet.engine.agreement import check_same_config, check_same_data
 from ddfnet.engine.disk_space import check_free_space
-from ddfnet.engine.distributed import Distributed, distributed_session, is_lost_connection
+from ddfnet.engine.distributed import Distributed, device_name, distributed_session, is_lost_connection, mps_notes
+from ddfnet.engine.evaluate import check_precision
 from ddfnet.engine.logging import RunLog
+from ddfnet.engine.memory_format import trainable_format
 from ddfnet.engine.numerics import make_deterministic
 from ddfnet.engine.run_checkpoints import BEST, LAST, restore_last, resumable, storage_errors
 from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_folder
@@ -86,13 +88,14 @@ def _train(
     folder = None if dry_run else Path(config.run.dir)
     check_same_config(config, distributed)
     locked = folder is not None and _lock_existing(folder, distributed, stack)  # before anything of it is read
+    check_precision(distributed.device, config.train.precision)
+    notes += mps_notes(distributed.device)
     task = create_task(config)
     check_same_data(task, distributed)
     if dry_run:
         config, dry_notes = _dry_run_config(config, distributed, task.train_images)
         notes += dry_notes
         task = create_task(config)
-    notes += task.notes
     plan = plan_run(config, world_size=distributed.world_size, train_images=task.train_images)
     if dry_run:
         plan = replace(plan, total_steps=DRY_RUN_STEPS)
@@ -103,6 +106,9 @@ def _train(
         make_deterministic(stack)
     torch.manual_seed(config.run.seed)
     model = task.build_model()
+    config, format_notes = trainable_format(config, model, distributed.device)
+    task.config = config
+    notes += [*task.notes, *format_notes]  # after the network: a task may have something to say of it
     parameters = sum(p.numel() for p in model.parameters())
     if config.train.sync_bn and distributed.world_size == 1:
         notes.append("note: train.sync_bn has no effect: there is one process")
@@ -223,7 +229,7 @@ def _dry_run_config(config: Config, distributed: Distributed, train_images: int)
 
 def _summary(config: Config, plan: RunPlan, distributed: Distributed, model: nn.Module, task: Task) -> list[str]:
     train = config.train
-    device = torch.cuda.get_device_name() if distributed.device.type == "cuda" else "CPU"
+    device = device_name(distributed.device)
     uses_ddf = any(isinstance(module, (CARAFE, DDF, DDFUp, Involution)) for module in model.modules())
     return [
         f"{config.model.name}: {sum(p.numel() for p in model.parameters()):,} parameters",
@@ -233,13 +239,15 @@ def _summary(config: Config, plan: RunPlan, distributed: Distributed, model: nn.
         f"{train.device_batch_size} images x {plan.accumulation} micro-batch(es)",
         f"{plan.total_steps:,} steps of {plan.steps_per_epoch:,} per epoch; {config.optim.name}, "
         f"peak learning rate {plan.lr:g}",
-        *([_operator_path(device, train.compile)] if uses_ddf else []),
+        *([_operator_path(distributed.device.type, train.compile)] if uses_ddf else []),
     ]
 
 
 def _operator_path(device: str, compiled: bool) -> str:
-    if device == "CPU":
+    if device == "cpu":
         return cpu_path(compiled=compiled)
+    if device == "mps":
+        return "DDF operators on mps: their PyTorch formulation"
     return "DDF operators on the GPU: Triton kernels, compiled before the first step: once per image size"
 
 

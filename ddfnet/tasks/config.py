@@ -18,8 +18,8 @@ class RunConfig(Section):
     A folder that already holds a checkpoint to resume from is resumed."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed of weights, data order and augmentation."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """auto: cuda where there is one, else cpu."""
+    device: Literal["auto", "cuda", "cpu", "mps"] = "auto"
+    """auto: cuda where there is one, else cpu. mps: the GPU of a Mac, in one process."""
     log_every: Positive = 50
     """Steps between two log lines; loss and rates are averaged over them."""
     save_every: Positive | None = None
@@ -77,7 +77,8 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16, fp16: automatic mixed precision; fp16 scales the loss."""
     channels_last: bool = True
-    """Memory format of the model and its input."""
+    """Memory format of the model and its input. Left out, it is false on a CPU for the few networks that PyTorch cannot
+    train so there (strided 1x1 convolutions of images, as in RepVGG and FastViT); the log says so."""
     compile: bool = False
     """torch.compile the model, in the first training step: about a minute for a ResNet50 on an H200, longer for a DDF.
     Every start pays it, unless PyTorch's cache on disk has the same model and versions."""

@@ -86,6 +86,7 @@ def test_numbers_as_people_write_them(minimal, text, value):
         ("data.workers=-1", ["data.workers=-1", "at least 0", "auto"]),
         ("data.timeout=0", ["data.timeout=0", "greater than 0"]),
         ("data.timeout=.inf", ["data.timeout", "finite"]),
+        ("run.device=metal", ["run.device=metal", "auto", "cuda", "cpu", "mps"]),
         ("data.start_method=thread", ["data.start_method=thread", "fork", "forkserver", "spawn"]),
         ("data.max_broken=0.1", ["data.max_broken (command line) is called data.max_corrupt now: rename it"]),
         ("train.freeze=layer1", ["train.freeze=layer1", "a list", "all_but_head"]),

@@ -60,6 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--fuse-bn", action="store_true", help="fold batch normalization into convolutions: faster, same up to rounding"
     )
+    add("--quiet", action="store_true", help="show no progress")
     add("--output", metavar="FOLDER", help="of the report (default: eval_NAME beside the checkpoint, or in runs/)")
     return parser.parse_args()
 

@@ -1,5 +1,6 @@
 """One process, torchrun or SLURM: the same code; NCCL on GPUs, gloo on CPUs."""
 
+import inspect
 import os
 import signal
 import subprocess
@@ -12,12 +13,17 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.memory import keep_freed_memory
 from ddfnet.utils.parent import signal_when_parent_ends
 
 _STORE_SECONDS = 60.0  # for an answer of the store to a thread that asks it
+
+# torch 2.15 renamed the argument and warns of the old name.
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+LOCAL_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Evaluation over all processes, each image once."""
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -86,15 +86,18 @@ def evaluate(
 def evaluate_in_training(
     model: nn.Module, batches: Iterable[dict[str, Any]], task: Task, config: Config, distributed: Distributed,
     *, limit: int | None, log: Callable[[str], object], stop: StopSignal | None, watch: Watch,
+    watched: Callable[[Evaluator, nn.Module], AbstractContextManager[Evaluator]],
 ) -> dict[str, float]:  # fmt: skip
-    """`evaluate` of a model that is being trained; `limit`: so many batches alone (dry run)."""
+    """`evaluate` of a model that is being trained; `limit`: so many batches alone (dry run);
+    `watched`: looks on, see `TrackerPages`."""
     # One that trains compiled is evaluated as it is, with kernels that training had no use for.
     ahead = config.train.compile and task.fixed_input_size
-    with compile_ahead(model, log=log) if ahead else nullcontext():
+    kernels = compile_ahead(model, log=log) if ahead else nullcontext()
+    with kernels, watched(task.evaluator(distributed.device), model) as evaluator:
         return evaluate(
             model,
             batches if limit is None else (batch for _, batch in zip(range(limit), batches, strict=False)),
-            task.evaluator(distributed.device),
+            evaluator,
             distributed=distributed,
             precision=config.train.precision,
             expected=task.val_images if limit is None else None,

@@ -19,8 +19,10 @@ from ddfnet.engine.logging import RunLog
 from ddfnet.engine.memory_format import trainable_format
 from ddfnet.engine.numerics import make_deterministic
 from ddfnet.engine.run_checkpoints import BEST, LAST, restore_last, resumable, storage_errors
-from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_folder
+from ddfnet.engine.run_folder import check_same_run, flat, run_folder_lock, write_run_folder
 from ddfnet.engine.signals import EXIT_INTERRUPTED, Interrupted, StopSignal
+from ddfnet.engine.tracker_libraries import RunFacts
+from ddfnet.engine.trackers import Trackers, check_trackers
 from ddfnet.engine.trainer import Trainer
 from ddfnet.engine.watch import Watch
 from ddfnet.layers import CARAFE, DDF, DDFUp, Involution
@@ -87,6 +89,7 @@ def _train(
     config, notes = loaded.config, [*loaded.notes, *loaded.ineffective_keys()]
     folder = None if dry_run else Path(config.run.dir)
     check_same_config(config, distributed)
+    check_trackers(config.run.used_trackers)
     locked = folder is not None and _lock_existing(folder, distributed, stack)  # before anything of it is read
     check_precision(distributed.device, config.train.precision)
     notes += mps_notes(distributed.device)
@@ -119,8 +122,8 @@ def _train(
         task.prepare_start(model)
     if folder is not None:
         check_same_run(folder, loaded)
-    tensorboard, total_steps = config.run.tensorboard, plan.total_steps
-    log = RunLog(folder, active=distributed.is_main, tensorboard=tensorboard, total_steps=total_steps)
+    trackers = _trackers(loaded, task, folder) if folder is not None and distributed.is_main else Trackers()
+    log = RunLog(folder, active=distributed.is_main, total_steps=plan.total_steps, trackers=trackers)
     stack.callback(log.close)
     for line in (*_summary(config, plan, distributed, model, task), *notes):
         log.message(line)
@@ -139,6 +142,7 @@ def _train(
             restore_last(folder, trainer.state.resumed_from, [path for path, _ in trainer.state.damaged])
     log.start(trainer.state.step, evaluation_due=trainer.state.evaluation_due)
     finished = trainer.fit(stop)
+    trackers.outcome = "finished" if finished else "interrupted"
     log.message(_farewell(finished, trainer, folder, stop))
     return 0 if finished else EXIT_INTERRUPTED
 
@@ -156,6 +160,14 @@ def _lock_existing(folder: Path, distributed: Distributed, stack: ExitStack) -> 
     if error is not None:
         raise ConfigError(error)
     return locked
+
+
+def _trackers(loaded: LoadedConfig, task: Task, folder: Path) -> Trackers:
+    config = loaded.config
+    kinds = ("val",) if config.train.ema is None else ("val", "val_ema")
+    metrics = tuple(f"{kind}/{task.best_metric}" for kind in kinds)
+    facts = RunFacts(folder, flat(config.model_dump(mode="json")), loaded.to_yaml(), metrics)
+    return Trackers(config.run.used_trackers, facts)
 
 
 def load_initial_weights(model: nn.Module, path: str | Path, *, meta: dict[str, Any] | None = None) -> str:

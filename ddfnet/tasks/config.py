@@ -11,6 +11,8 @@ from ddfnet.data.loader import LoaderConfig
 from ddfnet.optim import OptimConfig, ScheduleConfig
 from ddfnet.tasks.checkpoints import CheckpointsConfig
 
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
 
 class RunConfig(Section):
     dir: str | None = None
@@ -24,13 +26,54 @@ class RunConfig(Section):
     """Steps between two log lines; loss and rates are averaged over them."""
     save_every: Positive | None = None
     """Steps between two `last.pt`, besides those at the end of each epoch. null: only those."""
-    tensorboard: bool = True
-    """Write TensorBoard event files into the run folder."""
+    trackers: list[TrackerName] | None = None
+    """Where the log goes besides metrics.jsonl: tensorboard (event files in the run folder), wandb, trackio, mlflow,
+    each by its own package and as its environment variables say. null: [tensorboard]."""
+    tensorboard: bool | None = None
+    """Short for run.trackers: true adds tensorboard, false leaves none where run.trackers is null."""
     timeout: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds without any progress of a process after which the run ends and names it. Where one waits for another,
     that one is meant."""
     allow_changes: bool = False
     """Resume even though the config differs from the one the run folder was started with."""
+
+    @model_validator(mode="after")
+    def _tensorboard_is_wanted_or_not(self) -> "RunConfig":
+        if self.tensorboard is False and "tensorboard" in (self.trackers or ()):
+            raise ValueError(
+                f"run.tensorboard=false and run.trackers=[{', '.join(self.trackers or ())}] contradict: "
+                "leave tensorboard out of the list, or set run.tensorboard=null"
+            )
+        return self
+
+    @property
+    def used_trackers(self) -> list[TrackerName]:
+        """The trackers of the run, each once."""
+        default: list[TrackerName] = [] if self.tensorboard is False else ["tensorboard"]
+        names = default if self.trackers is None else self.trackers
+        return list(dict.fromkeys([*names, "tensorboard"] if self.tensorboard else names))
+
+
+class ProfileConfig(Section):
+    steps: Annotated[str, Field(pattern=r"^\d+:\d+$")] | None = None
+    """FIRST:END, e.g. 10:15 for the steps 10 to 14, counted from 0: their Chrome trace, and a table of the time by
+    cause (data, host, kernels, communication), in the run folder. A dry run takes its second step. null: none."""
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> "ProfileConfig":
+        if self.range is not None and self.range[0] >= self.range[1]:
+            raise ValueError(
+                f"profile.steps={self.steps} holds no step: END of FIRST:END must be above FIRST, as 10:15"
+            )
+        return self
+
+    @property
+    def range(self) -> tuple[int, int] | None:
+        """(first, end) as in Python."""
+        if self.steps is None:
+            return None
+        first, end = map(int, self.steps.split(":"))
+        return first, end
 
 
 class ModelSection(Section):
@@ -121,6 +164,7 @@ class Config(Section):
     task: str
     run: RunConfig = RunConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
+    profile: ProfileConfig = ProfileConfig()
     model: ModelSection
     data: DataSection
     optim: OptimConfig

@@ -14,7 +14,7 @@ filters      the spatial filters that a DDF layer predicts for an image: at poin
 explore      a page to explore the dynamic filters of a network, pixel by pixel: opens in any browser, needs no server
 detections   boxes, classes and scores on images
 depth        guidance, low-resolution input, bicubic, the network's output, truth and errors, side by side
-curves       loss, top-1 and learning rate of runs, from the metrics.jsonl of each
+curves       loss, top-1 or mAP, and learning rate of runs, from the metrics.jsonl of each
 operation    the decoupled dynamic filter operation: the figure of the README
 
 Each command has its own --help. Exit code 2 for a mistake in the input, or if matplotlib is missing.

@@ -114,8 +114,6 @@ def ddf_backward_filters_kernel(
     filter_tile = channel_filter[None, :] + pixels_of_block
     tile_ok = channel_ok[None, :] & (pixels_of_block == 0)
 
-    if ACTIVATE_X:
-        x_scale, x_shift = affine_of(x_affine, channel, channels, channel_ok)
     sums = zeros(TAP_ROWS * KERNEL_SIZE if NEED_CHANNEL else 0, BLOCKS, BLOCK_CHANNELS, ACC)
     for iteration in range(iterations):
         first_block = (chunk * iterations + iteration) * BLOCKS
@@ -127,6 +125,8 @@ def ddf_backward_filters_kernel(
         y_block = grad_y + (row * SCALE * y_row_stride + column * SCALE * column_stride)[:, None]
         y_block += (channel * y_channel_stride)[None, :]
         pixel = row * out_width + column
+        if ACTIVATE_X:
+            x_scale, x_shift = affine_of(x_affine, channel, channels, channel_ok)
         grads = ()
         for oy in tl.static_range(BLOCK_Y):
             for ox in tl.static_range(BLOCK_X):

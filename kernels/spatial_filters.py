@@ -215,11 +215,12 @@ def spatial_filters_backward_kernel(
         total += tl.load(x_block, mask=x_mask, other=0.0).to(tl.float32)
         if ACTIVATE_X:
             scale, shift = true_affine_of(x_statistics, channel, channels, channel_ok)
-            mean = tl.load(x_statistics + 3 * channels + channel, mask=channel_ok, other=0.0)
+            center = tl.load(x_statistics + 3 * channels + channel, mask=channel_ok, other=0.0)
             value = load(x + image * pixels * channels + x_offset, x_mask, tl.float32)
+            # Rounded before the mask: only that passes from the layout of the product to that of memory.
+            total = total.to(grad_x.dtype.element_ty).to(tl.float32)
             total = before_relu(total, value, scale, shift, x_mask)
-            rounded = total.to(grad_x.dtype.element_ty).to(tl.float32)
             target = norm_partials + (image * tiles + tile) * 2 * channels + channel
-            tl.store(target, tl.sum(rounded, axis=0), mask=channel_ok)
-            tl.store(target + channels, tl.sum(rounded * (value - mean[None, :]), axis=0), mask=channel_ok)
+            tl.store(target, tl.sum(total, axis=0), mask=channel_ok)
+            tl.store(target + channels, tl.sum(total * (value - center[None, :]), axis=0), mask=channel_ok)
         tl.store(x_block, total.to(grad_x.dtype.element_ty), mask=x_mask)

@@ -180,11 +180,11 @@ def spatial_logits_backward(
     grad_logits = x.new_empty((batch, height * width, padded_heads(heads) * area))
     given = (grad_partials, grad_pooled, weight.reshape(-1, channels).contiguous(), spatial_filter, inverse_std)
     programs, parts = spatial_tiles(x), grad_partials.shape[1]
-    norm = (x, x_statistics, norm_partials)
-    if x_statistics is None:  # some tensors that the kernel does not write, which torch.compile would copy
-        norm = (inverse_std,) * 3
+    # As in `spatial_filters`. Without, some tensor that is not written: torch.compile would copy one that is.
+    norm = (inverse_std,) * 3 if x_statistics is None else (x, x_statistics, norm_partials)
     tensors = (*given, grad_x, grad_logits, *norm)
     constants = {"PARTIALS": parts, "ACTIVATE_X": x_statistics is not None, "num_stages": 1}
+    constants |= {} if x_statistics is None else {"BLOCK_CHANNELS": 32}
     _launch(spatial_filters_backward_kernel, programs, tensors, x, settings, **constants)
     return grad_logits.flatten(0, 1)
 

@@ -145,15 +145,16 @@ def batch_norm_backward_kernel(
     RELU: tl.constexpr, PADDED_TAPS: tl.constexpr,
     ITERATIONS: tl.constexpr, ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """grad_x = scale * (g - mean(g) - normal * mean(g * normal)), with normal = (x - mean) / deviation and g the gradient
-    behind the normalization: grad_y, or with RELU what it is before the ReLU that follows.
+    """grad_x = scale * (g - mean(g) - normal * mean(g * normal)), with normal = (x - mean) / deviation and g the
+    gradient behind the normalization: grad_y, or with RELU what it is before the ReLU that follows.
 
     With PADDED_TAPS, which is not 0 for the normalization before the layer, x is read for another gradient as well:
     weight_partials[part,t,c] = sum over rows of grad_logits[row,t] * relu(x * scale + shift), that of the weight of the
     layer's spatial branch, as a product rounded to the dtype of x.
 
     sums: float32 (2, C), of g and of g * (x - mean). grad_logits: (rows, PADDED_TAPS), in the dtype of x.
-    weight_partials: float32 (parts, PADDED_TAPS, C). One program has ITERATIONS x ROWS rows and BLOCK_CHANNELS channels.
+    weight_partials: float32 (parts, PADDED_TAPS, C).
+    One program has ITERATIONS x ROWS rows and BLOCK_CHANNELS channels.
     """
     part, channel, channel_ok = part_of(channels, BLOCK_CHANNELS)
     scale, shift = true_affine_of(statistics, channel, channels, channel_ok)

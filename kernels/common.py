@@ -68,7 +68,7 @@ def true_affine_of(statistics, channel, channels, channel_ok):
 
 @triton.jit
 def before_relu(grad, value, scale, shift, mask):
-    """The gradient of value * scale + shift, of that of its ReLU: 0 where that is 0, or masked. A NaN is let through."""
+    """The gradient of value * scale + shift, of that of its ReLU: 0 where that is 0, or masked. NaN is let through."""
     return tl.where(mask & ~(activate(value, scale, shift) <= 0.0), grad, 0.0)
 
 

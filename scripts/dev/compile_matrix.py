@@ -83,7 +83,8 @@ class Trained(Branch):
     def record(self) -> dict[str, offline.Launch]:
         """Launches by kernel name."""
         with mock.patch.multiple(tiling, _MAX_STATIC_SHAPES=1000, _static_shapes=set()):
-            return offline.record_trained((2, 64, 56, 56), **{**asdict(self), "dtype": DTYPES[self.dtype]})
+            channels = 64 if 64 % self.heads == 0 else 32 * self.heads
+            return offline.record_trained((2, channels, 56, 56), **{**asdict(self), "dtype": DTYPES[self.dtype]})
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import nn
 from ddfnet import DDF
 from ddfnet.layers.normalized_ddf import normalized_ddf, one_by_one
 from ddfnet.models.ddf_resnet import DDFBottleneck
-from ddfnet.ops.ddf import ddf_reference, tiling
+from ddfnet.ops.ddf import ddf_reference
 from ddfnet.ops.ddf import triton as operator_launch
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 from ddfnet.ops.ddf_layer import triton as layer_launch
@@ -251,7 +251,10 @@ def test_it_applies_to_nothing_else(launches):  # noqa: F811
         assert torch.autograd.forward_ad.unpack_dual(y).tangent is not None
     strided = copy.deepcopy(layers)
     strided[2].stride, strided[2].spatial_branch[0].stride, strided[2].fused_filters = 4, (4, 4), True
-    with mock.patch("ddfnet.layers.ddf.ddf_layer", lambda x, *_: x[:, :, :1, :1]), pytest.raises(ValueError, match="more than 1"):
+    with (
+        mock.patch("ddfnet.layers.ddf.ddf_layer", lambda x, *_: x[:, :, :1, :1]),
+        pytest.raises(ValueError, match="more than 1"),
+    ):
         normalized_ddf(x, *strided, training=True)  # one pixel behind the layer
     with pytest.raises((ValueError, RuntimeError), match="expected"):
         normalized_ddf(x, *layers[:2], DDF(32).train(), *layers[3:], training=True)

@@ -95,8 +95,8 @@ def _backward_spatial(grad_y: Tensor, args: Arguments) -> Tensor:
 def filter_partials(
     grad_y: Tensor, args: Arguments, needed: Needed, x_affine: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Partial sums of the gradients of the filters, an empty tensor for one not needed; dense arguments, and x_affine as
-    in `forward_dense`.
+    """Partial sums of the gradients of the filters, an empty tensor for one not needed; dense arguments, and
+    x_affine as in `forward_dense`.
 
     (B, chunks, phases, k*k, C) in the accumulator dtype, and (B, tiles per head, phases*G*k*k, Ho, Wo): one tile is the
     gradient already, in the dtype of the spatial filter, several are in the accumulator dtype.

@@ -64,8 +64,8 @@ class NormState(NamedTuple):
     y_statistics: Tensor
 
 
-# Rows of the statistics of a batch normalization in training: the scale that its output is computed with, which is never
-# 0 (see `load_activated`), the shift, the true scale, the mean, 1 / sqrt(variance + eps), the unbiased variance.
+# Rows of the statistics of a batch normalization in training: the scale that kernels load by, which is never 0 (see
+# `load_activated`), the shift, the true scale, the mean, 1 / sqrt(variance + eps), the unbiased variance.
 STATISTICS = 6
 SCALE, SHIFT, TRUE_SCALE, MEAN, INVERSE, VARIANCE = range(STATISTICS)
 

@@ -3,7 +3,8 @@
 As the layers one by one, with the same statistics and gradients but for rounding, and fewer passes over memory: x is
 normalized where the layer's kernels load it, in both directions; the kernel that writes y sums it up for the second
 normalization, and the one that adds the last of the gradient behind the first normalization sums that up. Only Triton
-has it; elsewhere the layers are called one by one, and `plain_ddf_layer_trained`, which defines it, is what exporters get.
+has it; elsewhere the layers are called one by one, and `plain_ddf_layer_trained`, which defines it, is what exporters
+get.
 """
 
 from typing import Any
@@ -23,10 +24,8 @@ from ddfnet.ops.common import (
     runs_on_triton,
 )
 from ddfnet.ops.ddf_layer.arguments import (
-    INVERSE,
     MEAN,
     STATISTICS,
-    TRUE_SCALE,
     VARIANCE,
     Activations,
     NormState,

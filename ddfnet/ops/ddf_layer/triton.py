@@ -88,12 +88,12 @@ def backward(
 
 
 class ChannelGradients(NamedTuple):
-    """Float32 gradients of the channel branch: of pooled (B, C), hidden (B, squeezed channels), and of the logits and of
-    what the scaling by alpha gave, together (2, B, C*k*k)."""
+    """Float32 gradients of the channel branch: of pooled (B, C), of hidden (B, squeezed channels), and (2, B, C*k*k) of
+    the logits, and of alpha for each image."""
 
     pooled: Tensor
     hidden: Tensor
-    logits_and_scaled: Tensor
+    logits_and_alpha: Tensor
 
 
 def backward_filters(
@@ -128,7 +128,7 @@ def weight_gradients(
     grad_spatial, grad_bias = (
         grad.unflatten(0, (-1, area))[:heads, : settings.kernel_size**2] for grad in (grad_spatial, grad_bias)
     )
-    grads, grad_hidden = of_channel.logits_and_scaled, of_channel.hidden
+    grads, grad_hidden = of_channel.logits_and_alpha, of_channel.hidden
     grad_excite_bias, grad_alpha = (grad.sum(0) for grad in grads)  # no two views of one sum: an op may not return them
     of_squeeze = (grad_hidden.t() @ activations.pooled, grad_hidden.sum(0))
     of_excite = (grads[0].t() @ activations.hidden, grad_excite_bias)

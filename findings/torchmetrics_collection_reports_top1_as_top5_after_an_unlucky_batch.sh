@@ -10,7 +10,7 @@
 #   average ("macro") the counters of top-1 and top-5 are equal exactly if no label was at rank 2 to 5. From then on
 #   only the first member is updated and the others show its counters. reset() and clone() keep the merger.
 #   Calling the collection as a function, mc(logits, labels), does not merge; average="micro" counts
-#   differently and is safe; compute_groups=False and groups named by hand are safe.
+#   differently and is safe; with compute_groups=False all is right.
 # Why it matters: the first batch is usually that of an untrained network (a check of the validation loop, an
 #   evaluation at epoch 0): over 1000 classes all 32 images miss ranks 2 to 5 in 88 % of the cases, all 256 in 36 %.
 #   A good network does it with small batches: in about 1 of 4 runs with 8 images, in 4 of 5 with one. The run

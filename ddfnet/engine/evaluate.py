@@ -85,7 +85,7 @@ def evaluate(
 
 def evaluate_in_training(
     model: nn.Module, batches: Iterable[dict[str, Any]], task: Task, config: Config, distributed: Distributed,
-    *, limit: int | None, log: Callable[[str], object], stop: StopSignal | None, watch: Watch,
+    *, limit: int | None, log: Callable[[str], None], stop: StopSignal | None, watch: Watch,
     watched: Callable[[Evaluator, nn.Module], AbstractContextManager[Evaluator]],
 ) -> dict[str, float]:  # fmt: skip
     """`evaluate` of a model that is being trained; `limit`: so many batches alone (dry run);

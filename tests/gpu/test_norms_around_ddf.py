@@ -16,7 +16,7 @@ from ddfnet.models.ddf_resnet import DDFBottleneck
 pytestmark = pytest.mark.gpu
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 # Roundings decide what the ReLUs let through, and gradients of the small layers are sums of much that cancels.
-GRADIENT_TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.2, torch.float16: 3e-2}
+GRADIENT_TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.2, torch.float16: 6e-2}
 
 
 def randomize(network):

@@ -79,7 +79,7 @@ def test_normalizing_in_the_kernels_takes_few_instructions():
 def test_first_launches_in_training_compile_within_limits(kernel):
     """Those of the kernels that are launched with other constants later: which the cases above have."""
     options = {"dtype": torch.bfloat16, "kernel_size": 3, "stride": 1, "heads": 1}
-    first, last = (record_trained((8, 64, 56, 56), **options, first=first)[kernel] for first in (True, False))
+    first, last = (record_trained((32, 64, 56, 56), **options, first=first)[kernel] for first in (True, False))
     assert first.constants != last.constants
     assert not compile_launch(first, 90).faults(90)
 

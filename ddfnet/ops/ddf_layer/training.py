@@ -66,10 +66,11 @@ def ddf_layer_trained(
 def plain_ddf_layer_trained(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """The definition, in PyTorch: z, y, statistics and activations, for `ddfnet::ddf_layer_trained`'s arguments."""
     weights, (x_eps, y_eps, *settings) = split(arguments[_NORMS:])
-    x_statistics = _plain_statistics(x, *arguments[:2], x_eps)
+    x_weight, x_bias, y_weight, y_bias = arguments[:_NORMS]
+    x_statistics = _plain_statistics(x, x_weight, x_bias, x_eps)
     y, spatial_filter, *activations = plain_ddf_layer(_activated(x, x_statistics), *weights, *settings)
     y, spatial_filter = y.to(x.dtype), spatial_filter.to(x.dtype)
-    y_statistics = _plain_statistics(y, *arguments[2:4], y_eps)
+    y_statistics = _plain_statistics(y, y_weight, y_bias, y_eps)
     return _activated(y, y_statistics).to(x.dtype), y, x_statistics, y_statistics, spatial_filter, *activations
 
 
@@ -88,8 +89,8 @@ def _activated(x: Tensor, statistics: Tensor) -> Tensor:
     return (x.to(statistics.dtype) * scale + shift).relu()
 
 
-def _plain_norm_backward(grad: Tensor, x: Tensor, statistics: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias, of the one behind ReLU and normalization; in the dtype of the sums."""
+def _plain_norm_backward(grad: Tensor, x: Tensor, statistics: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Gradients of x, and of weight and bias, of the one behind ReLU and normalization; in the dtype of the sums."""
     grad = grad.to(statistics.dtype) * (_activated(x, statistics) > 0)
     _, _, scale, mean, inverse, _ = statistics[..., None, None]
     normal = (x.to(statistics.dtype) - mean) * inverse
@@ -97,7 +98,7 @@ def _plain_norm_backward(grad: Tensor, x: Tensor, statistics: Tensor) -> tuple[T
     average = grad.mean((0, 2, 3), keepdim=True)
     grad_x = scale * (grad - average - normal * along)
     count = x.numel() // x.shape[1]
-    return grad_x, along.flatten() * count, average.flatten() * count
+    return grad_x, (along.flatten() * count, average.flatten() * count)
 
 
 def _forward(
@@ -171,10 +172,10 @@ def _backward(
 
             grad_x, of_x, grads, of_y = triton_training.backward(grad_z, x, weights, state, activations, settings)
         else:
-            grad_y, *of_y = _plain_norm_backward(grad_z, y, y_statistics)
+            grad_y, of_y = _plain_norm_backward(grad_z, y, y_statistics)
             inputs = (_activated(x, x_statistics), weights, activations, settings)
             between, grads = plain_ddf_layer_backward(grad_y, *inputs)
-            grad_x, *of_x = _plain_norm_backward(between, x, x_statistics)
+            grad_x, of_x = _plain_norm_backward(between, x, x_statistics)
             grad_x = grad_x.to(x.dtype).contiguous(memory_format=torch.channels_last)
     return grad_x, *of_x, *of_y, *grads  # type: ignore[return-value]
 
@@ -242,10 +243,10 @@ class _Trained(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         output = _forward(*inputs)
-        z, _, *statistics = output[:4]
-        ctx.mark_non_differentiable(*statistics)
+        z, _, x_statistics, y_statistics, *_ = output
+        ctx.mark_non_differentiable(x_statistics, y_statistics)
         _save_for_backward(ctx, inputs, output)
-        return z, *statistics
+        return z, x_statistics, y_statistics
 
     backward = staticmethod(_first_order)
 

@@ -181,7 +181,9 @@ def spatial_logits_backward(
     given = (grad_partials, grad_pooled, weight.reshape(-1, channels).contiguous(), spatial_filter, inverse_std)
     programs, parts = spatial_tiles(x), grad_partials.shape[1]
     # As in `spatial_filters`. Without, some tensor that is not written: torch.compile would copy one that is.
-    norm = (inverse_std,) * 3 if x_statistics is None else (x, x_statistics, norm_partials)
+    norm = (inverse_std,) * 3
+    if x_statistics is not None and norm_partials is not None:
+        norm = (x, x_statistics, norm_partials)
     tensors = (*given, grad_x, grad_logits, *norm)
     constants = {"PARTIALS": parts, "ACTIVATE_X": x_statistics is not None, "num_stages": 1}
     constants |= {} if x_statistics is None else {"BLOCK_CHANNELS": 32}

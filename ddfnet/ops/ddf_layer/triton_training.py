@@ -56,7 +56,7 @@ def backward(
     x, y = (operator.aligned(tensor, torch.channels_last) for tensor in (x, state.y))
     grad_z = operator.aligned(grad_z, torch.channels_last)
     partials = x.new_empty((_parts(y), 2, y.shape[1]), dtype=torch.float32)
-    tensors = (grad_z, y, state.y_statistics, partials)
+    tensors: tuple[Tensor, ...] = (grad_z, y, state.y_statistics, partials)
     _launch(batch_norm_relu_backward_sums_kernel, y, tensors, ITERATIONS=_ITERATIONS)
     y_sums = partials.sum(0)
     grad_y = empty(y, y.shape, torch.channels_last)

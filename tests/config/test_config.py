@@ -166,6 +166,11 @@ def test_what_multi_label_refuses(minimal, override, part):
     assert part in fails(minimal, "data.multi_label=true", "loss.name=bce", override)
 
 
+def test_small_classes_are_not_counted_twice(minimal):
+    message = fails(minimal, "data.sampler=balanced", "loss.class_weights=auto")
+    assert "small classes twice: set one of them" in message
+
+
 def test_all_faults_are_reported_at_once(minimal):
     message = fails(minimal, "optm.lr=1", "train.epochs=x", "foo=1")
     assert "3 faults" in message

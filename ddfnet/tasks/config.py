@@ -143,8 +143,8 @@ class TrainConfig(Section):
     """Keep only the activations between blocks, and compute the others again in the backward pass: less memory,
     one more forward pass, the same gradients. Of networks that have it (timm's set_grad_checkpointing)."""
     freeze: list[str] | Literal["all_but_head"] | None = None
-    """Parts that do not train: names of modules or parameters, also with * ? [0-5], e.g. [conv1, bn1, layer1]. Their
-    batch norms keep their statistics. all_but_head: everything but the classifier (linear probing)."""
+    """Parts that do not train: names of modules or parameters, also with * ? [0-5], e.g. [conv1, bn1, layer1]. Batch
+    norms without a part that trains keep their statistics. all_but_head: all but the classifier (linear probing)."""
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.non_finite == "stop":

@@ -143,8 +143,8 @@ class TrainConfig(Section):
     """Keep only the activations between blocks, and compute the others again in the backward pass: less memory,
     one more forward pass, the same gradients. Of networks that have it (timm's set_grad_checkpointing)."""
     freeze: list[str] | Literal["all_but_head"] | None = None
-    """Parts that do not train: names of modules or parameters, also with * ? [0-5], e.g. [conv1, bn1, layer1]. Their
-    batch norms keep their statistics. all_but_head: everything but the classifier (linear probing)."""
+    """Parts that do not train: names of modules or parameters, also with * ? [0-5], e.g. [conv1, bn1, layer1]. Batch
+    norms without a part that trains keep their statistics. all_but_head: all but the classifier (linear probing)."""
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.non_finite == "stop":
@@ -184,7 +184,12 @@ class Config(Section):
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.train.early_stop is not None and self.train.early_stop >= self.train.epochs:
             yield "train.early_stop", f"the run has {self.train.epochs} epochs"
-        late = [epoch for epoch in self.schedule.milestones if epoch >= self.train.epochs]
+        schedule, end = self.schedule, f"is after the end, {self.train.epochs} epochs"
+        before = schedule.warmup_epochs if schedule.warmup_prefix else 0
+        if before:
+            end = f"from the end of the warm-up (schedule.warmup_prefix), epoch {before:g}, {end}"
+        late = [f"{epoch:g}" for epoch in schedule.milestones if before + epoch >= self.train.epochs]
         if late:
-            when = " and ".join(f"{epoch:g}" for epoch in late)
-            yield "schedule.milestones", f"{when} is after the end, {self.train.epochs} epochs"
+            yield "schedule.milestones", f"{' and '.join(late)} {end}"
+        if schedule.decay_epochs is not None and before + schedule.decay_epochs >= self.train.epochs:
+            yield "schedule.decay_epochs", f"{schedule.decay_epochs:g} {end}"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ddfnet.engine.run_folder import check_same_run
+from ddfnet.optim import learning_rate
 from ddfnet.tasks import check_config, load_config
 from ddfnet.tasks.plan import plan_run
 from ddfnet.utils.errors import ConfigError
@@ -290,6 +291,18 @@ def test_paper_recipe_is_the_released_one():
         (["optim.base_scaling=sqrt"], "optim.base_scaling", "optim.lr is used"),
         (["train.early_stop=3"], "train.early_stop", "the run has 3 epochs"),
         (["schedule.warmup_lr=1e-5"], "schedule.warmup_lr", "warmup_epochs is 0"),
+        (["schedule={name: step, milestones: [1, 3, 4.5]}"], "schedule.milestones", ": 3 and 4.5 is after the end, 3"),
+        (
+            ["schedule={name: step, milestones: [1.5, 2], warmup_epochs: 1, warmup_prefix: true}"],
+            "schedule.milestones",
+            ": 2 from the end of the warm-up (schedule.warmup_prefix), epoch 1, is after the end, 3 epochs",
+        ),
+        (["schedule={name: step, decay_epochs: 3}"], "schedule.decay_epochs", ": 3 is after the end, 3 epochs"),
+        (
+            ["schedule={name: step, decay_epochs: 2, warmup_epochs: 1, warmup_prefix: true}"],
+            "schedule.decay_epochs",
+            ": 2 from the end of the warm-up (schedule.warmup_prefix), epoch 1, is after the end, 3 epochs",
+        ),
     ],
 )
 def test_keys_without_effect_are_said(minimal, overrides, key, reason):
@@ -300,6 +313,8 @@ def test_keys_without_effect_are_said(minimal, overrides, key, reason):
 
 def test_effective_and_unwritten_keys_are_not_noted(minimal):
     assert load_config(minimal).ineffective_keys() == []
+    for schedule in ("milestones: [1, 2.5]", "decay_epochs: 2.5", "decay_epochs: 2, warmup_epochs: 1"):
+        assert load_config(minimal, [f"schedule={{name: step, {schedule}}}"]).ineffective_keys() == []
     assert load_config(minimal, ["augment.color_jitter=0.3", "optim.momentum=0.5"]).ineffective_keys() == []
     mixed = ["loss.name=bce", "loss.bce_threshold=0.2", "loss.label_smoothing=0.1", "augment.mixup=0.1"]
     assert load_config(minimal, mixed).ineffective_keys() == []
@@ -322,6 +337,18 @@ def test_a_schedule_above_its_peak_is_refused():
     )
     with pytest.raises(ConfigError, match=r"schedule\.min_lr=10 is above the peak rate 0\.1"):
         plan_run(config, world_size=1, train_images=100)
+
+
+def test_a_fall_within_a_step_is_refused(minimal):
+    def derived(decay_epochs):
+        config = load_config(minimal, [f"schedule={{name: step, decay_epochs: {decay_epochs}}}"]).config
+        return config, plan_run(config, world_size=1, train_images=4 * config.train.batch_size)
+
+    with pytest.raises(ConfigError, match=r"schedule\.decay_epochs=0\.1 .*an epoch has 4: set it to at least 0\.25"):
+        derived(0.1)
+    config, plan = derived(0.15)  # 0.6 steps
+    rates = [learning_rate(step, config.schedule, plan) for step in range(3)]
+    assert rates == pytest.approx([plan.lr, plan.lr / 10, plan.lr / 100])
 
 
 def test_a_run_of_an_earlier_version_resumes_under_the_present_names(minimal, tmp_path):

@@ -101,6 +101,19 @@ def foreign_preprocessing(
     return how, {**dict.fromkeys(Preprocessing.model_fields, USUAL), **{key: who for key, (_, who) in stated.items()}}
 
 
+def trained_with(origin: Mapping[str, Any], *, channels: int) -> dict[str, list[float]]:
+    """Mean and std that a file of another trainer states of its training, for a network of so many channels: from its
+    `args`, then its config.json or timm's record of the weights. Nothing of those that it does not state, or that
+    cannot be read."""
+    try:
+        stated = of_record(origin.get("record") or {}, test=False)
+        stated |= of_training(origin.get("args") or {}, channels=channels)
+        stated = {key: stated[key] for key in ("mean", "std") if key in stated}
+        return {key: list(for_channels(stated, channels)[key][0]) for key in stated}
+    except TypeError:  # numbers are expected where the file has something else
+        return {}
+
+
 def for_channels(stated: Stated, channels: int) -> Stated:
     """Mean and std of RGB for another number of channels: their average, in place of all three (1 or 2 channels) or
     behind them (4)."""

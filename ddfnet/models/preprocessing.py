@@ -15,7 +15,7 @@ Each value is that of the first in this list who states it:
 from collections.abc import Mapping
 from typing import Any
 
-from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.data.preprocessing import Preprocessing, beyond_scale, check_scale
 from ddfnet.utils.errors import CheckpointError, ConfigError, UserError
 
 Stated = dict[str, tuple[Any, str]]  # field of `Preprocessing` -> its value, and who says so
@@ -114,6 +114,11 @@ def trained_with(origin: Mapping[str, Any], *, channels: int) -> dict[str, list[
         return {}
 
 
+def noted_beyond_scale(how: Preprocessing, origins: Mapping[str, str]) -> dict[str, str]:
+    """By field who says so, with a remark on mean and std of a file that cannot be of pixels in [0, 1]."""
+    return {**origins, **{key: f"{origins[key]}: not in [0, 1], as pixels are" for key in beyond_scale(how)}}
+
+
 def for_channels(stated: Stated, channels: int) -> Stated:
     """Mean and std of RGB for another number of channels: their average, in place of all three (1 or 2 channels) or
     behind them (4)."""
@@ -146,6 +151,7 @@ def overridden(
     changes = {FLAGS[key]: _parsed(key, value) for key, value in given.items()}
     try:
         changed = how.replaced(**changes)
+        check_scale(changed, changes)
     except ConfigError as error:
         fault = str(error).removeprefix("data.input.")
         field, _, rest = fault.partition("=")

@@ -26,6 +26,7 @@ from ddfnet.engine.trackers import Trackers, check_trackers
 from ddfnet.engine.trainer import Trainer
 from ddfnet.engine.watch import Watch
 from ddfnet.layers import CARAFE, DDF, DDFUp, Involution
+from ddfnet.models.preprocessing import trained_with
 from ddfnet.models.weights import load_weights, read_source
 from ddfnet.ops.ddf.native import cpu_path
 from ddfnet.optim import peak_learning_rate
@@ -188,8 +189,12 @@ def load_initial_weights(model: nn.Module, path: str | Path, *, meta: dict[str, 
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
     changes = load_weights(model, weights, source=path, name=name, new_classifier=True)
     lines = [f"weights from {path} ({weights.kind})" + (f"; {changes}" if changes else "")]
-    about = weights.meta or {"preprocessing": {**(weights.origin or {}).get("args", {})}}
-    return "\n".join(lines + _differences(about, meta or {}, new_classifier="new classifier" in changes))
+    meta = meta or {}
+    about = weights.meta
+    if about is None:
+        channels = len((meta.get("preprocessing") or {}).get("mean") or "RGB")
+        about = {"preprocessing": trained_with(weights.origin or {}, channels=channels)}
+    return "\n".join(lines + _differences(about, meta, new_classifier="new classifier" in changes))
 
 
 def _differences(weights: dict[str, Any], run: dict[str, Any], *, new_classifier: bool) -> list[str]:
@@ -198,7 +203,7 @@ def _differences(weights: dict[str, Any], run: dict[str, Any], *, new_classifier
     then, now = weights.get("preprocessing"), run.get("preprocessing")
     if then and now:
         values = {key: list(then[key]) for key in ("mean", "std") if then.get(key)}
-        changed = [f"{key} {value}, here {now[key]}" for key, value in values.items() if value != now[key]]
+        changed = [f"{key} {value}, here {now[key]}" for key, value in values.items() if value != list(now[key])]
         if changed:
             lines.append(f"note: these weights were trained with data.input {'; '.join(changed)}")
     then, now = weights.get("classes"), run.get("classes")

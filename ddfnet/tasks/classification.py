@@ -53,7 +53,8 @@ class DataConfig(DataSection, SourceConfig, LabelConfig):
     max_corrupt: Fraction = 0.001
     """Training stops when more than this share of the images, and more than 10, cannot be decoded."""
     decoder: DecoderName = "auto"
-    """Decoder of JPEGs; all give the same pixels. auto: the first installed of simplejpeg, torchcodec and Pillow."""
+    """Decoder of JPEGs; all give the same pixels. auto: the first installed of simplejpeg, torchcodec and Pillow.
+    Pillow reads all images for a network with other inputs than RGB (model.in_chans)."""
     cache: Literal["auto", "memory", "none"] = "auto"
     """memory: decode all images once, at the start, and keep their pixels in the memory of each process. auto: for each
     split, if its pixels take up to 512 MiB (CIFAR does)."""
@@ -92,6 +93,8 @@ class ClassificationConfig(Config):
         yield from super().without_effect()
         yield from label_keys_without_effect(self)
         yield from loss_keys_without_effect(self.loss, mixes=self.augment.mixes)
+        if (channels := len(self.data.input.mean)) != 3 and self.data.decoder not in ("auto", "pillow"):
+            yield "data.decoder", f"images of {channels} channel(s) are decoded by Pillow, only RGB by others"
 
 
 class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):

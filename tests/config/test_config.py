@@ -280,6 +280,11 @@ def test_paper_recipe_is_the_released_one():
         (["optim.base_batch=512"], "optim.base_batch", "optim.lr is used"),
         (["optim.clip_mode=value"], "optim.clip_mode", "clip_grad is null"),
         (["optim.name=adamw", "optim.momentum=0.5"], "optim.momentum", "adamw has none"),
+        (
+            ["model.in_chans=1", "augment.color_jitter=0", "data.decoder=torchcodec"],
+            "data.decoder",
+            "images of 1 channel(s) are decoded by Pillow",
+        ),
         (["data.workers=0", "data.timeout=60"], "data.timeout", "data.workers is 0"),
         (["data.workers=0", "data.start_method=spawn"], "data.start_method", "data.workers is 0"),
         (["augment.mixup_mode=elem"], "augment.mixup_mode", "are 0"),
@@ -315,6 +320,8 @@ def test_effective_and_unwritten_keys_are_not_noted(minimal):
     assert load_config(minimal).ineffective_keys() == []
     for schedule in ("milestones: [1, 2.5]", "decay_epochs: 2.5", "decay_epochs: 2, warmup_epochs: 1"):
         assert load_config(minimal, [f"schedule={{name: step, {schedule}}}"]).ineffective_keys() == []
+    assert load_config(minimal, ["data.decoder=torchcodec"]).ineffective_keys() == []
+    assert load_config(minimal, ["data.decoder=pillow", "model.in_chans=1"]).ineffective_keys() == []
     assert load_config(minimal, ["augment.color_jitter=0.3", "optim.momentum=0.5"]).ineffective_keys() == []
     mixed = ["loss.name=bce", "loss.bce_threshold=0.2", "loss.label_smoothing=0.1", "augment.mixup=0.1"]
     assert load_config(minimal, mixed).ineffective_keys() == []

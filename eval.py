@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch-size", type=int, metavar="N", help="images per process (default 128; other tasks: as in training)")
     add("--workers", default="auto", metavar="N", help="processes per rank that read data (default: by the cores)")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: that of training")
-    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default %(default)s")
+    add("--device", choices=("auto", "cuda", "cpu", "mps"), default="auto", help="default %(default)s")
     add("--input-size", metavar="PIXELS", help="instead of the checkpoint's: 224, or 192x256 (height x width)")
     add("--crop-pct", type=float, metavar="FRACTION", help="instead of the checkpoint's: size / crop_pct is the resize")
     add("--crop-mode", metavar="MODE", help="instead of the checkpoint's: center, squash or border")
@@ -60,6 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--fuse-bn", action="store_true", help="fold batch normalization into convolutions: faster, same up to rounding"
     )
+    add("--quiet", action="store_true", help="show no progress")
     add("--output", metavar="FOLDER", help="of the report (default: eval_NAME beside the checkpoint, or in runs/)")
     return parser.parse_args()
 

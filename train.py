@@ -33,12 +33,16 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, usage=usage)
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="YAML file, see configs/ and docs/reference/config.md")
+    add("--config", metavar="FILE", help="YAML file, see configs/ and docs/reference/config.md")
     examples = 'e.g. optim.lr=0.1 "train.ema={decay: 0.99}" run.dir=runs/a'
     add("overrides", nargs="*", metavar="key.sub=value", help=examples)
     add("--print-config", action="store_true", help="print the resolved configuration and the origin of each value")
     add("--dry-run", action="store_true", help="build everything, run two steps on small batches, write nothing")
-    return parser.parse_intermixed_args()
+    parsed = parser.parse_intermixed_args()
+    if parsed.config is None:
+        files = [text for text in parsed.overrides if "=" not in text and text.endswith((".yaml", ".yml"))]
+        parser.error(f"{files[0]} is given as --config {files[0]}" if files else "--config FILE is required")
+    return parsed
 
 
 def main(arguments: argparse.Namespace) -> int:

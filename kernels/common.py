@@ -51,6 +51,28 @@ def load_activated(pointer, mask, scale, shift, ACC: tl.constexpr):
 
 
 @triton.jit
+def store_moments(moments, part, channel, channels, channel_ok, count, mean, squares):
+    """Writes those of one part."""
+    target = moments + part * 3 * channels + channel
+    tl.store(target, tl.broadcast_to(count, mean.shape), mask=channel_ok)
+    tl.store(target + channels, mean, mask=channel_ok)
+    tl.store(target + 2 * channels, squares, mask=channel_ok)
+
+
+@triton.jit
+def true_affine_of(statistics, channel, channels, channel_ok):
+    """Scale and shift as they are, for a ReLU's mask: `affine_of` has a scale that is never 0."""
+    scale = tl.load(statistics + 2 * channels + channel, mask=channel_ok, other=1.0)
+    return scale, tl.load(statistics + channels + channel, mask=channel_ok, other=0.0)
+
+
+@triton.jit
+def before_relu(grad, value, scale, shift, mask):
+    """The gradient of value * scale + shift, of that of its ReLU: 0 where that is 0, or masked. NaN is let through."""
+    return tl.where(mask & ~(activate(value, scale, shift) <= 0.0), grad, 0.0)
+
+
+@triton.jit
 def block_positions(
     first,
     block_rows,

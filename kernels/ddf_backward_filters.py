@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from ddfnet.kernels.common import block_positions, load, replace, zeros
+from ddfnet.kernels.common import affine_of, block_positions, load, load_activated, replace, zeros
 
 
 @triton.jit
@@ -13,6 +13,7 @@ def ddf_backward_filters_kernel(
     spatial_filter,
     channel_partials,
     spatial_partials,
+    x_affine,
     height,
     width,
     head_channels,
@@ -36,6 +37,7 @@ def ddf_backward_filters_kernel(
     BLOCKS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     TAP_ROWS: tl.constexpr,
+    ACTIVATE_X: tl.constexpr,
 ):
     """Partial sums of both filter gradients; with w[b,c,t,p] = grad_y[b,c,phase,p] * x[b,c,p+t]:
 
@@ -50,6 +52,7 @@ def ddf_backward_filters_kernel(
     PRODUCT: the filters are multiplied, so that each gradient is weighted with the other filter.
     Partials are contiguous: (B, chunks, phases, k*k, C) in the accumulator dtype, and
     (B, tiles per head, phases*G*k*k, Ho, Wo) in any dtype. Layouts and flags are those of `ddf_forward_kernel`.
+    x_affine as well: what is filtered, and so multiplied here, is the activated x.
     """
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     AREA: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
@@ -122,6 +125,8 @@ def ddf_backward_filters_kernel(
         y_block = grad_y + (row * SCALE * y_row_stride + column * SCALE * column_stride)[:, None]
         y_block += (channel * y_channel_stride)[None, :]
         pixel = row * out_width + column
+        if ACTIVATE_X:
+            x_scale, x_shift = affine_of(x_affine, channel, channels, channel_ok)
         grads = ()
         for oy in tl.static_range(BLOCK_Y):
             for ox in tl.static_range(BLOCK_X):
@@ -146,7 +151,11 @@ def ddf_backward_filters_kernel(
                         inside = block_ok & (in_row >= 0) & (in_row < height)
                         inside = inside & ((in_column >= 0) & (in_column < width))
                         x_offset = dy * x_row_stride + dx * column_stride
-                        value = load(x_block + x_offset, inside[:, None] & channel_ok[None, :], ACC)
+                        x_ok = inside[:, None] & channel_ok[None, :]
+                        if ACTIVATE_X:
+                            value = load_activated(x_block + x_offset, x_ok, x_scale, x_shift, ACC)
+                        else:
+                            value = load(x_block + x_offset, x_ok, ACC)
                         w = grads[oy * BLOCK_X + ox] * value
                         if NEED_SPATIAL:
                             weighted = w * f if PRODUCT else w

@@ -10,6 +10,9 @@ from ddfnet.kernels.common import (
     load,
     load_activated,
     multiply_accumulate,
+    replace,
+    store_moments,
+    to_sums,
     zeros,
 )
 
@@ -22,6 +25,7 @@ def ddf_forward_kernel(
     y,
     x_affine,
     y_affine,
+    y_moments,
     height,
     width,
     head_channels,
@@ -47,6 +51,7 @@ def ddf_forward_kernel(
     TAP_ROWS: tl.constexpr,
     ACTIVATE_X: tl.constexpr,
     ACTIVATE_Y: tl.constexpr,
+    MOMENTS: tl.constexpr,
 ):
     """y[b,c,phase,p] = sum over taps t of x[b,c,p+t] * weight[b,c,phase,t,p], where, with g(c) the head of channel c,
     weight[b,c,phase,t,p] = channel_filter[b,phase,t,c] (*|+) spatial_filter[b,phase,g(c),t,p].
@@ -65,6 +70,8 @@ def ddf_forward_kernel(
     ACTIVATE_X: x is relu(x * scale + shift), with x_affine (2, C) in float32; the zeros of the padding are not.
     ACTIVATE_Y: y is relu(y * scale + shift), likewise: the batch normalizations around the operator. An affine that is
     not used is not read.
+    MOMENTS, of `ddf` only: y_moments are those of y as `batch_norm_training.py` has them, a part being what one program
+    has of each channel: float32 (B * programs for one head and channel tile of an image, 3, C).
     """
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     AREA: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
@@ -167,8 +174,27 @@ def ddf_forward_kernel(
                 value = sums[(i * BLOCK_Y + oy) * BLOCK_X + ox]
                 if ACTIVATE_Y:
                     value = activate(value, y_scale, y_shift)
-                tl.store(
-                    y_block + dy * row_stride + dx * column_stride,
-                    value.to(y.dtype.element_ty),
-                    mask=ok[:, None] & channel_ok[None, :],
-                )
+                value = value.to(y.dtype.element_ty)
+                mask = ok[:, None] & channel_ok[None, :]
+                tl.store(y_block + dy * row_stride + dx * column_stride, value, mask=mask)
+                if MOMENTS:  # of what was stored, that is, rounded
+                    sums = replace(sums, (i * BLOCK_Y + oy) * BLOCK_X + ox, to_sums(value, ACC))
+
+    if MOMENTS:
+        counts = tl.zeros((BLOCKS,), ACC)
+        total = tl.zeros((BLOCKS, BLOCK_CHANNELS), ACC)
+        for oy in tl.static_range(BLOCK_Y):
+            for ox in tl.static_range(BLOCK_X):
+                ok = block_ok & (row + oy * STEP < out_height) & (column + ox * STEP < out_width)
+                counts += ok.to(ACC)
+                total += tl.where(ok[:, None], sums[oy * BLOCK_X + ox], 0.0)
+        count = tl.sum(counts, axis=0)
+        mean = tl.sum(total, axis=0) / tl.maximum(count, 1.0)
+        squares = tl.zeros((BLOCKS, BLOCK_CHANNELS), ACC)
+        for oy in tl.static_range(BLOCK_Y):
+            for ox in tl.static_range(BLOCK_X):
+                ok = block_ok & (row + oy * STEP < out_height) & (column + ox * STEP < out_width)
+                deviation = tl.where(ok[:, None], sums[oy * BLOCK_X + ox] - mean[None, :], 0.0)
+                squares += deviation * deviation
+        part = image * block_tiles + block_tile
+        store_moments(y_moments, part, channel, channels, channel_ok, count, mean, tl.sum(squares, axis=0))

@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from ddfnet.kernels.common import activate, affine_of, load
+from ddfnet.kernels.common import activate, affine_of, before_relu, load, true_affine_of
 
 
 @triton.jit
@@ -133,6 +133,9 @@ def spatial_filters_backward_kernel(
     inverse_std,
     grad_x,
     grad_logits,
+    x,
+    x_statistics,
+    norm_partials,
     channels,
     height,
     width,
@@ -141,6 +144,7 @@ def spatial_filters_backward_kernel(
     AREA: tl.constexpr,
     STRIDE: tl.constexpr,
     PARTIALS: tl.constexpr,
+    ACTIVATE_X: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
     PADDED_AREA: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
@@ -157,6 +161,11 @@ def spatial_filters_backward_kernel(
     (B, G*AREA, Ho, Wo). grad_pooled: float32 (B, C).
     grad_x: channels_last. grad_logits: (B, H*W, PADDED_HEADS*PADDED_AREA) in the dtype of x, 0 for padded taps and for
     pixels off the grid of the stride; a matrix product makes the gradients of weight and bias of it.
+
+    With ACTIVATE_X the layer had relu(x * scale + shift), a batch normalization in training, of x_statistics (see
+    `batch_norm_training.py`). This is the last kernel that adds to grad_x: it becomes that behind the normalization,
+    0 where the ReLU let nothing through. norm_partials: float32 (B * tiles, 2, C), what the normalization's gradient
+    needs of each program, the sums of grad_x and of grad_x * (x - mean). They are not read or written otherwise.
     """
     pixels = height * width
     tiles = tl.cdiv(pixels, BLOCK_PIXELS)
@@ -201,6 +210,17 @@ def spatial_filters_backward_kernel(
         total = tl.dot(grad, w.to(grad.dtype), input_precision="ieee")
         total += tl.load(grad_pooled + channel, mask=channel_ok, other=0.0)[None, :] / pixels
         x_mask = pixel_ok[:, None] & channel_ok[None, :]
-        x_block = grad_x + pixel.to(tl.int64)[:, None] * channels + channel[None, :]
+        x_offset = pixel.to(tl.int64)[:, None] * channels + channel[None, :]
+        x_block = grad_x + x_offset
         total += tl.load(x_block, mask=x_mask, other=0.0).to(tl.float32)
+        if ACTIVATE_X:
+            scale, shift = true_affine_of(x_statistics, channel, channels, channel_ok)
+            center = tl.load(x_statistics + 3 * channels + channel, mask=channel_ok, other=0.0)
+            value = load(x + image * pixels * channels + x_offset, x_mask, tl.float32)
+            # Rounded before the mask: only that passes from the layout of the product to that of memory.
+            total = total.to(grad_x.dtype.element_ty).to(tl.float32)
+            total = before_relu(total, value, scale, shift, x_mask)
+            target = norm_partials + (image * tiles + tile) * 2 * channels + channel
+            tl.store(target, tl.sum(total, axis=0), mask=channel_ok)
+            tl.store(target + channels, tl.sum(total * (value - center[None, :]), axis=0), mask=channel_ok)
         tl.store(x_block, total.to(grad_x.dtype.element_ty), mask=x_mask)

@@ -22,6 +22,7 @@ from ddfnet.data.check import check_tree, format_report
 from ddfnet.data.image_file import MAX_PIXELS
 from ddfnet.data.sources import add_source_options, source_config
 from ddfnet.utils.cli import HelpFormatter, at_least, run
+from ddfnet.utils.progress import ProgressBar
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     add("root", metavar="ROOT", help="data with the splits train and val, or one of these")
     add("--workers", type=int, default=os.cpu_count() or 1, help="decoding processes (default: all cores, %(default)s)")
     add("--imagenet", action="store_true", help="compare with ImageNet-1k's classes and counts")
+    add("--quiet", action="store_true", help="show no progress")
     add("--max-pixels", type=at_least(1), default=MAX_PIXELS, metavar="N", help="of the largest image that is read")
     add_source_options(parser)
     arguments = parser.parse_args(argv)
@@ -40,14 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         imagenet=arguments.imagenet,
         config=source_config(arguments),
         max_pixels=arguments.max_pixels,
-        progress=_print_progress if sys.stderr.isatty() else None,
+        progress=ProgressBar(quiet=arguments.quiet),
     )
     print(format_report(report))
     return 1 if report.problems else 0
-
-
-def _print_progress(done: int, total: int) -> None:
-    print(f"\r{done:,} of {total:,} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,25 @@
 #!/usr/bin/env python
 """Export a classifier, and check what was written against the network it was written from.
 
-    python scripts/export.py --checkpoint zoo:ddf_mul_resnet14_32px.digits --format onnx --dynamic-batch
-    python scripts/export.py --checkpoint runs/ddf_resnet50/best.pt --format torch --output ddf_resnet50.pt2
-    python scripts/export.py --checkpoint official.pth.tar --model ddf_mul_resnet50 --format aoti --batch-size 8
+    python scripts/export.py --checkpoint zoo:ddf_mul_resnet14_32px.digits \\
+        --format onnx --dynamic-batch
+    python scripts/export.py --checkpoint runs/ddf_resnet50/best.pt \\
+        --format torch --output ddf_resnet50.pt2
+    python scripts/export.py --checkpoint official.pth.tar \\
+        --model ddf_mul_resnet50 --format aoti --batch-size 8
 
-torch  a torch.export program (.pt2). It keeps the operator of this package, so `import ddfnet` before loading it; with
-       --standalone it holds PyTorch's own operators alone and needs no ddfnet.
-onnx   standard ONNX operators alone (.onnx), for onnxruntime and others. Needs onnx, onnxscript and onnxruntime.
-aoti   compiled ahead of time by Inductor (.pt2), for ddfnet.load_compiled or C++ without Python. Needs a C++ compiler,
-       and runs on processors like the one it was compiled on. It does not check its input: see docs/guides/export.md.
-executorch, openvino, litert, coreml
-       for the runtimes of these names, in float32; each needs its package. Core ML runs on macOS alone.
+    torch  a torch.export program (.pt2). It keeps the operator of this
+           package: `import ddfnet` before loading it. With --standalone it
+           holds PyTorch's own operators alone and needs no ddfnet.
+    onnx   standard ONNX operators alone (.onnx), for onnxruntime and others.
+           Needs onnx, onnxscript and onnxruntime.
+    aoti   compiled ahead of time by Inductor (.pt2), for ddfnet.load_compiled
+           or C++ without Python. Needs a C++ compiler, and runs on processors
+           like the one it was compiled on. It does not check its input: see
+           docs/guides/export.md.
+    executorch, openvino, litert, coreml
+           for the runtimes of these names, in float32; each needs its
+           package. Core ML runs on macOS alone.
 
 The input is `image`, float32 (B, channels, height, width), normalized; the output `logits`, float32 (B, classes).
 Height and width are fixed when exporting; so is B, unless --dynamic-batch is given. Model, classes and preprocessing

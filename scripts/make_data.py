@@ -5,10 +5,13 @@
     python scripts/make_data.py shapes data/shapes --train 60
     python scripts/make_data.py scenes data/scenes
 
-digits   classification: scikit-learn's real handwritten digits, OUT/{train,val}/<digit>/*.png
-shapes   detection: colored shapes, OUT/{train,val}/*.png and, in COCO's format, OUT/annotations/{train,val}.json
-scenes   joint depth upsampling: rooms of textured planes and spheres, OUT/{train,val}/{rgb,depth}/*.png, 8-bit RGB and
-         exact 16-bit depth in millimeters
+    digits   classification: scikit-learn's real handwritten digits,
+             OUT/{train,val}/<digit>/*.png
+    shapes   detection: colored shapes, OUT/{train,val}/*.png and, in COCO's
+             format, OUT/annotations/{train,val}.json
+    scenes   joint depth upsampling: rooms of textured planes and spheres,
+             OUT/{train,val}/{rgb,depth}/*.png, 8-bit RGB and exact 16-bit
+             depth in millimeters
 
 Running a command again keeps a complete earlier result. Exit code 2 if an argument is out of range, scikit-learn is
 missing, or OUT holds something else.

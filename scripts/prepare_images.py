@@ -29,6 +29,7 @@ from ddfnet.data.sources import SourceConfig, add_source_options, open_source, s
 from ddfnet.data.sources.store import open_store
 from ddfnet.utils.cli import HelpFormatter, at_least, run
 from ddfnet.utils.errors import UserError
+from ddfnet.utils.progress import ProgressBar
 
 SPLITS = ("train", "val")
 MOST_CORRUPT = 100  # named; the rest is counted
@@ -45,18 +46,18 @@ def main(argv: list[str] | None = None) -> int:
     add("--workers", type=at_least(1), default=os.cpu_count() or 1, help="processes (default: all cores, %(default)s)")
     add("--verify", action="store_true", help="read a store again and compare its checksums")
     add("--unpack", action="store_true", help="write a store as class folders")
+    add("--quiet", action="store_true", help="show no progress")
     add_source_options(parser)
     arguments = parser.parse_args(argv)
     if arguments.verify:
-        return _verify(arguments.source)
+        return _verify(arguments.source, quiet=arguments.quiet)
     if arguments.store is None:
         raise UserError("give SOURCE and the folder of the store to make")
     config = source_config(arguments)
     if arguments.unpack:
         for split, path, own in _splits(arguments.source, config):
-            count = unpack(
-                open_source(path, allow_empty=True, config=own), Path(arguments.store, split), _Progress(split)
-            )
+            bar, source = ProgressBar(split, quiet=arguments.quiet), open_source(path, allow_empty=True, config=own)
+            count = unpack(source, Path(arguments.store, split), bar)
             print(f"{Path(arguments.store, split)}: {count:,} images")
         return 0
     if not (arguments.quality in ("keep", "lossless") or arguments.quality.isdecimal()):
@@ -70,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         classes = source.classes
         start = time.monotonic()
         target = Path(arguments.store, split)
-        report = write_store(source, target, encoding, workers=arguments.workers, progress=_Progress(split))
+        bar = ProgressBar(split, quiet=arguments.quiet)
+        report = write_store(source, target, encoding, workers=arguments.workers, progress=bar)
         print(_summary(target, report, time.monotonic() - start))
         corrupt += len(report.corrupt)
     return 1 if corrupt else 0
@@ -88,11 +90,11 @@ def _splits(root: str, config: SourceConfig) -> list[tuple[str, str | Path, Sour
     return [(split, path, train if split == "train" else config) for split, path in present]
 
 
-def _verify(root: str) -> int:
+def _verify(root: str, *, quiet: bool) -> int:
     wrong = []
     for split, path, _ in _splits(root, SourceConfig()):
         store = open_store(os.fspath(path), allow_empty=True)
-        here = verify_store(store, _Progress(split))
+        here = verify_store(store, ProgressBar(split, quiet=quiet))
         print(f"{path}: {len(store):,} images, {len(here):,} of them changed or unreadable")
         wrong += here
     for name, reason in wrong[:MOST_CORRUPT]:
@@ -110,26 +112,6 @@ def _summary(target: Path, report: StoreReport, seconds: float) -> str:
     if len(report.corrupt) > MOST_CORRUPT:
         lines.append(f"PROBLEM: {len(report.corrupt) - MOST_CORRUPT} more images are corrupt")
     return "\n".join(lines)
-
-
-class _Progress:
-    """Prints images done, their rate and the time left: over itself on a terminal, now and then elsewhere."""
-
-    def __init__(self, split: str) -> None:
-        self.split, self.start, self.first, self.shown = split, time.monotonic(), None, 0.0
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        self.first = done if self.first is None else self.first  # of an earlier run
-        terminal = sys.stderr.isatty()
-        if done < total and now - self.shown < (0.5 if terminal else 30):
-            return
-        self.shown = now
-        rate = (done - self.first) / max(now - self.start, 1e-9)
-        left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
-        text = f"{self.split or 'images'}: {done:,} of {total:,}, {rate:,.0f} images/s{left}"
-        end = "\n" if done == total or not terminal else "   "
-        print(f"\r{text}" if terminal else text, end=end, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
 """Checkpoints: atomic, safe to load, clear about what is wrong with a file, official formats included."""
 
 import argparse
+import json
 import os
 import pickle
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from timm.models import save_for_hf
 
 import ddfnet
 from ddfnet.checkpoint import read_checkpoint, read_weights, save_checkpoint, save_safetensors, write_atomically
 from ddfnet.engine.train import load_initial_weights
+from ddfnet.models.preprocessing import trained_with
 from ddfnet.models.weights import load_weights
 from ddfnet.utils.errors import CheckpointError
 
@@ -192,3 +196,45 @@ def test_initial_weights_of_other_images_or_classes_say_so(tmp_path):
     assert lines(classes=["a", "c"]) == [
         "note: these weights were trained on other classes; their classifier is kept as a start"
     ]
+
+
+@pytest.mark.parametrize(("key", "value"), [("mean", [0.485, 0.456, 0.406]), ("std", [0.229, 0.224, 0.225])])
+def test_initial_weights_of_a_hub_folder_say_what_its_record_does(tmp_path, key, value):
+    network = timm.create_model("resnet10t", num_classes=3)
+    record = {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 32, 32]}
+    save_for_hf(network, tmp_path / "hub")
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    config["pretrained_cfg"] |= record
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+
+    def notes(network=network, **how):
+        meta = {"preprocessing": {**record, **how}}
+        return load_initial_weights(network, f"local-dir:{tmp_path / 'hub'}", meta=meta).splitlines()[1:]
+
+    assert notes() == []
+    assert notes(**{key: value}) == [
+        f"note: these weights were trained with data.input {key} [0.5, 0.5, 0.5], here {value}"
+    ]
+    gray = timm.create_model("resnet10t", num_classes=3, in_chans=1)
+    assert notes(gray, mean=[0.5], std=[0.5]) == []
+    assert notes(gray, **{"mean": [0.5], "std": [0.5], key: [0.25]}) == [
+        f"note: these weights were trained with data.input {key} [0.5], here [0.25]"
+    ]
+
+
+def test_initial_weights_that_come_with_timm_say_what_their_record_does(monkeypatch):
+    network = timm.create_model("resnet10t", num_classes=3)
+    monkeypatch.setattr("ddfnet.models.weights.create_model", lambda name, pretrained: network)
+    network.pretrained_cfg = {**network.pretrained_cfg, "mean": (0.1, 0.2, 0.3), "std": (0.2,) * 3}
+    own = {"mean": [0.1, 0.2, 0.3], "std": [0.2] * 3}
+    target = timm.create_model("resnet10t", num_classes=3)
+    assert "note" not in load_initial_weights(target, "timm:resnet10t", meta={"preprocessing": own})
+    text = load_initial_weights(target, "timm:resnet10t", meta={"preprocessing": {**own, "mean": [0.5] * 3}})
+    assert "trained with data.input mean [0.1, 0.2, 0.3], here [0.5, 0.5, 0.5]" in text
+
+
+def test_args_of_a_training_come_before_a_record_and_nonsense_is_no_note():
+    args, record = {"mean": [0.4], "std": None}, {"mean": [0.5] * 3, "std": [0.2] * 3}
+    assert trained_with({"args": args, "record": record}, channels=3) == {"mean": [0.4] * 3, "std": [0.2] * 3}
+    assert trained_with({"args": {"mean": 3}}, channels=3) == {}
+    assert trained_with({"arch": "resnet10t", "args": {}}, channels=1) == {}

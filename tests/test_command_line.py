@@ -144,6 +144,20 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["configs/demo.yaml", "run.dir=x"], "configs/demo.yaml is given as --config configs/demo.yaml"),
+        (["data.root=a.yaml"], "--config FILE is required"),
+        ([], "--config FILE is required"),
+    ],
+)
+def test_a_file_without_its_option(arguments, message):
+    done = launch("train.py", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"error: {message}\n")
+
+
 def test_any_other_broken_pipe_is_an_error():
     code = (
         "import os; from ddfnet.utils.cli import run\n"

@@ -46,6 +46,7 @@ BLOCK = re.compile(
 )
 # What a `resolve` block may name besides our own commands.
 OTHERS = {"cp", "echo", "export", "gdown", "if", "fi", "mkdir", "pip", "sbatch", "scontrol", "scp", "source"}
+OTHERS |= {"tensorboard"}
 
 # Commands are forked from a process that has imported what they need: importing torch takes longer than most of them.
 _SERVER = multiprocessing.get_context("forkserver")

@@ -93,6 +93,7 @@ _EXPECTATIONS = {
     "greater_than_equal": "at least {ge:g}",
     "less_than": "less than {lt:g}",
     "less_than_equal": "at most {le:g}",
+    "string_pattern_mismatch": "text like {pattern}",
     "literal_error": "{expected}",
 }
 

@@ -125,7 +125,7 @@ def _check_split(
             report.corrupt.append((name, error))
         for kind in remarks:
             report.remarks.setdefault(kind, []).append(name)
-        if progress is not None and (done % 1000 == 0 or done == len(source)):
+        if progress is not None and (done % 100 == 0 or done == len(source)):
             progress(done, len(source))
     problems += [f"{split}: {name} is {verdict(error)} ({error})" for name, error in report.corrupt[:_MOST_CORRUPT]]
     if len(report.corrupt) > _MOST_CORRUPT:

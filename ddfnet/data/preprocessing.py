@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -122,6 +122,22 @@ class Preprocessing(Section):
 _SHOWN = ("size", "crop_mode", "crop_pct", "interpolation", "mean", "std")
 
 
+def beyond_scale(how: Preprocessing) -> list[str]:
+    """Which of mean and std do not fit pixels in [0, 1]: mostly they are of pixels up to 255."""
+    fits = {"mean": all(0 <= value <= 1 for value in how.mean), "std": all(0 < value <= 1 for value in how.std)}
+    return [key for key in fits if not fits[key]]
+
+
+def check_scale(how: Preprocessing, keys: Collection[str] = ("mean", "std")) -> None:
+    """ConfigError where one of these, given by a user, is not of pixels in [0, 1]."""
+    for key in beyond_scale(how):
+        if key in keys:
+            raise ConfigError(
+                f"data.input.{key}={list(getattr(how, key))} must be in [0, 1] in every channel, as pixels are: if it "
+                "is of pixels up to 255, divide by 255"
+            )
+
+
 def height_width(size: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width of a size."""
     return (size, size) if isinstance(size, int) else size
@@ -150,6 +166,11 @@ class InputConfig(Preprocessing):
     train_size: Size | None = None
     """Side of the training crops, or [height, width], pixels, where it is not the evaluation's (e.g. 160 beside
     size=224). null: size."""
+
+    @model_validator(mode="after")
+    def _of_pixels_up_to_1(self) -> "InputConfig":
+        check_scale(self)
+        return self
 
 
 class EvalTransform:

@@ -34,7 +34,9 @@ from ddfnet.data.sources import ImageSource
 from ddfnet.utils.errors import ConfigError, DataError
 from ddfnet.utils.files import sync_folder
 
-_HEADER, _PRESENT, _FORMAT = 4096, 1 << 32, 1
+_HEADER, _PRESENT = 4096, 1 << 32
+# One higher whenever images are decoded to other pixels than before. 2: 32-bit gray, which was black.
+_FORMAT = 2
 _SUFFIX, _PARTIAL = ".pixels", ".pixels.partial"
 _log = logging.getLogger("ddfnet")
 
@@ -238,7 +240,7 @@ def _report_others(folder: Path, name: str, about: dict[str, Any]) -> None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, "rb") as file:
             other = json.loads(file.read(_HEADER))
             if (other["root"], other["transform"]) == (about["root"], about["transform"]):
-                changed = [key for key in ("images", "torch", "pillow") if other[key] != about[key]]
+                changed = [key for key in ("format", "images", "torch", "pillow") if other[key] != about[key]]
                 size = path.stat().st_size / 1e9
                 _log.warning("%s is stale, other %s: delete it, it takes %.1f GB", path, ", ".join(changed), size)
 

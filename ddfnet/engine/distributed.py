@@ -1,5 +1,6 @@
 """One process, torchrun or SLURM: the same code; NCCL on GPUs, gloo on CPUs."""
 
+import inspect
 import os
 import signal
 import subprocess
@@ -12,12 +13,17 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.memory import keep_freed_memory
 from ddfnet.utils.parent import signal_when_parent_ends
 
 _STORE_SECONDS = 60.0  # for an answer of the store to a thread that asks it
+
+# torch 2.15 renamed the argument and warns of the old name.
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+LOCAL_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
 @dataclass(frozen=True)
@@ -64,17 +70,17 @@ def distributed_session(device: str = "auto", timeout: float = 1800.0) -> Iterat
     """Joins the process group that the environment describes (torchrun, srun), and leaves it at the end.
 
     Args:
-        device: `auto` (cuda where there is one), `cuda` or `cpu`.
+        device: `auto` (cuda where there is one), `cuda`, `cpu` or `mps`.
         timeout: seconds that processes wait for each other; a little more, so that a `Watch` speaks first.
 
     Raises:
-        UserError: cuda was asked for and is not there, or there are more processes than GPUs on this machine.
+        UserError: cuda or mps was asked for and is not there, or there are more processes than GPUs on this machine.
     """
     rank, world_size, local_rank, local_world_size = _position()
-    chosen = _pick_device(device, local_rank, local_world_size)
+    chosen = _apple_gpu(world_size) if device == "mps" else _pick_device(device, local_rank, local_world_size)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    else:
+    elif chosen.type == "cpu":
         keep_freed_memory()
     if world_size > 1:
         if "TORCHELASTIC_RUN_ID" in os.environ:  # a launcher that was killed must not leave its processes training
@@ -135,6 +141,32 @@ def _position() -> tuple[int, int, int, int]:
         env["LOCAL_WORLD_SIZE"] = str(tasks_here)  # as torchrun does: loader processes are counted by it
         return int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"]), tasks_here
     return 0, 1, 0, 1
+
+
+def _apple_gpu(world_size: int) -> torch.device:
+    if not torch.backends.mps.is_available():
+        fix = "use run.device=cpu (train.py) or --device cpu (eval.py)"
+        raise UserError(f"device mps was asked for, but PyTorch has no Metal device here: {fix}")
+    if world_size > 1:
+        raise UserError("device mps takes one process: start without torchrun, or use the CPU (run.device=cpu)")
+    return torch.device("mps")
+
+
+def device_name(device: torch.device) -> str:
+    """How a device is called in logs."""
+    return {"cuda": torch.cuda.get_device_name, "mps": lambda: "Apple GPU (mps)"}.get(device.type, lambda: "CPU")()
+
+
+def mps_notes(device: torch.device) -> list[str]:
+    """What to know of a Mac's GPU, one line each; none for other devices."""
+    if device.type != "mps":
+        return []
+    if os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") == "1":
+        return ["note: operations that Metal lacks run on the CPU, slowly (PYTORCH_ENABLE_MPS_FALLBACK=1)"]
+    return [
+        "note: operations that Metal lacks end the run with NotImplementedError: set PYTORCH_ENABLE_MPS_FALLBACK=1 "
+        "before the start, and they run on the CPU"
+    ]
 
 
 def _pick_device(device: str, local_rank: int, local_world_size: int) -> torch.device:

@@ -1,7 +1,7 @@
 """Evaluation over all processes, each image once."""
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ddfnet.engine.watch import Watch
 from ddfnet.ops.compile_ahead import compile_ahead
 from ddfnet.tasks import Config, Task
 from ddfnet.tasks.base import Evaluator
-from ddfnet.utils.errors import raised_on_one_process
+from ddfnet.utils.errors import ConfigError, raised_on_one_process
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -21,6 +21,12 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context of `fp32` (off), `bf16` or `fp16` on a device."""
     return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+
+
+def check_precision(device: torch.device, precision: str) -> None:
+    """ConfigError for a training precision that is not supported on a device: nobody has tried scaled losses on mps."""
+    if device.type == "mps" and precision == "fp16":
+        raise ConfigError("train.precision=fp16 cannot be trained on run.device=mps: use bf16 or fp32")
 
 
 def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
@@ -80,15 +86,18 @@ def evaluate(
 def evaluate_in_training(
     model: nn.Module, batches: Iterable[dict[str, Any]], task: Task, config: Config, distributed: Distributed,
     *, limit: int | None, log: Callable[[str], None], stop: StopSignal | None, watch: Watch,
+    watched: Callable[[Evaluator, nn.Module], AbstractContextManager[Evaluator]],
 ) -> dict[str, float]:  # fmt: skip
-    """`evaluate` of a model that is being trained; `limit`: so many batches alone (dry run)."""
+    """`evaluate` of a model that is being trained; `limit`: so many batches alone (dry run);
+    `watched`: looks on, see `TrackerPages`."""
     # One that trains compiled is evaluated as it is, with kernels that training had no use for.
     ahead = config.train.compile and task.fixed_input_size
-    with compile_ahead(model, log=log) if ahead else nullcontext():
+    kernels = compile_ahead(model, log=log) if ahead else nullcontext()
+    with kernels, watched(task.evaluator(distributed.device), model) as evaluator:
         return evaluate(
             model,
             batches if limit is None else (batch for _, batch in zip(range(limit), batches, strict=False)),
-            task.evaluator(distributed.device),
+            evaluator,
             distributed=distributed,
             precision=config.train.precision,
             expected=task.val_images if limit is None else None,

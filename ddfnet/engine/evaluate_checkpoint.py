@@ -2,13 +2,13 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ddfnet.checkpoint import DEFAULT_TASK, read_weights
-from ddfnet.engine.distributed import Distributed, distributed_session
+from ddfnet.engine.distributed import Distributed, distributed_session, mps_notes
 from ddfnet.engine.evaluate import evaluate, place
 from ddfnet.evaluation.earlier import keep_earlier
 from ddfnet.evaluation.figures import NO_FIGURES, figures_available
@@ -17,6 +17,7 @@ from ddfnet.ops.compile_ahead import compile_ahead
 from ddfnet.tasks import task_class, task_names
 from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
 from ddfnet.utils.errors import CheckpointError, UserError
+from ddfnet.utils.progress import ProgressBar
 from ddfnet.utils.text import printable, wrap
 from ddfnet.zoo.download import HUB, locate
 
@@ -29,6 +30,7 @@ def evaluate_checkpoint(
     weights: str = "auto",
     device: str = "auto",
     output: str | Path | None = None,
+    quiet: bool = False,
     **options: Any,
 ) -> Report | SetsReport:
     """Evaluates a checkpoint over all processes, prints the result and writes the report folder.
@@ -36,8 +38,9 @@ def evaluate_checkpoint(
     Args:
         checkpoint: see `ddfnet.models.classifier.load_classifier`.
         weights: `auto` (the EMA weights if there are any), `raw` or `ema`.
-        device: `auto`, `cuda` or `cpu`.
+        device: `auto`, `cuda`, `cpu` or `mps`.
         output: folder of the report; None: `eval_<name>` beside the checkpoint, of `zoo:NAME` in `runs/`.
+        quiet: show no progress.
         **options: see `EvaluationOptions`.
 
     Raises:
@@ -74,10 +77,10 @@ def evaluate_checkpoint(
             device=distributed.device.type,
             processes=distributed.world_size,
         )
-        for note in evaluation.notes:
+        for note in (*evaluation.notes, *mps_notes(distributed.device)):
             _print(distributed, note)
         if not evaluation.sets[0].name:
-            report = _evaluate_set(evaluation, evaluation.sets[0], settings, distributed)
+            report = _evaluate_set(evaluation, evaluation.sets[0], settings, distributed, quiet=quiet)
             _print(distributed, report.console())
         else:
             data = {"sets": {images.name: images.data for images in evaluation.sets}}
@@ -85,7 +88,7 @@ def evaluate_checkpoint(
             _print(distributed, sets_header(settings))
             reports: dict[str, PredictionReport] = {}
             for images in evaluation.sets:
-                reports[images.name] = _evaluate_set(evaluation, images, settings, distributed)
+                reports[images.name] = _evaluate_set(evaluation, images, settings, distributed, quiet=quiet)
                 _print(distributed, reports[images.name].row())
                 reports[images.name] = _write(distributed, reports[images.name], folder / images.name)
             report = SetsReport(settings=settings, reports=reports)
@@ -112,12 +115,15 @@ def files_lines(folder: Path, files: Sequence[str]) -> str:
     return text.replace(_NO_BREAK, " ")
 
 
-def _evaluate_set(evaluation: Evaluation, images: EvaluationSet, settings: Settings, distributed: Distributed) -> Any:
+def _evaluate_set(
+    evaluation: Evaluation, images: EvaluationSet, settings: Settings, distributed: Distributed, *, quiet: bool
+) -> Any:
     evaluator = images.evaluator(distributed.device)
     started = time.perf_counter()
+    batches = images.batches(rank=distributed.rank, world_size=distributed.world_size, device=distributed.device)
     metrics = evaluate(
         evaluation.network,
-        images.batches(rank=distributed.rank, world_size=distributed.world_size, device=distributed.device),
+        batches if quiet or not distributed.is_main else _counted(batches, images, distributed.world_size),
         evaluator,
         distributed=distributed,
         precision=evaluation.precision,
@@ -125,6 +131,17 @@ def _evaluate_set(evaluation: Evaluation, images: EvaluationSet, settings: Setti
     )
     speed = round(metrics["n"] / (time.perf_counter() - started), 1)
     return images.report(evaluator, settings=settings, data=images.data, metrics=metrics, images_per_second=speed)
+
+
+def _counted(batches: Iterable[Any], images: EvaluationSet, world_size: int) -> Iterator[Any]:
+    """The batches of the main process, with the progress of all: they are about equally fast."""
+    bar, done = ProgressBar(images.name or "evaluation"), 0
+    bar(done, images.size)
+    for batch in batches:
+        yield batch
+        done = min(images.size, done + world_size * len(batch["index"]))
+        bar(done, images.size)
+    bar.close()
 
 
 def _write(distributed: Distributed, report: Any, folder: Path) -> Any:

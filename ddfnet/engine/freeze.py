@@ -38,10 +38,10 @@ class Freeze:
                 self.parameters += parameter.numel()
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ConfigError(f"train.freeze={patterns} freezes every parameter: leave some to train")
-        # A norm without parameters of its own is named by a pattern, or lies outside of the head.
-        self.norms = [module for name, module in model.named_modules() if isinstance(module, _NormBase) and (
-            name in frozen or any(not parameter.requires_grad for parameter in module.parameters(recurse=False))
-        )]  # fmt: skip
+        # A norm without parameters of its own is named by a pattern, or lies outside of the head. One that still trains
+        # in part (['*.bias']) goes on with the statistics of its batches.
+        norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _NormBase)]
+        self.norms = [module for name, module in norms if name in frozen or _is_constant(module)]
 
     def hold(self) -> None:
         """Puts the frozen batch norms into eval mode; `model.train()` takes them out of it."""
@@ -50,6 +50,12 @@ class Freeze:
 
     def __str__(self) -> str:
         return f"frozen: {self.parameters:,} parameters, and the statistics of {len(self.norms)} batch norms"
+
+
+def _is_constant(module: nn.Module) -> bool:
+    """Whether it has parameters and none of them trains."""
+    parameters = list(module.parameters(recurse=False))
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
 def _matched(model: nn.Module, patterns: list[str]) -> set[str]:

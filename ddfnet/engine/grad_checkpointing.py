@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ddfnet.utils.errors import ConfigError
 
@@ -26,10 +27,16 @@ def checkpoint_gradients(model: nn.Module) -> None:
 
 @contextmanager
 def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Around the backward pass, which runs blocks once more: batch norms are to count each batch once."""
-    buffers = list(model.buffers())
+    """Around the backward pass, which runs blocks once more: batch norms are to count each batch once.
+
+    Their buffers alone: others (position tables, masks, what a hook writes) are not of the pass that runs again.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _NormBase)]
+    buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
     before = [buffer.clone() for buffer in buffers]
-    yield
-    with torch.no_grad():
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)

@@ -1,4 +1,4 @@
-"""The log of a run: console, metrics.jsonl, TensorBoard."""
+"""The log of a run: console, metrics.jsonl, and its trackers."""
 
 import contextlib
 import json
@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from torch.utils.tensorboard import SummaryWriter
 
+from ddfnet.engine.trackers import Trackers
 from ddfnet.utils.files import note_once, read_jsonl, set_aside, to_json, write_atomically
 
 logger = logging.getLogger("ddfnet")
@@ -56,17 +56,18 @@ class RunLog:
     Args:
         folder: run folder; None keeps only the console (dry runs).
         active: whether this is the main process.
-        tensorboard: also write event files.
         total_steps: for the progress bar.
+        trackers: get all records, too.
     """
 
-    def __init__(self, folder: Path | None, *, active: bool, tensorboard: bool, total_steps: int) -> None:
+    def __init__(
+        self, folder: Path | None, *, active: bool, total_steps: int, trackers: Trackers | None = None
+    ) -> None:
         self.active, self.folder = active, folder if active else None
         self.console = _Console(highlight=False, soft_wrap=True)
-        self._tensorboard, self._total_steps = tensorboard, total_steps
+        self._total_steps, self.trackers = total_steps, trackers or Trackers()
         self._progress: Progress | None = None
         self._task = TaskID(0)
-        self._writer: SummaryWriter | None = None
         self._unwritten = ""  # records that are not in metrics.jsonl yet
         if active:
             terminal = self.console.is_terminal
@@ -84,8 +85,7 @@ class RunLog:
             return
         if self.folder is not None:
             _keep_until(self.folder / "metrics.jsonl", step, evaluation_due)
-            if self._tensorboard:
-                self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+            self.trackers.start(step)
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), TextColumn("{task.fields[text]}"))
             self._progress = Progress(*columns, console=self.console, transient=True)
@@ -143,9 +143,7 @@ class RunLog:
         if self._progress is not None:
             with contextlib.suppress(OSError):
                 self._progress.stop()
-        if self._writer is not None:
-            with contextlib.suppress(Exception):
-                self._writer.close()
+        self.trackers.close()
         if self.active:
             logger.removeHandler(self._handler)
 
@@ -153,15 +151,8 @@ class RunLog:
         if self.folder is not None:
             self._unwritten += json.dumps(to_json({"kind": kind, "step": step, **record})) + "\n"
             self._append()
-        if self._writer is not None:
-            try:
-                for key, value in record.items():
-                    if key not in ("epoch", "n", "eta_seconds"):
-                        self._writer.add_scalar(f"{kind}/{key}", value, step)
-                self._writer.flush()
-            except Exception as error:  # of a thread of the writer, as it was
-                self._writer = None
-                logger.warning("TensorBoard's files cannot be written (%s): training continues without them", error)
+        values = {key: value for key, value in record.items() if key not in ("epoch", "n", "eta_seconds")}
+        self.trackers.scalars(kind, values, step, record["epoch"])
 
     def _append(self) -> None:
         """Writes the records that are not in the file yet; where the disk is full, the next call tries again."""

@@ -82,5 +82,6 @@ def make_deterministic(stack: ExitStack) -> None:
 
 
 def seed_at(*position: int) -> None:
-    """Seeds PyTorch's generators by a position in a run."""
+    """Seeds PyTorch's generators by a position in a run: dropout and stochastic depth draw from them, and shall depend
+    neither on the number of processes nor on where the run was resumed."""
     torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]))

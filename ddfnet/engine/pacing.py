@@ -15,10 +15,17 @@ _KEPT = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
 def paced_learning_rate(step: int, config: Config, plan: RunPlan, plateau: Plateau) -> float:
-    """`learning_rate`, after the falls of the plateau schedule that `plateau_after` has noted."""
-    if step >= plan.warmup_steps and "lr" in plateau:
-        return float(plateau["lr"])
+    """`learning_rate`, after the falls of the plateau schedule that `plateau_after` has noted.
+
+    Their number is noted, and not the rate they led to: a run that resumes with another rate or schedule gets it.
+    """
+    if config.schedule.name == "plateau" and step >= plan.warmup_steps:
+        return _fallen(int(plateau.get("falls", 0)), config, plan)
     return learning_rate(step, config.schedule, plan)
+
+
+def _fallen(falls: int, config: Config, plan: RunPlan) -> float:
+    return max(config.schedule.min_lr, plan.lr * config.schedule.gamma**falls)
 
 
 def plateau_after(
@@ -26,25 +33,29 @@ def plateau_after(
 ) -> Plateau:
     """The state of the plateau schedule after an evaluation at a step; it is empty before the first one.
 
-    torch's ReduceLROnPlateau, as timm sets it: relative threshold 1e-4, and nothing counts during the warm-up.
+    torch's ReduceLROnPlateau, as timm sets it: relative threshold 1e-4, and nothing counts during the warm-up. "falls"
+    counts those that lowered the rate: none at min_lr, so that a min_lr lowered later is approached step by step.
     """
     schedule = config.schedule
     if schedule.name != "plateau" or step < plan.warmup_steps:
         return plateau
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=plateau.get("lr", plan.lr))
+    # Its rate is 1 or, after a fall, gamma: it says when, the plan's rate how far.
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = ReduceLROnPlateau(
         optimizer,
         mode="min" if lower_is_better else "max",
         factor=schedule.gamma,
         patience=schedule.patience,
-        min_lr=schedule.min_lr,
-        eps=0.0,  # its default ignores falls of small rates
+        eps=0.0,  # its default ignores falls of less than 1e-8
     )
     if plateau:
         scheduler.load_state_dict({key: plateau[key] for key in _KEPT})
     scheduler.step(value)
     state: dict[str, Any] = scheduler.state_dict()
-    return {"lr": float(optimizer.param_groups[0]["lr"]), **{key: state[key] for key in _KEPT}}
+    falls = int(plateau.get("falls", 0))
+    if optimizer.param_groups[0]["lr"] < 1 and _fallen(falls, config, plan) > schedule.min_lr:
+        falls += 1
+    return {"falls": falls, **{key: state[key] for key in _KEPT}}
 
 
 def stops_early(step: int, best_step: int | None, config: Config, plan: RunPlan) -> bool:

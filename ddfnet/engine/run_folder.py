@@ -29,7 +29,7 @@ from ddfnet.utils.files import note_once, set_aside, write_json, write_text
 
 # Keys that may change between two starts of one run: they say where and how often, not what is computed.
 FREE_KEYS = {"run", "data.root", "data.workers", "data.timeout", "data.start_method", "eval.batch_size"}
-FREE_KEYS |= {"data.cache", "data.val_cache", "train.non_finite", "train.max_non_finite"}
+FREE_KEYS |= {"data.cache", "data.val_cache", "profile", "train.non_finite", "train.max_non_finite"}
 FREE_KEYS |= {f"checkpoints.{key}" for key in CheckpointsConfig.model_fields if key != "metric"}
 
 _log = logging.getLogger("ddfnet")

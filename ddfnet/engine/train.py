@@ -13,15 +13,20 @@ from ddfnet.config import LoadedConfig
 from ddfnet.data.sources.folder import not_counted_text
 from ddfnet.engine.agreement import check_same_config, check_same_data
 from ddfnet.engine.disk_space import check_free_space
-from ddfnet.engine.distributed import Distributed, distributed_session, is_lost_connection
+from ddfnet.engine.distributed import Distributed, device_name, distributed_session, is_lost_connection, mps_notes
+from ddfnet.engine.evaluate import check_precision
 from ddfnet.engine.logging import RunLog
+from ddfnet.engine.memory_format import trainable_format
 from ddfnet.engine.numerics import make_deterministic
 from ddfnet.engine.run_checkpoints import BEST, LAST, restore_last, resumable, storage_errors
-from ddfnet.engine.run_folder import check_same_run, run_folder_lock, write_run_folder
+from ddfnet.engine.run_folder import check_same_run, flat, run_folder_lock, write_run_folder
 from ddfnet.engine.signals import EXIT_INTERRUPTED, Interrupted, StopSignal
+from ddfnet.engine.tracker_libraries import RunFacts
+from ddfnet.engine.trackers import Trackers, check_trackers
 from ddfnet.engine.trainer import Trainer
 from ddfnet.engine.watch import Watch
 from ddfnet.layers import CARAFE, DDF, DDFUp, Involution
+from ddfnet.models.preprocessing import trained_with
 from ddfnet.models.weights import load_weights, read_source
 from ddfnet.ops.ddf.native import cpu_path
 from ddfnet.optim import peak_learning_rate
@@ -85,14 +90,16 @@ def _train(
     config, notes = loaded.config, [*loaded.notes, *loaded.ineffective_keys()]
     folder = None if dry_run else Path(config.run.dir)
     check_same_config(config, distributed)
+    check_trackers(config.run.used_trackers)
     locked = folder is not None and _lock_existing(folder, distributed, stack)  # before anything of it is read
+    check_precision(distributed.device, config.train.precision)
+    notes += mps_notes(distributed.device)
     task = create_task(config)
     check_same_data(task, distributed)
     if dry_run:
         config, dry_notes = _dry_run_config(config, distributed, task.train_images)
         notes += dry_notes
         task = create_task(config)
-    notes += task.notes
     plan = plan_run(config, world_size=distributed.world_size, train_images=task.train_images)
     if dry_run:
         plan = replace(plan, total_steps=DRY_RUN_STEPS)
@@ -103,6 +110,9 @@ def _train(
         make_deterministic(stack)
     torch.manual_seed(config.run.seed)
     model = task.build_model()
+    config, format_notes = trainable_format(config, model, distributed.device)
+    task.config = config
+    notes += [*task.notes, *format_notes]  # after the network: a task may have something to say of it
     parameters = sum(p.numel() for p in model.parameters())
     if config.train.sync_bn and distributed.world_size == 1:
         notes.append("note: train.sync_bn has no effect: there is one process")
@@ -113,8 +123,8 @@ def _train(
         task.prepare_start(model)
     if folder is not None:
         check_same_run(folder, loaded)
-    tensorboard, total_steps = config.run.tensorboard, plan.total_steps
-    log = RunLog(folder, active=distributed.is_main, tensorboard=tensorboard, total_steps=total_steps)
+    trackers = _trackers(loaded, task, folder) if folder is not None and distributed.is_main else Trackers()
+    log = RunLog(folder, active=distributed.is_main, total_steps=plan.total_steps, trackers=trackers)
     stack.callback(log.close)
     for line in (*_summary(config, plan, distributed, model, task), *notes):
         log.message(line)
@@ -133,6 +143,7 @@ def _train(
             restore_last(folder, trainer.state.resumed_from, [path for path, _ in trainer.state.damaged])
     log.start(trainer.state.step, evaluation_due=trainer.state.evaluation_due)
     finished = trainer.fit(stop)
+    trackers.outcome = "finished" if finished else "interrupted"
     log.message(_farewell(finished, trainer, folder, stop))
     return 0 if finished else EXIT_INTERRUPTED
 
@@ -150,6 +161,14 @@ def _lock_existing(folder: Path, distributed: Distributed, stack: ExitStack) -> 
     if error is not None:
         raise ConfigError(error)
     return locked
+
+
+def _trackers(loaded: LoadedConfig, task: Task, folder: Path) -> Trackers:
+    config = loaded.config
+    kinds = ("val",) if config.train.ema is None else ("val", "val_ema")
+    metrics = tuple(f"{kind}/{task.best_metric}" for kind in kinds)
+    facts = RunFacts(folder, flat(config.model_dump(mode="json")), loaded.to_yaml(), metrics)
+    return Trackers(config.run.used_trackers, facts)
 
 
 def load_initial_weights(model: nn.Module, path: str | Path, *, meta: dict[str, Any] | None = None) -> str:
@@ -170,8 +189,12 @@ def load_initial_weights(model: nn.Module, path: str | Path, *, meta: dict[str, 
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
     changes = load_weights(model, weights, source=path, name=name, new_classifier=True)
     lines = [f"weights from {path} ({weights.kind})" + (f"; {changes}" if changes else "")]
-    about = weights.meta or {"preprocessing": {**(weights.origin or {}).get("args", {})}}
-    return "\n".join(lines + _differences(about, meta or {}, new_classifier="new classifier" in changes))
+    meta = meta or {}
+    about = weights.meta
+    if about is None:
+        channels = len((meta.get("preprocessing") or {}).get("mean") or "RGB")
+        about = {"preprocessing": trained_with(weights.origin or {}, channels=channels)}
+    return "\n".join(lines + _differences(about, meta, new_classifier="new classifier" in changes))
 
 
 def _differences(weights: dict[str, Any], run: dict[str, Any], *, new_classifier: bool) -> list[str]:
@@ -180,7 +203,7 @@ def _differences(weights: dict[str, Any], run: dict[str, Any], *, new_classifier
     then, now = weights.get("preprocessing"), run.get("preprocessing")
     if then and now:
         values = {key: list(then[key]) for key in ("mean", "std") if then.get(key)}
-        changed = [f"{key} {value}, here {now[key]}" for key, value in values.items() if value != now[key]]
+        changed = [f"{key} {value}, here {now[key]}" for key, value in values.items() if value != list(now[key])]
         if changed:
             lines.append(f"note: these weights were trained with data.input {'; '.join(changed)}")
     then, now = weights.get("classes"), run.get("classes")
@@ -223,7 +246,7 @@ def _dry_run_config(config: Config, distributed: Distributed, train_images: int)
 
 def _summary(config: Config, plan: RunPlan, distributed: Distributed, model: nn.Module, task: Task) -> list[str]:
     train = config.train
-    device = torch.cuda.get_device_name() if distributed.device.type == "cuda" else "CPU"
+    device = device_name(distributed.device)
     uses_ddf = any(isinstance(module, (CARAFE, DDF, DDFUp, Involution)) for module in model.modules())
     return [
         f"{config.model.name}: {sum(p.numel() for p in model.parameters()):,} parameters",
@@ -233,13 +256,15 @@ def _summary(config: Config, plan: RunPlan, distributed: Distributed, model: nn.
         f"{train.device_batch_size} images x {plan.accumulation} micro-batch(es)",
         f"{plan.total_steps:,} steps of {plan.steps_per_epoch:,} per epoch; {config.optim.name}, "
         f"peak learning rate {plan.lr:g}",
-        *([_operator_path(device, train.compile)] if uses_ddf else []),
+        *([_operator_path(distributed.device.type, train.compile)] if uses_ddf else []),
     ]
 
 
 def _operator_path(device: str, compiled: bool) -> str:
-    if device == "CPU":
+    if device == "cpu":
         return cpu_path(compiled=compiled)
+    if device == "mps":
+        return "DDF operators on mps: their PyTorch formulation"
     return "DDF operators on the GPU: Triton kernels, compiled before the first step: once per image size"
 
 

@@ -1,6 +1,5 @@
 """The training loop. It counts optimizer steps and never looks inside a batch: that is the task's."""
 
-import inspect
 import time
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext, suppress
@@ -14,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddfnet.engine.batch_norm import averaged_statistics
 from ddfnet.engine.batch_of_one import explained_batch_of_one
-from ddfnet.engine.distributed import Distributed
+from ddfnet.engine.distributed import LOCAL_BUFFERS, Distributed
 from ddfnet.engine.evaluate import autocast, evaluate_in_training
 from ddfnet.engine.grad_checkpointing import kept_buffers
 from ddfnet.engine.logging import Meter, RunLog
@@ -22,8 +21,10 @@ from ddfnet.engine.non_finite import NonFinitePolicy
 from ddfnet.engine.numerics import KeptBuffers, seed_at
 from ddfnet.engine.pacing import is_finished, next_plateau, paced_learning_rate
 from ddfnet.engine.prepare_model import prepare_model
+from ddfnet.engine.profile import StepProfiler
 from ddfnet.engine.saver import CheckpointSaver
 from ddfnet.engine.signals import Interrupted, StopSignal
+from ddfnet.engine.tracker_pages import TrackerPages
 from ddfnet.engine.training_state import TrainingState
 from ddfnet.engine.watch import Watch
 from ddfnet.ops.compile_ahead import compile_ahead
@@ -31,10 +32,6 @@ from ddfnet.optim import clip_gradients
 from ddfnet.tasks import Config, Task
 from ddfnet.tasks.plan import RunPlan
 from ddfnet.utils.errors import NonFiniteLossError, raised_on_one_process
-
-# torch 2.15 renamed the argument and warns of the old name.
-_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-_LOCAL_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
 class Trainer:
@@ -62,6 +59,8 @@ class Trainer:
         self.model, self.freeze = prepare_model(model, config, task, distributed, log=log.message)
         self.state = TrainingState(config, task, self.model, plan.lr, distributed)
         self.saver = CheckpointSaver(self.state, folder, plan.steps_per_epoch)
+        self.pages = TrackerPages(log.trackers, task, config, plan, self.device)
+        self.profiler = StepProfiler(config.profile.range, self.device, folder, log)
         self.meter = Meter()
         self.grad_norm = torch.zeros((), device=self.device)
         self.non_finite = NonFinitePolicy(config, plan, task, self.state, distributed, folder=folder, log=log)
@@ -80,7 +79,7 @@ class Trainer:
         self.replica: nn.Module = self.model
         if distributed.world_size > 1:
             # Running statistics stay local (no broadcast in the step); see `averaged_statistics`.
-            self.replica = DistributedDataParallel(self.model, gradient_as_bucket_view=True, **_LOCAL_BUFFERS)
+            self.replica = DistributedDataParallel(self.model, gradient_as_bucket_view=True, **LOCAL_BUFFERS)
         # After DDP, which copies the statistics of rank 0 to all.
         if local is not None and not self.state.load_local(local):
             log.message("another number of processes: each resumes from the mean of the batch-norm statistics")
@@ -149,7 +148,8 @@ class Trainer:
         self.freeze.hold()
         self.meter.restart()
         while not is_finished(state, self.config, plan, log=self.log.message):
-            self.train_step(batches)
+            with self.profiler.at(state.step, last=state.step + 1 == plan.total_steps):
+                self.train_step(batches)
             self.saver.check()
             self.log.tick(state.step)
             epoch_ends = state.step % plan.steps_per_epoch == 0 or state.step == plan.total_steps
@@ -195,10 +195,11 @@ class Trainer:
         for micro_batch in range(accumulation):
             waiting = time.perf_counter()
             self.watch.phase("data", state.step)
-            with raised_on_one_process(), self.stop.waiting() if self.stop else nullcontext():
+            with self.profiler.data(), raised_on_one_process(), self.stop.waiting() if self.stop else nullcontext():
                 batch = next(batches)
             self.watch.phase("forward")
             self.meter.add(self.task.batch_images(batch), time.perf_counter() - waiting)
+            self.pages.see_batch(batch)
             self._seed(micro_batch)
             last = micro_batch == accumulation - 1
             with nullcontext() if last or self.replica is self.model else self.replica.no_sync():
@@ -213,6 +214,7 @@ class Trainer:
             step_loss += loss.detach() / accumulation
 
         state.scaler.unscale_(state.optimizer)
+        self.pages.see_gradients(state.optimizer, state.step + 1)
         self.grad_norm = clip_gradients(self.model, config.optim.clip_grad, config.optim.clip_mode)
         # With fp16 the scaler looks for overflow in the gradients and skips such a step by itself.
         checked = step_loss if state.scaler.is_enabled() else step_loss + 0 * self.grad_norm
@@ -249,8 +251,6 @@ class Trainer:
         self.saver.save(metrics, ranked=ranked)
 
     def _seed(self, micro_batch: int) -> None:
-        # Dropout and stochastic depth draw from the default generators: keyed by the position in the run, they depend
-        # neither on the number of processes nor on where the run was resumed.
         position = self.state.step + self.state.data_offset, micro_batch * self.plan.world_size + self.distributed.rank
         seed_at(self.config.run.seed, *position)
 
@@ -274,6 +274,7 @@ class Trainer:
         if self.device.type == "cuda":
             record["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         self.log.train(state.step, self.plan.total_steps, record)
+        self.pages.log_step(state.optimizer, state.step, self.epoch)
         state.loss_sum, state.loss_count = torch.zeros_like(state.loss_sum), 0
 
     def _evaluate_epoch(self, eval_batches: Any) -> None:
@@ -291,6 +292,8 @@ class Trainer:
             metrics = evaluate_in_training(
                 model, batches, self.task, self.config, self.distributed,
                 limit=self.max_eval_batches, log=self.log.message, stop=self.stop, watch=self.watch,
+                watched=self.pages.watched,
             )  # fmt: skip
-        self.log.evaluation(self.state.step, self.epoch, name, metrics)
+            self.log.evaluation(self.state.step, self.epoch, name, metrics)
+            self.pages.log_evaluation(name, model, self.state.step)
         return metrics

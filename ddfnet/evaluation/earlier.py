@@ -11,6 +11,8 @@ from ddfnet.utils.files import to_json
 EARLIER = "earlier"
 # What may differ between two reports of the same thing, besides the results.
 _OF_THE_RUN = {"command", "date", "environment", "batch_size", "device", "processes", "images_per_second", "files"}
+# What stands among the results, but is given and not measured.
+_GIVEN = {"data", "threshold"}
 
 
 def keep_earlier(folder: Path, name: str, new: dict[str, Any], *, results: Iterable[str] = ()) -> str:
@@ -42,7 +44,7 @@ def keep_earlier(folder: Path, name: str, new: dict[str, Any], *, results: Itera
 
 def _settings(report: dict[str, Any], results: Iterable[str]) -> dict[str, Any]:
     """What a report is of, dictionaries in it one level flatter; of several sets their data alone."""
-    kept = {key: value for key, value in report.items() if key not in _OF_THE_RUN | ({*results} - {"data"})}
+    kept = {key: value for key, value in report.items() if key not in _OF_THE_RUN | ({*results} - _GIVEN)}
     if isinstance(sets := kept.get("sets"), dict):
         kept["sets"] = {name: one.get("data") if isinstance(one, dict) else one for name, one in sets.items()}
     flat: dict[str, Any] = {}

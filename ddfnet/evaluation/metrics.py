@@ -24,7 +24,8 @@ class ClassificationEvaluator:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.totals = torch.zeros(4, device=device, dtype=torch.float64)  # counts are exact up to 2**53
+        where = "cpu" if device.type == "mps" else device  # Metal has no float64
+        self.totals = torch.zeros(4, device=where, dtype=torch.float64)  # counts are exact up to 2**53
 
     @torch.no_grad()
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
@@ -36,6 +37,7 @@ class ClassificationEvaluator:
         top, losses = score(logits, target)
         hits = top == target[:, None]
         counts = torch.stack([hits.new_tensor(len(target), dtype=torch.int64), hits[:, 0].sum(), hits.sum()])
+        losses = losses.to(self.totals.device)
         self.totals += torch.cat([counts.to(self.totals), losses.sum(dtype=self.totals.dtype)[None]])
 
     def state(self) -> Tensor:

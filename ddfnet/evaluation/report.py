@@ -52,9 +52,14 @@ class Settings:
         return f"{self.model} ({self.weights} weights), {self.parameters:,} parameters"
 
     @property
+    def device_name(self) -> str:
+        if self.device == "cuda":
+            return str(self.environment["gpus"][0])
+        return "Apple GPU" if self.device == "mps" else "CPU"
+
+    @property
     def machine(self) -> str:
-        device = self.environment["gpus"][0] if self.device == "cuda" else "CPU"
-        return f"{self.precision} on {device}, {self.processes} process(es)"
+        return f"{self.precision} on {self.device_name}, {self.processes} process(es)"
 
     @property
     def lines(self) -> list[str]:

@@ -79,7 +79,7 @@ def settings_rows(report: "PredictionReport") -> list[tuple[str, str]]:
         ("images", Preprocessing.from_dict(how).summary()),
         ("test-time augmentation", "mirror image" if facts["tta"] else "none"),
         ("precision", settings.precision),
-        ("device", ", ".join(sorted(set(machine["gpus"]))) if settings.device == "cuda" else "CPU"),
+        ("device", ", ".join(sorted(set(machine["gpus"]))) if settings.device == "cuda" else settings.device_name),
         ("processes, batch", f"{settings.processes}, {settings.batch_size} images each"),
         ("speed", f"{report.images_per_second} images per second, reading included"),
         ("command", f"`{settings.command}`"),

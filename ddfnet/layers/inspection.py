@@ -57,6 +57,31 @@ def inspect_layers(network: nn.Module, run: Callable[[], Any], names: list[str] 
     return seen
 
 
+def batch_filters(network: nn.Module, run: Callable[[], Any], names: list[str]) -> dict[str, dict[str, Tensor]]:
+    """Calls `run`, which passes a batch through the network, and returns all spatial and channel filters of some of the
+    `spatial_layers`: by layer, `spatial` and, where it has them, `channel`, one-dimensional float32 on the CPU."""
+    seen: dict[str, dict[str, Tensor]] = {}
+
+    def recorder(name: str) -> Callable[..., None]:
+        def record(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            spatial, channel = _filters(layer, *inputs)
+            seen[name] = {"spatial": _kept(spatial).flatten()}
+            if channel is not None:
+                seen[name]["channel"] = _kept(channel).flatten()
+
+        return record
+
+    layers = spatial_layers(network)
+    handles = [layers[name].register_forward_hook(recorder(name)) for name in names]
+    try:
+        with torch.inference_mode():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
 class _Recorder:
     """A hook, which also makes the network call the layer by itself and not fused with what is around it."""
 

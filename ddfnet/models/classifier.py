@@ -16,7 +16,7 @@ from ddfnet.data.preprocessing import Preprocessing, height_width, size_text
 from ddfnet.models.claims import check_network, check_sizes
 from ddfnet.models.factory import check_describes_network, create_model
 from ddfnet.models.input_size import create_for_size, size_argument
-from ddfnet.models.preprocessing import foreign_preprocessing, overridden
+from ddfnet.models.preprocessing import foreign_preprocessing, noted_beyond_scale, overridden
 from ddfnet.models.weights import count_classes, load_weights
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.zoo.download import locate
@@ -105,7 +105,7 @@ def build_classifier(
         classes = _class_names((weights.origin or {}).get("classes"), num_classes)
     if meta is not None:
         check_network(weights, name, num_classes, kwargs, source=source)
-    how, origins = overridden(how, origins, changes or {})
+    how, origins = overridden(how, noted_beyond_scale(how, origins), changes or {})
     # timm's filter takes the position embeddings in a file for those of a square; a network of that size knows better.
     wide = meta is not None and isinstance(kwargs.get("img_size"), list)
     try:

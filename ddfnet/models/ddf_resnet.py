@@ -53,25 +53,27 @@ class DDFBottleneck(ReplacedBottleneck):
     Args:
         ddf_args: options of `ddfnet.DDF`, such as combine or heads.
         fused_norms: `inference`: where no gradient is asked for, the two batch normalizations and ReLUs around the DDF
-            are computed in its kernels, if it is one operator and nothing was exchanged (`normalized_ddf`). `none`:
-            never. Same parameters, and the same numbers but for rounding. Also an attribute, to switch it later.
+            are computed in its kernels, if it is one operator and nothing was exchanged (`normalized_ddf`). `all`: in
+            training as well, which no GPU has run yet. `none`: never. Same parameters, and the same numbers but for
+            rounding. Also an attribute, to switch it later.
     """
 
     def __init__(
         self,
         *args: Any,
         ddf_args: Mapping[str, Any] | None = None,
-        fused_norms: Literal["none", "inference"] = "inference",
+        fused_norms: Literal["none", "inference", "all"] = "inference",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, layer=partial(DDF, **(ddf_args or {})), **kwargs)
-        check_choice("fused_norms", fused_norms, ("none", "inference"))
+        check_choice("fused_norms", fused_norms, ("none", "inference", "all"))
         self.fused_norms = fused_norms
 
     def absorbed_norms(self) -> tuple[nn.Module, ...]:
-        """The batch normalizations that the kernels compute, for x of a dtype and memory format that they take."""
+        """The batch normalizations that the kernels compute in inference, for x of a dtype and memory format that they
+        take."""
         around = self._around_ddf()
-        return (self.bn1, self.bn2) if self.fused_norms == "inference" and absorbs_norms(*around) else ()
+        return (self.bn1, self.bn2) if self.fused_norms != "none" and absorbs_norms(*around) else ()
 
     def _around_ddf(self) -> tuple[nn.Module, ...]:
         return self.bn1, self.act1, self.conv2, self.bn2, self.drop_block, self.act2
@@ -80,7 +82,10 @@ class DDFBottleneck(ReplacedBottleneck):
         """As timm's."""
         shortcut = x
         x = self.conv1(x)
-        x = (normalized_ddf if self.fused_norms == "inference" else one_by_one)(x, *self._around_ddf())
+        if self.fused_norms == "none":
+            x = one_by_one(x, *self._around_ddf())
+        else:
+            x = normalized_ddf(x, *self._around_ddf(), training=self.fused_norms == "all")
         x = self.bn3(self.conv3(self.aa(x)))  # type: ignore[misc]  # by timm's annotations aa could be None
         if self.se is not None:
             x = self.se(x)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from timm.layers import PatchEmbed
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -75,6 +76,19 @@ def create_for_size(
             )
         raise ValueError(_refusal(name, kwargs, side, fault))
     return network
+
+
+def unseen_border(network: nn.Module, size: Size) -> str:
+    """A note where an image is no whole number of a network's patches: it cuts the rest off; "" elsewhere."""
+    embedding = getattr(network, "patch_embed", None)
+    if not isinstance(embedding, PatchEmbed) or embedding.dynamic_img_pad or not embedding.strict_img_size:
+        return ""  # others pad, or refuse
+    shape = height_width(size)
+    seen = tuple(side // patch * patch for side, patch in zip(shape, embedding.patch_size, strict=True))
+    if seen == shape:
+        return ""
+    patches, seen_pixels, pixels = (" x ".join(map(str, pair)) for pair in (embedding.patch_size, seen, shape))
+    return f"note: patches of {patches} pixels see {seen_pixels} of {pixels}: the last rows and columns are cut off"
 
 
 def _refusal(name: str, kwargs: dict[str, Any], size: Size, reason: str) -> str:

@@ -15,7 +15,7 @@ Each value is that of the first in this list who states it:
 from collections.abc import Mapping
 from typing import Any
 
-from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.data.preprocessing import Preprocessing, beyond_scale, check_scale
 from ddfnet.utils.errors import CheckpointError, ConfigError, UserError
 
 Stated = dict[str, tuple[Any, str]]  # field of `Preprocessing` -> its value, and who says so
@@ -101,6 +101,24 @@ def foreign_preprocessing(
     return how, {**dict.fromkeys(Preprocessing.model_fields, USUAL), **{key: who for key, (_, who) in stated.items()}}
 
 
+def trained_with(origin: Mapping[str, Any], *, channels: int) -> dict[str, list[float]]:
+    """Mean and std that a file of another trainer states of its training, for a network of so many channels: from its
+    `args`, then its config.json or timm's record of the weights. Nothing of those that it does not state, or that
+    cannot be read."""
+    try:
+        stated = of_record(origin.get("record") or {}, test=False)
+        stated |= of_training(origin.get("args") or {}, channels=channels)
+        stated = {key: stated[key] for key in ("mean", "std") if key in stated}
+        return {key: list(for_channels(stated, channels)[key][0]) for key in stated}
+    except TypeError:  # numbers are expected where the file has something else
+        return {}
+
+
+def noted_beyond_scale(how: Preprocessing, origins: Mapping[str, str]) -> dict[str, str]:
+    """By field who says so, with a remark on mean and std of a file that cannot be of pixels in [0, 1]."""
+    return {**origins, **{key: f"{origins[key]}: not in [0, 1], as pixels are" for key in beyond_scale(how)}}
+
+
 def for_channels(stated: Stated, channels: int) -> Stated:
     """Mean and std of RGB for another number of channels: their average, in place of all three (1 or 2 channels) or
     behind them (4)."""
@@ -133,6 +151,7 @@ def overridden(
     changes = {FLAGS[key]: _parsed(key, value) for key, value in given.items()}
     try:
         changed = how.replaced(**changes)
+        check_scale(changed, changes)
     except ConfigError as error:
         fault = str(error).removeprefix("data.input.")
         field, _, rest = fault.partition("=")

@@ -78,7 +78,7 @@ def load_weights(
         state = _without(state, absent)
         changes.append(f"left out {', '.join(absent)}")
     if new_classifier:
-        changes += _adapt_channels(model, state, own)
+        changes += _adapt_channels(model, state, own, source)
         state, new = _with_new_heads(state, own, heads)
         changes += [f"new classifier: {', '.join(new)}"] if new else []
     missing, extra, reshaped = _differences(state, own)
@@ -211,18 +211,32 @@ def _converted(model: nn.Module, state: State, own: State, heads: tuple[str, ...
     return converted, changes
 
 
-def _adapt_channels(model: nn.Module, state: State, own: State) -> list[str]:
-    """Brings the first convolutions of an RGB network to the channels of the model, in place; what was done."""
+def _adapt_channels(model: nn.Module, state: State, own: State, source: object) -> list[str]:
+    """Brings the first convolutions of an RGB network to the channels of the model, in place; what was done.
+
+    CheckpointError where only their channels differ, and they are not those of RGB: timm's rule is for color.
+    """
     changes = []
     first = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
     for name in (first,) if isinstance(first, str) else first:
         key = f"{name}.weight"
-        if key not in state or key not in own or state[key].shape == own[key].shape or own[key].ndim != 4:
+        if key not in state or key not in own or state[key].ndim != own[key].ndim or own[key].ndim != 4:
             continue
-        channels, unit = own[key].shape[1], max(1, state[key].shape[1] // 3)  # of stems that fold space into channels
-        with contextlib.suppress(NotImplementedError):
-            state[key] = adapt_input_conv(channels // unit, state[key])
-            changes.append(f"adapted {name} from 3 to {channels // unit} channels")
+        (outputs, there, *kernel), (wanted, channels, *size) = state[key].shape, own[key].shape
+        if there == channels or (outputs, kernel) != (wanted, size):
+            continue
+        unit = there // 3  # above 1: stems that fold space into channels
+        adapted = None
+        if there % 3 == 0 and channels % unit == 0:
+            with contextlib.suppress(NotImplementedError):
+                adapted = adapt_input_conv(channels // unit, state[key])
+        if adapted is None:
+            raise CheckpointError(
+                f"{source} is of a network whose {name} takes {there} channels, the one of model.in_chans takes "
+                f"{channels}: only weights for RGB are adapted; set model.in_chans={there}, or take weights for RGB"
+            )
+        state[key] = adapted
+        changes.append(f"adapted {name} from {there} to {channels} channels")
     return changes
 
 

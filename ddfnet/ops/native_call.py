@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import logging
+import multiprocessing
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ from ddfnet.ops.native_build import BuildError, load_library
 _logger = logging.getLogger("ddfnet")
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # `Type` in native_types.h
 _OPENMP = re.compile(r"lib(gomp|iomp5|omp)[-.].*so.*")
+# A forked process has none of PyTorch's threads, and a call would wait for them. Libraries that are loaded at the fork
+# see to it themselves.
+_forked = multiprocessing.parent_process() is not None
 HEADERS = [Path(__file__).with_name(name) for name in ("native_types.h", "native_threads.h")]
 
 
@@ -26,12 +30,21 @@ def load(sources: Sequence[Path], accumulator: torch.dtype) -> ctypes.CDLL | str
         return "DDFNET_NATIVE=0"
     try:
         library = load_library([*sources, *HEADERS], "A=double" if accumulator == torch.float64 else "A=float")
-        if (parallel := _parallel()) is not None:
+        if not _forked and (parallel := _parallel()) is not None:
             library.use_parallel(parallel)
         return library
     except BuildError as error:
         _warn(str(error))
         return str(error)
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 @cache

@@ -199,6 +199,16 @@ class Task(ABC, Generic[C, S]):
     def loss(self, model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
         """`{"loss": scalar, ...}` of one micro-batch."""
 
+    def shown(self, batch: Batch, most: int) -> list[tuple[Tensor, str]]:
+        """Some images of a batch as the network sees them, for people: (3, H, W) with values in [0, 1], and a caption
+        each. A task without any has nothing to show."""
+        return []
+
+    def mistakes(self, output: Any, batch: Batch) -> Batch | None:
+        """The rows of a validation batch, with `score`, (B,) float: 0 where the network is right, the more the worse
+        its mistake is; and what `shown` needs, on the device of the batch. None: the task has no mistakes to show."""
+        return None
+
     @abstractmethod
     def evaluator(self, device: torch.device) -> Evaluator: ...
 

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 import ddfnet
-from ddfnet.config import Fraction, Positive
+from ddfnet.config import Fraction
 from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.batches import Batch, EvalBatchTransform, TrainBatchTransform
 from ddfnet.data.class_hashes import class_hashes
@@ -26,82 +26,20 @@ from ddfnet.data.val_cache import ValCache
 from ddfnet.evaluation.metrics import ClassificationEvaluator
 from ddfnet.evaluation.multilabel import MultiLabelEvaluator
 from ddfnet.models.factory import resolve_name
-from ddfnet.models.weights import TIMM
 from ddfnet.tasks.base import Evaluator, Task
 from ddfnet.tasks.classification_evaluation import classification_evaluation
 from ddfnet.tasks.classification_input import NetworkInput, check_channels
-from ddfnet.tasks.config import Config, DataSection, ModelSection
+from ddfnet.tasks.config import Config, DataSection
 from ddfnet.tasks.distill import DistillConfig, Distiller, build_distiller
-from ddfnet.tasks.head_init import HeadInitConfig, initialize_head
+from ddfnet.tasks.head_init import initialize_head
 from ddfnet.tasks.labels_config import ClassificationEvalConfig, LabelConfig, check_labels, label_keys_without_effect
 from ddfnet.tasks.losses import LossConfig, build_loss, loss_keys_without_effect
+from ddfnet.tasks.model_config import ModelConfig
 from ddfnet.tasks.multilabel import class_counts, label_notes, to_targets
+from ddfnet.tasks.shown import shown_images, worst_labels
 from ddfnet.utils.errors import ConfigError
-from ddfnet.zoo.download import HUB, LOCAL
 
 _log = logging.getLogger("ddfnet")
-
-
-class ModelConfig(ModelSection, HeadInitConfig):
-    name: str
-    """Any classification model of timm, or ddf_mul_resnet50, ddf_add_resnet101, ... (`ddfnet.list_models()`).
-    MODEL.TAG, hf-hub:ORG/NAME or local-dir:FOLDER name the weights to start from, too."""
-    pretrained: bool | None = None
-    """Start from the weights that timm or the zoo has for the name (downloaded). null: where the name says which: it
-    has a tag, or is a hub or local folder, and there is no init_checkpoint."""
-    num_classes: Positive | None = None
-    """null: the number of classes of the data."""
-    in_chans: Positive | None = None
-    """Channels of the images: 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha). Weights of RGB networks are adapted
-    by timm's rule. null: 3, or those of a hub or local folder."""
-    drop_rate: Fraction = 0.0
-    """Dropout before the classifier."""
-    drop_path_rate: Fraction = 0.0
-    """Stochastic depth, rising linearly to this rate at the last block."""
-    kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the model's constructor, e.g. {squeeze_ratio: 0.3}."""
-    init_checkpoint: str | None = None
-    """Start from these weights: a file of ddfnet or another trainer, `zoo:NAME`, `hf-hub:ORG/NAME`, `local-dir:FOLDER`.
-    A classifier for another number of classes keeps its random start, and the log says so."""
-
-    no_start: ClassVar[dict[str, Any]] = {"init_checkpoint": None, "pretrained": False}
-
-    @property
-    def start(self) -> str | None:
-        if self.init_checkpoint:
-            return self.init_checkpoint
-        from_folder = self.name.startswith((HUB, LOCAL))
-        tag = self.name.partition(".")[2]
-        named = from_folder or (tag and tag != "untrained")
-        if not (named if self.pretrained is None else self.pretrained):
-            return None
-        return self.name if from_folder else TIMM + self.name
-
-    @model_validator(mode="after")
-    def _one_start(self) -> "ModelConfig":
-        if self.init_checkpoint and self.pretrained:
-            raise ValueError(
-                f"model.init_checkpoint={self.init_checkpoint} and model.pretrained=true contradict: "
-                "set one of them to null or false"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _kwargs_are_further_ones(self) -> "ModelConfig":
-        loading = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
-        own = {
-            **{key: f"set model.{key}" for key in ("num_classes", "drop_rate", "drop_path_rate")},
-            **dict.fromkeys(loading, "give a file as model.init_checkpoint, or set model.pretrained"),
-            "img_size": "it follows data.input.size",
-            "in_chans": "set model.in_chans",
-            "features_only": "training needs the classifier",
-            "block": "choose another model.name",
-            "block_args": "the options of a DDF are given directly, e.g. model.kwargs.heads",
-        }
-        for key, fix in own.items():
-            if key in self.kwargs:
-                raise ValueError(f"model.kwargs.{key} cannot be given there: {fix}")
-        return self
 
 
 class DataConfig(DataSection, SourceConfig, LabelConfig):
@@ -115,7 +53,8 @@ class DataConfig(DataSection, SourceConfig, LabelConfig):
     max_corrupt: Fraction = 0.001
     """Training stops when more than this share of the images, and more than 10, cannot be decoded."""
     decoder: DecoderName = "auto"
-    """Decoder of JPEGs; all give the same pixels. auto: the first installed of simplejpeg, torchcodec and Pillow."""
+    """Decoder of JPEGs; all give the same pixels. auto: the first installed of simplejpeg, torchcodec and Pillow.
+    Pillow reads all images for a network with other inputs than RGB (model.in_chans)."""
     cache: Literal["auto", "memory", "none"] = "auto"
     """memory: decode all images once, at the start, and keep their pixels in the memory of each process. auto: for each
     split, if its pixels take up to 512 MiB (CIFAR does)."""
@@ -154,6 +93,8 @@ class ClassificationConfig(Config):
         yield from super().without_effect()
         yield from label_keys_without_effect(self)
         yield from loss_keys_without_effect(self.loss, mixes=self.augment.mixes)
+        if (channels := len(self.data.input.mean)) != 3 and self.data.decoder not in ("auto", "pillow"):
+            yield "data.decoder", f"images of {channels} channel(s) are decoded by Pillow, only RGB by others"
 
 
 class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):
@@ -259,6 +200,12 @@ class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):
         if self.config.data.multi_label:
             return MultiLabelEvaluator(self.config.eval.threshold)
         return ClassificationEvaluator(device)
+
+    def shown(self, batch: Batch, most: int) -> list[tuple[Tensor, str]]:
+        return shown_images(batch, self.preprocessing, self.classes, most)
+
+    def mistakes(self, output: Tensor, batch: Batch) -> Batch:
+        return worst_labels(output, batch)
 
     def meta(self) -> dict[str, Any]:
         """Model, classes and preprocessing: all that `eval.py` needs besides the weights and the images."""

@@ -13,7 +13,7 @@ from ddfnet.config.reader import KeyPath
 from ddfnet.data.decode import CHANNELS
 from ddfnet.data.preprocessing import Preprocessing, size_text
 from ddfnet.models.factory import list_models
-from ddfnet.models.input_size import create_for_size, size_argument
+from ddfnet.models.input_size import create_for_size, size_argument, unseen_border
 from ddfnet.models.preprocessing import AVERAGED, USUAL, Stated, for_channels, of_record
 from ddfnet.utils.errors import ConfigError, UserError
 from ddfnet.zoo.download import HUB, LOCAL, locate
@@ -24,6 +24,7 @@ class NetworkInput:
 
     config: Any
     model_name: str
+    notes: list[str]
     num_classes: int
     _saved_kwargs: dict[str, Any]
 
@@ -62,7 +63,7 @@ class NetworkInput:
             rates["drop_path_rate"] = model.drop_path_rate
         train_size, kwargs = given.train_size or given.size, self.model_kwargs
         try:
-            return create_for_size(
+            network = create_for_size(
                 self.model_name, kwargs, size=given.size, train_size=train_size, num_classes=self.num_classes, **rates
             )
         except ValueError as error:
@@ -70,6 +71,8 @@ class NetworkInput:
             if "unknown model" not in str(error):
                 keys.append(f"data.input.size={size_text(given.size)}")
             raise ConfigError(f"{', '.join(keys)}: {error}") from None
+        self.notes += filter(None, [unseen_border(network, given.size)])
+        return network
 
 
 def check_channels(config: Any, channels: int | None) -> None:

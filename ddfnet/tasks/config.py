@@ -11,6 +11,8 @@ from ddfnet.data.loader import LoaderConfig
 from ddfnet.optim import OptimConfig, ScheduleConfig
 from ddfnet.tasks.checkpoints import CheckpointsConfig
 
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
 
 class RunConfig(Section):
     dir: str | None = None
@@ -18,19 +20,60 @@ class RunConfig(Section):
     A folder that already holds a checkpoint to resume from is resumed."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed of weights, data order and augmentation."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """auto: cuda where there is one, else cpu."""
+    device: Literal["auto", "cuda", "cpu", "mps"] = "auto"
+    """auto: cuda where there is one, else cpu. mps: the GPU of a Mac, in one process."""
     log_every: Positive = 50
     """Steps between two log lines; loss and rates are averaged over them."""
     save_every: Positive | None = None
     """Steps between two `last.pt`, besides those at the end of each epoch. null: only those."""
-    tensorboard: bool = True
-    """Write TensorBoard event files into the run folder."""
+    trackers: list[TrackerName] | None = None
+    """Where the log goes besides metrics.jsonl: tensorboard (event files in the run folder), wandb, trackio, mlflow,
+    each by its own package and as its environment variables say. null: [tensorboard]."""
+    tensorboard: bool | None = None
+    """Short for run.trackers: true adds tensorboard, false leaves none where run.trackers is null."""
     timeout: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds without any progress of a process after which the run ends and names it. Where one waits for another,
     that one is meant."""
     allow_changes: bool = False
     """Resume even though the config differs from the one the run folder was started with."""
+
+    @model_validator(mode="after")
+    def _tensorboard_is_wanted_or_not(self) -> "RunConfig":
+        if self.tensorboard is False and "tensorboard" in (self.trackers or ()):
+            raise ValueError(
+                f"run.tensorboard=false and run.trackers=[{', '.join(self.trackers or ())}] contradict: "
+                "leave tensorboard out of the list, or set run.tensorboard=null"
+            )
+        return self
+
+    @property
+    def used_trackers(self) -> list[TrackerName]:
+        """The trackers of the run, each once."""
+        default: list[TrackerName] = [] if self.tensorboard is False else ["tensorboard"]
+        names = default if self.trackers is None else self.trackers
+        return list(dict.fromkeys([*names, "tensorboard"] if self.tensorboard else names))
+
+
+class ProfileConfig(Section):
+    steps: Annotated[str, Field(pattern=r"^\d+:\d+$")] | None = None
+    """FIRST:END, e.g. 10:15 for the steps 10 to 14, counted from 0: their Chrome trace, and a table of the time by
+    cause (data, host, kernels, communication), in the run folder. A dry run takes its second step. null: none."""
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> "ProfileConfig":
+        if self.range is not None and self.range[0] >= self.range[1]:
+            raise ValueError(
+                f"profile.steps={self.steps} holds no step: END of FIRST:END must be above FIRST, as 10:15"
+            )
+        return self
+
+    @property
+    def range(self) -> tuple[int, int] | None:
+        """(first, end) as in Python."""
+        if self.steps is None:
+            return None
+        first, end = map(int, self.steps.split(":"))
+        return first, end
 
 
 class ModelSection(Section):
@@ -77,7 +120,8 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16, fp16: automatic mixed precision; fp16 scales the loss."""
     channels_last: bool = True
-    """Memory format of the model and its input."""
+    """Memory format of the model and its input. Left out, it is false on a CPU for the few networks that PyTorch cannot
+    train so there (strided 1x1 convolutions of images, as in RepVGG and FastViT); the log says so."""
     compile: bool = False
     """torch.compile the model, in the first training step: about a minute for a ResNet50 on an H200, longer for a DDF.
     Every start pays it, unless PyTorch's cache on disk has the same model and versions."""
@@ -99,8 +143,8 @@ class TrainConfig(Section):
     """Keep only the activations between blocks, and compute the others again in the backward pass: less memory,
     one more forward pass, the same gradients. Of networks that have it (timm's set_grad_checkpointing)."""
     freeze: list[str] | Literal["all_but_head"] | None = None
-    """Parts that do not train: names of modules or parameters, also with * ? [0-5], e.g. [conv1, bn1, layer1]. Their
-    batch norms keep their statistics. all_but_head: everything but the classifier (linear probing)."""
+    """Parts that do not train: names of modules or parameters, also with * ? [0-5], e.g. [conv1, bn1, layer1]. Batch
+    norms without a part that trains keep their statistics. all_but_head: all but the classifier (linear probing)."""
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.non_finite == "stop":
@@ -120,6 +164,7 @@ class Config(Section):
     task: str
     run: RunConfig = RunConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
+    profile: ProfileConfig = ProfileConfig()
     model: ModelSection
     data: DataSection
     optim: OptimConfig
@@ -139,7 +184,12 @@ class Config(Section):
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.train.early_stop is not None and self.train.early_stop >= self.train.epochs:
             yield "train.early_stop", f"the run has {self.train.epochs} epochs"
-        late = [epoch for epoch in self.schedule.milestones if epoch >= self.train.epochs]
+        schedule, end = self.schedule, f"is after the end, {self.train.epochs} epochs"
+        before = schedule.warmup_epochs if schedule.warmup_prefix else 0
+        if before:
+            end = f"from the end of the warm-up (schedule.warmup_prefix), epoch {before:g}, {end}"
+        late = [f"{epoch:g}" for epoch in schedule.milestones if before + epoch >= self.train.epochs]
         if late:
-            when = " and ".join(f"{epoch:g}" for epoch in late)
-            yield "schedule.milestones", f"{when} is after the end, {self.train.epochs} epochs"
+            yield "schedule.milestones", f"{' and '.join(late)} {end}"
+        if schedule.decay_epochs is not None and before + schedule.decay_epochs >= self.train.epochs:
+            yield "schedule.decay_epochs", f"{schedule.decay_epochs:g} {end}"

@@ -116,19 +116,27 @@ def _load(config: DistillConfig, size: int | tuple[int, int]) -> Classifier:
 
 
 def _columns(teacher: Classifier, source: str, classes: list[str], outputs: int) -> list[int] | None:
-    """The outputs of the teacher that are the student's classes; None: all, in this order."""
-    named = known_classes(teacher.classes, teacher.num_classes)
-    if named is not None and set(classes) <= set(named) and outputs == len(classes):
-        columns = [named.index(name) for name in classes]
-        return None if columns == list(range(teacher.num_classes)) else columns
-    if teacher.classes is not None or teacher.num_classes != outputs:
-        absent = sorted(set(classes) - set(named or ()))
-        lacks = f"among them no {absent[0]}" if named and absent else f"the student has {outputs} outputs"
+    """The outputs of the teacher that are the student's classes; None: all, in this order.
+
+    Where the teacher's classes are known, their names decide, and never their places.
+    """
+    named, its = known_classes(teacher.classes, teacher.num_classes), teacher.num_classes
+    says, fix = f"distill.teacher={source} tells {its} classes apart", "train a teacher on the classes of these images"
+    if named is None:
+        if its == outputs:
+            return None
+        raise ConfigError(f"{says} and does not name them, the student has {outputs} outputs: {fix} first")
+    if its == outputs and named[: len(classes)] == classes:
+        return None
+    absent = sorted(set(classes) - set(named))
+    if absent:
+        raise ConfigError(f"{says}, among them no {absent[0]}: {fix} first")
+    if outputs != len(classes):
         raise ConfigError(
-            f"distill.teacher={source} tells {teacher.num_classes} classes apart, {lacks}: train a teacher on the "
-            "classes of these images first"
+            f"{says}, which cannot be told of the student's {outputs} outputs for {len(classes)} classes: "
+            f"set model.num_classes={len(classes)}"
         )
-    return None
+    return [named.index(name) for name in classes]
 
 
 def build_distiller(config: Any, student: Preprocessing, classes: Sequence[str], outputs: int) -> Distiller | None:

@@ -23,7 +23,11 @@ class ClassificationEvalConfig(EvalConfig):
 
 
 def check_labels(config: Any) -> None:
-    """ValueError where keys of a `ClassificationConfig` cannot go together with labels of several classes."""
+    """ValueError where keys of a `ClassificationConfig` about labels cannot go together."""
+    if config.data.sampler == "balanced" and config.loss.class_weights == "auto":
+        raise ValueError(
+            "data.sampler=balanced and loss.class_weights=auto together count small classes twice: set one of them"
+        )
     if not config.data.multi_label:
         return
     if config.loss.name != "bce":

@@ -22,7 +22,8 @@ class RunPlan:
 
 def plan_run(config: Config, *, world_size: int, train_images: int) -> RunPlan:
     """Plans accumulation, learning rate and step counts; ConfigError where the batch is not a whole number of
-    micro-batches, or larger than the training set, or the schedule passes the peak learning rate."""
+    micro-batches, or larger than the training set, or the schedule passes the peak learning rate or falls within a
+    step."""
     train = config.train
     micro = world_size * train.device_batch_size
     if train.batch_size % micro:
@@ -36,6 +37,12 @@ def plan_run(config: Config, *, world_size: int, train_images: int) -> RunPlan:
         raise ConfigError(
             f"train.batch_size={train.batch_size} exceeds the {train_images} training images: "
             f"set train.batch_size to at most {train_images} (and train.device_batch_size to match)"
+        )
+    decay = config.schedule.decay_epochs
+    if decay is not None and round(decay * steps_per_epoch) == 0:
+        raise ConfigError(
+            f"schedule.decay_epochs={decay:g} is less than half a step, an epoch has {steps_per_epoch}: "
+            f"set it to at least {1 / steps_per_epoch:.3g}"
         )
     schedule_steps = train.epochs * steps_per_epoch
     return RunPlan(

@@ -50,7 +50,7 @@ def measure(config: Any, *, steps: int, rounds: int) -> dict[str, Any]:
         torch.manual_seed(config.run.seed)
         model = task.build_model()
         task.open_data(writes=False)
-        log = RunLog(None, active=False, tensorboard=False, total_steps=plan.total_steps)
+        log = RunLog(None, active=False, total_steps=plan.total_steps)
         trainer = Trainer(config, plan, task, model, distributed, folder=None, log=log)
         trainer.model.train()
         batches = task.train_batches(plan, rank=0, start_step=0, device=device)

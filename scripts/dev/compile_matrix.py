@@ -37,7 +37,9 @@ KERNELS = tuple(f"ddf_{name}_kernel" for name in ("forward", "backward_x", "back
 BRANCH_KERNELS = tuple(
     f"{branch}_filters{part}_kernel" for branch in ("spatial", "channel") for part in ("", "_backward")
 )
-NORM_KERNELS = ("batch_norm_affine_kernel",)
+NORM_KERNELS = tuple(
+    f"batch_norm_{name}_kernel" for name in ("affine", "moments", "merge", "relu", "relu_backward_sums", "backward")
+)
 ALL_KERNELS = KERNELS + BRANCH_KERNELS + NORM_KERNELS
 
 
@@ -69,6 +71,20 @@ class Between(Branch):
         """Launches by kernel name."""
         with mock.patch.multiple(tiling, _MAX_STATIC_SHAPES=1000, _static_shapes=set()):
             return offline.record_between((2, 64, 56, 56), **{**asdict(self), "dtype": DTYPES[self.dtype]})
+
+
+@dataclass(frozen=True)
+class Trained(Branch):
+    """The same in training."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} between norms in training"
+
+    def record(self) -> dict[str, offline.Launch]:
+        """Launches by kernel name."""
+        with mock.patch.multiple(tiling, _MAX_STATIC_SHAPES=1000, _static_shapes=set()):
+            channels = 64 if 64 % self.heads == 0 else 32 * self.heads
+            return offline.record_trained((2, channels, 56, 56), **{**asdict(self), "dtype": DTYPES[self.dtype]})
 
 
 @dataclass(frozen=True)
@@ -121,9 +137,11 @@ def all_branches() -> list[Branch]:
     branches = [Branch(*case) for case in itertools.product(("bf16", "fp16"), (3, 5, 7), (1, 2))]
     branches += [Branch("fp32", stride=stride) for stride in (1, 2)]
     branches += [Branch(heads=heads) for heads in (2, 3, 8)]
-    between = [Between(*case) for case in itertools.product(("bf16", "fp16"), (3, 5, 7), (1, 2))]
-    between += [Between("fp32", stride=stride) for stride in (1, 2)]
-    return branches + between + [Between(heads=heads) for heads in (2, 3, 8)]
+    for around in (Between, Trained):
+        branches += [around(*case) for case in itertools.product(("bf16", "fp16"), (3, 5, 7), (1, 2))]
+        branches += [around("fp32", stride=stride) for stride in (1, 2)]
+        branches += [around(heads=heads) for heads in (2, 3, 8)]
+    return branches
 
 
 # A few that between them take every branch of every kernel.
@@ -135,7 +153,7 @@ QUICK_VARIANTS = [
     Variant(filters="channel", sizes="argument"),
     Variant(scale=2),
 ]
-QUICK_BRANCHES = [Branch(), Branch("fp32", 3, 2), Between(), Between(stride=2)]
+QUICK_BRANCHES = [Branch(), Branch("fp32", 3, 2), Between(), Between(stride=2), Trained(), Trained(stride=2)]
 
 
 Job = tuple[Variant | Branch, str, int]  # a kernel of a variant for an architecture

@@ -33,6 +33,8 @@ if importlib.util.find_spec("pytest_timeout"):
 OP = "scripts/benchmarks/op.py --keep-caches --budget 0.2"
 MODEL = "scripts/benchmarks/model.py --keep-caches --models ddf_mul_resnet50 resnet50"
 UNFUSED = "ddf_mul_resnet50:fused_norms=none"  # what inference gains from normalizing in the layer's kernels
+# Training with the same, which no GPU has run: last, so that a fault of it costs nothing else.
+TRAINED = "scripts/benchmarks/model.py --keep-caches --models ddf_mul_resnet50:fused_norms=all ddf_mul_resnet50"
 COMPILED = "--keep-caches --modes compiled --batch 256"
 # Seconds and commands of each part; several commands run at once. What tells most comes first: a part gets its own
 # limit or the seconds that are left, whichever is less. Tests are named one by one (-v), so that a cut leaves a list of
@@ -54,6 +56,7 @@ PARTS = {
     "host": (40, "scripts/dev/host_time.py --profile"),
     "tiles": (60, "scripts/benchmarks/tiles.py"),
     "op_compiled": (60, f'{OP} --only "ddf,ddf compiled,shifted compiled"'),
+    "model_norms": (80, f"{TRAINED} --modes eager compiled --batch 256"),
     "op_shapes": (60, f"{OP} --skip-compiled --shapes table2 --shapes tableA"),
 }
 # Seconds in all, and the parts in order.

@@ -4,6 +4,7 @@ A launch is recorded, not made up: the operator runs on meta tensors, and what i
 arguments, constants) is compiled with the specialization that Triton's launcher would add.
 """
 
+import contextlib
 import math
 import re
 import subprocess
@@ -23,7 +24,8 @@ from triton.compiler import ASTSource
 from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 from ddfnet.ops.ddf_layer import triton as layer_launch
-from ddfnet.ops.ddf_layer.arguments import BatchNorm, Settings, Weights
+from ddfnet.ops.ddf_layer import triton_training
+from ddfnet.ops.ddf_layer.arguments import BatchNorm, Settings, TrainedNorm, Weights
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # bytes of shared memory one block may ask for
@@ -45,7 +47,7 @@ class Launch:
     @property
     def elements_per_thread(self) -> int:
         """Elements of x, y or a filter that a thread has in one step of the loop of its program, if it has one."""
-        sizes = ["BLOCK_Y", "BLOCK_X", "BLOCKS", "BLOCK_PIXELS", "BLOCK_CHANNELS", "PHASES"]
+        sizes = ["BLOCK_Y", "BLOCK_X", "BLOCKS", "BLOCK_PIXELS", "BLOCK_CHANNELS", "PHASES", "ROWS"]
         if self.kernel.fn.__name__.startswith("channel_filters"):
             sizes.append("PADDED_AREA")
         return math.prod(self.constants.get(size, 1) for size in sizes) // (32 * self.num_warps)
@@ -150,6 +152,25 @@ def record_between(
     return {name: launch for name, launch in launches.items() if name != "channel_filters_kernel"}
 
 
+def record_trained(
+    shape: tuple[int, int, int, int], *, dtype: torch.dtype, kernel_size: int, stride: int, heads: int,
+    first: bool = False,
+) -> dict[str, Launch]:  # fmt: skip
+    """The same in training, forward and backward. Of a kernel that is launched more than once with other constants, the
+    last launch, or the first: the merging of moments does not finish or does, and the backward pass of a normalization
+    is that of the second or the first one."""
+    x, weights, settings = _layer(shape, dtype, kernel_size, stride, heads)
+    norm = TrainedNorm(*(torch.empty(shape[1], device="meta") for _ in range(2)), 1e-5)
+
+    def call() -> None:
+        z, state, activations = triton_training.forward(x, norm, weights, norm, settings)
+        triton_training.backward(z, x, weights, state, activations, settings)
+
+    launches = _recorded(call, first)
+    changed = ("batch_norm", "spatial_filters", "ddf_forward", "ddf_backward_filters")
+    return {name: launch for name, launch in launches.items() if name.startswith(changed)}
+
+
 def _layer(
     shape: tuple[int, int, int, int], dtype: torch.dtype, kernel_size: int, stride: int, heads: int
 ) -> tuple[torch.Tensor, Weights, Settings]:
@@ -160,15 +181,18 @@ def _layer(
     return x, weights, Settings(kernel_size, stride, 1, heads, True, 0.47)
 
 
-def _recorded(call: Callable[[], None]) -> dict[str, Launch]:
-    launches = {}
+def _recorded(call: Callable[[], None], first: bool = False) -> dict[str, Launch]:
+    launches: dict[str, Launch] = {}
 
     def record(kernel: Any, grid: tuple[int], *values: Any, num_warps: int, num_stages: int, **constants: Any) -> None:
         names = [name for name in kernel.arg_names if name not in constants]
         arguments = dict(zip(names, values, strict=True))
-        launches[kernel.fn.__name__] = Launch(kernel, arguments, constants, num_warps, num_stages)
+        if not (first and kernel.fn.__name__ in launches):
+            launches[kernel.fn.__name__] = Launch(kernel, arguments, constants, num_warps, num_stages)
 
-    with mock.patch.object(triton_launch, "launch", record), mock.patch.object(layer_launch, "launch", record):
+    with contextlib.ExitStack() as stack:
+        for module in (triton_launch, layer_launch, triton_training):
+            stack.enter_context(mock.patch.object(module, "launch", record))
         call()
     return launches
 

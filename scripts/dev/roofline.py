@@ -91,7 +91,7 @@ def whole_table() -> str:
     rows = []
     for (training, compiled), ms in ddf.items():
         # the layers were compiled too, into fewer small kernels: as of one operator
-        step = model.AS_IS if compiled else model.MEASURED_STEP
+        step = model.ONE_OPERATOR if compiled else model.MEASURED_STEP
         predicted = sum(timing.predict(step, training, compiled, timing.H200, new_tiles=False).values())
         base = sum(timing.predict(None, training, compiled, timing.H200).values())
         what = f"{'compiled' if compiled else 'eager'} {'training' if training else 'inference'}"

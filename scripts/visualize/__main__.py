@@ -1,21 +1,29 @@
 #!/usr/bin/env python
 """Figures and pages of what a network does, and of how it was trained.
 
-    python scripts/visualize filters IMAGE --checkpoint runs/ddf_resnet50/best.pt --layer layer2.1.conv2
-    python scripts/visualize filters IMAGE --checkpoint official.pth.tar --model ddf_mul_resnet50 --points 60,80 9,40
-    python scripts/visualize detections IMAGE... --checkpoint runs/faster_rcnn_r50_fpn_ddfup/best.pt
-    python scripts/visualize depth --checkpoint runs/ddf_up_net_x8/best.pt --data scenes --index 0 3
-    python scripts/visualize explore zoo:ddf_mul_resnet14_32px.digits IMAGE... --output filters.html
+    python scripts/visualize filters IMAGE --layer layer2.1.conv2 \\
+        --checkpoint runs/ddf_resnet50/best.pt
+    python scripts/visualize filters IMAGE --points 60,80 9,40 \\
+        --checkpoint official.pth.tar --model ddf_mul_resnet50
+    python scripts/visualize detections IMAGE... \\
+        --checkpoint runs/faster_rcnn_r50_fpn_ddfup/best.pt
+    python scripts/visualize depth --checkpoint runs/ddf_up_net_x8/best.pt \\
+        --data scenes --index 0 3
+    python scripts/visualize explore zoo:ddf_mul_resnet14_32px.digits IMAGE...
     python scripts/visualize explore runs/ddf_up_net_x8/best.pt 0 3
     python scripts/visualize curves runs/a runs/b --output ab.png
     python scripts/visualize operation --output docs/images/ddf.png
 
-filters      the spatial filters that a DDF layer predicts for an image: at points of it, and each tap over all of it
-explore      a page to explore the dynamic filters of a network, pixel by pixel: opens in any browser, needs no server
-detections   boxes, classes and scores on images
-depth        guidance, low-resolution input, bicubic, the network's output, truth and errors, side by side
-curves       loss, top-1 and learning rate of runs, from the metrics.jsonl of each
-operation    the decoupled dynamic filter operation: the figure of the README
+    filters      the spatial filters that a DDF layer predicts for an image:
+                 at points of it, and each tap over all of it
+    explore      a page to explore the dynamic filters of a network, pixel by
+                 pixel: opens in any browser, needs no server
+    detections   boxes, classes and scores on images
+    depth        guidance, low-resolution input, bicubic, the network's output,
+                 truth and errors, side by side
+    curves       loss, top-1 or mAP, and learning rate of runs, from the
+                 metrics.jsonl of each
+    operation    the decoupled dynamic filter operation: the README's figure
 
 Each command has its own --help. Exit code 2 for a mistake in the input, or if matplotlib is missing.
 """

@@ -12,26 +12,32 @@ from ddfnet.utils.files import read_jsonl
 
 Records = list[dict[str, Any]]
 KINDS = {"train": (":", "training"), "val": ("-", "validation"), "val_ema": ("--", "validation, EMA weights")}
+METRICS = {"top1": "top-1, %", "map_macro": "mAP (mean over classes), %"}
 
 
 def draw_curves(runs: list[Path]) -> Figure:
-    """Loss, top-1 and learning rate over epochs; one color per run, one line style per kind of record."""
+    """Loss, top-1 (or mAP of multi-label runs) and learning rate over epochs; one color per run, one line style per
+    kind of record."""
     figure = Figure(figsize=(12, 3.9), dpi=120, layout="constrained")
     loss, top1, rate = figure.subplots(1, 3)
     sizes: set[int] = set()  # of the validation sets
+    metrics: set[str] = set()
     short = len({run.name for run in runs}) == len(runs)  # the name alone tells the runs apart
     for color, run in zip(SERIES * len(runs), runs, strict=False):
         records, name = _read_run(run), run.name if short else str(run)
+        metric = next((key for key in METRICS if any(key in record for record in records)), "top1")
+        metrics.add(metric)
         for kind, (style, label) in KINDS.items():
             label = f"{name}: {label}" if len(runs) > 1 else label
             line = {"color": color, "ls": style, "lw": 1.8, "label": label}
             _line(loss, records, kind, "loss", **line)
-            _line(top1, records, kind, "top1", **line)
+            _line(top1, records, kind, metric, **line)
         _line(rate, records, "train", "lr", color=color, lw=1.8, label=name)
-        _mark_best(top1, records, color)
+        _mark_best(top1, records, metric, color)
         sizes |= {record["n"] for record in records if record["kind"] == "val" and "n" in record}
     counted = f", n = {', '.join(f'{n:,}' for n in sorted(sizes))} images" if sizes else ""
-    for axes, title in ((loss, "loss, nats"), (top1, f"top-1, %{counted}"), (rate, "learning rate")):
+    quality = " and ".join(METRICS[metric] for metric in METRICS if metric in metrics) or METRICS["top1"]
+    for axes, title in ((loss, "loss, nats"), (top1, f"{quality}{counted}"), (rate, "learning rate")):
         axes.set(title=title, xlabel="epoch")
         axes.grid(color="#E4E8EC")
         axes.spines[["top", "right"]].set_visible(False)
@@ -55,11 +61,11 @@ def _line(axes: Axes, records: Records, kind: str, key: str, **style: Any) -> No
         axes.plot(*zip(*points, strict=True), **style)
 
 
-def _mark_best(axes: Axes, records: Records, color: str) -> None:
+def _mark_best(axes: Axes, records: Records, metric: str, color: str) -> None:
     """A dot on the best evaluation, and its value in the legend."""
     # The weights that training ranks: EMA weights where there are any.
     kind = "val_ema" if any(r["kind"] == "val_ema" for r in records) else "val"
-    points = [(r["top1"], r["epoch"]) for r in records if r["kind"] == kind and r.get("top1") is not None]
+    points = [(r[metric], r["epoch"]) for r in records if r["kind"] == kind and r.get(metric) is not None]
     if points:
         value, epoch = max(points, key=lambda point: point[0])
         axes.plot([epoch], [value], "o", color=color, ms=6, label=f"best: {value:.2f}")

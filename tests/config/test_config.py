@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ddfnet.engine.run_folder import check_same_run
+from ddfnet.optim import learning_rate
 from ddfnet.tasks import check_config, load_config
 from ddfnet.tasks.plan import plan_run
 from ddfnet.utils.errors import ConfigError
@@ -83,9 +84,14 @@ def test_numbers_as_people_write_them(minimal, text, value):
         ("train.epochs=2.5", ["train.epochs=2.5", "whole number"]),
         ("train.epochs=0", ["train.epochs=0", "at least 1"]),
         ("run.tensorboard=yes", ["run.tensorboard='yes'", "true or false"]),
+        ("run.trackers=[tensorbord]", ["run.trackers", "'tensorboard'", "'mlflow'"]),
+        ("run={trackers: [tensorboard], tensorboard: false}", ["run.tensorboard=false", "contradict"]),
+        ("profile.steps=5:3", ["profile.steps=5:3", "10:15"]),
+        ("profile.steps=10-15", ["profile.steps=10-15", "text like"]),
         ("data.workers=-1", ["data.workers=-1", "at least 0", "auto"]),
         ("data.timeout=0", ["data.timeout=0", "greater than 0"]),
         ("data.timeout=.inf", ["data.timeout", "finite"]),
+        ("run.device=metal", ["run.device=metal", "auto", "cuda", "cpu", "mps"]),
         ("data.start_method=thread", ["data.start_method=thread", "fork", "forkserver", "spawn"]),
         ("data.max_broken=0.1", ["data.max_broken (command line) is called data.max_corrupt now: rename it"]),
         ("train.freeze=layer1", ["train.freeze=layer1", "a list", "all_but_head"]),
@@ -159,6 +165,11 @@ def test_mistakes_name_key_value_and_fix(minimal, override, parts):
 )
 def test_what_multi_label_refuses(minimal, override, part):
     assert part in fails(minimal, "data.multi_label=true", "loss.name=bce", override)
+
+
+def test_small_classes_are_not_counted_twice(minimal):
+    message = fails(minimal, "data.sampler=balanced", "loss.class_weights=auto")
+    assert "small classes twice: set one of them" in message
 
 
 def test_all_faults_are_reported_at_once(minimal):
@@ -269,6 +280,11 @@ def test_paper_recipe_is_the_released_one():
         (["optim.base_batch=512"], "optim.base_batch", "optim.lr is used"),
         (["optim.clip_mode=value"], "optim.clip_mode", "clip_grad is null"),
         (["optim.name=adamw", "optim.momentum=0.5"], "optim.momentum", "adamw has none"),
+        (
+            ["model.in_chans=1", "augment.color_jitter=0", "data.decoder=torchcodec"],
+            "data.decoder",
+            "images of 1 channel(s) are decoded by Pillow",
+        ),
         (["data.workers=0", "data.timeout=60"], "data.timeout", "data.workers is 0"),
         (["data.workers=0", "data.start_method=spawn"], "data.start_method", "data.workers is 0"),
         (["augment.mixup_mode=elem"], "augment.mixup_mode", "are 0"),
@@ -280,6 +296,18 @@ def test_paper_recipe_is_the_released_one():
         (["optim.base_scaling=sqrt"], "optim.base_scaling", "optim.lr is used"),
         (["train.early_stop=3"], "train.early_stop", "the run has 3 epochs"),
         (["schedule.warmup_lr=1e-5"], "schedule.warmup_lr", "warmup_epochs is 0"),
+        (["schedule={name: step, milestones: [1, 3, 4.5]}"], "schedule.milestones", ": 3 and 4.5 is after the end, 3"),
+        (
+            ["schedule={name: step, milestones: [1.5, 2], warmup_epochs: 1, warmup_prefix: true}"],
+            "schedule.milestones",
+            ": 2 from the end of the warm-up (schedule.warmup_prefix), epoch 1, is after the end, 3 epochs",
+        ),
+        (["schedule={name: step, decay_epochs: 3}"], "schedule.decay_epochs", ": 3 is after the end, 3 epochs"),
+        (
+            ["schedule={name: step, decay_epochs: 2, warmup_epochs: 1, warmup_prefix: true}"],
+            "schedule.decay_epochs",
+            ": 2 from the end of the warm-up (schedule.warmup_prefix), epoch 1, is after the end, 3 epochs",
+        ),
     ],
 )
 def test_keys_without_effect_are_said(minimal, overrides, key, reason):
@@ -290,6 +318,10 @@ def test_keys_without_effect_are_said(minimal, overrides, key, reason):
 
 def test_effective_and_unwritten_keys_are_not_noted(minimal):
     assert load_config(minimal).ineffective_keys() == []
+    for schedule in ("milestones: [1, 2.5]", "decay_epochs: 2.5", "decay_epochs: 2, warmup_epochs: 1"):
+        assert load_config(minimal, [f"schedule={{name: step, {schedule}}}"]).ineffective_keys() == []
+    assert load_config(minimal, ["data.decoder=torchcodec"]).ineffective_keys() == []
+    assert load_config(minimal, ["data.decoder=pillow", "model.in_chans=1"]).ineffective_keys() == []
     assert load_config(minimal, ["augment.color_jitter=0.3", "optim.momentum=0.5"]).ineffective_keys() == []
     mixed = ["loss.name=bce", "loss.bce_threshold=0.2", "loss.label_smoothing=0.1", "augment.mixup=0.1"]
     assert load_config(minimal, mixed).ineffective_keys() == []
@@ -312,6 +344,18 @@ def test_a_schedule_above_its_peak_is_refused():
     )
     with pytest.raises(ConfigError, match=r"schedule\.min_lr=10 is above the peak rate 0\.1"):
         plan_run(config, world_size=1, train_images=100)
+
+
+def test_a_fall_within_a_step_is_refused(minimal):
+    def derived(decay_epochs):
+        config = load_config(minimal, [f"schedule={{name: step, decay_epochs: {decay_epochs}}}"]).config
+        return config, plan_run(config, world_size=1, train_images=4 * config.train.batch_size)
+
+    with pytest.raises(ConfigError, match=r"schedule\.decay_epochs=0\.1 .*an epoch has 4: set it to at least 0\.25"):
+        derived(0.1)
+    config, plan = derived(0.15)  # 0.6 steps
+    rates = [learning_rate(step, config.schedule, plan) for step in range(3)]
+    assert rates == pytest.approx([plan.lr, plan.lr / 10, plan.lr / 100])
 
 
 def test_a_run_of_an_earlier_version_resumes_under_the_present_names(minimal, tmp_path):

@@ -12,11 +12,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from synthetic_images import make_tree
 
 from ddfnet.data import val_cache
 from ddfnet.data.dataset import EvalDataset
-from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.data.preprocessing import EvalTransform, Preprocessing
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.data.val_cache import ValCache
 from ddfnet.utils.errors import ConfigError, DataError
@@ -118,6 +119,28 @@ def test_other_versions_of_the_libraries_make_other_pixels(index, small, folder,
     with caplog.at_level(logging.WARNING, logger="ddfnet"):
         assert not ValCache(folder, index, small).complete
     assert "is stale, other pillow" in caplog.text
+
+
+def test_a_cache_of_before_32_bit_gray_was_read_is_made_anew(tree, folder, small, monkeypatch, caplog):
+    path = next(tree.rglob("*.png"))
+    gray = np.arange(64 * 64, dtype=np.int32).reshape(64, 64) // 16
+    Image.fromarray(gray).save(path.with_suffix(".tif"))
+    path.unlink()
+    index = index_folder(tree)
+    (i,) = [i for i in range(len(index)) if str(index.name(i)).endswith(".tif")]
+    with monkeypatch.context() as before:
+        before.setattr(val_cache, "_FORMAT", 1)
+        old = ValCache(folder, index, small)
+        for row in range(len(index)):
+            old.write(row, np.zeros(old.shape[1:], np.uint8))  # black, as it was read then
+        old = ValCache(folder, index, small)
+        assert old.complete
+    with caplog.at_level(logging.WARNING, logger="ddfnet"):
+        cache = ValCache(folder, index, small)
+    assert f"{old.path} is stale, other format: delete it" in caplog.text
+    assert not cache.complete
+    expected = EvalTransform(small)(Image.fromarray(gray.astype(np.uint8)).convert("RGB"))
+    assert torch.equal(images(index, small, cache)[i], expected)
 
 
 def test_the_same_files_in_another_place_are_the_same_images(index, small, folder, tree, tmp_path):

@@ -105,6 +105,13 @@ def test_multi_label_from_training_to_prediction(uneven_config, uneven_tree, tmp
     assert (written["threshold"], written["classes"]) == (0.3, 4)
     assert (folder / "eval_best" / "per_class.csv").read_text().count("\n") == 5
     assert "mAP, mean over classes" in (folder / "eval_best" / "report.md").read_text()
+    again = evaluate_checkpoint(best, device="cpu", workers=0, threshold="0.9")
+    (kept,) = (folder / "eval_best" / "earlier").iterdir()
+    assert json.loads((kept / "report.json").read_text()) == written
+    assert json.loads((folder / "eval_best" / "report.json").read_text())["threshold"] == again.threshold == 0.9
+    evaluate_checkpoint(best, device="cpu", workers=0, threshold="0.9")  # the same replaces
+    assert [*(folder / "eval_best" / "earlier").iterdir()] == [kept]
+    assert "had a report that differs in threshold: it is kept in" in capsys.readouterr().out
     other = evaluate_checkpoint(best, device="cpu", workers=0, threshold="0.9", data=uneven_tree, output=tmp_path / "e")
     assert (other.metrics["map_macro"], other.threshold) == (report.metrics["map_macro"], 0.9)
     with pytest.raises(UserError, match="--tta cannot be used with a multi-label checkpoint"):

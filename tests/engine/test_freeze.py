@@ -35,7 +35,8 @@ def test_patterns_name_modules_and_parameters():
     assert "layer3.0.bn2.bias" not in trainable(model)
     assert "layer3.0.bn2.weight" in trainable(model)
     frozen = {name for name, module in model.named_modules() if module in freeze.norms}
-    assert {"bn1", "layer1.0.bn1", "layer2.0.downsample.1", "layer3.0.bn2"} <= frozen
+    assert {"bn1", "layer1.0.bn1", "layer2.0.downsample.1"} <= frozen
+    assert not any(name.startswith("layer3") for name in frozen)  # their weights train
     assert not any(name.startswith("layer4") for name in frozen)
 
 
@@ -45,6 +46,20 @@ def test_all_but_head_leaves_the_classifier(name, head):
     model = ddfnet.create_model(name, num_classes=3)
     Freeze(model, "all_but_head")
     assert {parameter.rpartition(".")[0] for parameter in trainable(model)} == head
+
+
+def test_norms_that_train_in_part_keep_taking_statistics():
+    """['*.bias'] leaves the weights of all norms to train; both of one freeze it."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    freeze = Freeze(model, ["*.bias", "2.weight"])
+    model.train()
+    freeze.hold()
+    assert [module.training for module in model] == [True, True, False]
+    image = torch.randn(4, 3, 2, 2) + 5
+    first = model[0](image)
+    model(image)
+    torch.testing.assert_close(model[1].running_mean, 0.1 * first.mean((0, 2, 3)))  # from 0, momentum 0.1
+    assert torch.equal(model[2].running_mean, torch.zeros(3))
 
 
 def test_norms_without_parameters_are_frozen_by_name():

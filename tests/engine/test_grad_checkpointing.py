@@ -40,6 +40,39 @@ def test_same_gradients_and_statistics_from_less_that_is_kept(name):
     assert kept_again < kept / 2
 
 
+class Counted(nn.Module):
+    """A batch norm, and a buffer that something else writes during the backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(2)
+        self.register_buffer("steps", torch.zeros(()))
+
+
+def test_other_buffers_may_change_in_the_backward_pass():
+    model = Counted().train()
+    with kept_buffers(model):
+        model.norm(torch.ones(2, 2, 1, 1))
+        model.steps += 1
+    assert model.steps == 1
+    assert model.norm.running_mean.tolist() == [0, 0]
+    assert model.norm.num_batches_tracked == 0
+
+
+def test_statistics_are_put_back_after_an_error_too():
+    model = Counted().train()
+
+    def fails():
+        with kept_buffers(model):
+            model.norm(torch.ones(2, 2, 1, 1))
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fails()
+    assert model.norm.running_mean.tolist() == [0, 0]
+    assert model.norm.num_batches_tracked == 0
+
+
 def test_a_run_has_the_same_bits_and_resumes(tiny_config, tmp_path, monkeypatch):
     keys = ("train.ema={decay: 0.9}", "model.drop_rate=0.1", "train.freeze=[layer1]")
     plain = whole_run(tiny_config, tmp_path / "plain", *keys)

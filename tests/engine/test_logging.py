@@ -14,7 +14,7 @@ RECORD = {
 
 
 def make(folder, **changes):
-    return RunLog(folder, **{"active": True, "tensorboard": False, "total_steps": 100, **changes})
+    return RunLog(folder, **{"active": True, "total_steps": 100, **changes})
 
 
 def test_records_after_the_resumed_step_are_dropped_and_a_cut_line_is_survived(tmp_path):

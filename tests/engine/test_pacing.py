@@ -1,5 +1,8 @@
 """The plateau schedule and early stopping: torch's rule, and the same end however often a run is interrupted."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -9,7 +12,7 @@ from ddfnet.engine.train import train
 from ddfnet.tasks import check_config, load_config
 from ddfnet.tasks.plan import RunPlan
 from ddfnet.utils.files import read_jsonl
-from tests.engine.runs import assert_resumes_exactly, state
+from tests.engine.runs import assert_resumes_exactly, state, whole_run
 
 PLAN = RunPlan(1, 1, 0.4, 10, schedule_steps=200, warmup_steps=15, total_steps=200)
 
@@ -41,6 +44,39 @@ def test_plateau_falls_where_torchs_does(lower_is_better):
         rates.append(paced_learning_rate(10 * epoch, run, PLAN, plateau))
         assert rates[-1] == optimizer.param_groups[0]["lr"]
     assert len(set(rates)) == 4  # 0.4, 0.2, 0.1, 0.06
+    assert plateau["falls"] == 3
+
+
+def test_changes_of_rate_and_schedule_are_heard_after_falls():
+    run = config(schedule={"name": "plateau", "patience": 0, "gamma": 0.5, "min_lr": 0.15, "warmup_epochs": 1.5})
+    plateau = {}
+    for epoch in range(2, 9):  # falls at the 2nd and 3rd to 0.2 and 0.15; those after these change nothing
+        plateau = plateau_after(50, 10 * epoch, run, PLAN, plateau, lower_is_better=False)
+    assert paced_learning_rate(90, run, PLAN, plateau) == 0.15
+
+    def after(plan=PLAN, **schedule):
+        return paced_learning_rate(90, config(schedule={"warmup_epochs": 1.5, **schedule}), plan, plateau)
+
+    assert after(replace(PLAN, lr=4.0), name="plateau", gamma=0.5, min_lr=0.15) == 1.0  # two falls
+    assert after(name="plateau", gamma=0.1) == pytest.approx(0.004)
+    assert after(name="plateau", gamma=0.5, min_lr=0.01) == 0.1
+    assert after(name="constant") == 0.4
+    assert after(name="cosine") == pytest.approx(0.2 * (1 + math.cos(math.pi * 90 / 200)))
+
+
+def test_a_run_resumes_with_another_rate_or_schedule(tiny_config, tmp_path):
+    folder, keys = tmp_path / "run", (*STILL, "checkpoints.keep=0")
+    paced = ("schedule.name=plateau", "schedule.patience=0", "schedule.gamma=0.5")
+    whole_run(tiny_config, folder, *keys, *paced, "train.epochs=3")
+    falls = state(folder)["plateau"]["falls"]
+    assert falls >= 1
+
+    def rate(epochs, *more):
+        whole_run(tiny_config, folder, *keys, *more, f"train.epochs={epochs}", "run.allow_changes=true")
+        return [record["lr"] for record in read_jsonl(folder / "metrics.jsonl") if record["kind"] == "train"][-1]
+
+    assert rate(4, *paced, "optim.lr=1e-8") == pytest.approx(1e-8 * 0.5**falls)
+    assert rate(5, "schedule.name=constant") == 1e-9
 
 
 @pytest.mark.parametrize(
@@ -69,7 +105,7 @@ def test_plateau_in_a_run_is_exact_under_resume(tiny_config, tmp_path, monkeypat
     rates = [record["lr"] for record in records if record["kind"] == "train"]
     assert rates[0] == 1e-9
     assert rates[-1] < 3e-10
-    assert end["plateau"]["lr"] <= rates[-1]
+    assert rates[-1] == 1e-9 * 0.5 ** (end["plateau"]["falls"] - 1)  # the last epoch's evaluation is a fall, too
 
 
 def test_early_stopping_keeps_its_count_and_stays_stopped(tiny_config, tmp_path, monkeypatch, capsys):

@@ -152,7 +152,7 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path):
 def test_records_wait_until_the_disk_has_space_again(tiny_config, tmp_path, monkeypatch, caplog):
     from ddfnet.engine.logging import RunLog
 
-    log = RunLog(tmp_path, active=True, tensorboard=False, total_steps=3)
+    log = RunLog(tmp_path, active=True, total_steps=3)
     log.evaluation(1, 0.1, "val", {"n": 1})
     whole = (tmp_path / "metrics.jsonl").read_bytes()
 

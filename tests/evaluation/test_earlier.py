@@ -40,6 +40,14 @@ def test_other_options_keep_the_files_of_the_report_alone(tmp_path):
     assert str(keep_earlier(tmp_path, "report.json", SAME)).endswith("2026-11-27T10-00-00-2")
 
 
+def test_a_threshold_is_an_option_although_it_stands_among_the_results(tmp_path):
+    results = ["top1", "data", "threshold"]
+    write(tmp_path, top1=4.0, threshold=0.5)
+    assert keep_earlier(tmp_path, "report.json", {**SAME, "threshold": 0.5}, results=results) == ""
+    line = keep_earlier(tmp_path, "report.json", {**SAME, "threshold": 0.9}, results=results)
+    assert "differs in threshold: it is kept in" in line
+
+
 def test_sets_are_compared_by_their_data(tmp_path):
     sets = {"val": {"data": "a", "top1": 1.0}, "v2": {"data": "b", "top1": 2.0}}
     (tmp_path / "sets.json").write_text(json.dumps({"checkpoint": "x", "sets": sets, "files": ["sets.json"]}))

@@ -1,4 +1,4 @@
-"""Runs interpreter_cases.py and interpreter_norm_cases.py with TRITON_INTERPRET=1.
+"""Runs interpreter_cases.py, interpreter_norm_cases.py and interpreter_training_cases.py with TRITON_INTERPRET=1.
 
 It has to be set before the kernels are imported.
 """
@@ -39,7 +39,7 @@ def test_kernels_in_the_interpreter():
             [*command, str(HERE / file), *choice],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for file, *choice in [*parts, ("interpreter_norm_cases.py",)]
+        for file, *choice in [*parts, ("interpreter_norm_cases.py",), ("interpreter_training_cases.py",)]
     ]  # fmt: skip
     for run in runs:
         output = run.communicate()[0]

@@ -18,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from ddfnet.ops.ddf import tiling
 from scripts.dev import compile_matrix
-from scripts.dev.offline_compile import compile_launch, missing_tools, record_launches
+from scripts.dev.offline_compile import compile_launch, missing_tools, record_launches, record_trained
 
 if missing_tools():
     pytest.skip(missing_tools(), allow_module_level=True)
@@ -29,6 +29,9 @@ CASES += [(kernel, 80, compile_matrix.Branch()) for kernel in compile_matrix.BRA
 BRANCH = compile_matrix.Branch()
 BETWEEN = compile_matrix.Between()
 CASES += [(kernel, arch, BETWEEN) for kernel in BETWEEN.record() for arch in (80, 90)]
+TRAINED = compile_matrix.Trained()
+CASES += [(kernel, 90, TRAINED) for kernel in TRAINED.record()]
+CASES += [("ddf_backward_filters_kernel", 100, TRAINED)]  # where registers are shortest
 FAST_KERNELS = compile_matrix.KERNELS[:3]  # those of channels_last tensors
 CASES += [(kernel, arch, compile_matrix.Variant()) for kernel in FAST_KERNELS for arch in (80, 86, 89, 100)]
 FAST = (2, 64, 56, 56)
@@ -70,6 +73,15 @@ def test_normalizing_in_the_kernels_takes_few_instructions():
     assert within[0].registers <= 100
     branch, between = (compile_matrix.compile_job((v, "spatial_filters_kernel", 90))[0] for v in (BRANCH, BETWEEN))
     assert between.registers <= branch.registers  # else the compiler computes the normalized x twice
+
+
+@pytest.mark.parametrize("kernel", ["batch_norm_merge_kernel", "batch_norm_backward_kernel"])
+def test_first_launches_in_training_compile_within_limits(kernel):
+    """Those of the kernels that are launched with other constants later: which the cases above have."""
+    options = {"dtype": torch.bfloat16, "kernel_size": 3, "stride": 1, "heads": 1}
+    first, last = (record_trained((32, 64, 56, 56), **options, first=first)[kernel] for first in (True, False))
+    assert first.constants != last.constants
+    assert not compile_launch(first, 90).faults(90)
 
 
 def test_alignment_is_what_makes_loads_wide(monkeypatch):

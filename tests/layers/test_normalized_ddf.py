@@ -8,9 +8,11 @@ from timm.models.resnet import Bottleneck
 from torch import nn
 
 from ddfnet import DDF
-from ddfnet.layers.normalized_ddf import normalized_ddf, one_by_one
+from ddfnet.layers.normalized_ddf import absorbs_trained_norms, normalized_ddf, one_by_one
 from ddfnet.models.ddf_resnet import DDFBottleneck
 from ddfnet.models.fold import fold_batch_norm
+from ddfnet.ops.ddf_layer.arguments import TrainedNorm
+from ddfnet.ops.ddf_layer.training import ddf_layer_trained
 
 
 def make(channels=8, **options):
@@ -52,11 +54,65 @@ def test_without_triton_the_layers_are_called():
     torch.autograd.gradcheck(lambda x: normalized_ddf(x, *layers), x[:1, :, :4, :3].detach().requires_grad_())
 
 
+def trained(x, layers):
+    """z and the batch's mean and unbiased variance before each normalization, by the operator."""
+    before, _, ddf, after, *_ = layers
+    weights, settings = ddf.operands()
+    norms = [TrainedNorm(norm.weight, norm.bias, norm.eps) for norm in (before, after)]
+    return ddf_layer_trained(x, norms[0], weights, norms[1], settings)
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "heads": 2, "combine": "add"}], ids=str)
+def test_the_definition_of_training_is_the_layers_one_by_one(options):
+    """And its gradients, by formula, are autograd's: 1e-9, as the layer takes 1e-10 for small in some of them."""
+    layers = make(**options).train()
+    layers[0].weight.data[2] = 0
+    x = torch.randn(2, 8, 7, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    twin = copy.deepcopy(layers)
+    z, *moments = trained(x, layers)
+    expected = one_by_one(x, *twin)
+    torch.testing.assert_close(z, expected, rtol=1e-10, atol=1e-10)
+    grad_z = torch.randn_like(z)
+    grads = torch.autograd.grad(z, [x, *layers.parameters()], grad_z)
+    for a, b in zip(grads, torch.autograd.grad(expected, [x, *twin.parameters()], grad_z), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8)
+    for norm, other, (mean, variance) in zip(layers[::3], twin[::3], moments, strict=True):
+        torch.testing.assert_close(torch.lerp(norm.running_mean, mean, 0.1), other.running_mean)
+        torch.testing.assert_close(torch.lerp(norm.running_var, variance, 0.1), other.running_var)
+
+
+def test_what_the_operator_of_training_takes_the_place_of():
+    layers = make(8).train()
+    assert absorbs_trained_norms(*layers)
+    assert not absorbs_trained_norms(*copy.deepcopy(layers).eval())
+    for index in (0, 3):
+        others = {
+            "frozen": copy.deepcopy(layers[index]).eval(),
+            "average over all batches": nn.BatchNorm2d(8, momentum=None),
+            "no statistics": nn.BatchNorm2d(8, track_running_stats=False),
+            "no weights": nn.BatchNorm2d(8, affine=False),
+            "synchronized": nn.SyncBatchNorm(8),
+            "group norm": nn.GroupNorm(2, 8),
+        }
+        for name, other in others.items():
+            network = copy.deepcopy(layers)
+            network[index] = other
+            assert not absorbs_trained_norms(*network), name
+    for index in range(6):
+        network = copy.deepcopy(layers)
+        network[index].register_full_backward_hook(lambda *_: None)
+        assert not absorbs_trained_norms(*network)
+    network = copy.deepcopy(layers)
+    network[4] = nn.Dropout2d(0.5)
+    assert not absorbs_trained_norms(*network)
+
+
 def blocks():
     """Blocks with everything that timm's bottleneck has."""
     downsample = nn.Sequential(nn.Conv2d(16, 32, 1, 2, bias=False), nn.BatchNorm2d(32))
     ddf_args = {"squeeze_ratio": 0.5}
-    yield DDFBottleneck(16, 8, 2, downsample, ddf_args=ddf_args)
+    yield DDFBottleneck(16, 8, 2, downsample, ddf_args=ddf_args, fused_norms="all")
     yield DDFBottleneck(32, 8, ddf_args=ddf_args, attn_layer="se", drop_path=nn.Dropout(0.5))
     yield DDFBottleneck(32, 8, ddf_args=ddf_args, drop_block=lambda: nn.Dropout2d(0.5), fused_norms="none")
     aa_layer = nn.AvgPool2d
@@ -84,7 +140,7 @@ def test_a_block_is_timms(index, training):
 
 
 def test_an_unknown_choice_is_named():
-    with pytest.raises(ValueError, match="fused_norms must be 'none' or 'inference', got 'training'"):
+    with pytest.raises(ValueError, match="fused_norms must be 'none', 'inference' or 'all', got 'training'"):
         DDFBottleneck(32, 8, fused_norms="training")
 
 
@@ -92,8 +148,20 @@ def test_which_norms_a_block_absorbs():
     block = DDFBottleneck(32, 8, ddf_args={"squeeze_ratio": 0.5})
     assert block.absorbed_norms() == ()  # training
     assert block.eval().absorbed_norms() == (block.bn1, block.bn2)
+    block.fused_norms = "all"
+    assert block.absorbed_norms() == (block.bn1, block.bn2)
     block.fused_norms = "none"
     assert block.absorbed_norms() == ()
+
+
+def test_the_option_changes_no_state():
+    states = []
+    for name in ("none", "inference", "all"):
+        torch.manual_seed(0)
+        states.append(DDFBottleneck(32, 8, ddf_args={"squeeze_ratio": 0.5}, fused_norms=name).state_dict())
+    for state in states[1:]:
+        assert list(state) == list(states[0])
+        assert all(torch.equal(state[key], value) for key, value in states[0].items())
 
 
 def test_on_a_cpu_folding_still_folds_them():

@@ -8,7 +8,8 @@ import torch
 from timm.models import get_pretrained_cfg
 
 import ddfnet
-from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.checkpoint import FORMAT
+from ddfnet.data.preprocessing import Preprocessing, beyond_scale
 from ddfnet.models.classifier import load_classifier
 from ddfnet.models.preprocessing import foreign_preprocessing, of_record, overridden
 from ddfnet.utils.errors import CheckpointError, UserError
@@ -57,6 +58,7 @@ def test_every_record_of_timm_can_be_used():
         assert how.input_size == tuple(size)
         assert (how.crop_mode, how.crop_pct) == (cfg.crop_mode, cfg.test_crop_pct or cfg.crop_pct)
         assert (how.interpolation, how.mean, how.std) == (cfg.interpolation, tuple(cfg.mean), tuple(cfg.std))
+        assert beyond_scale(how) == []
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,9 @@ def test_the_command_line_comes_first(flags, expected):
         ({"mean": "0.5"}, r"one value per channel"),
         ({"mean": "0.5", "std": "0.5"}, r"--mean and --std take 3 values separated by commas"),
         ({"std": "0,1,1"}, r"std must be positive"),
+        ({"mean": "300,1,1"}, r"--mean \[300\.0, 1\.0, 1\.0\] must be in \[0, 1\] .* divide by 255"),
+        ({"mean": "-0.1,0,0"}, r"--mean .* must be in \[0, 1\]"),
+        ({"std": "58.395,57.12,57.375"}, r"--std \[58\.395, .* must be in \[0, 1\] .* divide by 255"),
         ({"crop_mode": "stretch"}, r"--crop-mode stretch must be 'center', 'squash' or 'border'"),
         ({"crop_pct": 7.0}, r"--crop-pct 7\.0 must be at most 1\.5"),
     ],
@@ -110,3 +115,25 @@ def test_an_option_reaches_the_network_and_its_meta(tmp_path):
 def test_a_preprocessing_of_other_channels_is_refused():
     with pytest.raises(CheckpointError, match="mean and std are of 2 channels, the network has 3"):
         preprocessing_of("resnet18", {"args": {"mean": [0.5, 0.5], "std": [0.5, 0.5]}})
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_file_whose_mean_is_of_pixels_up_to_255_is_remarked_on_and_used(tmp_path, own):
+    mean, std = (123.675, 116.28, 103.53), (0.229, 0.224, 0.225)
+    network, name = timm.create_model("resnet10t", num_classes=3), "resnet10t"
+    payload = {"arch": name, "args": argparse.Namespace(mean=list(mean), std=list(std), img_size=32)}
+    if own:
+        how = Preprocessing(size=32).replaced(mean=mean, std=std).to_dict()
+        model = {"name": name, "num_classes": 3, "kwargs": {}}
+        payload = {"format": FORMAT, "meta": {"task": "classification", "model": model, "preprocessing": how}}
+    torch.save({**payload, "model" if own else "state_dict": network.state_dict()}, tmp_path / "w.pt")
+    loaded = load_classifier(tmp_path / "w.pt")
+    assert (loaded.preprocessing.mean, loaded.preprocessing.std) == (mean, std)
+    who = "the checkpoint" if own else "args of its training"
+    assert loaded.origins["mean"] == f"{who}: not in [0, 1], as pixels are"
+    assert loaded.origins["std"] == who
+    assert f"mean 123.675 116.28 103.53 ({who}: not in [0, 1], as pixels are)" in loaded.preprocessing.line(
+        loaded.origins
+    )
+    mended = load_classifier(tmp_path / "w.pt", changes={"mean": "0.485,0.456,0.406"})
+    assert mended.origins["mean"] == "--mean"

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import ddfnet
-from ddfnet.checkpoint import read_weights, save_safetensors
+from ddfnet.checkpoint import Weights, read_weights, save_safetensors
 from ddfnet.models.classifier import load_classifier
 from ddfnet.models.weights import checkpoint_filter, classifier_names, load_weights, read_source
 from ddfnet.utils.errors import CheckpointError, UserError
@@ -420,3 +420,30 @@ def test_a_preprocessing_that_cannot_be_used_is_one_line(folder, change):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"cannot be used here: [^\n]+$"):
         load_classifier(folder)
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "rule"),
+    [
+        (3, 1, lambda w: w.sum(1, keepdim=True)),
+        (3, 2, lambda w: 1.5 * w[:, :2]),
+        (3, 4, lambda w: 0.75 * w[:, [0, 1, 2, 0]]),
+        (12, 4, lambda w: w.unflatten(1, (4, 3)).sum(2)),  # a stem that folds 2 x 2 pixels of RGB, of gray
+    ],
+)
+def test_weights_for_color_are_adapted_to_other_channels(there, wanted, rule):
+    state, network = fresh(in_chans=there).state_dict(), fresh(in_chans=wanted)
+    line = load_weights(network, Weights(state, None, "model"), source="w.pt", name=NAME, new_classifier=True)
+    assert line == f"adapted conv1.0 from {there} to {wanted} channels"
+    torch.testing.assert_close(network.state_dict()["conv1.0.weight"], rule(state["conv1.0.weight"]))
+
+
+@pytest.mark.parametrize(("there", "wanted"), [(4, 1), (2, 1), (1, 3), (4, 3), (2, 4), (6, 4), (6, 3)])
+def test_weights_for_other_inputs_than_color_are_not_adapted(there, wanted):
+    weights = Weights(fresh(in_chans=there).state_dict(), None, "model")
+    words = (
+        rf"w\.pt is of a network whose conv1\.0 takes {there} channels, .* model\.in_chans takes {wanted}: .*"
+        rf"set model\.in_chans={there}, or"
+    )
+    with pytest.raises(CheckpointError, match=words):
+        load_weights(fresh(in_chans=wanted), weights, source="w.pt", name=NAME, new_classifier=True)

@@ -1,6 +1,7 @@
 """Distillation: the loss by hand, the teacher's own images, and whose classes fit."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ import ddfnet
 from ddfnet.checkpoint import save_checkpoint
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.engine.train import train
+from ddfnet.evaluation.class_names import imagenet_classes
 from ddfnet.models.classifier import load_classifier
 from ddfnet.tasks import load_config
-from ddfnet.tasks.distill import DistillConfig, Distiller
+from ddfnet.tasks.distill import DistillConfig, Distiller, _columns
 from ddfnet.utils.errors import ConfigError
 from tests.conftest import CLASSES
 
@@ -87,6 +89,50 @@ def test_classes_of_the_teacher_in_another_order_or_more_of_them(teacher):
     assert torch.equal(some, whole[:, [CLASSES.index("ring"), CLASSES.index("cross")]])
 
 
+def columns(*, names, its_outputs, classes, outputs):
+    """`_columns` of a teacher of whom only this is known."""
+    about = SimpleNamespace(classes=names, num_classes=its_outputs)
+    return _columns(about, "t.pt", classes, outputs)
+
+
+TEN, IMAGENET = [f"c{i}" for i in range(10)], imagenet_classes()
+OWN_1000 = [f"c{i}" for i in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("names", "its_outputs", "classes", "outputs", "expected"),
+    [
+        (None, 12, TEN, 12, None),  # nobody knows: by place
+        (TEN, 10, TEN, 10, None),
+        (TEN, 12, TEN, 12, None),
+        (TEN, 12, TEN, 10, list(range(10))),
+        (TEN, 10, TEN[::-1], 10, list(range(9, -1, -1))),
+        (TEN, 10, ["c7", "c2"], 2, [7, 2]),
+        (None, 1000, IMAGENET, 1000, None),
+        (None, 1000, IMAGENET[:10], 1000, None),
+        (None, 1000, [IMAGENET[482], IMAGENET[0]], 2, [482, 0]),
+    ],
+)
+def test_outputs_are_paired_by_the_names_that_are_known(names, its_outputs, classes, outputs, expected):
+    assert columns(names=names, its_outputs=its_outputs, classes=classes, outputs=outputs) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "its_outputs", "classes", "outputs", "message"),
+    [
+        (None, 12, TEN, 10, "and does not name them, the student has 10 outputs: train a"),
+        (None, 1000, OWN_1000, 1000, "among them no c0: train a teacher"),
+        (None, 1000, IMAGENET[10:20], 1000, "1000 outputs for 10 classes: set model.num_classes=10"),
+        (TEN, 12, TEN[::-1], 12, "12 outputs for 10 classes: set model.num_classes=10"),
+        (TEN, 10, TEN, 12, "12 outputs for 10 classes: set model.num_classes=10"),
+        (TEN, 12, [*TEN, "x", "y"], 12, "among them no x"),
+    ],
+)
+def test_outputs_are_never_paired_by_place_against_their_names(names, its_outputs, classes, outputs, message):
+    with pytest.raises(ConfigError, match=f"^distill.teacher=t.pt tells {its_outputs} classes apart.*{message}"):
+        columns(names=names, its_outputs=its_outputs, classes=classes, outputs=outputs)
+
+
 @pytest.mark.parametrize(
     ("classes", "teacher_name", "message"),
     [
@@ -105,7 +151,7 @@ def test_a_name_of_timm_is_a_teacher_with_its_weights(monkeypatch):
     weights = ddfnet.create_model("resnet18")
     monkeypatch.setattr("ddfnet.models.weights.create_model", lambda name, pretrained: weights)
     config = DistillConfig(teacher="resnet18.a1_in1k")
-    ours = Distiller(config, OWN, classes=[str(i) for i in range(1000)], outputs=1000, size=32)
+    ours = Distiller(config, OWN, classes=imagenet_classes(), outputs=1000, size=32)
     image = torch.randn(1, 3, 32, 32)
     scale = image * ours.scale + ours.shift if ours.scale is not None else image
     assert torch.equal(ours.logits(image), weights.eval()(scale))

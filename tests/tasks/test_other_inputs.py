@@ -142,6 +142,11 @@ def test_mean_and_std_of_other_channels_come_from_those_of_rgb(tiny_config):
             ["data.input.size=[16, 24, 32]"],
             r"data\.input\.size=\[16, 24, 32\] .* must be a whole number, or a list of 2",
         ),
+        (
+            ["data.input.mean=[123.675, 116.28, 103.53]"],
+            r"data\.input\.mean=\[123\.675, 116\.28, 103\.53\] .*must be in \[0, 1\] .*divide by 255",
+        ),
+        (["data.input.std=[0.2, 1.5, 0.2]"], r"data\.input\.std=\[0\.2, 1\.5, 0\.2\] .*must be in \[0, 1\]"),
         (["data.input.size=[16]"], r"data\.input\.size=\[16\] .* must be a whole number, or a longer list"),
     ],
 )

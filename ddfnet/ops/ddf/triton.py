@@ -24,31 +24,36 @@ def forward(args: Arguments) -> Tensor:
     return forward_dense(_dense(args)) if args.x.numel() else args.empty_output()
 
 
-def forward_dense(args: Arguments, x_affine: Tensor | None = None, y_affine: Tensor | None = None) -> Tensor:
+def forward_dense(
+    args: Arguments, x_affine: Tensor | None = None, y_affine: Tensor | None = None, y_moments: Tensor | None = None
+) -> Tensor:
     """The same of dense arguments, with ReLUs of affine maps around it: float32 (2, C), scale and shift, or None.
 
-    y = relu(ddf(relu(x * scale + shift)) * scale + shift), the padding being zeros of what `ddf` filters.
+    y = relu(ddf(relu(x * scale + shift)) * scale + shift), the padding being zeros of what `ddf` filters. `y_moments`,
+    float32 (`forward_parts`, 3, C), gets those of y.
     """
     y = args.empty_output()
     tile = tiling.forward_tile(args)
+    unused = args.x
     _launch(
         ddf_forward_kernel,
         _block_programs(tile, args, *args.filter_size) * (args.phases // tile.phases),
         tile,
         args,
-        (
-            args.x,
-            *_filters(args),
-            y,
-            args.x if x_affine is None else x_affine,
-            args.x if y_affine is None else y_affine,
-        ),
+        (args.x, *_filters(args), y, *(unused if t is None else t for t in (x_affine, y_affine, y_moments))),
         PHASES=tile.phases,
         ACTIVATE_X=x_affine is not None,
         ACTIVATE_Y=y_affine is not None,
+        MOMENTS=y_moments is not None,
         **_weights(args),
     )
     return y
+
+
+def forward_parts(args: Arguments) -> int:
+    """Programs of the forward pass that have pixels of one channel: parts of the sums over y."""
+    tile = tiling.forward_tile(args)
+    return args.x.shape[0] * cdiv(tiling.block_count(tile, args, *args.filter_size), tile.blocks)
 
 
 def backward(grad_y: Tensor, args: Arguments, needed: Needed) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,8 +92,11 @@ def _backward_spatial(grad_y: Tensor, args: Arguments) -> Tensor:
     return grad_spatial
 
 
-def filter_partials(grad_y: Tensor, args: Arguments, needed: Needed) -> tuple[Tensor, Tensor]:
-    """Partial sums of the gradients of the filters, an empty tensor for one not needed; dense arguments.
+def filter_partials(
+    grad_y: Tensor, args: Arguments, needed: Needed, x_affine: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Partial sums of the gradients of the filters, an empty tensor for one not needed; dense arguments, and
+    x_affine as in `forward_dense`.
 
     (B, chunks, phases, k*k, C) in the accumulator dtype, and (B, tiles per head, phases*G*k*k, Ho, Wo): one tile is the
     gradient already, in the dtype of the spatial filter, several are in the accumulator dtype.
@@ -109,8 +117,9 @@ def filter_partials(grad_y: Tensor, args: Arguments, needed: Needed) -> tuple[Te
         channel_tiles * args.phases * (args.kernel_size // tile.tap_rows) * chunks,
         tile,
         args,
-        (grad_y, args.x, *_filters(args), channel_partials, spatial_partials),
+        (grad_y, args.x, *_filters(args), channel_partials, spatial_partials, args.x if x_affine is None else x_affine),
         iterations,
+        ACTIVATE_X=x_affine is not None,
         PRODUCT=args.product,
         NEED_CHANNEL=needed.channel,
         NEED_SPATIAL=needed.spatial,

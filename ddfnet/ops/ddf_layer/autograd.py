@@ -126,7 +126,7 @@ def _backward(
 
             grad_x, grads = triton.backward(grad_y, x, weights, activations, settings, need_x, need_weights)
         else:
-            grad_x, grads = _plain_backward(grad_y, x, weights, activations, settings)
+            grad_x, grads = plain_ddf_layer_backward(grad_y, x, weights, activations, settings)
     if not need_x:
         grad_x = x.new_empty(0)
     if not need_weights:
@@ -137,7 +137,7 @@ def _backward(
     )
 
 
-def _plain_backward(
+def plain_ddf_layer_backward(
     grad_y: Tensor, x: Tensor, weights: Weights, activations: Activations, settings: Settings
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The gradients by formula, for where a registered op is called without Triton."""

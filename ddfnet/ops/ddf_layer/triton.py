@@ -4,7 +4,7 @@ The channel branch between its kernels is two matrix products of (B, C), in floa
 weights would take as long.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,14 +29,19 @@ def forward(
 ) -> tuple[Tensor, Activations]:
     """y, and what backward needs; with affine maps and ReLUs around the layer, see `forward_dense` of the operator."""
     x = operator.aligned(x, torch.channels_last)
+    activations = predict_filters(x, weights, settings, x_affine)
+    return operator.forward_dense(operator_arguments(x, activations, settings), x_affine, y_affine), activations
+
+
+def predict_filters(x: Tensor, weights: Weights, settings: Settings, x_affine: Tensor | None = None) -> Activations:
+    """Both branches."""
     spatial_filter, inverse_std, pooled = spatial_filters(x, weights.spatial, weights.spatial_bias, settings, x_affine)
     hidden = F.relu_(_linear(pooled, weights.squeeze, weights.squeeze_bias))
     logits = _linear(hidden, weights.excite, weights.excite_bias)
     channel_filter = x.new_empty((x.shape[0], settings.kernel_size**2, x.shape[1]), dtype=torch.float32)
     tensors = (logits, weights.alpha, channel_filter)
     _launch_norm(channel_filters_kernel, tensors, x, settings)
-    activations = Activations(spatial_filter, inverse_std, pooled, hidden, logits, channel_filter)
-    return operator.forward_dense(_arguments(x, activations, settings), x_affine, y_affine), activations
+    return Activations(spatial_filter, inverse_std, pooled, hidden, logits, channel_filter)
 
 
 def forward_between(x: Tensor, before: BatchNorm, weights: Weights, after: BatchNorm, settings: Settings) -> Tensor:
@@ -70,23 +75,64 @@ def backward(
     """
     x = operator.aligned(x, torch.channels_last)
     grad_y = operator.aligned(grad_y, torch.channels_last)
-    arguments = _arguments(x, activations, settings)
-    channel_partials, spatial_partials = operator.filter_partials(grad_y, arguments, Needed(False, True, True))
-    pooled, hidden, logits = activations.pooled, activations.hidden, activations.logits
-
-    grads = x.new_empty((2, *logits.shape), dtype=torch.float32)
-    tensors = (channel_partials, logits, weights.alpha, grads)
-    _launch_norm(channel_filters_backward_kernel, tensors, x, settings, channel_partials.shape[1])
-    grad_hidden = torch.ops.aten.threshold_backward(grads[0] @ _matrix(weights.excite), hidden, 0)
-    grad_pooled = grad_hidden @ _matrix(weights.squeeze)
+    arguments = operator_arguments(x, activations, settings)
+    spatial_partials, of_channel = backward_filters(grad_y, arguments, weights, activations, settings)
     grad_x = operator.backward_x(grad_y, arguments) if need_x else empty(x, x.shape, torch.channels_last)
     saved = (x, weights.spatial, activations.spatial_filter, activations.inverse_std)
-    grad_logits = spatial_logits_backward(spatial_partials, grad_pooled, *saved, grad_x, settings)
+    grad_logits = spatial_logits_backward(spatial_partials, of_channel.pooled, *saved, grad_x, settings)
     if not need_weights:
         return grad_x, ()
+    # Long sums over pixels: a matrix product, which splits them over the GPU. x is a matrix already: pixels x channels.
+    grad_spatial = grad_logits.t() @ x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    return grad_x, weight_gradients(grad_spatial, grad_logits, of_channel, activations, settings)
+
+
+class ChannelGradients(NamedTuple):
+    """Float32 gradients of the channel branch: of pooled (B, C), of hidden (B, squeezed channels), and (2, B, C*k*k) of
+    the logits, and of alpha for each image."""
+
+    pooled: Tensor
+    hidden: Tensor
+    logits_and_alpha: Tensor
+
+
+def backward_filters(
+    grad_y: Tensor,
+    arguments: Arguments,
+    weights: Weights,
+    activations: Activations,
+    settings: Settings,
+    x_affine: Tensor | None = None,
+) -> tuple[Tensor, ChannelGradients]:
+    """Partial sums of the gradient of the spatial filter, and the gradients of the channel branch."""
+    needed = Needed(False, True, True)
+    channel_partials, spatial_partials = operator.filter_partials(grad_y, arguments, needed, x_affine)
+    hidden, logits = activations.hidden, activations.logits
+    grads = logits.new_empty((2, *logits.shape))
+    tensors = (channel_partials, logits, weights.alpha, grads)
+    _launch_norm(channel_filters_backward_kernel, tensors, arguments.x, settings, channel_partials.shape[1])
+    grad_hidden = torch.ops.aten.threshold_backward(grads[0] @ _matrix(weights.excite), hidden, 0)
+    return spatial_partials, ChannelGradients(grad_hidden @ _matrix(weights.squeeze), grad_hidden, grads)
+
+
+def weight_gradients(
+    grad_spatial: Tensor,
+    grad_logits: Tensor,
+    of_channel: ChannelGradients,
+    activations: Activations,
+    settings: Settings,
+) -> tuple[Tensor, ...]:
+    """Gradients of all weights and biases, of that of the spatial branch's padded weight (padded heads * taps, C)."""
+    heads, area = settings.heads, padded_area(settings.kernel_size)
+    grad_bias = grad_logits.sum(0, dtype=torch.float32)
+    grad_spatial, grad_bias = (
+        grad.unflatten(0, (-1, area))[:heads, : settings.kernel_size**2] for grad in (grad_spatial, grad_bias)
+    )
+    grads, grad_hidden = of_channel.logits_and_alpha, of_channel.hidden
     grad_excite_bias, grad_alpha = (grad.sum(0) for grad in grads)  # no two views of one sum: an op may not return them
-    of_channel = (grad_hidden.t() @ pooled, grad_hidden.sum(0), grads[0].t() @ hidden, grad_excite_bias, grad_alpha)
-    return grad_x, (*_weights_of_spatial(grad_logits, x, settings), *of_channel)
+    of_squeeze = (grad_hidden.t() @ activations.pooled, grad_hidden.sum(0))
+    of_excite = (grads[0].t() @ activations.hidden, grad_excite_bias)
+    return grad_spatial.flatten(0, 1), grad_bias.reshape(-1), *of_squeeze, *of_excite, grad_alpha
 
 
 def spatial_filters(
@@ -121,31 +167,33 @@ def spatial_logits_backward(
     inverse_std: Tensor,
     grad_x: Tensor,
     settings: Settings,
+    x_statistics: Tensor | None = None,
+    norm_partials: Tensor | None = None,
 ) -> Tensor:
     """Adds to grad_x; the gradients of the logits (B*H*W, padded heads * padded taps) in the dtype of x.
 
-    grad_partials: (B, partial sums, G*k*k, Ho, Wo) of the gradient of the spatial filter.
+    grad_partials: (B, partial sums, G*k*k, Ho, Wo) of the gradient of the spatial filter. With x_statistics, grad_x is
+    brought before the ReLU of a batch normalization, and norm_partials (`spatial_tiles`, 2, C) get its sums.
     """
     batch, channels, height, width = x.shape
     heads, area = settings.heads, padded_area(settings.kernel_size)
     grad_logits = x.new_empty((batch, height * width, padded_heads(heads) * area))
     given = (grad_partials, grad_pooled, weight.reshape(-1, channels).contiguous(), spatial_filter, inverse_std)
-    programs, parts = batch * cdiv(height * width, _BLOCK_PIXELS), grad_partials.shape[1]
-    tensors = (*given, grad_x, grad_logits)
-    _launch(spatial_filters_backward_kernel, programs, tensors, x, settings, PARTIALS=parts, num_stages=1)
+    programs, parts = spatial_tiles(x), grad_partials.shape[1]
+    # As in `spatial_filters`. Without, some tensor that is not written: torch.compile would copy one that is.
+    norm = (inverse_std,) * 3
+    if x_statistics is not None and norm_partials is not None:
+        norm = (x, x_statistics, norm_partials)
+    tensors = (*given, grad_x, grad_logits, *norm)
+    constants = {"PARTIALS": parts, "ACTIVATE_X": x_statistics is not None, "num_stages": 1}
+    constants |= {} if x_statistics is None else {"BLOCK_CHANNELS": 32}
+    _launch(spatial_filters_backward_kernel, programs, tensors, x, settings, **constants)
     return grad_logits.flatten(0, 1)
 
 
-def _weights_of_spatial(grad_logits: Tensor, x: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Gradients of weight and bias of the spatial branch."""
-    heads, area = settings.heads, padded_area(settings.kernel_size)
-    # Long sums over pixels: a matrix product, which splits them over the GPU. x is a matrix already: pixels x channels.
-    grad_weight = grad_logits.t() @ x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-    grad_bias = grad_logits.sum(0, dtype=torch.float32)
-    grad_weight, grad_bias = (
-        grad.unflatten(0, (-1, area))[:heads, : settings.kernel_size**2] for grad in (grad_weight, grad_bias)
-    )
-    return grad_weight.flatten(0, 1), grad_bias.reshape(-1)
+def spatial_tiles(x: Tensor) -> int:
+    """Programs of the spatial branch's kernels."""
+    return x.shape[0] * cdiv(x.shape[2] * x.shape[3], _BLOCK_PIXELS)
 
 
 def _matrix(weight: Tensor) -> Tensor:
@@ -157,7 +205,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, _matrix(weight), None if bias is None else bias.float())
 
 
-def _arguments(x: Tensor, activations: Activations, settings: Settings) -> Arguments:
+def operator_arguments(x: Tensor, activations: Activations, settings: Settings) -> Arguments:
     """Of the operator, with the channel filter as its kernels read it."""
     filters = (activations.channel_filter, activations.spatial_filter)
     return Arguments(x, *filters, settings.kernel_size, settings.stride, settings.dilation, settings.multiply, 1)

@@ -80,6 +80,9 @@ class DepthEvaluator:
 
 def _squared_errors(prediction: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Of each image: sum of squared errors over its valid pixels (float64), and their number."""
-    errors = (prediction.double() - batch["depth"].double()).square()
+    depth, valid = batch["depth"], batch["valid"]
+    if prediction.device.type == "mps":  # Metal has no float64
+        prediction, depth, valid = prediction.cpu(), depth.cpu(), valid.cpu()
+    errors = (prediction.double() - depth.double()).square()
     # `where`, not a product: what is not valid may be anything, NaN too.
-    return errors.where(batch["valid"], 0.0).sum((1, 2, 3)), batch["valid"].sum((1, 2, 3))
+    return errors.where(valid, 0.0).sum((1, 2, 3)), valid.sum((1, 2, 3))

@@ -12,7 +12,7 @@ from ddfnet.data.batches import Batch
 from ddfnet.data.loader import Finish
 from ddfnet.tasks.base import Task
 from ddfnet.tasks.depth.config import DepthConfig
-from ddfnet.tasks.depth.data import RGB_MEAN, RGB_STD, DepthReader, with_normal_guidance
+from ddfnet.tasks.depth.data import RGB_MEAN, RGB_STD, DepthReader, denormalize_guidance, with_normal_guidance
 from ddfnet.tasks.depth.metrics import DepthEvaluator, Record
 from ddfnet.tasks.depth.network import DDFUpNet, depth_range, sampling_phase
 from ddfnet.tasks.depth.pairs import DepthPairs, open_pairs
@@ -67,6 +67,9 @@ class DepthTask(Task[DepthConfig, DepthPairs]):
         # `where` before the square: what is not valid may be NaN, whose gradient a later one would let through.
         errors = ((model(batch["low"], batch["guidance"]) - batch["depth"]) / span).where(valid, 0.0)
         return {"loss": errors.square().sum() / valid.sum().clamp(min=1)}
+
+    def shown(self, batch: Batch, most: int) -> list[tuple[Tensor, str]]:
+        return [(image, "") for image in denormalize_guidance(batch["guidance"][:most])]
 
     def evaluator(self, device: torch.device) -> DepthEvaluator:
         return DepthEvaluator(factor=self.config.data.factor, baselines=self._baselines)

@@ -100,6 +100,10 @@ class DetectionTask(Task[DetectionConfig, CocoIndex]):
         losses = model(batch["image"], batch["target"])
         return {"loss": sum(losses.values()), **losses}
 
+    def shown(self, batch: Batch, most: int) -> list[tuple[Tensor, str]]:
+        pairs = zip(batch["image"][:most], batch["target"][:most], strict=True)
+        return [(image, f"{len(target['boxes'])} boxes") for image, target in pairs]
+
     def evaluator(self, device: torch.device) -> DetectionEvaluator:
         return DetectionEvaluator(self._val)
 

@@ -238,6 +238,28 @@ def test_the_layer_between_norms_traces_into_its_kernels_on_cuda(no_gpu_needed):
     assert [sorted(names) for names in written] == [["affines"], spatial, ["channel_filter"], ["y"]]
 
 
+def test_the_layer_between_norms_traces_into_its_kernels_in_training_on_cuda(no_gpu_needed):
+    """No kernel writes what another argument of it is, or torch.compile would copy it first."""
+    norms = [torch.nn.BatchNorm2d(64, device="cuda") for _ in range(2)]
+    ddf = DDF(64, device="cuda", dtype=torch.bfloat16)
+    x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    weights, settings = ddf.operands()
+
+    def both(x):
+        tensors = (x, *norms[0].parameters(), *norms[1].parameters(), *weights)
+        z, *saved = torch.ops.ddfnet.ddf_layer_trained(*tensors, 1e-5, 1e-5, *settings)
+        given = (weights.spatial, weights.squeeze, weights.excite, weights.alpha)
+        return (z, *torch.ops.ddfnet.ddf_layer_trained_backward(z, x, *given, *saved, *settings))
+
+    written = [sorted(names) for names in written_by_kernels(both, x)]
+    spatial = ["inverse_std", "pool_partials", "spatial_filter"]
+    assert written[:5] == [["moments"], ["merged"], spatial, ["channel_filter"], ["y", "y_moments"]]
+    assert written[5:7] == [["merged"], ["y"]]
+    backward = [["partials"], ["grad_x"], ["channel_partials", "spatial_partials"], ["grads"], ["grad_x"]]
+    last = [["grad_logits", "grad_x", "norm_partials"], ["grad_x", "weight_partials"]]
+    assert written[7:] == [*backward, *last]
+
+
 def layer_tensors(channels, heads, size, device="cpu", dtype=torch.float32, hidden=4):
     """x and the weights of `ddfnet::ddf_layer`, for 3x3 taps."""
     torch.manual_seed(0)

@@ -260,6 +260,29 @@ def test_forks_in_the_middle_of_a_call(built):
     subprocess.run([sys.executable, "-c", FORK], cwd=ROOT, timeout=100, check=True)
 
 
+FIRST_CALL_IN_CHILD = """
+import os, sys, torch
+from ddfnet.ops.ddf import ddf
+
+torch.set_num_threads(2)
+inputs = torch.randn(8, 64, 40, 40), torch.randn(8, 64, 3, 3), torch.randn(8, 9, 40, 40)
+if sys.argv[1] == "other dtype":
+    ddf(*inputs)  # loads the library of float32 alone
+    inputs = [tensor.double() for tensor in inputs]
+torch.randn(400_000).exp_()  # threads of PyTorch, which the child does not have
+child = os.fork()
+if child == 0:
+    ddf(*inputs)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize("before", ["nothing", "other dtype"])
+def test_a_library_that_is_loaded_after_the_fork(built, before):
+    subprocess.run([sys.executable, "-c", FIRST_CALL_IN_CHILD, before], cwd=ROOT, timeout=60, check=True)
+
+
 def test_without_a_compiler_pytorch_computes_the_same(anew, monkeypatch, tmp_path):
     inputs = make_inputs(2, 16, requires_grad=False)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -1,15 +1,23 @@
 """The model of bytes: its counts by hand, against the kernels' own launches, and its table of predictions."""
 
+import contextlib
 from unittest import mock
 
 import pytest
 import torch
 
-from ddfnet.ops.ddf import triton as operator_launch
-from ddfnet.ops.ddf_layer import triton as layer_launch
 from ddfnet.ops.ddf_layer.arguments import Settings, Weights
 from scripts.dev import roofline, roofline_model, roofline_time
-from scripts.dev.roofline_model import AS_IS, MEASURED_STEP, Sizes, ddf_backward, ddf_forward, network, resnet50
+from scripts.dev.roofline_model import (
+    MEASURED_STEP,
+    NORMALIZED,
+    ONE_OPERATOR,
+    Sizes,
+    ddf_backward,
+    ddf_forward,
+    network,
+    resnet50,
+)
 
 
 def by_kind(works):
@@ -20,13 +28,13 @@ def test_a_case_by_hand():
     """Two images, 64 channels of 8 x 8."""
     s = Sizes(2, 64, 8, 8)
     x, filters, channel = 2 * 64 * 64 * 2, 2 * 64 * 9 * 2, 2 * 64 * 9 * 4
-    forward = by_kind(ddf_forward(s, AS_IS, True))
+    forward = by_kind(ddf_forward(s, ONE_OPERATOR, True))
     assert forward["ddf_forward"] == 2 * x + filters + channel == 39_680
     assert forward["spatial_filters"] == x + filters + 2 * 64 * 4 + 2 * 64 * 4  # inverse deviations, one partial sum
-    backward = by_kind(ddf_backward(s, AS_IS))
+    backward = by_kind(ddf_backward(s, ONE_OPERATOR))
     assert backward["ddf_backward_filters"] == 2 * x + 2 * filters + 2 * channel  # one partial sum of each
     assert backward["spatial_filters_backward"] == 2 * x + 2 * filters + 2 * 64 * 4 + 2 * 64 * 16 * 2
-    assert sum(work.launches for work in (*ddf_forward(s, AS_IS, True), *ddf_backward(s, AS_IS))) == 22
+    assert sum(work.launches for work in (*ddf_forward(s, ONE_OPERATOR, True), *ddf_backward(s, ONE_OPERATOR))) == 22
 
 
 def test_flops_and_outputs_of_resnet50():
@@ -38,33 +46,75 @@ def test_flops_and_outputs_of_resnet50():
     assert values == pytest.approx(11.1e6, rel=0.01)
 
 
-@pytest.mark.parametrize(("channels", "size", "stride"), [(64, 56, 1), (128, 56, 2), (512, 7, 1)])
+SHAPES = [(64, 56, 1), (128, 56, 2), (512, 7, 1)]
+
+
+class Recorded:
+    """Bytes that the launches of a layer at batch 256 move, each tensor once, by kernel; and the layer's input."""
+
+    def __init__(self, channels, size, stride):
+        self.moved = {}
+        x = torch.empty(256, channels, size, size, dtype=torch.bfloat16, device="meta")
+        self.x, hidden = x.contiguous(memory_format=torch.channels_last), channels // 5
+        shapes = ((9, channels), (9,), (hidden, channels), (hidden,), (9 * channels, hidden), (9 * channels,))
+        self.weights = Weights(*(torch.empty(s, device="meta") for s in (*shapes, (9 * channels,))))
+        self.settings = Settings(3, stride, 1, 1, True, 0.47)
+
+    def record(self, kernel, grid, *arguments, **options):
+        tensors = {id(a): a.numel() * a.element_size() for a in arguments if isinstance(a, torch.Tensor)}
+        name = kernel.fn.__name__.removesuffix("_kernel")
+        self.moved[name] = self.moved.get(name, 0) + sum(tensors.values())
+
+
+@pytest.mark.parametrize(("channels", "size", "stride"), SHAPES)
 def test_bytes_are_those_of_the_launches(channels, size, stride):
     """What the layer launches, each tensor once; the branch's backward kernel reads and writes grad_x."""
     pytest.importorskip("triton")
-    moved = {}
+    from ddfnet.ops.ddf import triton as operator_launch
+    from ddfnet.ops.ddf_layer import triton as layer_launch
 
-    def record(kernel, grid, *arguments, **options):
-        tensors = {id(a): a.numel() * a.element_size() for a in arguments if isinstance(a, torch.Tensor)}
-        moved[kernel.fn.__name__.removesuffix("_kernel")] = sum(tensors.values())
-
-    def empty(*shape):
-        return torch.empty(shape, device="meta")
-
-    x = torch.empty(256, channels, size, size, dtype=torch.bfloat16, device="meta")
-    x = x.contiguous(memory_format=torch.channels_last)
-    hidden = channels // 5
-    shapes = ((9, channels), (9,), (hidden, channels), (hidden,), (9 * channels, hidden), (9 * channels,))
-    weights, settings = Weights(*(empty(*s) for s in (*shapes, (9 * channels,)))), Settings(3, stride, 1, 1, True, 0.47)
-    launches = {"launch": record}
+    layer = Recorded(channels, size, stride)
+    launches = {"launch": layer.record}
     with mock.patch.multiple(operator_launch, **launches), mock.patch.multiple(layer_launch, **launches):
-        y, activations = layer_launch.forward(x, weights, settings)
-        layer_launch.backward(y, x, weights, activations, settings, True, True)
-    moved["spatial_filters_backward"] += x.numel() * 2
+        y, activations = layer_launch.forward(layer.x, layer.weights, layer.settings)
+        layer_launch.backward(y, layer.x, layer.weights, activations, layer.settings, True, True)
+    layer.moved["spatial_filters_backward"] += layer.x.numel() * 2
     s = Sizes(256, channels, size, y.shape[2])
-    works = by_kind([*ddf_forward(s, AS_IS, True), *ddf_backward(s, AS_IS)])
-    for kind in set(moved) - {"channel_filters", "channel_filters_backward"}:
-        assert works[kind] == pytest.approx(moved[kind], rel=0.02), kind  # weights, pooled gradients
+    works = by_kind([*ddf_forward(s, ONE_OPERATOR, True), *ddf_backward(s, ONE_OPERATOR)])
+    for kind in set(layer.moved) - {"channel_filters", "channel_filters_backward"}:
+        assert works[kind] == pytest.approx(layer.moved[kind], rel=0.02), kind  # weights, pooled gradients
+
+
+@pytest.mark.parametrize(("channels", "size", "stride"), SHAPES)
+def test_bytes_with_the_norms_in_training_are_those_of_the_launches(channels, size, stride):
+    """With the passes over x and y that `around` counts: 13 of a normalization and its ReLU, less those skipped."""
+    pytest.importorskip("triton")
+    from ddfnet.ops.ddf import triton as operator_launch
+    from ddfnet.ops.ddf_layer import triton as layer_launch
+    from ddfnet.ops.ddf_layer import triton_training
+    from ddfnet.ops.ddf_layer.arguments import TrainedNorm
+
+    layer = Recorded(channels, size, stride)
+    norm = TrainedNorm(torch.empty(channels, device="meta"), torch.empty(channels, device="meta"), 1e-5)
+    with contextlib.ExitStack() as stack:
+        for module in (operator_launch, layer_launch, triton_training):
+            stack.enter_context(mock.patch.object(module, "launch", layer.record))
+        given = (layer.x, norm, layer.weights, norm, layer.settings)
+        z, state, activations = triton_training.forward(*given)
+        triton_training.backward(z, layer.x, layer.weights, state, activations, layer.settings)
+    moved = {kind: count for kind, count in layer.moved.items() if not kind.startswith("channel_filters")}
+    moved["spatial_filters_backward"] += layer.x.numel() * 2  # reads and writes grad_x
+    s = Sizes(256, channels, size, z.shape[2])
+    works = by_kind([*ddf_forward(s, NORMALIZED, True), *ddf_backward(s, NORMALIZED)])
+    passes = 0
+    for role, image in (("reduce", s.x), ("middle", s.y)):
+        conv = roofline_model.Conv(role, channels, channels, size, size if role == "reduce" else s.size)
+        skip = roofline_model.skipped(conv, NORMALIZED, True)
+        passes += (13 - skip.batch_norm - skip.relu) * image
+    kinds = ("ddf_forward", "ddf_backward_x", "ddf_backward_filters", "spatial_filters", "spatial_filters_backward")
+    counted = sum(works[kind] for kind in kinds) + passes
+    counted += s.moments + s.logits  # merged; read for the weight's gradient
+    assert counted == pytest.approx(sum(moved.values()), rel=0.02)
 
 
 def test_the_calibration_gives_back_what_it_was_made_of():

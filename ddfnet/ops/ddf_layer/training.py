@@ -1,0 +1,267 @@
+"""The DDF layer and the batch normalizations and ReLUs around it as one operator, in training.
+
+As the layers one by one, with the same statistics and gradients but for rounding, and fewer passes over memory: x is
+normalized where the layer's kernels load it, in both directions; the kernel that writes y sums it up for the second
+normalization, and the one that adds the last of the gradient behind the first normalization sums that up. Only Triton
+has it; elsewhere the layers are called one by one, and `plain_ddf_layer_trained`, which defines it, is what exporters
+get.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ddfnet.ops.common import (
+    DECOMPOSITIONS,
+    accumulator_dtype,
+    autocast_off,
+    define_op,
+    empty,
+    is_plain,
+    output_size,
+    runs_on_triton,
+)
+from ddfnet.ops.ddf_layer.arguments import (
+    MEAN,
+    STATISTICS,
+    VARIANCE,
+    Activations,
+    NormState,
+    Settings,
+    TrainedNorm,
+    Weights,
+    split,
+)
+from ddfnet.ops.ddf_layer.autograd import Shape, layer_flops, plain_ddf_layer, plain_ddf_layer_backward
+
+_NORMS = 4  # weights and biases of the normalizations, which come before those of the layer
+
+
+def ddf_layer_trained(
+    x: Tensor, before: TrainedNorm, weights: Weights, after: TrainedNorm, settings: Settings
+) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """relu(after(layer(relu(before(x))))), (B, C, ceil(H/stride), ceil(W/stride)), as x, and of each normalization the
+    mean and the unbiased variance of its input, (C,) in float32 and without a gradient.
+
+    Args:
+        x: (B, C, H, W), for which `fusible` holds; more than one pixel, and so has the output.
+        before, after: in any float dtype.
+        weights, settings: see there.
+
+    The modules around the layer round to the dtype of x; here that is done to y and the result alone, and to the inputs
+    of the spatial branch's matrix product. Differentiable once.
+    """
+    tensors = (x, *before[:2], *after[:2], *weights)
+    options = (before.eps, after.eps, *settings)
+    if is_plain(*tensors):
+        z, x_statistics, y_statistics = _Trained.apply(*tensors, *options)
+    else:
+        z, _, x_statistics, y_statistics, *_ = _ddf_layer_trained(*tensors, *options)
+    of_x, of_y = ((statistics[MEAN], statistics[VARIANCE]) for statistics in (x_statistics, y_statistics))
+    return z, of_x, of_y
+
+
+def plain_ddf_layer_trained(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """The definition, in PyTorch: z, y, statistics and activations, for `ddfnet::ddf_layer_trained`'s arguments."""
+    weights, (x_eps, y_eps, *settings) = split(arguments[_NORMS:])
+    x_weight, x_bias, y_weight, y_bias = arguments[:_NORMS]
+    x_statistics = _plain_statistics(x, x_weight, x_bias, x_eps)
+    y, spatial_filter, *activations = plain_ddf_layer(_activated(x, x_statistics), *weights, *settings)
+    y, spatial_filter = y.to(x.dtype), spatial_filter.to(x.dtype)
+    y_statistics = _plain_statistics(y, y_weight, y_bias, y_eps)
+    return _activated(y, y_statistics).to(x.dtype), y, x_statistics, y_statistics, spatial_filter, *activations
+
+
+def _plain_statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Rows as in `arguments.py`."""
+    wide = accumulator_dtype(x)
+    variance, mean = torch.var_mean(x.to(wide), (0, 2, 3), correction=0)
+    inverse = (variance + eps).rsqrt()
+    scale, count = weight.to(wide) * inverse, x.numel() // x.shape[1]
+    return torch.stack([scale, bias.to(wide) - mean * scale, scale, mean, inverse, variance * count / (count - 1)])
+
+
+def _activated(x: Tensor, statistics: Tensor) -> Tensor:
+    """ReLU behind batch normalization, in the dtype of the sums."""
+    scale, shift, *_ = statistics[..., None, None]
+    return (x.to(statistics.dtype) * scale + shift).relu()
+
+
+def _plain_norm_backward(grad: Tensor, x: Tensor, statistics: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Gradients of x, and of weight and bias, of the one behind ReLU and normalization; in the dtype of the sums."""
+    grad = grad.to(statistics.dtype) * (_activated(x, statistics) > 0)
+    _, _, scale, mean, inverse, _ = statistics[..., None, None]
+    normal = (x.to(statistics.dtype) - mean) * inverse
+    along = (grad * normal).mean((0, 2, 3), keepdim=True)
+    average = grad.mean((0, 2, 3), keepdim=True)
+    grad_x = scale * (grad - average - normal * along)
+    count = x.numel() // x.shape[1]
+    return grad_x, (along.flatten() * count, average.flatten() * count)
+
+
+def _forward(
+    x: Tensor,
+    x_weight: Tensor,
+    x_bias: Tensor,
+    y_weight: Tensor,
+    y_bias: Tensor,
+    spatial: Tensor,
+    spatial_bias: Tensor | None,
+    squeeze: Tensor,
+    squeeze_bias: Tensor | None,
+    excite: Tensor,
+    excite_bias: Tensor | None,
+    channel_alpha: Tensor,
+    x_eps: float,
+    y_eps: float,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+    heads: int,
+    multiply: bool,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    weights = Weights(spatial, spatial_bias, squeeze, squeeze_bias, excite, excite_bias, channel_alpha)
+    settings = Settings(kernel_size, stride, dilation, heads, multiply, alpha)
+    with autocast_off(x):
+        if not runs_on_triton(x):
+            norms = (x_weight, x_bias, y_weight, y_bias)
+            z, y, *others = plain_ddf_layer_trained(x, *norms, *weights, x_eps, y_eps, *settings)
+            z, y = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (z, y))
+            return z, y, *others  # type: ignore[return-value]
+        from ddfnet.ops.ddf_layer import triton_training  # imports the kernels, which a run on the CPU does not need
+
+        before, after = TrainedNorm(x_weight, x_bias, x_eps), TrainedNorm(y_weight, y_bias, y_eps)
+        z, state, activations = triton_training.forward(x, before, weights, after, settings)
+        return z, *state, *activations
+
+
+def _backward(
+    grad_z: Tensor,
+    x: Tensor,
+    spatial: Tensor,
+    squeeze: Tensor,
+    excite: Tensor,
+    channel_alpha: Tensor,
+    y: Tensor,
+    x_statistics: Tensor,
+    y_statistics: Tensor,
+    spatial_filter: Tensor,
+    inverse_std: Tensor,
+    pooled: Tensor,
+    hidden: Tensor,
+    logits: Tensor,
+    channel_filter: Tensor,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+    heads: int,
+    multiply: bool,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """All gradients, in the order of `_forward`'s arguments: that of x in its dtype, the others as they are summed."""
+    weights = Weights(spatial, None, squeeze, None, excite, None, channel_alpha)
+    settings = Settings(kernel_size, stride, dilation, heads, multiply, alpha)
+    state = NormState(y, x_statistics, y_statistics)
+    activations = Activations(spatial_filter, inverse_std, pooled, hidden, logits, channel_filter)
+    with autocast_off(x):
+        if runs_on_triton(x):
+            from ddfnet.ops.ddf_layer import triton_training
+
+            grad_x, of_x, grads, of_y = triton_training.backward(grad_z, x, weights, state, activations, settings)
+        else:
+            grad_y, of_y = _plain_norm_backward(grad_z, y, y_statistics)
+            inputs = (_activated(x, x_statistics), weights, activations, settings)
+            between, grads = plain_ddf_layer_backward(grad_y, *inputs)
+            grad_x, of_x = _plain_norm_backward(between, x, x_statistics)
+            grad_x = grad_x.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    return grad_x, *of_x, *of_y, *grads  # type: ignore[return-value]
+
+
+_ddf_layer_trained = define_op("ddfnet::ddf_layer_trained", _forward)
+_ddf_layer_trained_backward = define_op("ddfnet::ddf_layer_trained_backward", _backward)
+DECOMPOSITIONS[torch.ops.ddfnet.ddf_layer_trained.default] = plain_ddf_layer_trained
+
+
+@_ddf_layer_trained.register_fake
+def _(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    weights, (_, _, kernel_size, stride, _, heads, *_) = split(arguments[_NORMS:])
+    batch, channels = x.shape[:2]
+    size, wide = output_size(x, stride), accumulator_dtype(x)
+    z, y = (empty(x, (batch, channels, *size), torch.channels_last) for _ in range(2))
+    statistics = (x.new_empty((STATISTICS, channels), dtype=wide) for _ in range(2))
+    spatial_filter = x.new_empty((batch, heads * kernel_size**2, *size))
+    shapes = ((heads, *size), (channels,), (weights.squeeze.shape[0],), (channels * kernel_size**2,))
+    others = (x.new_empty((batch, *shape), dtype=wide) for shape in (*shapes, (kernel_size**2, channels)))
+    return z, y, *statistics, spatial_filter, *others
+
+
+@_ddf_layer_trained_backward.register_fake
+def _(grad_z: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    spatial, squeeze, excite, alpha = arguments[:4]
+    wide, channels = accumulator_dtype(x), x.shape[1]
+    grads = [x.new_empty(channels, dtype=wide) for _ in range(_NORMS)]
+    for weight in (spatial, squeeze, excite):
+        grads += [x.new_empty((weight.shape[0], weight.shape[1]), dtype=wide), x.new_empty(weight.shape[0], dtype=wide)]
+    return empty(x, x.shape, torch.channels_last), *grads, x.new_empty(alpha.shape, dtype=wide)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, *rest = inputs
+    weights, (_, _, *ctx.settings) = split(rest[_NORMS:])
+    ctx.save_for_backward(x, weights.spatial, weights.squeeze, weights.excite, weights.alpha, *output[1:])
+    ctx.like = [None if t is None else (t.dtype, t.shape) for t in (*rest[:_NORMS], *weights)]
+
+
+def _mark_and_save(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    _save_for_backward(ctx, inputs, output)
+
+
+def _first_order(ctx: Any, grad_z: Tensor, *_: Tensor | None) -> tuple:
+    saved = ctx.saved_tensors
+    direct = not torch.is_grad_enabled() and is_plain(grad_z, *saved)
+    backward: Any = _backward if direct else _ddf_layer_trained_backward
+    grad_x, *grads = backward(grad_z, *saved, *ctx.settings)
+    needed = ctx.needs_input_grad
+    of_weights = (
+        grad.reshape(like[1]).to(like[0]) if need else None
+        for grad, like, need in zip(grads, ctx.like, needed[1:], strict=False)
+    )
+    return grad_x if needed[0] else None, *of_weights, None, None, *(None for _ in ctx.settings)
+
+
+def _second_order(ctx: Any, *_: Tensor | None) -> tuple:
+    raise RuntimeError("the fused layer has no second-order gradients: build DDF(..., fused_filters=False)")
+
+
+class _Trained(torch.autograd.Function):
+    """The registered op without the dispatcher, for `is_plain` calls."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = _forward(*inputs)
+        z, _, x_statistics, y_statistics, *_ = output
+        ctx.mark_non_differentiable(x_statistics, y_statistics)
+        _save_for_backward(ctx, inputs, output)
+        return z, x_statistics, y_statistics
+
+    backward = staticmethod(_first_order)
+
+
+_ddf_layer_trained.register_autograd(_first_order, setup_context=_mark_and_save)
+_ddf_layer_trained_backward.register_autograd(_second_order)
+
+
+@register_flop_formula(torch.ops.ddfnet.ddf_layer_trained)
+def _(x: Shape, *arguments: Any, out_shape: Any) -> int:
+    spatial, _, squeeze, _, excite = arguments[_NORMS : _NORMS + 5]
+    return sum(layer_flops(x, spatial, squeeze, excite, out_shape[0]))
+
+
+@register_flop_formula(torch.ops.ddfnet.ddf_layer_trained_backward)
+def _(grad_z: Shape, x: Shape, spatial: Shape, squeeze: Shape, excite: Shape, *_: Any, out_shape: Any) -> int:
+    operator, weights = layer_flops(x, spatial, squeeze, excite, grad_z)
+    return 3 * operator + 2 * weights

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Run timm's own tests/test_models.py on the models of this package.
+#
+#   git clone --depth 1 --branch v1.0.31 https://github.com/huggingface/pytorch-image-models
+#   bash scripts/dev/timm_tests.sh pytorch-image-models
+#   bash scripts/dev/timm_tests.sh pytorch-image-models -k "ddf_mul_resnet50 and backward" -x
+#
+# The checkout should be of the version of timm that is installed: its packages on PyPI come without tests. Further
+# arguments go to pytest. Takes an hour of one core; cases that need the network are those of test_*pretrained*.
+set -euo pipefail
+
+if [ $# -lt 1 ] || [ ! -f "$1/tests/test_models.py" ]; then
+  echo "usage: bash scripts/dev/timm_tests.sh CHECKOUT_OF_TIMM [PYTEST ARGUMENTS]; CHECKOUT/tests/test_models.py is needed" >&2
+  exit 2
+fi
+checkout=$(cd "$1" && pwd); shift
+root=$(cd "$(dirname "$0")/../.." && pwd)
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cp "$checkout/tests/test_models.py" "$folder/"  # alone: beside the checkout's own timm it would test that one
+printf '[pytest]\nmarkers = \n  base\n  cfg\n  torchscript\n  features\n  fxforward\n  fxbackward\n  timeout\n' > "$folder/pytest.ini"
+cd "$folder"
+PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" python -m pytest -p scripts.dev.timm_models_plugin -c pytest.ini -q test_models.py "$@"

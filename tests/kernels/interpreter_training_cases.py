@@ -1,0 +1,286 @@
+"""The layer between batch normalizations in training, in Triton's interpreter; run by test_interpreter.py.
+
+No bfloat16 for whole layers: the interpreter's matrix product of it is wrong.
+"""
+
+import copy
+from unittest import mock
+
+import pytest
+import torch
+from ddf_cases import relative_error
+from interpreter_cases import _poison, launches, recording  # noqa: F401  fixtures
+from interpreter_norm_cases import exchanged, make
+from torch import nn
+
+from ddfnet import DDF
+from ddfnet.layers.normalized_ddf import normalized_ddf, one_by_one
+from ddfnet.models.ddf_resnet import DDFBottleneck
+from ddfnet.ops.ddf import ddf_reference
+from ddfnet.ops.ddf import triton as operator_launch
+from ddfnet.ops.ddf.arguments import Arguments, Needed
+from ddfnet.ops.ddf_layer import triton as layer_launch
+from ddfnet.ops.ddf_layer import triton_training
+from ddfnet.ops.ddf_layer.arguments import INVERSE, MEAN, SCALE, SHIFT, TRUE_SCALE, VARIANCE, TrainedNorm
+
+MERGE = "batch_norm_merge_kernel"
+FORWARD = ["batch_norm_moments_kernel", MERGE, "spatial_filters_kernel", "channel_filters_kernel"]
+FORWARD += ["ddf_forward_kernel", MERGE, "batch_norm_relu_kernel"]
+BACKWARD = ["batch_norm_relu_backward_sums_kernel", "batch_norm_backward_kernel", "ddf_backward_filters_kernel"]
+BACKWARD += ["channel_filters_backward_kernel", "ddf_backward_x_kernel", "spatial_filters_backward_kernel"]
+BACKWARD += ["batch_norm_backward_kernel"]
+
+
+@pytest.fixture(autouse=True)
+def _record_the_layer(launches, monkeypatch):  # noqa: F811
+    for module in (layer_launch, triton_training):
+        monkeypatch.setattr(module, "launch", recording(module.launch, launches))
+
+
+def step(layers, x, **options):
+    """z, gradients of x and of all parameters; the statistics of `layers` are updated."""
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    z = normalized_ddf(x, *layers, training=True, **options)
+    weights = torch.cos(torch.arange(float(z.numel()))).view(z.shape).to(z.dtype)
+    return [z, *torch.autograd.grad(z, [x, *layers.parameters()], weights)]
+
+
+def exact(layers, x):
+    """The same by the layers one by one, in float64, and the layers."""
+    layers = copy.deepcopy(layers).double()
+    layers[2].fused_filters = False
+    with mock.patch("ddfnet.layers.ddf.ddf", ddf_reference):  # the public one would come here as well
+        return step(layers, x.double()), layers
+
+
+def compare(layers, actual, expected, twin, tolerance):
+    names = ["z", "x", *(name for name, _ in layers.named_parameters())]
+    for name, a, e in zip(names, actual, expected, strict=True):
+        assert relative_error(a, e) <= tolerance, name
+    for (name, buffer), (_, e) in zip(layers.named_buffers(), twin.named_buffers(), strict=True):
+        if buffer.is_floating_point():
+            assert relative_error(buffer, e) <= min(tolerance, 1e-3), name
+        else:
+            assert buffer == e, name
+
+
+CASES = [
+    # channels, kernel_size, heads, stride, dilation, combine, dtype, size
+    (20, 3, 1, 1, 1, "mul", torch.float32, (9, 8)),
+    (70, 3, 1, 2, 1, "add", torch.float32, (5, 7)),
+    (16, 3, 1, 1, 2, "mul", torch.float16, (7, 5)),
+    (24, 3, 3, 2, 1, "mul", torch.float16, (9, 8)),
+    (12, 5, 2, 1, 1, "add", torch.float16, (5, 4)),
+]
+
+
+@pytest.mark.parametrize("channels, kernel_size, heads, stride, dilation, combine, dtype, size", CASES)  # noqa: PT006
+def test_a_step_is_that_of_the_layers(channels, kernel_size, heads, stride, dilation, combine, dtype, size, launches):  # noqa: F811
+    """Odd sizes, several images, negative and zero weights of the normalizations; against float64."""
+    options = {"kernel_size": kernel_size, "heads": heads, "stride": stride, "dilation": dilation, "combine": combine}
+    layers, x = make(channels, dtype, size, 2, **options)
+    layers.float().train()  # as under autocast: the operator takes x in half precision and weights in float32
+    expected, twin = exact(layers, x)
+    launches.clear()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        actual = step(layers, x)
+    assert launches == FORWARD + BACKWARD
+    assert actual[0].is_contiguous(memory_format=torch.channels_last)
+    assert actual[1].is_contiguous(memory_format=torch.channels_last)
+    assert [t.dtype for t in actual] == [dtype, dtype, *(p.dtype for p in layers.parameters())]
+    compare(layers, actual, expected, twin, 4e-6 if dtype == torch.float32 else 4e-3)
+
+
+def test_large_means_do_not_swallow_the_variance():
+    """In float32 their squares would, and relu's mask depends on it."""
+    layers, x = make(8, size=(5, 6))
+    layers.train()
+    x = x + 3000 * torch.arange(1.0, 9).view(8, 1, 1)
+    expected, twin = exact(layers, x)
+    compare(layers, step(layers, x), expected, twin, 2e-3)  # x itself has 13 bits behind the point
+    statistics = triton_training._statistics(triton_training._moments(x), TrainedNorm(*layers[0].parameters(), 1e-5))
+    variance, mean = torch.var_mean(x.double(), (0, 2, 3))
+    assert relative_error(statistics[MEAN], mean) <= 1e-7
+    assert relative_error(statistics[VARIANCE], variance) <= 3e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_statistics_of_many_parts(dtype, monkeypatch, launches):  # noqa: F811
+    """More parts than one program merges, of which the last has few rows and another level of them one part."""
+    monkeypatch.setattr(triton_training, "_ITERATIONS", 1)
+    monkeypatch.setattr(triton_training, "_GROUP", 32)
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(3, 5, 19, 19, generator=generator) * 3 + 50).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.tensor([1.5, -2, 0, 1e-3, 1]), torch.arange(5.0)
+    statistics = triton_training._statistics(triton_training._moments(x), TrainedNorm(weight, bias, 1e-3))
+    assert launches == ["batch_norm_moments_kernel", MERGE, MERGE]
+    variance, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    inverse, count = (variance + 1e-3).rsqrt(), 3 * 19 * 19
+    rows = {MEAN: mean, INVERSE: inverse, VARIANCE: variance * count / (count - 1), TRUE_SCALE: weight * inverse}
+    rows |= {SHIFT: bias - mean * weight * inverse, SCALE: weight * inverse}
+    for row, expected in rows.items():
+        assert relative_error(statistics[row], expected) <= 1e-6, row
+    assert statistics[TRUE_SCALE, 2] == 0 < statistics[SCALE, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"dilation": 2}], ids=str)
+def test_moments_and_filters_of_bfloat16(options):
+    """The operator's kernels alone: moments of y as it was stored, gradients of filters of the activated x."""
+    generator = torch.Generator().manual_seed(0)
+    make_random = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+    x = make_random(2, 20, 7, 9).bfloat16().contiguous(memory_format=torch.channels_last)
+    stride = options.get("stride", 1)
+    size = (7 - 1) // stride + 1, (9 - 1) // stride + 1
+    channel, spatial = make_random(2, 9, 20), make_random(2, 9, *size).bfloat16()
+    affine = torch.stack([make_random(20), make_random(20)])
+    args = Arguments(x, channel, spatial, 3, stride, options.get("dilation", 1), True, 1)
+    moments = x.new_empty((operator_launch.forward_parts(args), 3, 20), dtype=torch.float32)
+    y = operator_launch.forward_dense(args, affine, y_moments=moments)
+    grad_y = make_random(*y.shape).bfloat16().contiguous(memory_format=torch.channels_last)
+    partials = operator_launch.filter_partials(grad_y, args, Needed(False, True, True), affine)
+
+    active = (x.double() * affine[0, :, None, None] + affine[1, :, None, None]).relu()
+    filters = channel.double().transpose(1, 2).reshape(2, 20, 3, 3).requires_grad_(), spatial.double().requires_grad_()
+    expected = ddf_reference(active, *filters, **options)
+    grad_c, grad_s = torch.autograd.grad(expected, filters, grad_y.double())
+    assert relative_error(y, expected) <= 2**-7
+    assert relative_error(partials[0].sum((1, 2)), grad_c.flatten(2).transpose(1, 2)) <= 1e-5
+    assert relative_error(partials[1].sum(1), grad_s) <= 2**-7
+    count, mean, squares = moments.double().unbind(1)
+    assert (count.sum(0) == y.numel() // 20).all()
+    center = (count * mean).sum(0) / count.sum(0)
+    variance, exact_mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    assert relative_error(center, exact_mean) <= 1e-6
+    total = (squares + count * (mean - center) ** 2).sum(0) / count.sum(0)
+    assert relative_error(total, variance) <= 1e-6
+
+
+def test_a_dead_channel_stays_dead():
+    """Weight and bias 0: the ReLU is at its kink, where the scale that kernels load by is not the true one."""
+    layers, x = make(8, size=(4, 4))
+    for norm in (layers[0], layers[3]):
+        norm.weight.data[2] = norm.bias.data[2] = 0
+    expected, twin = exact(layers.train(), x)
+    actual = step(layers, x)
+    compare(layers, actual, expected, twin, 4e-6)
+    assert expected[2][2] == actual[2][2] == 0
+
+
+def test_nan_stays_nan():
+    layers, x = make(8, size=(4, 4))
+    x[0, 2, 3, 3] = torch.nan
+    actual = step(layers.train(), x)
+    expected, _ = exact(make(8, size=(4, 4))[0].train(), x)
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a.isnan(), e.isnan())
+
+
+def test_registered_compiled_and_frozen():
+    """The registered operator, as torch.compile calls it, and any subset of gradients: the same bits."""
+    layers, x = make(8, size=(3, 3))
+    twin = copy.deepcopy(layers.train())
+    direct = step(layers, x)
+    call = torch.compile(lambda x: normalized_ddf(x, *twin, training=True), fullgraph=True, backend="aot_eager")
+    leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    z = call(leaf)
+    grad_z = torch.cos(torch.arange(float(z.numel()))).view(z.shape)
+    compiled = [z, *torch.autograd.grad(z, [leaf, *twin.parameters()], grad_z)]
+    assert all(torch.equal(a, b) for a, b in zip(direct, compiled, strict=True))
+    for name, buffer in layers.named_buffers():
+        assert torch.equal(buffer, twin.get_buffer(name)), name
+    layers.requires_grad_(False)
+    z = normalized_ddf(leaf, *layers, training=True)
+    (grad,) = torch.autograd.grad(z, leaf, grad_z.requires_grad_(), create_graph=True)
+    assert torch.equal(grad, direct[1])
+    with pytest.raises(RuntimeError, match="fused_filters=False"):
+        grad.square().sum().backward()
+    assert z.relu_().requires_grad  # an output that may be modified
+
+
+def test_opcheck():
+    layers, x = make(4, size=(3, 3))
+    before, _, ddf, after, *_ = layers
+    weights, settings = ddf.operands()
+    inputs = (x, *before.parameters(), *after.parameters(), *weights, before.eps, after.eps, *settings)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.ddfnet.ddf_layer_trained.default, inputs, test_utils=tests)
+    output = torch.ops.ddfnet.ddf_layer_trained(*inputs)
+    saved = (weights.spatial, weights.squeeze, weights.excite, weights.alpha, *output[1:])
+    inputs = [t.detach() if isinstance(t, torch.Tensor) else t for t in (output[0], x, *saved, *settings)]
+    torch.library.opcheck(torch.ops.ddfnet.ddf_layer_trained_backward.default, inputs, test_utils=tests[::2])
+
+
+def others(layers):
+    """Networks in training that are not what the operator computes: a name, and one for each reason."""
+    for name, network in exchanged(layers):
+        if name != "norm in training mode":
+            yield name, network.train()
+    for index in (0, 3):
+        network = copy.deepcopy(layers).train()
+        network[index].eval()
+        yield f"frozen {index}", network
+        network = copy.deepcopy(layers).train()
+        network[index].momentum = None
+        yield f"average over all batches {index}", network
+
+
+@mock.patch("ddfnet.layers.ddf.ddf_layer", lambda x, *_: x.sin())  # which of both it is, not what they compute
+@mock.patch("ddfnet.layers.ddf.ddf", lambda x, *_, stride, **__: x[:, :, ::stride, ::stride].cos())
+def test_it_applies_to_nothing_else(launches):  # noqa: F811
+    layers, x = make(size=(3, 3))
+    for name, network in others(layers):
+        twin = copy.deepcopy(network)
+        if name == "something dropped":
+            torch.manual_seed(0)
+        expected = one_by_one(x, *twin)
+        torch.manual_seed(0)
+        assert torch.equal(normalized_ddf(x, *network, training=True), expected), name
+        assert MERGE not in launches, name
+        if name != "patched":  # whose forward is that of the original in both
+            for key, value in network.state_dict().items():
+                assert torch.equal(value, twin.state_dict()[key]), (name, key)
+    layers.train()
+    normalized_ddf(x, *layers)
+    contiguous = x.contiguous()
+    normalized_ddf(contiguous, *layers, training=True)
+    with torch.nn.modules.module.register_module_forward_hook(lambda *_: None):
+        normalized_ddf(x, *layers, training=True)
+    with torch.autograd.forward_ad.dual_level():
+        y = normalized_ddf(torch.autograd.forward_ad.make_dual(x, x), *layers, training=True)
+        assert torch.autograd.forward_ad.unpack_dual(y).tangent is not None
+    strided = copy.deepcopy(layers)
+    strided[2].stride, strided[2].spatial_branch[0].stride, strided[2].fused_filters = 4, (4, 4), True
+    with (
+        mock.patch("ddfnet.layers.ddf.ddf_layer", lambda x, *_: x[:, :, :1, :1]),
+        pytest.raises(ValueError, match="more than 1"),
+    ):
+        normalized_ddf(x, *strided, training=True)  # one pixel behind the layer
+    with pytest.raises((ValueError, RuntimeError), match="expected"):
+        normalized_ddf(x, *layers[:2], DDF(32).train(), *layers[3:], training=True)
+    assert MERGE not in launches
+
+
+def test_a_bottleneck_and_its_switch(launches):  # noqa: F811
+    torch.manual_seed(0)
+    downsample = nn.Sequential(nn.Conv2d(32, 64, 1, 2, bias=False), nn.BatchNorm2d(64))
+    block = DDFBottleneck(32, 16, 2, downsample, ddf_args={"squeeze_ratio": 0.5}, fused_norms="all").train()
+    block.to(memory_format=torch.channels_last)
+    x = torch.randn(2, 32, 6, 5).contiguous(memory_format=torch.channels_last)
+    results = {}
+    for name in ("all", "inference", "none"):
+        twin = copy.deepcopy(block)
+        twin.fused_norms = name
+        launches.clear()
+        y = twin(x)
+        grads = torch.autograd.grad(y.sin().sum(), list(twin.parameters()))
+        assert (MERGE in launches) == (name == "all")
+        results[name] = [y, *grads, *(b for b in twin.buffers() if b.is_floating_point())]
+        launches.clear()
+        with torch.no_grad():
+            twin.eval()(x)
+        assert ("batch_norm_affine_kernel" in launches) == (name != "none")
+        assert list(twin.state_dict()) == list(block.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(results["inference"], results["none"], strict=True))
+    for a, b in zip(results["all"], results["none"], strict=True):
+        assert relative_error(a, b.double()) <= 2e-5

@@ -9,6 +9,7 @@ import torch
 
 from ddfnet.engine import train as training
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
+from ddfnet.engine.signals import StopSignal
 from ddfnet.tasks import create_task, load_config
 from ddfnet.tasks.detection.metrics import METRICS
 from ddfnet.tasks.detection.network import create_backbone, create_detector
@@ -106,15 +107,13 @@ def test_resume_is_exact(tiny, trained, tmp_path):
     stopped = tmp_path / "stopped"
     loaded = load_config(tiny, [f"run.dir={stopped}", *once])
 
-    class StopAfterTheFirstEpoch:
-        received = "a test"
-
-        def agreed(self, step):
+    class StopAfterTheFirstEpoch(StopSignal):
+        def agreed(self, step, *, save=False):
             return step >= 3
 
-    signal = StopAfterTheFirstEpoch()
-    with training.distributed_session("cpu") as distributed:
-        assert training._train(loaded, distributed, signal, dry_run=False) == 75
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "StopSignal", StopAfterTheFirstEpoch)
+        assert training.train(loaded) == 75
     assert state(stopped)["step"] == 3
     assert run(tiny, stopped, *once) == 0
     for kind in ("model", "ema"):

@@ -39,7 +39,7 @@ class Freeze:
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ConfigError(f"train.freeze={patterns} freezes every parameter: leave some to train")
         # A norm without parameters of its own is named by a pattern, or lies outside of the head. One that still trains
-        # in part (['*.bias']) goes on with the statistics of its batches.
+        # in part (['*.bias']) keeps to the statistics of its batches.
         norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _NormBase)]
         self.norms = [module for name, module in norms if name in frozen or _is_constant(module)]
 

@@ -5,7 +5,7 @@
 #   bash scripts/dev/timm_tests.sh pytorch-image-models
 #   bash scripts/dev/timm_tests.sh pytorch-image-models -k "ddf_mul_resnet50 and backward" -x
 #
-# The checkout should be of the version of timm that is installed: its packages on PyPI come without tests. Further
+# The checkout should be of the version of timm that is installed: its wheel has no tests. Further
 # arguments go to pytest. Takes an hour of one core; cases that need the network are those of test_*pretrained*.
 set -euo pipefail
 

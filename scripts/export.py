@@ -1,12 +1,9 @@
 #!/usr/bin/env python
 """Export a classifier, and check what was written against the network it was written from.
 
-    python scripts/export.py --checkpoint zoo:ddf_mul_resnet14_32px.digits \\
-        --format onnx --dynamic-batch
-    python scripts/export.py --checkpoint runs/ddf_resnet50/best.pt \\
-        --format torch --output ddf_resnet50.pt2
-    python scripts/export.py --checkpoint official.pth.tar \\
-        --model ddf_mul_resnet50 --format aoti --batch-size 8
+    python scripts/export.py --checkpoint runs/r50/best.pt --format onnx
+    python scripts/export.py --checkpoint runs/r50/best.pt --format torch
+    python scripts/export.py --checkpoint zoo:NAME --format aoti --batch-size 8
 
     torch  a torch.export program (.pt2). It keeps the operator of this
            package: `import ddfnet` before loading it. With --standalone it

@@ -16,6 +16,7 @@ from ddfnet.engine.distributed import Distributed
 from ddfnet.utils.cli import EXIT_FAILED, EXIT_HUNG
 from ddfnet.utils.errors import UserError
 
+_JOIN_SECONDS = 10.0  # for a call of the store to return
 _TICK_SECONDS = 1.0
 _LONGEST_TICK = 2.0  # counted: a process that was stopped and continued has not waited all the time in between
 _GRACE_SECONDS = 2.0  # for a process to show an error of its own, and for others to read of it
@@ -76,6 +77,10 @@ class Watch:
     def end(self) -> None:
         """Watches no longer."""
         self._ended.set()
+        # A thread that is still within the store when Python ends would abort the process, after all its work.
+        for thread in self._threads:
+            if thread is not threading.current_thread() and thread.ident is not None:
+                thread.join(_JOIN_SECONDS)
 
     def failed(self, error: BaseException) -> None:
         """Tells the other processes why this one ends: they end as well, within some seconds."""

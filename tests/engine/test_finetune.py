@@ -19,7 +19,7 @@ from tests.engine.test_distributed_equivalence import TOLERANCE, run_here, run_t
 from tests.tasks.test_distill import save_teacher
 
 OPTIONS = {
-    "imbalance": ("loss.class_weights=auto", "data.sampler=balanced", "augment.mixup=0.2"),
+    "imbalance": ("loss.class_weights=[1, 2, 1, 1, 0.5]", "data.sampler=balanced", "augment.mixup=0.2"),
     "multi-label": ("data.labels=labels.csv", "data.multi_label=true", "loss.name=bce", "loss.label_smoothing=0",
                     "loss.class_weights=auto", "augment.mixup=0.2"),
     "paced": ("schedule.name=plateau", "schedule.patience=0", "train.early_stop=2", "augment.mixup=0.2",

@@ -110,8 +110,7 @@ def test_the_study_resumes_where_it_stopped(study, capsys):
     (runs / "tiny_dense_seed1/metrics.jsonl").unlink()
     small_study.main([*arguments, "--report-only"])
     assert json.loads((folder / "out/study.json").read_text())["missing"] == ["('dense', 1)"]
-    for path in (runs / "tiny_dense_seed1").iterdir():
-        path.unlink()
+    shutil.rmtree(runs / "tiny_dense_seed1")
     small_study.main(arguments)
     assert json.loads((folder / "out/study.json").read_text())["missing"] == []
     assert (runs / "tiny_ddf_seed0/last.pt").stat().st_mtime_ns == before

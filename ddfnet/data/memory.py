@@ -39,10 +39,12 @@ class DecodedImages:
         return bool(len(self.sizes) and self.sizes[0, 0] and (self.sizes == self.sizes[0]).all())
 
     def stacked(self) -> np.ndarray:
-        """All images, which must be of one size, in their order: uint8 (N, H, W, C)."""
+        """All images, which must be of one size, in their order: uint8 (N, H, W, C), not to be written to."""
         height, width = self.sizes[0].tolist()
         images = self.blob.reshape(-1, height, width, self.channels)
-        return images[self.offsets // (self.channels * height * width)]
+        order = self.offsets // (self.channels * height * width)
+        # Most sources are stored in their own order: no copy, which would be as large as the set.
+        return images if (order == np.arange(len(order))).all() else images[order]
 
 
 def cached_images(source: ImageSource, decoder: Decoder, cache: str) -> DecodedImages | None:

@@ -26,6 +26,7 @@ from ddfnet.utils import markdown
 from ddfnet.utils.cli import HelpFormatter
 from ddfnet.utils.files import write_text
 from ddfnet.zoo import entries
+from scripts.benchmarks import common as bench
 
 PAGE, RESULTS = ROOT / "docs" / "reference" / "models.md", ROOT / "docs" / "results"
 CPU_RESULTS = "models_cpu.json"
@@ -88,7 +89,7 @@ def _row(name: str, measured: dict[str, Any] | None) -> tuple[str, ...]:
         f"{cost.multiply_adds / 1e9:.3f}",
         f"{cost.printed / 1e9:.3f}",
         "; ".join(accuracies) or "not measured",
-        f"{speeds[name]:.3g}" if name in speeds else "not measured",
+        bench.number(speeds[name]) if name in speeds else "not measured",
     )
 
 

@@ -13,23 +13,23 @@ def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(length)
 
 
-def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+def balanced_order(labels: np.ndarray, seed: int, epoch: int, length: int) -> np.ndarray:
     """Order of the images in one epoch that shows all classes equally often, in random order.
 
-    Of N images and K classes that have any, each class is shown N // K times, and N % K of them, drawn anew in each
-    epoch, once more. Within a class no image is shown again before all others were.
+    Of `length` entries and K classes that have any, each class gets length // K, and length % K of them, drawn anew in
+    each epoch, one more. Within a class no image is shown again before all others were.
 
     Args:
         labels: int (N,), class of each image.
 
     Returns:
-        int64 (N, 2): image index, and how often it was shown before in this epoch; depends on the arguments only.
+        int64 (length, 2): image index, and how often it was shown before in this epoch; depends on the arguments only.
     """
     rng = np.random.default_rng((seed, epoch))
     members = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
     members = [images for images in members if len(images)]
-    shows = np.full(len(members), len(labels) // len(members))
-    shows[rng.permutation(len(members))[: len(labels) % len(members)]] += 1
+    shows = np.full(len(members), length // len(members))
+    shows[rng.permutation(len(members))[: length % len(members)]] += 1
     entries = []
     for images, count in zip(members, shows.tolist(), strict=True):
         rounds = [rng.permutation(images) for _ in range(-(-count // len(images)))]
@@ -51,7 +51,7 @@ def epoch_order(length: int, seed: int, epoch: int, repeats: int = 1, labels: np
     """
     samples = np.arange(length)
     if labels is not None:
-        index, shown = balanced_order(labels, seed, epoch)[samples // repeats].T
+        index, shown = balanced_order(labels, seed, epoch, -(-length // repeats))[samples // repeats].T
         return np.stack([index, shown * repeats + samples % repeats], axis=1)
     return np.stack([permutation(length, seed, epoch)[samples // repeats], samples % repeats], axis=1)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddfnet.engine.checkpoint_tools import average_checkpoints, export_checkpoint, list_checkpoints, rewind
-from ddfnet.engine.run_checkpoints import BEST, HISTORY, LAST, best_files
+from ddfnet.engine.run_checkpoints import BEST, HISTORY, best_files
 from ddfnet.utils.cli import HelpFormatter
 from ddfnet.utils.errors import CheckpointError
 
@@ -67,8 +67,8 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"{arguments.output}: the {kind} weights of {file}")
     else:
         step, former = rewind(folder, _file(folder, arguments.file))
-        kept = f"; what was {LAST} is kept as {former}" if former else ""
-        print(f"{folder} resumes from step {step}{kept}")
+        print(f"{folder} resumes from step {step}" + ("; kept beside, to be deleted by you:" if former else ""))
+        print("".join(f"  {path}\n" for path in former), end="")
     return 0
 
 

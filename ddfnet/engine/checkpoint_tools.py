@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddfnet.checkpoint import Weights, read_checkpoint, read_weights, save_checkpoint, save_safetensors
 from ddfnet.engine.resumable import faults_of_resumable
-from ddfnet.engine.run_checkpoints import BEST, LAST, best_files, leave_later, link_or_copy, resumable
+from ddfnet.engine.run_checkpoints import BEST, LAST, best_files, best_goes_back, later_files, link_or_copy, resumable
 from ddfnet.engine.run_folder import run_folder_lock
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.utils.files import set_aside
@@ -59,6 +59,11 @@ def _finite(state_dict: dict[str, Tensor]) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in state_dict.values())
 
 
+def _check_finite(weights: Weights, path: Path) -> None:
+    if not _finite(weights.state_dict):
+        raise CheckpointError(f"{path} is of no use: some of its {weights.kind} weights are NaN or infinite")
+
+
 def average_checkpoints(paths: Sequence[Path], output: Path, *, weights: str = "auto") -> dict[str, Any]:
     """Writes the mean of the weights of several checkpoints of one model, a file that `eval.py` reads.
 
@@ -74,11 +79,16 @@ def average_checkpoints(paths: Sequence[Path], output: Path, *, weights: str = "
         `files`, `weights` (`ema` or `model`) and `statistics`, how many running statistics were averaged.
 
     Raises:
-        CheckpointError: a file cannot be read, or they are of different models, classes or preprocessing.
+        CheckpointError: a file cannot be read, has weights that are not finite, or they are of different models,
+            classes or preprocessing.
     """
     if len(paths) < 2:
         raise CheckpointError(f"an average needs two checkpoints or more, got {len(paths)}: name them, or train with "
                               "checkpoints.best=5")  # fmt: skip
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise CheckpointError("an average needs each file once: name different ones")
+    if output.suffix not in (".pt", ".safetensors"):
+        raise UserError(f"{output} must end in .pt or .safetensors")
     _check_new(output)
     prefer = weights
     if weights == "auto":
@@ -92,6 +102,7 @@ def average_checkpoints(paths: Sequence[Path], output: Path, *, weights: str = "
         if first is None:
             first = read
         _check_alike(first, read, paths[0], path)
+        _check_finite(read, path)
         for key, tensor in read.state_dict.items():
             if tensor.is_floating_point():
                 total[key] = total[key] + tensor.double() if key in total else tensor.double()
@@ -124,7 +135,7 @@ def export_checkpoint(path: Path, output: Path, *, weights: str = "auto") -> str
     """Writes the weights of a checkpoint alone, as a .safetensors file that knows its model; returns their kind.
 
     Raises:
-        CheckpointError: the file cannot be read, or does not say of which model it is.
+        CheckpointError: the file cannot be read, does not say of which model it is, or has weights that are not finite.
     """
     if output.suffix != ".safetensors":
         raise UserError(f"{output} must end in .safetensors")
@@ -132,31 +143,39 @@ def export_checkpoint(path: Path, output: Path, *, weights: str = "auto") -> str
     read = read_weights(path, prefer=weights)
     if read.meta is None:
         raise CheckpointError(f"{path} does not say of which model it is: export checkpoints of ddfnet's runs")
+    _check_finite(read, path)
     save_safetensors(output, read.state_dict, read.meta, kind="ema" if read.kind == "ema" else "model")
     return read.kind
 
 
-def rewind(folder: Path, path: Path) -> tuple[int, Path | None]:
-    """Makes an older checkpoint of a run the one from which it resumes; what was `last.pt` is kept beside it.
+def rewind(folder: Path, path: Path) -> tuple[int, list[Path]]:
+    """Makes an older checkpoint of a run the one from which it resumes, and the best ones those that were so then.
+    What was `last.pt`, the later checkpoints and the later best ones are kept beside their names.
 
     Returns:
-        Its step, and the path of what was `last.pt`.
+        Its step, and the new paths of those files.
 
     Raises:
         UserError: the run is in progress, or the file is not one to resume from.
     """
+    if path.is_file() and folder.resolve() not in path.resolve().parents:
+        raise CheckpointError(f"{path} is not of this run: to start one from its weights, set model.init_checkpoint")
     facts = _facts(path) if path.is_file() else None
     if facts is None or not facts.resumes or facts.step is None:
         reason = "there is no such file" if facts is None else facts.fault or "it holds weights alone"
         raise CheckpointError(f"{path} is no checkpoint to resume from ({reason}): python -m ddfnet checkpoint list")
     with run_folder_lock(folder):
-        last, former = folder / LAST, None
+        last, former = folder / LAST, []
         if last.exists():
             if os.path.samefile(last, path):
-                return facts.step, None
-            former = set_aside(last, "former")
+                return facts.step, []
+            former.append(set_aside(last, "former"))
         link_or_copy(path, last)
-        leave_later(folder, facts.step)
+        former += [set_aside(later, "former") for later in later_files(folder, facts.step)]
+        payload = read_checkpoint(last)
+        best = payload["best"]
+        former_best = [(best["value"], best["step"])] if best["step"] is not None else []
+        former += best_goes_back(folder, payload.get("ranking") or former_best)
     return facts.step, former
 
 

@@ -115,9 +115,10 @@ class RunLog:
         if not self.active:
             return
         self._write("train", step, record)
-        rate = record["images_per_second"]
+        rate, loss = record["images_per_second"], record["loss"]
+        mean = "-" if loss is None else f"{loss:.4f}"
         facts = (
-            f"loss {record['loss']:.4f}  lr {record['lr']:.3g}  {rate:.{0 if rate >= 10 else 1}f} img/s  "
+            f"loss {mean}  lr {record['lr']:.3g}  {rate:.{0 if rate >= 10 else 1}f} img/s  "
             f"wait {record['data_wait']:.0%}  eta {duration(record['eta_seconds'])}"
         )
         where = f"epoch {record['epoch']:.2f}"

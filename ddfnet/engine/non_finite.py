@@ -9,6 +9,7 @@ from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.logging import RunLog
 from ddfnet.engine.numerics import FiniteCheck, NonFinite
 from ddfnet.engine.pacing import paced_learning_rate
+from ddfnet.engine.run_checkpoints import best_goes_back
 from ddfnet.engine.training_state import TrainingState
 from ddfnet.tasks import Config, Task
 from ddfnet.tasks.plan import RunPlan
@@ -93,6 +94,8 @@ class NonFinitePolicy:
         if local is None:
             raise NonFiniteLossError(f"{error}. There is no checkpoint to go back to") from None
         state.load_local(local)
+        if self.distributed.is_main:
+            best_goes_back(self.folder, state.ranking)
         state.non_finite, state.data_offset = count, position + 1 - state.step
         state.optimizer.zero_grad(set_to_none=True)
         self.check.reset()

@@ -48,7 +48,7 @@ def plateau_after(
         patience=schedule.patience,
         eps=0.0,  # its default ignores falls of less than 1e-8
     )
-    if plateau:
+    if "best" in plateau:  # without it, the metric that ranks has changed
         scheduler.load_state_dict({key: plateau[key] for key in _KEPT})
     scheduler.step(value)
     state: dict[str, Any] = scheduler.state_dict()
@@ -58,15 +58,22 @@ def plateau_after(
     return {"falls": falls, **{key: state[key] for key in _KEPT}}
 
 
-def stops_early(step: int, best_step: int | None, config: Config, plan: RunPlan) -> bool:
+def stops_early(step: int, best: dict[str, Any], config: Config, plan: RunPlan) -> bool:
     """Whether a run that has evaluated this step ends there: its best evaluation is `train.early_stop` epochs ago.
 
     A function of the step and of that of the best evaluation, so a run that starts again decides alike.
+
+    Args:
+        best: of a `TrainingState`: "step" of the best evaluation; where there is none, "since" when one is looked for.
     """
     patience, epoch = config.train.early_stop, step / plan.steps_per_epoch
     if patience is None or step % plan.steps_per_epoch or round(epoch) % config.eval.every:
         return False
-    return step - (best_step or 0) >= patience * plan.steps_per_epoch
+    return step - _best_step(best) >= patience * plan.steps_per_epoch
+
+
+def _best_step(best: dict[str, Any]) -> int:
+    return int(best.get("since", 0) if best["step"] is None else best["step"])
 
 
 class Progress(Protocol):
@@ -90,9 +97,8 @@ def is_finished(state: Progress, config: Config, plan: RunPlan, *, log: Callable
     """Whether a run has nothing left to do; says so if it stops early."""
     if state.evaluation_due:
         return False
-    best = state.best["step"]
-    if state.step < plan.total_steps and stops_early(state.step, best, config, plan):
-        epochs = (state.step - (best or 0)) // plan.steps_per_epoch
+    if state.step < plan.total_steps and stops_early(state.step, state.best, config, plan):
+        epochs = (state.step - _best_step(state.best)) // plan.steps_per_epoch
         log(f"stopped early: {state.metric} has not been better for {epochs} epochs")
         return True
     return state.step >= plan.total_steps

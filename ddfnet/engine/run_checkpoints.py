@@ -6,14 +6,14 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from ddfnet.checkpoint import save_checkpoint, save_safetensors
+from ddfnet.checkpoint import read_checkpoint, save_checkpoint, save_safetensors
 from ddfnet.tasks.checkpoints import CheckpointsConfig
-from ddfnet.utils.errors import StorageError
+from ddfnet.utils.errors import CheckpointError, DamagedCheckpointError, StorageError
 from ddfnet.utils.files import NoSpaceError, set_aside, write_atomically
 
-LAST, BEST, HISTORY = "last.pt", "best.pt", "checkpoints"
+LAST, BEST, BEST_WEIGHTS, HISTORY = "last.pt", "best.pt", "best.safetensors", "checkpoints"
 _STEP, _BEST = re.compile(r"step_(\d+)\.pt"), re.compile(r"best_step_(\d+)\.pt")
 Ranking = Sequence[Sequence[Any]]  # (value, step) of the best evaluations, best first
 
@@ -30,22 +30,69 @@ def best_files(folder: Path) -> list[Path]:
     return kept or [folder / BEST] * (folder / BEST).is_file()
 
 
-def leave_later(folder: Path, step: int) -> None:
-    """Removes the checkpoints of steps after `step`, which a run that went back does not build upon."""
-    for later, path in _by_step(folder, _STEP):
-        if later > step:
-            path.unlink(missing_ok=True)
+def later_files(folder: Path, step: int) -> list[Path]:
+    """The checkpoints of steps after `step`, which a run that went back does not build upon."""
+    return [path for later, path in sorted(_by_step(folder, _STEP)) if later > step]
 
 
-def restore_last(folder: Path, resumed_from: Path | None, damaged: Sequence[Path]) -> None:
-    """Keeps damaged checkpoints beside their names, and makes the one that takes the place of `last.pt` that file."""
+def best_goes_back(folder: Path, ranking: Ranking) -> list[Path]:
+    """Makes the files of the best evaluations those of `ranking`, for a run that went back to a step at which these
+    were the best. Others are kept beside their names; returns their new paths.
+
+    Where no file of the best evaluation is left, there is no `best.pt`.
+    """
+    steps, aside = [entry[1] for entry in ranking], []
+    aside += [set_aside(path, "former") for step, path in sorted(_by_step(folder, _BEST)) if step not in steps]
+    best, weights = folder / BEST, folder / BEST_WEIGHTS
+    if not best.is_file() or (steps and _step_of(best) == steps[0]):
+        return aside
+    aside += [set_aside(path, "former") for path in (best, weights) if path.exists()]
+    candidates = [path for step, path in (*_by_step(folder, _BEST), *_by_step(folder, _STEP)) if step in steps[:1]]
+    for path in candidates:
+        with contextlib.suppress(CheckpointError):
+            payload = read_checkpoint(path)
+            save_checkpoint(best, _weights_of(payload))
+            _save_best_weights(weights, payload)
+            break
+    return aside
+
+
+def name_best(folder: Path, step: int) -> None:
+    """Gives `best.pt`, of step `step`, the name it has among several best ones, which one that was alone has not."""
+    if (folder / BEST).is_file():
+        path = folder / HISTORY / _best_name(step)
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            link_or_copy(folder / BEST, path)
+
+
+class Resumed(Protocol):
+    """What a run that starts has found in its folder: a `TrainingState`."""
+
+    resumed_from: Path | None
+    damaged: list[tuple[Path, DamagedCheckpointError]]
+    ranking: list[tuple[float, int]]
+
+
+def restore_run(folder: Path, found: Resumed, *, several: bool) -> None:
+    """Makes the files of a run folder those that a run continues with.
+
+    Damaged checkpoints are kept beside their names, the one that takes the place of `last.pt` becomes that file, and
+    the best ones are those of its step.
+
+    Args:
+        several: best ones are kept.
+    """
     last = folder / LAST
-    for path in damaged:
+    for path, _ in found.damaged:
         set_aside(path)
     if last.exists() and not last.is_file():
         set_aside(last)
-    if resumed_from is not None and not last.exists():
-        link_or_copy(resumed_from, last)
+    if found.resumed_from is not None and not last.exists():
+        link_or_copy(found.resumed_from, last)
+        best_goes_back(folder, found.ranking)
+    if several and found.ranking:
+        name_best(folder, found.ranking[0][1])
 
 
 class RunCheckpoints:
@@ -87,30 +134,50 @@ class RunCheckpoints:
         self._prune(step, steps)
 
     def _write_best(self, payload: dict[str, Any], *, is_best: bool) -> None:
-        weights = {key: payload[key] for key in ("meta", "config", "model", "ema")}
-        best = self.folder / BEST
+        weights, best = _weights_of(payload), self.folder / BEST
         if self.settings.best > 1:
-            path = self.folder / HISTORY / f"best_step_{payload['step']:08d}.pt"
+            path = self.folder / HISTORY / _best_name(payload["step"])
             save_checkpoint(path, weights)
             if is_best:
                 link_or_copy(path, best)
         elif is_best:
             save_checkpoint(best, weights)
         if is_best:
-            kind = "model" if weights["ema"] is None else "ema"
-            save_safetensors(self.folder / "best.safetensors", weights[kind], weights["meta"], kind=kind)
+            _save_best_weights(self.folder / BEST_WEIGHTS, weights)
 
     def _is_milestone(self, step: int) -> bool:
         return self._milestone is not None and step > 0 and step % self._milestone == 0
 
     def _prune(self, step: int, best_steps: Sequence[int]) -> None:
-        leave_later(self.folder, step)
+        for path in later_files(self.folder, step):
+            path.unlink(missing_ok=True)
         older = sorted((step for step, _ in _by_step(self.folder, _STEP)), reverse=True)
         stays = {*older[: self.settings.keep + 1 if self.settings.keep else 0], *filter(self._is_milestone, older)}
         for pattern, steps in ((_STEP, stays), (_BEST, set(best_steps))):
             for number, path in _by_step(self.folder, pattern):
                 if number not in steps:
                     path.unlink(missing_ok=True)
+
+
+def _best_name(step: int) -> str:
+    return f"best_step_{step:08d}.pt"
+
+
+def _weights_of(payload: dict[str, Any]) -> dict[str, Any]:
+    return {key: payload[key] for key in ("meta", "config", "model", "ema")}
+
+
+def _save_best_weights(path: Path, payload: dict[str, Any]) -> None:
+    kind = "model" if payload["ema"] is None else "ema"
+    save_safetensors(path, payload[kind], payload["meta"], kind=kind)
+
+
+def _step_of(path: Path) -> int | None:
+    try:
+        meta = read_checkpoint(path).get("meta") or {}
+    except CheckpointError:
+        return None
+    return meta.get("step")
 
 
 def link_or_copy(source: Path, target: Path) -> None:

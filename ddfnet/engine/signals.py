@@ -52,7 +52,8 @@ class StopSignal:
         self.save_agreed = False
         self._distributed = distributed
         self._phase: Literal["start", "run", "wait"] = "start"
-        self._asked_at, self._asked_step, self._next = time.monotonic(), 0, 0
+        self._asked_at, self._next = time.monotonic(), 0
+        self._asked_step: int | None = None
         self._former: dict[int, object] = {}
         if threading.current_thread() is not threading.main_thread():  # nobody else may set handlers
             return
@@ -125,10 +126,11 @@ class StopSignal:
             self.save_agreed = save
             return self.received is not None
         self.save_agreed = False
-        if step < self._next:
+        steps = 0 if self._asked_step is None else step - self._asked_step
+        if steps >= 0 and step < self._next:  # below 0: the run went back
             return False
-        # The slowest clock decides for all when to ask again.
-        seconds = (time.monotonic() - self._asked_at) / max(1, step - self._asked_step)
+        # The slowest clock decides for all when to ask again; the first time it has not measured any step.
+        seconds = (time.monotonic() - self._asked_at) / steps if steps > 0 else _AGREE_SECONDS
         answer = torch.tensor([float(self.received is not None), seconds, float(save)], device=self._distributed.device)
         stop, seconds, due = self._distributed.reduce_(answer, "max").tolist()
         self._asked_at, self._asked_step = time.monotonic(), step

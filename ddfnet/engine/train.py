@@ -18,7 +18,8 @@ from ddfnet.engine.evaluate import check_precision
 from ddfnet.engine.logging import RunLog
 from ddfnet.engine.memory_format import trainable_format
 from ddfnet.engine.numerics import make_deterministic
-from ddfnet.engine.run_checkpoints import BEST, LAST, restore_last, resumable, storage_errors
+from ddfnet.engine.resume_notes import resume_notes
+from ddfnet.engine.run_checkpoints import BEST, LAST, restore_run, resumable, storage_errors
 from ddfnet.engine.run_folder import check_same_run, flat, run_folder_lock, write_run_folder
 from ddfnet.engine.signals import EXIT_INTERRUPTED, Interrupted, StopSignal
 from ddfnet.engine.tracker_libraries import RunFacts
@@ -133,6 +134,8 @@ def _train(
     trainer = Trainer(
         config, plan, task, model, distributed, folder=folder, log=log, max_eval_batches=limit, watch=watch
     )
+    for line in resume_notes(trainer.state, config, plan):
+        log.warning(line)
     if folder is not None and distributed.is_main:  # only now: no mistake of the user may leave a folder behind
         if note := check_free_space(folder, trainer.state, plan):
             log.message(note)
@@ -140,7 +143,7 @@ def _train(
             stack.enter_context(run_folder_lock(folder))
         with storage_errors(folder):
             write_run_folder(folder, loaded, plan, {"parameters": parameters})
-            restore_last(folder, trainer.state.resumed_from, [path for path, _ in trainer.state.damaged])
+            restore_run(folder, trainer.state, several=config.checkpoints.best > 1)
     log.start(trainer.state.step, evaluation_due=trainer.state.evaluation_due)
     finished = trainer.fit(stop)
     trackers.outcome = "finished" if finished else "interrupted"
@@ -277,5 +280,7 @@ def _farewell(finished: bool, trainer: Trainer, folder: Path | None, stop: StopS
             return f"stopped by {stop.received} before there was a step to save: start again"
         signal = stop.received or "a signal to another process"
         return f"stopped by {signal} at step {state.step}; saved {folder / LAST}: start again to resume"
-    where = f"{folder / BEST}" if state.best["step"] is not None else "none"
+    if state.best["step"] is None:
+        return f"finished at step {state.step}; no evaluation gave a finite {state.metric}: there is no {BEST}"
+    where = folder / BEST if (folder / BEST).is_file() else f"its file is gone; {LAST} is the newest"
     return f"finished at step {state.step}; best {state.metric} {state.best['value']:.2f}: {where}"

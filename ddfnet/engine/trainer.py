@@ -260,11 +260,12 @@ class Trainer:
         loss = self.distributed.reduce_(state.loss_sum / max(1, state.loss_count), "sum") / self.distributed.world_size
         images_per_second, data_wait = self.meter.read()
         images_per_second *= self.distributed.world_size
-        self.last_finite_loss = loss.item()
+        if state.loss_count:
+            self.last_finite_loss = loss.item()
         lr = paced_learning_rate(state.step - 1, self.config, self.plan, state.plateau)  # of the step that is done
         record = {
             "epoch": self.epoch,
-            "loss": self.last_finite_loss,
+            "loss": self.last_finite_loss if state.loss_count else None,  # None: all steps were skipped
             "lr": lr,
             "grad_norm": float(self.grad_norm),
             "images_per_second": images_per_second,

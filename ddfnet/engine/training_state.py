@@ -12,13 +12,11 @@ from ddfnet.engine.batch_norm import averaged_statistics, load_statistics, local
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.pacing import Plateau
 from ddfnet.engine.resumable import images_of, read_resumable
+from ddfnet.engine.resumed_optimizer import load_optimizer
 from ddfnet.engine.run_checkpoints import LAST, resumable
 from ddfnet.optim import build_optimizer
 from ddfnet.tasks import Config, Task
 from ddfnet.utils.errors import CheckpointError, ConfigError, DamagedCheckpointError, did_you_mean
-
-# What an optimizer's group holds of the configuration; some keep state of their own there, too.
-_SETTINGS = {"weight_decay", "momentum", "nesterov", "betas", "eps", "alpha"}
 
 
 class TrainingState:
@@ -39,7 +37,7 @@ class TrainingState:
         ranking: value and step of the best evaluations, best first, as many as are kept.
         data_offset: steps by which the data is ahead: those of batches that a rollback has left out.
         non_finite: steps that were skipped, or rollbacks.
-        resumed_from, resumed_step, damaged: see `resume`.
+        resumed_from, resumed_step, resumed_epoch, optimizer_note, damaged: see `resume`.
         plateau: state of the plateau schedule, see `ddfnet.engine.pacing`.
         evaluation_due: an epoch has ended and was saved, but not evaluated.
         loss_sum, loss_count: losses of this process since the last log line.
@@ -57,6 +55,8 @@ class TrainingState:
         self.ranking: list[tuple[float, int]] = []
         self.data_offset = self.non_finite = self.resumed_step = 0
         self.resumed_from: Path | None = None
+        self.resumed_epoch: float | None = None
+        self.optimizer_note: str | None = None
         self.damaged: list[tuple[Path, DamagedCheckpointError]] = []
         self.evaluation_due = False
         self.plateau: Plateau = {}
@@ -119,7 +119,9 @@ class TrainingState:
     def resume(self, folder: Path, *, last_step: int, before: int | None = None) -> dict[str, Tensor] | None:
         """Loads the newest whole checkpoint of a run folder, if there is any.
 
-        Sets `resumed_from` to its path, and `damaged` to those that were passed over, with what is wrong with them.
+        Sets `resumed_from` to its path, `resumed_epoch` to the epochs it says were done, `optimizer_note` where its
+        state of the optimizer is of no use, and `damaged` to the files that were passed over, with what is wrong with
+        them.
 
         Args:
             last_step: of the run.
@@ -151,13 +153,15 @@ class TrainingState:
             return None
         self.step, self.best, self.evaluation_due = payload["step"], payload["best"], payload["evaluation_due"]
         self.loss_count, self.resumed_step = payload["loss_count"], self.step
+        self.resumed_epoch = payload["meta"].get("epoch")
         self.plateau = payload.get("plateau") or {}
         self.data_offset, self.non_finite = payload.get("data_offset", 0), payload.get("non_finite", 0)
         self.ranking = list(payload.get("ranking") or [])
         if not self.ranking and self.best["step"] is not None:
             self.ranking = [(self.best["value"], self.best["step"])]
         if (payload.get("metric") or self.task.best_metric) != self.metric:  # run.allow_changes
-            self.best, self.ranking = self._no_best(), []
+            self.best, self.ranking = {**self._no_best(), "since": self.step}, []
+            self.plateau = {key: value for key, value in self.plateau.items() if key == "falls"}
         return payload["local"]
 
     def _load(self, path: Path, payload: dict[str, Any]) -> None:
@@ -168,14 +172,14 @@ class TrainingState:
             self.model.load_state_dict(payload["model"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(payload["ema"] or payload["model"])
-            configured = [{key: g[key] for key in _SETTINGS & g.keys()} for g in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(payload["optimizer"])
+            then = payload["config"].get("optim")
+            self.optimizer_note = load_optimizer(
+                self.optimizer, payload["optimizer"], self.model, self.config.optim, then
+            )
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())[:300]
             raise unfit(f"{path} is of another model or optimizer than the config: {reason}") from None
         self._check_local(path, payload["local"])
-        for group, settings in zip(self.optimizer.param_groups, configured, strict=True):
-            group.update(settings)  # the state continues, with the settings of the config (run.allow_changes)
         if self.scaler.is_enabled() and payload["scaler"]:
             try:
                 self.scaler.load_state_dict(payload["scaler"])

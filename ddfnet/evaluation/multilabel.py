@@ -49,6 +49,9 @@ def class_scores(logits: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -
     return rows
 
 
+METRICS = ("map_macro", "map_micro", "f1_macro", "f1_micro")  # higher is better; the first one ranks
+
+
 def summary(logits: np.ndarray, truth: np.ndarray, predicted: np.ndarray, rows: list[ClassScore]) -> dict[str, float]:
     """`map_macro`, `map_micro`, `f1_macro`, `f1_micro`, in percent.
 

@@ -35,8 +35,8 @@ def read_source(source: str, *, prefer: str = "auto") -> Weights:
     except (OSError, RuntimeError) as error:  # of the download, and of a model that has none
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot get the pretrained weights of {name} ({reason}): download them where there is a network, and give "
-            f"the file as model.init_checkpoint, or its folder as model.name={LOCAL}FOLDER"
+            f"cannot get the pretrained weights of {name} ({reason}): download them where there is a network, and name "
+            f"the file, or its folder as {LOCAL}FOLDER, instead"
         ) from None
     return Weights(
         model.state_dict(), None, "pretrained", origin={"arch": name, "record": vars(model)["pretrained_cfg"]}

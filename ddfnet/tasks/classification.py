@@ -1,7 +1,7 @@
 """Image classification: its configuration and its task."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -24,6 +24,7 @@ from ddfnet.data.sources import ImageSource, SourceConfig, open_split
 from ddfnet.data.sources.label_sets import class_names
 from ddfnet.data.val_cache import ValCache
 from ddfnet.evaluation.metrics import ClassificationEvaluator
+from ddfnet.evaluation.multilabel import METRICS as MULTI_LABEL_METRICS
 from ddfnet.evaluation.multilabel import MultiLabelEvaluator
 from ddfnet.models.factory import resolve_name
 from ddfnet.tasks.base import Evaluator, Task
@@ -101,7 +102,8 @@ class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):
     """Trains a model on `data.root/train` and evaluates it on `data.root/val`."""
 
     config_class = ClassificationConfig
-    best_metric, other_metrics = "top1", (("top5", False), ("loss", True))
+    best_metric = "top1"
+    other_metrics: Sequence[tuple[str, bool]] = (("top5", False), ("loss", True))
     evaluation = staticmethod(classification_evaluation)
 
     def __init__(self, config: ClassificationConfig) -> None:
@@ -131,7 +133,9 @@ class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):
         counts = class_counts(self._train, labels)
         self._loss, self.notes = build_loss(config.loss, counts, self.classes, outputs=self.num_classes)
         self.notes += label_notes(self._train, self._val, data.root, data)
-        self.best_metric = "map_macro" if data.multi_label else "top1"
+        if data.multi_label:
+            self.best_metric, *others = MULTI_LABEL_METRICS
+            self.other_metrics = (*((name, False) for name in others), ("loss", True))
 
     @cached_property
     def class_hashes(self) -> dict[str, dict[str, str]]:

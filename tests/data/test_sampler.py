@@ -178,6 +178,9 @@ def test_balanced_order_with_repeats_keeps_every_draw_apart():
     order = epoch_order(103, 3, 0, repeats=3, labels=UNEVEN)
     assert len({tuple(row) for row in order.tolist()}) == 103
     assert order[0::3, 0][:34].tolist() == order[1::3, 0].tolist()
+    labels = np.repeat([0, 1, 2], [60, 20, 16])
+    for repeats in (1, 2, 4):
+        assert np.bincount(labels[epoch_order(96, 3, 0, repeats, labels)[:, 0]]).tolist() == [32, 32, 32]
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 4), (2, 2), (4, 1)])

@@ -1,6 +1,7 @@
 """`python -m ddfnet checkpoint`: list, average, export, rewind."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +87,22 @@ def test_average_of_named_files_as_safetensors(finished, tmp_path):
     assert torch.allclose(read_weights(tmp_path / "mean.safetensors").state_dict["fc.weight"], (one + two) / 2)
 
 
+def test_weights_that_are_not_finite_are_left_alone(copy, tmp_path, capsys):
+    broken = read_checkpoint(copy / "checkpoints" / "step_00000004.pt")
+    broken["ema"]["fc.bias"][0] = float("nan")
+    torch.save(broken, copy / "checkpoints" / "step_00000004.pt")
+    text = "step_00000004.pt is of no use: some of its ema weights are NaN or infinite"
+    assert text in fails(capsys, "average", copy, "last.pt", "step_00000004.pt", "-o", tmp_path / "a.pt")
+    assert text in fails(capsys, "export", copy, "step_00000004.pt", "-o", tmp_path / "a.safetensors")
+    assert call("export", copy, "step_00000004.pt", "-o", tmp_path / "raw.safetensors", "--weights", "raw") == 0
+
+
+def test_a_run_is_not_set_back_to_a_checkpoint_of_another_one(finished, copy, capsys):
+    other = finished / "run" / "checkpoints" / "step_00000004.pt"
+    assert f"{other} is not of this run" in fails(capsys, "rewind", copy, other)
+    assert read_checkpoint(copy / "last.pt")["step"] == 12
+
+
 def test_averages_that_cannot_be(finished, tmp_path, capsys):
     run, out = finished / "run", tmp_path / "mean.pt"
     assert "two checkpoints or more, got 1" in fails(capsys, "average", run, "best.pt", "-o", out)
@@ -94,8 +111,10 @@ def test_averages_that_cannot_be(finished, tmp_path, capsys):
     torch.save(other, tmp_path / "other.pt")
     assert "classes differ" in fails(capsys, "average", run, "best.pt", tmp_path / "other.pt", "-o", out)
     torch.save({"state_dict": other["model"]}, tmp_path / "bare.pt")
-    bare = [tmp_path / "bare.pt"] * 2
+    bare = [tmp_path / "bare.pt", shutil.copy(tmp_path / "bare.pt", tmp_path / "bare2.pt")]
     assert "does not say of which model" in fails(capsys, "average", run, *bare, "-o", out)
+    assert "each file once" in fails(capsys, "average", run, "best.pt", "best.pt", "-o", out)
+    assert "must end in .pt or .safetensors" in fails(capsys, "average", run, "-o", tmp_path / "a.bin")
     assert not out.exists()
     assert "exists: name a new file" in fails(capsys, "average", run, "-o", tmp_path / "bare.pt")
 
@@ -112,8 +131,17 @@ def test_export(finished, tmp_path, capsys):
 
 def test_rewind_and_resume_gives_the_same_bits(finished, copy, capsys):
     assert call("rewind", copy, "step_00000004.pt") == 0
-    assert f"resumes from step 4; what was last.pt is kept as {copy / 'last.pt.former'}" in capsys.readouterr().out
-    assert [path.name for path in sorted((copy / "checkpoints").glob("step*"))] == ["step_00000004.pt"]
+    output = capsys.readouterr().out.splitlines()
+    assert output[0] == f"{copy} resumes from step 4; kept beside, to be deleted by you:"
+    assert output[1:4] == [
+        f"  {copy / name}.former"
+        for name in ("last.pt", "checkpoints/step_00000008.pt", "checkpoints/step_00000012.pt")
+    ]
+    assert all(Path(line.strip()).is_file() for line in output[1:])
+    assert read_checkpoint(copy / "best.pt")["meta"]["step"] == 4
+    assert read_weights(copy / "best.safetensors").meta["step"] == 4
+    assert [path.name for path in (copy / "checkpoints").glob("best*.pt")] == []  # only two of the whole run
+    assert [path.name for path in sorted((copy / "checkpoints").glob("step*.pt"))] == ["step_00000004.pt"]
     overrides = [f"run.dir={copy}", "checkpoints.best=2", "train.ema={decay: 0.5}", "eval.every=1"]
     assert train(load_config(finished / "tiny.yaml", overrides)) == 0
     assert f"resuming from {copy / 'last.pt'}: step 4 of 12" in capsys.readouterr().out

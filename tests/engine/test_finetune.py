@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddfnet.checkpoint import read_checkpoint
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 from ddfnet.engine.train import train
 from ddfnet.inference.predict import predict, predict_images
@@ -126,6 +127,13 @@ def test_multi_label_from_training_to_prediction(uneven_config, uneven_tree, tmp
         shown = {row["class"] for row in answer["predictions"]}
         assert shown == {n for n, p in zip(classifier.classes, probabilities.tolist(), strict=True) if p >= expected}
     assert Classifier.meta(classifier)["multi_label"] == {"threshold": 0.3}
+
+
+def test_multi_label_ranks_by_its_own_metrics(uneven_config, tmp_path):
+    run_here(uneven_config, tmp_path / "f1", *MULTI, "train.epochs=1", "checkpoints.metric=f1_micro")
+    assert read_checkpoint(tmp_path / "f1" / "last.pt")["metric"] == "f1_micro"
+    with pytest.raises(ConfigError, match=r"checkpoints\.metric=top5 is no metric .* has map_macro, map_micro"):
+        run_here(uneven_config, tmp_path / "top5", *MULTI, "checkpoints.metric=top5")
 
 
 def test_labels_of_a_file_may_be_one_for_each_image(uneven_config, uneven_tree, tmp_path):

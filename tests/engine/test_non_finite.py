@@ -72,6 +72,8 @@ def test_a_skipped_step_changes_nothing(tiny_config, tmp_path, poison, capsys):
     text = capsys.readouterr().err
     assert "step 1 is not finite (lr 0.0427, gradient norm nan; " in text
     assert "skipped, number 1 of at most 10" in text
+    assert losses(tmp_path)[2] is None
+    assert all(loss > 0.1 for step, loss in losses(tmp_path).items() if step != 2)
 
 
 def test_more_than_so_many_skipped_steps_end_the_run(tiny_config, tmp_path, poison):

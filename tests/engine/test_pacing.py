@@ -86,8 +86,13 @@ def test_a_run_resumes_with_another_rate_or_schedule(tiny_config, tmp_path):
 )  # fmt: skip
 def test_a_run_stops_when_its_best_is_so_many_epochs_ago(step, best, every, stops):
     run = config(train={"early_stop": 3}, eval={"every": every})
-    assert stops_early(step, best, run, PLAN) == stops
-    assert not stops_early(step, best, config(), PLAN)
+    assert stops_early(step, {"step": best}, run, PLAN) == stops
+    assert not stops_early(step, {"step": best}, config(), PLAN)
+
+
+def test_a_run_whose_metric_has_changed_counts_from_then():
+    run, best = config(train={"early_stop": 3}), {"step": None, "since": 40}
+    assert [stops_early(step, best, run, PLAN) for step in (60, 70)] == [False, True]
 
 
 STILL = (

@@ -7,10 +7,10 @@ import threading
 import pytest
 import torch
 
-from ddfnet.checkpoint import read_checkpoint
+from ddfnet.checkpoint import read_checkpoint, read_weights
 from ddfnet.engine import run_checkpoints
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
-from ddfnet.engine.run_checkpoints import link_or_copy, resumable
+from ddfnet.engine.run_checkpoints import best_files, link_or_copy, resumable
 from ddfnet.engine.saver import Saver
 from ddfnet.engine.train import train
 from ddfnet.engine.trainer import Trainer
@@ -86,6 +86,26 @@ def test_the_best_three_stay_and_the_best_is_best_pt(tiny_config, tmp_path, resu
         "best_step_00000012.pt": 12,
         "best_step_00000020.pt": 20,
     }
+
+
+def test_more_best_ones_later_include_the_best_of_before(tiny_config, tmp_path, results):
+    results(top1=[60.0, 50.0, 40.0, 30.0])
+    run(tiny_config, tmp_path, "train.epochs=2", "checkpoints.keep=0")
+    assert not (tmp_path / "checkpoints").exists()
+    run(tiny_config, tmp_path, "train.epochs=4", "checkpoints.keep=0", "checkpoints.best=3", "run.allow_changes=true")
+    assert names(tmp_path) == [f"best_step_{step:08d}.pt" for step in (4, 12, 16)]
+    assert [read_checkpoint(path)["meta"]["step"] for path in best_files(tmp_path)] == [4, 12, 16]
+
+
+def test_a_run_that_goes_back_has_the_best_of_then(tiny_config, tmp_path, results):
+    results(top1=[20.0, 10.0, 60.0, 15.0])
+    run(tiny_config, tmp_path)
+    (tmp_path / "checkpoints" / "step_00000012.pt").unlink()
+    (tmp_path / "last.pt").unlink()
+    run(tiny_config, tmp_path)
+    assert read_checkpoint(tmp_path / "best.pt")["meta"]["step"] == 4
+    assert read_checkpoint(tmp_path / "best.pt.former")["meta"]["step"] == 12
+    assert read_weights(tmp_path / "best.safetensors").meta["step"] == 4
 
 
 def test_the_best_by_another_metric(tiny_config, tmp_path, results, capsys):

@@ -1,0 +1,30 @@
+"""What a run says at its start of settings that do not do what was expected, because of the step it starts from."""
+
+from ddfnet.engine.training_state import TrainingState
+from ddfnet.tasks import Config
+from ddfnet.tasks.plan import RunPlan
+
+
+def resume_notes(state: TrainingState, config: Config, plan: RunPlan) -> list[str]:
+    """One line each; none where all is as before."""
+    notes, now = [], state.step / plan.steps_per_epoch
+    if state.optimizer_note is not None:
+        notes.append(state.optimizer_note)
+    if state.resumed_epoch is not None and abs(state.resumed_epoch - now) > 1e-6:
+        notes.append(
+            f"step {state.step} ended epoch {state.resumed_epoch:.2f} and is epoch {now:.2f} of this run, whose epochs "
+            f"have {plan.steps_per_epoch} steps: the number of steps is what continues"
+        )
+    if state.step > plan.total_steps:
+        notes.append(
+            f"{state.resumed_from} is at step {state.step}, and the run ends at {plan.total_steps}: nothing is left to "
+            "train; raise train.epochs"
+        )
+    if config.profile.range is not None and state.step < plan.total_steps:
+        first, end = config.profile.range
+        if end <= state.step or first >= plan.total_steps:
+            notes.append(
+                f"profile.steps={config.profile.steps} has no effect: this start trains steps {state.step} to "
+                f"{plan.total_steps - 1}"
+            )
+    return notes

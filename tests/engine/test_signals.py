@@ -202,6 +202,7 @@ def test_workers_end_with_a_killed_parent_and_leave_the_lock(start, tmp_path):
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)  # they cannot see to it themselves
     process.kill()
+    process.wait(60)
     for worker in workers:
         wait_for_the_end_of(worker)
     from ddfnet.engine.run_folder import run_folder_lock

@@ -10,6 +10,7 @@ from ddfnet.engine.logging import RunLog
 from ddfnet.engine.numerics import FiniteCheck, NonFinite
 from ddfnet.engine.pacing import paced_learning_rate
 from ddfnet.engine.run_checkpoints import best_goes_back
+from ddfnet.engine.saver import CheckpointSaver
 from ddfnet.engine.training_state import TrainingState
 from ddfnet.tasks import Config, Task
 from ddfnet.tasks.plan import RunPlan
@@ -37,7 +38,6 @@ class NonFinitePolicy:
         self.config, self.plan, self.task, self.state, self.distributed = config, plan, task, state, distributed
         self.folder, self.log = folder, log
         self.check = FiniteCheck(distributed.device)
-        self._failed_step = -1  # the last one from which the run went back
 
     def stop_if_found(self, last_finite_loss: float | None) -> None:
         """NonFiniteLossError if any loss since the last call was not finite (waits for the device)."""
@@ -75,8 +75,10 @@ class NonFinitePolicy:
             raise NonFiniteLossError(f"{text}: one more than the {most} of train.max_non_finite. {_CURES}")
         self.log.warning(f"{text}: the step is skipped, number {state.non_finite} of at most {most}")
 
-    def roll_back(self, error: NonFiniteLossError) -> None:
+    def roll_back(self, error: NonFiniteLossError, saver: CheckpointSaver) -> None:
         """Loads the checkpoint before, and sets the data to what follows the failed step; all processes call this.
+
+        It is saved at once as the newest one: a start afterwards resumes as this run continues.
 
         A failure that is not behind the last one has not been cured by other data: then it is one checkpoint further
         back.
@@ -88,8 +90,10 @@ class NonFinitePolicy:
         count, position = state.non_finite + 1, failed + state.data_offset
         if self.folder is None or count > most:
             raise NonFiniteLossError(f"{error}. It went back {count - 1} times, train.max_non_finite={most}") from None
-        before = state.resumed_step if failed <= self._failed_step else None
-        self._failed_step = max(failed, self._failed_step)
+        last = state.rollback
+        before = last["to"] if failed <= last["failed"] else None
+        saver.wait()
+        self.distributed.gather_objects(None)  # the main process has written; only now may the others read
         local = state.resume(self.folder, last_step=self.plan.total_steps, before=before)
         if local is None:
             raise NonFiniteLossError(f"{error}. There is no checkpoint to go back to") from None
@@ -97,6 +101,7 @@ class NonFinitePolicy:
         if self.distributed.is_main:
             best_goes_back(self.folder, state.ranking)
         state.non_finite, state.data_offset = count, position + 1 - state.step
+        state.rollback = {"failed": max(failed, last["failed"]), "to": state.step}
         state.optimizer.zero_grad(set_to_none=True)
         self.check.reset()
         self.log.warning(
@@ -104,6 +109,7 @@ class NonFinitePolicy:
             f"continues after that of step {failed}"
         )
         self.log.rewind(state.step, evaluation_due=state.evaluation_due)
+        saver.save(state.resumed_meta.get("metrics"))
 
     def _facts(self, found: NonFinite) -> dict[str, Any]:
         return {

@@ -52,6 +52,7 @@ class ResumableCheckpoint(_Checked):
     ranking: list[tuple[float, int]] = []
     data_offset: _Count = 0
     non_finite: _Count = 0
+    rollback: dict[Literal["failed", "to"], int] = {}
 
     @model_validator(mode="after")
     def _local_has_a_row_for_each_process(self) -> "ResumableCheckpoint":

@@ -10,9 +10,10 @@ def resume_notes(state: TrainingState, config: Config, plan: RunPlan) -> list[st
     notes, now = [], state.step / plan.steps_per_epoch
     if state.optimizer_note is not None:
         notes.append(state.optimizer_note)
-    if state.resumed_epoch is not None and abs(state.resumed_epoch - now) > 1e-6:
+    then = state.resumed_meta.get("epoch")
+    if then is not None and abs(then - now) > 1e-6:
         notes.append(
-            f"step {state.step} ended epoch {state.resumed_epoch:.2f} and is epoch {now:.2f} of this run, whose epochs "
+            f"step {state.step} ended epoch {then:.2f} and is epoch {now:.2f} of this run, whose epochs "
             f"have {plan.steps_per_epoch} steps: the number of steps is what continues"
         )
     if state.step > plan.total_steps:

@@ -97,7 +97,7 @@ class Trainer:
         Raises:
             NonFiniteLossError: NaN or infinite loss; names the step, and nothing it touched is saved.
         """
-        state, rank, world_size = self.state, self.distributed.rank, self.distributed.world_size
+        rank, world_size = self.distributed.rank, self.distributed.world_size
         self.stop = stop
         eval_batches = self.task.eval_batches(rank=rank, world_size=world_size, device=self.device)
         try:
@@ -110,9 +110,8 @@ class Trainer:
                 except NonFiniteLossError as error:
                     if self.config.train.non_finite != "rollback":
                         raise
-                    self.saver.wait()
-                    self.non_finite.roll_back(error)
-                    self.saver.step, self._in_step = state.step, False
+                    self.non_finite.roll_back(error, self.saver)
+                    self._in_step = False
         except Interrupted as interrupted:
             if not interrupted.agreed and world_size > 1:
                 raise  # the others are somewhere else: there is nobody to save with

@@ -37,7 +37,8 @@ class TrainingState:
         ranking: value and step of the best evaluations, best first, as many as are kept.
         data_offset: steps by which the data is ahead: those of batches that a rollback has left out.
         non_finite: steps that were skipped, or rollbacks.
-        resumed_from, resumed_step, resumed_epoch, optimizer_note, damaged: see `resume`.
+        rollback: the last step from which the run went back ("failed") and where to ("to"); -1: none.
+        resumed_from, resumed_meta, optimizer_note, damaged: see `resume`.
         plateau: state of the plateau schedule, see `ddfnet.engine.pacing`.
         evaluation_due: an epoch has ended and was saved, but not evaluated.
         loss_sum, loss_count: losses of this process since the last log line.
@@ -53,9 +54,10 @@ class TrainingState:
         self.metric, self.lower_is_better = _ranking_metric(config, task)
         self.best = self._no_best()
         self.ranking: list[tuple[float, int]] = []
-        self.data_offset = self.non_finite = self.resumed_step = 0
+        self.data_offset = self.non_finite = 0
+        self.rollback = {"failed": -1, "to": -1}
         self.resumed_from: Path | None = None
-        self.resumed_epoch: float | None = None
+        self.resumed_meta: dict[str, Any] = {}
         self.optimizer_note: str | None = None
         self.damaged: list[tuple[Path, DamagedCheckpointError]] = []
         self.evaluation_due = False
@@ -113,15 +115,15 @@ class TrainingState:
             "loss_count": self.loss_count,
             "data_offset": self.data_offset,
             "non_finite": self.non_finite,
+            "rollback": dict(self.rollback),
             "local": local,
         }
 
     def resume(self, folder: Path, *, last_step: int, before: int | None = None) -> dict[str, Tensor] | None:
         """Loads the newest whole checkpoint of a run folder, if there is any.
 
-        Sets `resumed_from` to its path, `resumed_epoch` to the epochs it says were done, `optimizer_note` where its
-        state of the optimizer is of no use, and `damaged` to the files that were passed over, with what is wrong with
-        them.
+        Sets `resumed_from` to its path, `resumed_meta` to its meta, `optimizer_note` where its state of the optimizer
+        is of no use, and `damaged` to the files that were passed over, with what is wrong with them.
 
         Args:
             last_step: of the run.
@@ -152,10 +154,10 @@ class TrainingState:
                 raise self.damaged[0][1]
             return None
         self.step, self.best, self.evaluation_due = payload["step"], payload["best"], payload["evaluation_due"]
-        self.loss_count, self.resumed_step = payload["loss_count"], self.step
-        self.resumed_epoch = payload["meta"].get("epoch")
+        self.loss_count, self.resumed_meta = payload["loss_count"], payload["meta"]
         self.plateau = payload.get("plateau") or {}
         self.data_offset, self.non_finite = payload.get("data_offset", 0), payload.get("non_finite", 0)
+        self.rollback = payload.get("rollback") or {"failed": -1, "to": -1}
         self.ranking = list(payload.get("ranking") or [])
         if not self.ranking and self.best["step"] is not None:
             self.ranking = [(self.best["value"], self.best["step"])]

@@ -1,16 +1,20 @@
 """Losses that are not finite: stop, skip, go back; and runs that repeat bit for bit."""
 
+import subprocess
+
 import pytest
 import torch
 
 from ddfnet.checkpoint import read_checkpoint
 from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.numerics import FiniteCheck, KeptBuffers
+from ddfnet.engine.signals import StopSignal
 from ddfnet.engine.train import train
 from ddfnet.tasks import load_config
 from ddfnet.tasks.classification import ClassificationTask
 from ddfnet.utils.errors import NonFiniteLossError
 from ddfnet.utils.files import read_jsonl
+from tests.conftest import command, environment
 from tests.engine.test_resume import assert_same_bits
 
 STEP = 2  # micro-batches
@@ -130,6 +134,60 @@ def test_a_failure_that_other_data_does_not_cure_goes_further_back(tiny_config, 
     assert "step 4, number 2 of at most 10" in text
     assert read_checkpoint(tmp_path / "last.pt")["step"] == 12
     assert len(seen) > 12 * STEP
+
+
+def test_a_start_after_a_rollback_goes_as_far_back(tiny_config, tmp_path, poison, monkeypatch):
+    """The ninth step fails twice. One run is stopped in between, right after its first rollback."""
+    options = ["train.non_finite=rollback", "checkpoints.keep=5", "run.save_every=2"]
+    poison(lambda count, epoch, index: count in (10 * STEP, 12 * STEP))
+    assert run(tiny_config, tmp_path / "one", *options) == 0
+    poison(lambda count, epoch, index: count == 10 * STEP)
+    steps = []
+
+    def agreed(self, step, save=False):
+        steps.append(step)
+        return steps[-2:] == [9, 9]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignal, "agreed", agreed)
+        assert run(tiny_config, tmp_path / "two", *options) == 75
+    assert read_checkpoint(tmp_path / "two" / "last.pt")["step"] == 9
+    poison(lambda count, epoch, index: count == STEP)
+    assert run(tiny_config, tmp_path / "two", *options) == 0
+    one, two = (read_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
+    for part in ("model", "optimizer", "data_offset", "non_finite", "rollback"):
+        assert_same_bits(one[part], two[part], part)
+
+
+def test_all_processes_wait_for_what_is_being_written(tiny_config, tmp_path):
+    """A save takes a second, and the loss of the next step is NaN on the other process alone."""
+    script = f'''
+import os, time
+from ddfnet.engine.run_checkpoints import RunCheckpoints
+from ddfnet.engine.train import train
+from ddfnet.tasks import load_config
+from ddfnet.tasks.classification import ClassificationTask
+write, loss, count = RunCheckpoints.write, ClassificationTask.loss, []
+def slow(self, *given, **more):
+    time.sleep(1)
+    write(self, *given, **more)
+def poisoned(self, model, batch):
+    result = loss(self, model, batch)
+    count.append(0)
+    if len(count) == 6 and os.environ["RANK"] == "1":
+        result["loss"] = result["loss"] * float("nan")
+    return result
+RunCheckpoints.write, ClassificationTask.loss = slow, poisoned
+overrides = ["run.dir={tmp_path / "run"}", "train.non_finite=rollback", "train.epochs=2"]
+raise SystemExit(train(load_config("{tiny_config}", overrides)))
+'''
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run(
+        command(tmp_path / "script.py", processes=2), env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 4, number 1 of at most 10" in done.stderr
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["step"] == 8
 
 
 def test_rollbacks_end(tiny_config, tmp_path, poison):

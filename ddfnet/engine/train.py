@@ -1,7 +1,7 @@
 """A whole training run, from a loaded configuration to its last checkpoint."""
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,19 @@ def train(loaded: LoadedConfig, *, dry_run: bool = False) -> int:
             watch.start()
             try:
                 return _train(loaded, distributed, stop, watch, stack, dry_run=dry_run)
+            except Interrupted as interrupted:
+                if interrupted.in_step:
+                    watch.interrupted(str(interrupted))
+                raise
             except Exception as error:
                 _end_together(error, watch)
                 raise
             finally:
                 watch.end()
     except Interrupted as interrupted:  # out of the session, which would wait for the others
-        print(f"stopped by {interrupted} before there was a step to save: start again", file=sys.stderr, flush=True)
+        saved = "in the middle of a step" if interrupted.in_step else "before there was a step to save"
+        with suppress(OSError):  # the terminal may have gone
+            print(f"stopped by {interrupted} {saved}: start again", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
 
 
@@ -141,7 +147,8 @@ def _train(
         with storage_errors(folder):
             write_run_folder(folder, loaded, plan, {"parameters": parameters})
             restore_last(folder, trainer.state.resumed_from, [path for path, _ in trainer.state.damaged])
-    log.start(trainer.state.step, evaluation_due=trainer.state.evaluation_due)
+    with storage_errors(folder) if folder is not None else nullcontext():
+        log.start(trainer.state.step, evaluation_due=trainer.state.evaluation_due)
     finished = trainer.fit(stop)
     trackers.outcome = "finished" if finished else "interrupted"
     log.message(_farewell(finished, trainer, folder, stop))

@@ -4,12 +4,15 @@
   python scripts/dev/fault_injection.py files --count 45    damaged checkpoints, records and settings
   python scripts/dev/fault_injection.py disk --count 20     a disk that gets full (needs root: mounts a tmpfs)
   python scripts/dev/fault_injection.py elastic --count 20  kills of one process under scripts/train_elastic.sh
+  python scripts/dev/fault_injection.py hangs --count 12    stopped workers and processes, an image that is a FIFO
+  python scripts/dev/fault_injection.py nodes --count 5     two network namespaces as two machines (needs root)
   python scripts/dev/fault_injection.py report --record faults.jsonl   a table of what was recorded
 
 Each run trains a small network on generated images in a temporary folder, on two processes but for `files` and `disk`.
 A killed run is started again and must end with the bits and records of one that was not killed; a damaged folder is a
 sentence with exit code 2, or an older checkpoint takes over; a full disk is exit code 74, leaves whole checkpoints, and
-with space again the run ends with the same bits. Prints a line for each attack. Attack i is the same whichever part of
+with space again the run ends with the same bits; what hangs ends by `run.timeout` with its name, or within 10 seconds
+of SIGTERM. Prints a line for each attack. Attack i is the same whichever part of
 a series it is run in: `--first 10 --count 10` is the second ten.
 Exit code 0: all as it must be; 1: some were not; 2: bad arguments.
 """
@@ -34,6 +37,8 @@ from ddfnet.utils.cli import at_least, run
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.utils.files import read_jsonl
 from scripts.dev.fault_files import CASES, damage, own_copy
+from scripts.dev.fault_hangs import hangs
+from scripts.dev.fault_nodes import nodes
 from scripts.dev.fault_runs import (
     ROOT,
     STEPS,
@@ -65,10 +70,10 @@ def kills(attack: Attack, index: int) -> Outcome:
             os.kill(attack.random.choice(chosen or [process.pid]), signal.SIGKILL)
     except ProcessLookupError:
         pass  # it was faster
-    wait(process)
+    ended = wait(process)
     for pid in (*ranks, *workers):  # those of a killed torchrun save and end by themselves
         _until_gone(pid)
-    code, output = attack.finish(target)
+    code, output = ended if ended[0] == 0 else attack.finish(target)  # a worker is replaced
     same = code == 0 and same_run(target, whole) and same_records(target, whole)
     return Outcome.of(f"{victim} killed", "the same bits and records" if same else None, f"step {step}: {output}")
 
@@ -160,7 +165,7 @@ def elastic(attack: Attack, index: int) -> Outcome:
     return Outcome.of("one of two processes killed", good, f"step {step}: {output}")
 
 
-ATTACKS = {"kills": kills, "files": files, "disk": disk, "elastic": elastic}
+ATTACKS = {"kills": kills, "files": files, "disk": disk, "elastic": elastic, "hangs": hangs, "nodes": nodes}
 
 
 def table(path: Path) -> str:
@@ -199,7 +204,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if sys.platform != "linux":
         raise UserError("the attacks need Linux: processes are found in /proc")
-    processes = options.processes or (1 if options.attack in ("files", "disk") else 2)
+    processes = options.processes or (1 if options.attack in ("files", "disk", "hangs") else 2)
     failed = 0
     with tempfile.TemporaryDirectory(prefix="fault_injection.") as folder:
         attack = Attack(Path(folder), workers=options.workers, processes=processes, seed=options.seed)

@@ -79,11 +79,11 @@ class Attack:
         """Random numbers for attack `index`."""
         self.random = random.Random(f"{self.seed} {index}")
 
-    def command(self, target: Path) -> list[str]:
-        launcher = [sys.executable]
-        if self.processes > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes)]
-        return [*launcher, str(ROOT / "train.py"), "--config", str(self.config), f"run.dir={target}"]
+    def command(self, target: Path, *overrides: str, processes: int | None = None) -> list[str]:
+        launcher, number = [sys.executable], processes or self.processes
+        if number > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+        return [*launcher, str(ROOT / "train.py"), "--config", str(self.config), f"run.dir={target}", *overrides]
 
     def start(self, target: Path, command: list[str] | None = None) -> subprocess.Popen[str]:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NPROC": "2"}

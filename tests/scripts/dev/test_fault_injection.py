@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from scripts.dev import fault_injection
+from scripts.dev import fault_hangs, fault_injection, fault_nodes
 from scripts.dev.fault_runs import Attack
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes of Linux")
@@ -43,3 +43,16 @@ def test_a_run_that_ends_otherwise_is_counted(monkeypatch, capfd):
     monkeypatch.setattr(Attack, "command", lambda *_: [])
     assert fault_injection.main(["files", "--count", "1"]) == 1
     assert "0 of 1 as they must be" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_all_hangs_end_by_name(capfd):
+    """Stopped workers and processes, images that become FIFOs: by `run.timeout`, and by SIGTERM."""
+    assert fault_injection.main(["hangs", "--count", str(len(fault_hangs.ALL))]) == 0, capfd.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not fault_nodes.can_make_namespaces(), reason="needs root and network namespaces")
+def test_two_machines(capfd):
+    """The link between them is down for 15 s; each of them dies, with and without a word."""
+    assert fault_injection.main(["nodes", "--count", str(len(fault_nodes.KINDS))]) == 0, capfd.readouterr().out

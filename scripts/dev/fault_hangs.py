@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from scripts.dev.fault_runs import Attack, Outcome, ranks_and_workers, wait
+from scripts.dev.fault_runs import Attack, Outcome, Run
 
 RUN_TIMEOUT = 6
 LATEST = RUN_TIMEOUT + 6  # seconds: looks are a second apart, and a process leaves others time to read why it ends
@@ -18,16 +18,16 @@ _NOT_MOVED = rf"process {{rank}} has not moved for {RUN_TIMEOUT} s in the phase 
 _SILENT = rf"process {{rank}} does not answer: it is stopped, or its machine is gone; it was for {RUN_TIMEOUT} s"
 
 
-def _stop(choose: Callable[[list[int], list[int]], int]) -> Callable[[Attack, Path, int], int]:
-    def cause(attack: Attack, images: Path, launcher: int) -> int:
-        victim = choose(*ranks_and_workers(launcher))
+def _stop(choose: Callable[[list[int], list[int]], int]) -> Callable[[Path, Run], int]:
+    def cause(images: Path, started: Run) -> int:
+        victim = choose(*started.processes())
         os.kill(victim, signal.SIGSTOP)
         return victim
 
     return cause
 
 
-def _fifo(attack: Attack, images: Path, launcher: int) -> int:
+def _fifo(images: Path, started: Run) -> int:
     """Puts FIFOs in the place of all images of a class, which block whoever opens one."""
     for path in (images / "train" / "class2").iterdir():
         path.unlink()
@@ -56,28 +56,27 @@ def hangs(attack: Attack, index: int) -> Outcome:
     folder.mkdir()
     images = Path(shutil.copytree(attack.folder / "images", folder / "images"))
     keys = [f"data.root={images}", f"data.workers={workers}", "train.epochs=3000", "run.save_every=100"]
-    timeout = 300 if by_signal else RUN_TIMEOUT
-    command = attack.command(target, *keys, f"run.timeout={timeout}", processes=processes)
-    process = attack.start(target, command)
+    keys.append(f"run.timeout={300 if by_signal else RUN_TIMEOUT}")
+    started = attack.start(target, *keys, processes=processes)
     try:
-        attack.until_step(process, target, attack.random.randrange(5, 30))
+        attack.until_step(started, target, attack.random.randrange(5, 30))
         time.sleep(2.5)  # for the processes to have heard of each other
-        ranks, _ = ranks_and_workers(process.pid)
-        victim = cause(attack, images, process.pid)
+        ranks, _ = started.processes()
+        victim = cause(images, started)
         if by_signal:
             time.sleep(2)  # the batches that are there are trained with
-            os.kill(process.pid, signal.SIGTERM)
+            os.kill(started.pid, signal.SIGTERM)
         start = time.monotonic()
         listening = [pid for pid in ranks if pid != victim]
         while any(Path(f"/proc/{pid}/fd/0").exists() for pid in listening) and time.monotonic() - start < 60:
             time.sleep(0.05)
         seconds = time.monotonic() - start
-        with suppress(ProcessLookupError):  # torchrun itself leaves a stopped process half a minute
-            os.kill(victim or process.pid, signal.SIGKILL if victim else 0)
-        code, output = wait(process)
-    finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+            if victim:
+                os.kill(victim, signal.SIGKILL)
+        code, output = started.end()
+    finally:
+        started.kill()
     if by_signal:
         ok = code in (75, 1 if processes > 1 else 75) and "stopped by SIGTERM" in output and seconds <= LATEST_SIGNAL
     else:

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -39,17 +40,7 @@ from ddfnet.utils.files import read_jsonl
 from scripts.dev.fault_files import CASES, damage, own_copy
 from scripts.dev.fault_hangs import hangs
 from scripts.dev.fault_nodes import nodes
-from scripts.dev.fault_runs import (
-    ROOT,
-    STEPS,
-    Attack,
-    Outcome,
-    append_record,
-    ranks_and_workers,
-    same_records,
-    same_run,
-    wait,
-)  # fmt: skip
+from scripts.dev.fault_runs import ROOT, STEPS, Attack, Outcome, append_record, same_records, same_run
 
 VICTIMS = ("the group", "a process", "a worker", "torchrun")
 
@@ -58,19 +49,17 @@ def kills(attack: Attack, index: int) -> Outcome:
     """Kills at a random moment, waits for the end of all processes, and starts the run again."""
     whole, target = attack.whole(), attack.folder / f"killed{index}"
     victim, step = VICTIMS[index % len(VICTIMS)], attack.random.randrange(1, STEPS)
-    process = attack.start(target)
-    attack.until_step(process, target, step)
+    started = attack.torchrun(target) if victim == "torchrun" else attack.start(target)
+    attack.until_step(started, target, step)
     time.sleep(attack.random.random() * 0.1)
-    ranks, workers = ranks_and_workers(process.pid)
-    try:
-        if victim == "the group":
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            chosen = {"a process": ranks, "a worker": workers or ranks}.get(victim, [process.pid])
-            os.kill(attack.random.choice(chosen or [process.pid]), signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it was faster
-    ended = wait(process)
+    ranks, workers = started.processes()
+    if victim == "the group":
+        started.kill()
+    else:
+        chosen = {"a process": ranks, "a worker": workers or ranks}.get(victim, [])
+        with suppress(ProcessLookupError):  # it was faster
+            os.kill(attack.random.choice(chosen or [started.pid]), signal.SIGKILL)
+    ended = started.end()
     for pid in (*ranks, *workers):  # those of a killed torchrun save and end by themselves
         _until_gone(pid)
     code, output = ended if ended[0] == 0 else attack.finish(target)  # a worker is replaced
@@ -88,10 +77,10 @@ def files(attack: Attack, index: int) -> Outcome:
     """Damages a file of a run that was killed half way, and starts it again."""
     whole, half, target = attack.whole(), attack.folder / "half", attack.folder / f"damaged{index}"
     if not half.exists():
-        process = attack.start(half)
-        attack.until_step(process, half, STEPS // 2 + 2)
-        os.killpg(process.pid, signal.SIGKILL)
-        wait(process)
+        started = attack.start(half)
+        attack.until_step(started, half, STEPS // 2 + 2)
+        started.kill()
+        started.end()
     own_copy(half, target)
     file, name, mutate = CASES[index % len(CASES)]
     damage(target, file, mutate, attack.random)
@@ -113,14 +102,14 @@ def disk(attack: Attack, index: int) -> Outcome:
     size = 8000 + 400 * index if index % 2 else 60000
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(mount)], check=True)
     try:
-        process = attack.start(mount / "run")
+        started = attack.start(mount / "run")
         kind = f"a disk of {size} kB"
         if index % 2 == 0:
             step, left = attack.random.randrange(1, STEPS), attack.random.randrange(3_000_000)
-            attack.until_step(process, mount / "run", step)
+            attack.until_step(started, mount / "run", step)
             _fill(mount, left)
             kind = f"full but for {left // 1000} kB after step {step}"
-        code, output = wait(process)
+        code, output = started.end()
         files_left = list((mount / "run").rglob("*.tmp")) if (mount / "run").exists() else []
         try:
             for path in resumable(mount / "run"):
@@ -150,15 +139,14 @@ def _fill(mount: Path, left: int) -> None:
 def elastic(attack: Attack, index: int) -> Outcome:
     """Kills one of two processes, which torchrun has to bring to their end all the same."""
     whole, target = attack.whole(), attack.folder / f"elastic{index}"
-    script = ["bash", str(ROOT / "scripts/train_elastic.sh")]
-    process = attack.start(target, [*script, "--config", str(attack.config), f"run.dir={target}"])
+    started = attack.launch(target, ["bash", str(ROOT / "scripts/train_elastic.sh")])
     step = attack.random.randrange(1, STEPS - 4)
-    attack.until_step(process, target, step)
-    ranks, _ = ranks_and_workers(process.pid)
+    attack.until_step(started, target, step)
+    ranks, _ = started.processes()
     victim = attack.random.randrange(2)
     if ranks:
         os.kill(ranks[victim % len(ranks)], signal.SIGKILL)
-    code, output = wait(process)
+    code, output = started.end()
     same = code == 0 and same_run(target, whole)
     restarted = output.count("resuming from")
     good = f"the same bits, {restarted} restart(s)" if same else None
@@ -206,8 +194,9 @@ def main(arguments: list[str]) -> int:
         raise UserError("the attacks need Linux: processes are found in /proc")
     processes = options.processes or (1 if options.attack in ("files", "disk", "hangs") else 2)
     failed = 0
-    with tempfile.TemporaryDirectory(prefix="fault_injection.") as folder:
+    with tempfile.TemporaryDirectory(prefix="fault_injection.") as folder, ExitStack() as stack:
         attack = Attack(Path(folder), workers=options.workers, processes=processes, seed=options.seed)
+        stack.callback(attack.close)
         for index in range(options.first, options.first + options.count):
             attack.begin(index)
             start = time.monotonic()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.files import read_jsonl
-from scripts.dev.fault_runs import ROOT, Attack, Outcome, descendants, ranks_and_workers, same_run, wait
+from scripts.dev.fault_runs import ROOT, Attack, Outcome, Run, descendants, same_run
 
 RUN_TIMEOUT = 8
 LATEST = RUN_TIMEOUT + 6  # seconds; as for processes that hang
@@ -71,61 +71,57 @@ def nodes(attack: Attack, index: int) -> Outcome:
     cuts = index % len(KINDS) == 0
     keys = [] if cuts else ["train.epochs=3000", "run.save_every=100", f"run.timeout={RUN_TIMEOUT}"]
     with _namespaces() as both:
-        processes = [_start(attack, target, machine, keys) for machine in both]
+        runs = [_start(attack, target, machine, keys) for machine in both]
         try:
-            reached = attack.until_step(processes[0], target, attack.random.randrange(5, 12))
+            reached = attack.until_step(runs[0], target, attack.random.randrange(5, 12))
             if cuts:
-                return _cut(both, processes, target, whole, reached)
+                return _cut(both, runs, target, whole, reached)
             time.sleep(2.5)  # for the processes to have heard of each other
-            return _lose(kind, both, processes)
+            return _lose(kind, both, runs)
         finally:
-            for process in processes:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
+            for started in runs:
+                started.kill()
+                started.end()
 
 
-def _start(attack: Attack, target: Path, machine: tuple[str, str], keys: list[str]) -> subprocess.Popen[str]:
+def _start(attack: Attack, target: Path, machine: tuple[str, str], keys: list[str]) -> Run:
     name, link = machine
     launcher = ["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={link}", sys.executable]
     launcher += ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{NETWORK}.1:29500"]
-    command = [*launcher, str(ROOT / "train.py"), "--config", str(attack.config), f"run.dir={target}", *keys]
-    return attack.start(target, command)
+    return attack.launch(target, [*launcher, str(ROOT / "train.py")], *keys)
 
 
-def _cut(
-    both: list[tuple[str, str]], processes: list[subprocess.Popen[str]], target: Path, whole: Path, reached: bool
-) -> Outcome:
+def _cut(both: list[tuple[str, str]], runs: list[Run], target: Path, whole: Path, reached: bool) -> Outcome:
     name, link = both[0]
     _ip("-n", name, "link", "set", link, "down")
     time.sleep(2)
     before = len(read_jsonl(target / "metrics.jsonl"))
     time.sleep(DOWN_SECONDS - 2)
-    stood = len(read_jsonl(target / "metrics.jsonl")) == before and processes[0].poll() is None
+    stood = len(read_jsonl(target / "metrics.jsonl")) == before and runs[0].poll() is None
     _ip("-n", name, "link", "set", link, "up")
-    ends = [wait(process) for process in processes]
+    ends = [started.end() for started in runs]
     same = reached and stood and [code for code, _ in ends] == [0, 0] and same_run(target, whole)
     failed = f"reached {reached}, stood still {stood}: {ends[0][1][-700:]} {ends[1][1][-700:]}"
     return Outcome.of(KINDS[0], "the same bits as on one machine" if same else None, failed)
 
 
-def _lose(kind: str, both: list[tuple[str, str]], processes: list[subprocess.Popen[str]]) -> Outcome:
+def _lose(kind: str, both: list[tuple[str, str]], runs: list[Run]) -> Outcome:
     lost = 0 if "first" in kind else 1
     survivor = 1 - lost
-    ranks, _ = ranks_and_workers(processes[survivor].pid)
+    ranks, _ = runs[survivor].processes()
     silent = "without a word" in kind
     if silent:
         name, link = both[lost]
         _ip("-n", name, "link", "set", link, "down")
     start = time.monotonic()
-    for pid in [processes[lost].pid, *descendants(processes[lost].pid)]:
+    for pid in [runs[lost].pid, *descendants(runs[lost].pid)]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     while any(Path(f"/proc/{pid}/fd/0").exists() for pid in ranks) and time.monotonic() - start < 60:
         time.sleep(0.05)
     seconds = time.monotonic() - start
-    code, output = wait(processes[survivor])
+    code, output = runs[survivor].end()
     launcher = time.monotonic() - start
     words = "does not answer" if silent else "the connection to another process is lost"
     named = words in output and "Traceback" not in output.partition("torch/distributed/elastic")[0]

@@ -1,5 +1,6 @@
 """Small runs to be attacked, their processes and their bits: the library of fault_injection.py."""
 
+import itertools
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,51 @@ class Outcome:
         return cls(kind, good or f"FAILED {output[-1500:]}", good is not None)
 
 
+class Run:
+    """A run that was started: its processes and its end.
+
+    Args:
+        pid: of the launcher, which has a session of its own.
+        output: file of what it prints.
+        process: the launcher, where it is a child of this process (torchrun); otherwise that of fault_fork.py.
+    """
+
+    def __init__(self, pid: int, output: Path, process: subprocess.Popen[bytes] | None = None) -> None:
+        self.pid, self.output, self.process = pid, output, process
+
+    def poll(self) -> int | None:
+        """Exit code; -9 where all of it was killed; None while it runs."""
+        if self.process is not None:
+            return self.process.poll()
+        code = Path(f"{self.output}.code")
+        lives = Path(f"/proc/{self.pid}").exists()
+        return int(code.read_text()) if code.exists() else None if lives else -9
+
+    def end(self) -> tuple[int, str]:
+        """Waits for the end: exit code and output. One that does not end is killed, with its session: code -1."""
+        deadline = time.monotonic() + TIMEOUT
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                self.kill()
+                return -1, f"did not end: {self.output.read_text(errors='replace')}"
+            time.sleep(0.02)
+        return code, self.output.read_text(errors="replace")
+
+    def kill(self) -> None:
+        """kill -9 of the whole session, if there is anything left."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def processes(self) -> tuple[list[int], list[int]]:
+        """The processes that train, and their data workers."""
+        below = descendants(self.pid)
+        if self.process is None:
+            ranks = [pid for pid in below if _parent(pid) == self.pid]
+        else:
+            ranks = [pid for pid in below if _is_training(pid) and not _is_training(_parent(pid))]
+        return ranks, [worker for rank in ranks for worker in descendants(rank)]
+
+
 class Attack:
     """Small runs in a folder. Each attack has random numbers of its own, so that parts of a series can be run alone.
 
@@ -70,33 +117,52 @@ class Attack:
 
     def __init__(self, folder: Path, *, workers: int, processes: int, seed: int) -> None:
         self.folder, self.processes, self.seed = folder, processes, seed
-        self.random = random.Random(seed)
+        self.random, self._numbers = random.Random(seed), itertools.count()
         make_images(folder / "images")
         self.config = folder / "run.yaml"
         self.config.write_text(CONFIG.format(root=folder / "images", workers=workers))
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NPROC": "2"}
+        self.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self._forks = subprocess.Popen(
+            [sys.executable, str(ROOT / "scripts/dev/fault_fork.py")], env=self.environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Ends the process from which runs are forked."""
+        self._forks.communicate()
 
     def begin(self, index: int) -> None:
         """Random numbers for attack `index`."""
         self.random = random.Random(f"{self.seed} {index}")
 
-    def command(self, target: Path, *overrides: str, processes: int | None = None) -> list[str]:
-        launcher, number = [sys.executable], processes or self.processes
-        if number > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
-        return [*launcher, str(ROOT / "train.py"), "--config", str(self.config), f"run.dir={target}", *overrides]
+    def start(self, target: Path, *overrides: str, processes: int | None = None) -> Run:
+        """Starts a run, forked from a process that has imported all."""
+        output = self.folder / f"output{next(self._numbers)}"
+        arguments = ["--config", str(self.config), f"run.dir={target}", *overrides]
+        request = {"arguments": arguments, "processes": processes or self.processes, "output": str(output)}
+        assert self._forks.stdin is not None
+        assert self._forks.stdout is not None
+        print(json.dumps(request), file=self._forks.stdin, flush=True)
+        return Run(int(self._forks.stdout.readline()), output)
 
-    def start(self, target: Path, command: list[str] | None = None) -> subprocess.Popen[str]:
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NPROC": "2"}
-        env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-        return subprocess.Popen(
-            command or self.command(target), env=env, start_new_session=True, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+    def launch(self, target: Path, launcher: list[str], *overrides: str) -> Run:
+        """Starts a run by a launcher, such as torchrun."""
+        output = self.folder / f"output{next(self._numbers)}"
+        command = [*launcher, "--config", str(self.config), f"run.dir={target}", *overrides]
+        with output.open("wb") as file:
+            options = {"env": self.environment, "start_new_session": True, "stdout": file, "stderr": file}
+            process = subprocess.Popen(command, **options)  # type: ignore[call-overload]
+        return Run(process.pid, output, process)
+
+    def torchrun(self, target: Path, *overrides: str) -> Run:
+        """Starts a run of two processes by torchrun."""
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        return self.launch(target, [*launcher, str(ROOT / "train.py")], *overrides)
 
     def finish(self, target: Path) -> tuple[int, str]:
         """Starts a run and waits for its end: exit code and output."""
-        process = self.start(target)
-        return wait(process)
+        return self.start(target).end()
 
     def whole(self) -> Path:
         """The folder of a run that nothing has happened to."""
@@ -107,24 +173,14 @@ class Attack:
                 raise RuntimeError(f"the run without any attack ended with {code}: {output[-1500:]}")
         return folder
 
-    def until_step(self, process: subprocess.Popen[str], target: Path, step: int) -> bool:
+    def until_step(self, run: Run, target: Path, step: int) -> bool:
         """Waits until a run has come to a step; False if it has ended, or takes too long."""
         deadline = time.monotonic() + TIMEOUT
         while not any(record["step"] >= step for record in read_jsonl(target / "metrics.jsonl")):
-            if process.poll() is not None or time.monotonic() > deadline:
+            if run.poll() is not None or time.monotonic() > deadline:
                 return False
             time.sleep(0.005)
         return True
-
-
-def wait(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and output of a process; of one that does not end, its session is killed and the code is -1."""
-    try:
-        output, _ = process.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        return -1, "did not end"
-    return process.returncode, output
 
 
 def same_bits(a: object, b: object) -> bool:
@@ -167,13 +223,6 @@ def descendants(pid: int) -> list[int]:
         return [*found, *(deeper for child in found for deeper in below(child))]
 
     return below(pid)
-
-
-def ranks_and_workers(launcher: int) -> tuple[list[int], list[int]]:
-    """The processes of a run, under torchrun or alone, and their data workers, which were forked from them."""
-    below = [launcher, *descendants(launcher)]
-    ranks = [pid for pid in below if _is_training(pid) and not _is_training(_parent(pid))]
-    return ranks, [worker for rank in ranks for worker in descendants(rank)]
 
 
 def _is_training(pid: int) -> bool:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from scripts.dev import fault_hangs, fault_injection, fault_nodes
-from scripts.dev.fault_runs import Attack
+from scripts.dev.fault_runs import Attack, Run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes of Linux")
 
@@ -23,12 +23,14 @@ def test_a_few_attacks_in_parts_that_add_up(attack, tmp_path, capfd):
 
 
 def test_an_attack_does_not_depend_on_those_before(tmp_path):
-    one, two = (Attack(tmp_path / name, workers=0, processes=1, seed=3) for name in ("one", "two"))
-    one.begin(6)
-    one.random.random()
-    one.begin(7)
-    two.begin(7)
-    assert one.random.random() == two.random.random()
+    attack = Attack(tmp_path, workers=0, processes=1, seed=3)
+    attack.close()
+    attack.begin(7)
+    first = attack.random.random()
+    attack.begin(6)
+    attack.random.random()
+    attack.begin(7)
+    assert attack.random.random() == first
 
 
 def test_a_run_that_ends_otherwise_is_counted(monkeypatch, capfd):
@@ -36,11 +38,9 @@ def test_a_run_that_ends_otherwise_is_counted(monkeypatch, capfd):
     monkeypatch.setattr(Attack, "whole", lambda self: self.folder)
     monkeypatch.setattr(Attack, "finish", lambda self, target: (0, "Traceback"))
     monkeypatch.setattr(Attack, "until_step", lambda *_: True)
-    monkeypatch.setattr(Attack, "start", lambda self, target: (self.folder / "half").mkdir())
-    monkeypatch.setattr(fault_injection.os, "killpg", lambda *_: None)
-    monkeypatch.setattr(fault_injection, "wait", lambda _: (0, ""))
+    monkeypatch.setattr(Attack, "start", lambda self, target: target.mkdir() or Run(2**30, target))
+    monkeypatch.setattr(Run, "end", lambda _: (0, ""))
     monkeypatch.setattr(fault_injection, "CASES", [("last.pt", "nothing", lambda path, rng: None)])
-    monkeypatch.setattr(Attack, "command", lambda *_: [])
     assert fault_injection.main(["files", "--count", "1"]) == 1
     assert "0 of 1 as they must be" in capfd.readouterr().out
 

@@ -89,6 +89,9 @@ def _start(attack: Attack, target: Path, machine: tuple[str, str], keys: list[st
     launcher = ["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={link}", sys.executable]
     launcher += ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{NETWORK}.1:29500"]
+    # Machines know themselves by their names, which namespaces share.
+    number = 1 if name.endswith("a") else 2
+    launcher += ["--rdzv-conf", f"is_host={int(number == 1)}", "--local-addr", f"{NETWORK}.{number}"]
     return attack.launch(target, [*launcher, str(ROOT / "train.py")], *keys)
 
 

@@ -21,6 +21,7 @@ from ddfnet.engine.numerics import make_deterministic
 from ddfnet.engine.run_checkpoints import BEST, LAST, restore_last, resumable, storage_errors
 from ddfnet.engine.run_folder import check_same_run, flat, run_folder_lock, write_run_folder
 from ddfnet.engine.signals import EXIT_INTERRUPTED, Interrupted, StopSignal
+from ddfnet.engine.start_signals import obeyed_while_waiting
 from ddfnet.engine.tracker_libraries import RunFacts
 from ddfnet.engine.trackers import Trackers, check_trackers
 from ddfnet.engine.trainer import Trainer
@@ -55,7 +56,9 @@ def train(loaded: LoadedConfig, *, dry_run: bool = False) -> int:
     """
     timeout = loaded.config.run.timeout
     try:
-        with distributed_session(loaded.config.run.device, timeout) as distributed, ExitStack() as stack:
+        with ExitStack() as session, ExitStack() as stack:
+            with obeyed_while_waiting():
+                distributed = session.enter_context(distributed_session(loaded.config.run.device, timeout))
             stop, watch = StopSignal(distributed), Watch(distributed, timeout)
             stack.callback(stop.restore)  # set before the loader forks its workers
             watch.start()

@@ -56,9 +56,9 @@ def kills(attack: Attack, index: int) -> Outcome:
     if victim == "the group":
         started.kill()
     else:
-        chosen = {"a process": ranks, "a worker": workers or ranks}.get(victim, [])
-        with suppress(ProcessLookupError):  # it was faster
-            os.kill(attack.random.choice(chosen or [started.pid]), signal.SIGKILL)
+        chosen = {"a process": ranks, "a worker": workers}.get(victim, [started.pid])
+        with suppress(ProcessLookupError, IndexError):  # it was faster, and has ended
+            os.kill(attack.random.choice(chosen), signal.SIGKILL)
     ended = started.end()
     for pid in (*ranks, *workers):  # those of a killed torchrun save and end by themselves
         _until_gone(pid)

@@ -23,7 +23,7 @@ from ddfnet.utils.files import read_jsonl
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
 model: {{name: ddf_mul_resnet14_32px}}
-data: {{root: {root}, workers: {workers}, input: {{size: 16, crop_pct: 1.0}}}}
+data: {{root: {root}, cache: none, workers: {workers}, input: {{size: 16, crop_pct: 1.0}}}}
 augment: {{crop: pad}}
 optim: {{lr: 0.05}}
 train: {{epochs: 8, batch_size: 8, device_batch_size: 4, ema: {{decay: 0.9}}}}

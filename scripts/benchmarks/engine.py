@@ -95,34 +95,31 @@ def start(options: argparse.Namespace) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         config = _config(root, options, processes=1, workers=1)
-        ours = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "run.log_every=1", "train.epochs=2"]
-        runs = {"ddfnet": ([*ours, "run.save_every=3"], "step ", 4)}
+        ours = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "run.log_every=1", "run.save_every=3"]
+        times = range(options.times)
+        first = [_seconds_to([*ours, f"run.dir={root}/run{i}"], "step ", 4) for i in times]
+        resumed = [_seconds_to([*ours, f"run.dir={root}/run{i}"], "step ", 1) for i in times]
+        rows.append(["ddfnet", *_medians(first, resumed)])
         if options.timm:
-            timm = [
-                sys.executable,
-                str(options.timm / "train.py"),
-                "--data-dir",
-                str(root / "images"),
-                "--device",
-                "cpu",
-            ]
-            timm += ["--val-split", "val", "--model", options.model, "--num-classes", str(CLASSES), "--workers", "1"]
-            timm += ["--img-size", str(options.size), "--batch-size", str(options.batch), "--epochs", "2"]
+            timm = [sys.executable, str(options.timm / "train.py"), "--data-dir", str(root / "images")]
+            timm += ["--device", "cpu", "--val-split", "val", "--model", options.model, "--num-classes", str(CLASSES)]
+            timm += ["--img-size", str(options.size), "--batch-size", str(options.batch), "--workers", "1"]
             timm += ["--log-interval", "1", "--recovery-interval", "3", "--output", str(root / "timm")]
-            runs["timm's train.py"] = (timm, "Train: ", 5)
-        for name, (command, mark, steps) in runs.items():
-            first = [_seconds_to(command, mark, steps)[0] for _ in range(options.times)]
-            again = command
-            if name != "ddfnet":
-                (last,) = sorted((root / "timm").glob("*/recovery-*.pth.tar"))[-1:]
-                again = [*command, "--resume", str(last)]
-            resumed = [_seconds_to(again, mark, 1)[0] for _ in range(options.times)]
-            rows.append([name, f"{statistics.median(first):.1f}", f"{statistics.median(resumed):.1f}", options.times])
-    return markdown.table(["", "first step, s", "first step after resuming, s", "times"], rows).splitlines()
+            first = [_seconds_to(timm, "Train: ", 5) for _ in times]
+            last = sorted((root / "timm").glob("*/recovery-*.pth.tar"))[-1]
+            resumed = [_seconds_to([*timm, "--resume", str(last)], "Train: ", 1) for _ in times]
+            rows.append(["timm's train.py", *_medians(first, resumed)])
+    rows = [[*row, options.model, options.size, options.batch, options.times] for row in rows]
+    head = ["", "first step, s", "first step after resuming, s", "model", "size", "images", "times"]
+    return markdown.table(head, rows).splitlines()
 
 
-def _seconds_to(command: list[str], mark: str, steps: int) -> tuple[float, float]:
-    """Seconds from the start of a command to its first line of a step; it is ended after some of them."""
+def _medians(*seconds: list[float]) -> list[str]:
+    return [f"{statistics.median(values):.1f}" for values in seconds]
+
+
+def _seconds_to(command: list[str], mark: str, steps: int) -> float:
+    """Seconds from the start of a command to its first line of a step; it is ended after so many of them."""
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     begin, first, seen = time.monotonic(), 0.0, 0
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -138,7 +135,7 @@ def _seconds_to(command: list[str], mark: str, steps: int) -> tuple[float, float
     process.communicate()
     if not seen:
         raise RuntimeError(f"{command} took no step: {''.join(lines)[-2000:]}")
-    return first, time.monotonic() - begin
+    return first
 
 
 def main(arguments: list[str]) -> int:

@@ -94,7 +94,7 @@ class Watch:
         self.end()
         self._tell(f"stopped by {name} while its data did not come: start again to resume", EXIT_INTERRUPTED)
 
-    def another_failed(self, seconds: float = 3.0) -> dict[str, Any] | None:
+    def another_failed(self, seconds: float = 2.0) -> dict[str, Any] | None:
         """Why another process has ended, waiting a while for it to say so: an error of this one, a lost connection,
         may only follow from it."""
         deadline = time.monotonic() + seconds

@@ -22,8 +22,10 @@ import signal
 
 def end_before_the_start(number: int, frame: object) -> None:
     """What a signal does until training has handlers of its own: there is nothing to save yet."""
-    os.write(2, b"train.py: stopped by a signal before there was a step to save: start again\n")
-    os._exit(75)
+    try:
+        os.write(2, b"train.py: stopped by a signal before there was a step to save: start again\n")
+    finally:  # the terminal may have gone
+        os._exit(75)
 
 
 def parse_arguments() -> argparse.Namespace:

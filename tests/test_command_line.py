@@ -13,7 +13,7 @@ import torch
 import eval as eval_script
 import train as train_script
 from ddfnet.utils.cli import HelpFormatter, run
-from tests.conftest import ROOT, launch
+from tests.conftest import ROOT, environment, launch
 
 
 @pytest.fixture
@@ -156,6 +156,23 @@ def test_a_file_without_its_option(arguments, message):
     done = launch("train.py", *arguments)
     assert done.returncode == 2
     assert done.stderr.endswith(f"error: {message}\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("lines", [1, 10_000])  # one waits in the buffer until the end, many do not
+def test_a_full_disk_behind_the_output_is_a_sentence(lines):
+    code = (
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom ddfnet.utils.cli import run\n"
+        f"run(lambda: print('a line of text\\n' * {lines}) or 0)\n"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False
+        )
+    assert done.returncode == 74
+    assert "stopped: " in done.stderr
+    assert "No space left on device" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_any_other_broken_pipe_is_an_error():

@@ -30,7 +30,12 @@ def check_free_space(folder: Path, state: TrainingState, plan: RunPlan) -> str |
     all_of_them = (settings.keep + 2 + milestones + (0 if links else 1)) * whole
     all_of_them += each_best + (settings.best - 1) * weights
     folder = folder.absolute()
-    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+    try:
+        total, _, free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists()))
+    except OSError:
+        return None
+    if total == 0:  # some network disks do not say
+        return None
     there = _taken(folder)
     if free + there < next_ones or free < whole:
         raise StorageError(

@@ -141,6 +141,8 @@ class RunLog:
             _keep_until(self.folder / "metrics.jsonl", step, evaluation_due)
 
     def close(self) -> None:
+        if self._unwritten:
+            self._append()
         if self._progress is not None:
             with contextlib.suppress(OSError):
                 self._progress.stop()

@@ -1,5 +1,6 @@
 """What a run does about a loss or gradient that is not finite: stop, skip the step, or go back (`train.non_finite`)."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ddfnet.engine.distributed import Distributed
 from ddfnet.engine.logging import RunLog
 from ddfnet.engine.numerics import FiniteCheck, NonFinite
 from ddfnet.engine.pacing import paced_learning_rate
-from ddfnet.engine.run_checkpoints import best_goes_back
+from ddfnet.engine.run_checkpoints import best_goes_back, storage_errors
 from ddfnet.engine.saver import CheckpointSaver
 from ddfnet.engine.training_state import TrainingState
 from ddfnet.tasks import Config, Task
@@ -47,8 +48,9 @@ class NonFinitePolicy:
         facts, where = self._facts(found), ""
         if self.folder is not None and self.distributed.is_main:
             path = self.folder / f"nonfinite_step{found.step}.json"
-            write_json(path, {**facts, "last_finite_loss": last_finite_loss}, indent=1)
-            where = f" Its samples are listed in {path}."
+            with suppress(OSError):  # a disk that is full must not hide what has happened
+                write_json(path, {**facts, "last_finite_loss": last_finite_loss}, indent=1)
+                where = f" Its samples are listed in {path}."
         older = f"; older checkpoints: python -m ddfnet checkpoint list {self.folder}" if self.folder else ""
         raise NonFiniteLossError(
             f"the loss or gradient of step {found.step} is not finite (epoch {facts['epoch']:.2f}, lr "
@@ -108,7 +110,8 @@ class NonFinitePolicy:
             f"{error}\nback to {state.resumed_from}, step {state.step}, number {count} of at most {most}: the data "
             f"continues after that of step {failed}"
         )
-        self.log.rewind(state.step, evaluation_due=state.evaluation_due)
+        with storage_errors(self.folder):
+            self.log.rewind(state.step, evaluation_due=state.evaluation_due)
         saver.save(state.resumed_meta.get("metrics"))
 
     def _facts(self, found: NonFinite) -> dict[str, Any]:

@@ -73,9 +73,13 @@ class StepProfiler:
         if self.folder is not None:
             stem = f"profile_{self._first}_{step + 1}"
             trace, temporary = self.folder / f"{stem}.trace.json", self.folder / f".{stem}.tmp"
-            finished.export_chrome_trace(str(temporary))
-            os.replace(temporary, trace)
-            write_text(self.folder / f"{stem}.txt", f"{name}\n{table}\n")
+            try:
+                finished.export_chrome_trace(str(temporary))
+                os.replace(temporary, trace)
+                write_text(self.folder / f"{stem}.txt", f"{name}\n{table}\n")
+            except (OSError, RuntimeError) as error:  # torch's own error, where the disk is full
+                self.log.warning(f"the profile cannot be written into {self.folder} ({error}): training continues")
+                return
             self.log.message(f"trace for chrome://tracing or ui.perfetto.dev: {trace}")
 
 

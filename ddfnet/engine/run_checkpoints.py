@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ddfnet.checkpoint import read_checkpoint, save_checkpoint, save_safetensors
 from ddfnet.tasks.checkpoints import CheckpointsConfig
 from ddfnet.utils.errors import CheckpointError, DamagedCheckpointError, StorageError
-from ddfnet.utils.files import NoSpaceError, set_aside, write_atomically
+from ddfnet.utils.files import NoSpaceError, set_aside, sync_folder, write_atomically
 
 LAST, BEST, BEST_WEIGHTS, HISTORY = "last.pt", "best.pt", "best.safetensors", "checkpoints"
 _STEP, _BEST = re.compile(r"step_(\d+)\.pt"), re.compile(r"best_step_(\d+)\.pt")
@@ -188,6 +188,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, temporary)
         os.replace(temporary, target)
         temporary.unlink(missing_ok=True)  # still there if both were one file already
+        sync_folder(target.parent)
         return
     size = source.stat().st_size
     with source.open("rb") as file:

@@ -85,7 +85,8 @@ def run_folder_lock(folder: Path) -> Iterator[None]:
     try:
         _lock(lock, folder)
         for leftover in (*folder.glob(".*.tmp"), *(folder / HISTORY).glob(".*.tmp")):
-            leftover.unlink(missing_ok=True)
+            with suppress(OSError):
+                leftover.unlink(missing_ok=True)
         yield
     finally:
         _locks.discard(lock)

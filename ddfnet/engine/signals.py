@@ -30,11 +30,12 @@ class Interrupted(BaseException):
 
     Attributes:
         agreed: all processes have raised it together.
+        in_step: raised in the middle of a step that cannot be finished; what was saved before stays.
     """
 
     def __init__(self, name: str, *, agreed: bool = False) -> None:
         super().__init__(name)
-        self.agreed = agreed
+        self.agreed, self.in_step = agreed, False
 
 
 class StopSignal:

@@ -1,7 +1,7 @@
 """A whole training run, from a loaded configuration to its last checkpoint."""
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ddfnet.engine.resume_notes import resume_notes
 from ddfnet.engine.run_checkpoints import BEST, LAST, restore_run, resumable, storage_errors
 from ddfnet.engine.run_folder import check_same_run, flat, run_folder_lock, write_run_folder
 from ddfnet.engine.signals import EXIT_INTERRUPTED, Interrupted, StopSignal
+from ddfnet.engine.start_signals import obeyed_while_waiting
 from ddfnet.engine.tracker_libraries import RunFacts
 from ddfnet.engine.trackers import Trackers, check_trackers
 from ddfnet.engine.trainer import Trainer
@@ -56,19 +57,27 @@ def train(loaded: LoadedConfig, *, dry_run: bool = False) -> int:
     """
     timeout = loaded.config.run.timeout
     try:
-        with distributed_session(loaded.config.run.device, timeout) as distributed, ExitStack() as stack:
+        with ExitStack() as session, ExitStack() as stack:
+            with obeyed_while_waiting():
+                distributed = session.enter_context(distributed_session(loaded.config.run.device, timeout))
             stop, watch = StopSignal(distributed), Watch(distributed, timeout)
             stack.callback(stop.restore)  # set before the loader forks its workers
             watch.start()
             try:
                 return _train(loaded, distributed, stop, watch, stack, dry_run=dry_run)
+            except Interrupted as interrupted:
+                if interrupted.in_step:
+                    watch.interrupted(str(interrupted))
+                raise
             except Exception as error:
                 _end_together(error, watch)
                 raise
             finally:
                 watch.end()
     except Interrupted as interrupted:  # out of the session, which would wait for the others
-        print(f"stopped by {interrupted} before there was a step to save: start again", file=sys.stderr, flush=True)
+        saved = "in the middle of a step" if interrupted.in_step else "before there was a step to save"
+        with suppress(OSError):  # the terminal may have gone
+            print(f"stopped by {interrupted} {saved}: start again", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
 
 
@@ -144,7 +153,8 @@ def _train(
         with storage_errors(folder):
             write_run_folder(folder, loaded, plan, {"parameters": parameters})
             restore_run(folder, trainer.state, several=config.checkpoints.best > 1)
-    log.start(trainer.state.step, evaluation_due=trainer.state.evaluation_due)
+    with storage_errors(folder) if folder is not None else nullcontext():
+        log.start(trainer.state.step, evaluation_due=trainer.state.evaluation_due)
     finished = trainer.fit(stop)
     trackers.outcome = "finished" if finished else "interrupted"
     log.message(_farewell(finished, trainer, folder, stop))

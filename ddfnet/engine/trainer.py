@@ -114,6 +114,7 @@ class Trainer:
                     self._in_step = False
         except Interrupted as interrupted:
             if not interrupted.agreed and world_size > 1:
+                interrupted.in_step = True
                 raise  # the others are somewhere else: there is nobody to save with
             self._save_finished_step()
             finished = False

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ddfnet.engine.distributed import Distributed
-from ddfnet.utils.cli import EXIT_FAILED, EXIT_HUNG
+from ddfnet.utils.cli import EXIT_FAILED, EXIT_HUNG, EXIT_INTERRUPTED
 from ddfnet.utils.errors import UserError
 
 _JOIN_SECONDS = 10.0  # for a call of the store to return
@@ -89,7 +89,12 @@ class Watch:
         speaks = not isinstance(error, UserError) or error.one_process or os.environ.get("LOCAL_RANK", "0") == "0"
         self._tell(f"{type(error).__name__}: {error}", EXIT_FAILED, shown=speaks)
 
-    def another_failed(self, seconds: float = 3.0) -> dict[str, Any] | None:
+    def interrupted(self, name: str) -> None:
+        """Tells the other processes that a signal has ended this one in the middle of a step."""
+        self.end()
+        self._tell(f"stopped by {name} while its data did not come: start again to resume", EXIT_INTERRUPTED)
+
+    def another_failed(self, seconds: float = 2.0) -> dict[str, Any] | None:
         """Why another process has ended, waiting a while for it to say so: an error of this one, a lost connection,
         may only follow from it."""
         deadline = time.monotonic() + seconds
@@ -162,8 +167,9 @@ class Watch:
             hung = self._hung()
             if hung is not None:
                 text = self._sentence(hung)
-                self._tell(text, EXIT_HUNG)
                 _print(text)
+                # In a thread: where the machine of the store has gone, it does not answer for long.
+                threading.Thread(target=self._tell, args=(text, EXIT_HUNG), name="watch tells", daemon=True).start()
                 time.sleep(_GRACE_SECONDS)  # for the others to read of it
                 if not self._ended.is_set():
                     _exit(EXIT_HUNG)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import itertools
 import os
 import select
@@ -50,8 +51,18 @@ def run(main: Callable[[], int]) -> None:
         if not _reader_left():
             raise  # some other pipe, e.g. to a loader process
         code = EXIT_READER_LEFT
-    if _reader_left() and code == 0:
-        code = EXIT_READER_LEFT
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _say("stopped", str(error), everywhere=True)
+        code = EXIT_STORAGE
+    try:
+        if _reader_left() and code == 0:
+            code = EXIT_READER_LEFT
+    except OSError as error:
+        _drop_output()
+        _say("stopped", f"the output cannot be written ({error.strerror or error})", everywhere=True)
+        code = code or EXIT_STORAGE
     sys.exit(code)
 
 
@@ -78,15 +89,21 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _reader_left() -> bool:
-    """Flushes stdout. Whether `| head` has seen enough: then nothing more is printed, not even at the very end."""
+    """Flushes stdout. Whether `| head` has seen enough: then nothing more is printed, not even at the very end. OSError
+    where it cannot be written otherwise."""
     try:
         sys.stdout.flush()  # may succeed although an earlier print failed, whose text is gone
         left = _has_no_reader(sys.stdout)
     except BrokenPipeError:
         left = True
     if left:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
     return left
+
+
+def _drop_output() -> None:
+    """Nothing more reaches stdout, not even what waits in its buffer."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _has_no_reader(stream: TextIO) -> bool:

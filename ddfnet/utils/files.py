@@ -7,16 +7,18 @@ import json
 import logging
 import math
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ddfnet.utils.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_LACKING = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # what disks say of calls they do not have
 _log = logging.getLogger("ddfnet")
 
 
@@ -49,28 +51,36 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, size: i
 
 def _write_atomically(path: Path, write: Callable[[BinaryIO], object], noted: list[OSError]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    # Not tempfile: its files are their owner's alone, and to learn the umask is to set it, for other threads, too.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    raw = io.FileIO(temporary, "xb")
     try:
-        with _NotingWriter(handle, noted) as file:
+        with _NotingWriter(raw, noted) as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        with _may_lack(path, "permissions of files"):
-            os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
+            _sync_file(file.fileno(), path)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):  # the disk may have become read-only: the error above says so
+            temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _sync_file(handle: int, path: Path) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _LACKING:  # an error of the disk, after which what was written may not be there
+            raise
+        note_once(f"the disk of {path} has no fsync ({error.strerror}): a power failure may cost files", key="fsync")
 
 
 class _NotingWriter(io.BufferedWriter):
     """Notes the errors of the system, which libraries that write into it may not pass on."""
 
-    def __init__(self, handle: int, noted: list[OSError]) -> None:
-        super().__init__(io.FileIO(handle, "wb"))
+    def __init__(self, raw: io.RawIOBase, noted: list[OSError]) -> None:
+        super().__init__(raw)
         self.noted = noted
 
     def write(self, data: Any) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,6 +94,23 @@ def test_a_signal_during_the_start(start, tmp_path, seconds):
         output
     )  # the latter before the first line of train.py
     assert not output or "start again" in output
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_signal_while_the_other_process_does_not_come(tiny_config, tmp_path, rank):
+    """PyTorch waits for it in C++."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    arguments = command("train.py", "--config", tiny_config, f"run.dir={tmp_path / 'run'}")
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(arguments, env={**environment(), **place}, **output)
+    time.sleep(4)  # for the imports; before their end, too, the code is 75
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "start again" in output
 
 
 def test_a_second_interrupt_ends_at_once(start, tmp_path):

@@ -20,7 +20,7 @@ from ddfnet.engine.train import train
 from ddfnet.tasks import load_config
 from ddfnet.utils import files
 from ddfnet.utils.cli import EXIT_STORAGE
-from ddfnet.utils.errors import ConfigError, StorageError
+from ddfnet.utils.errors import ConfigError, NonFiniteLossError, StorageError
 from ddfnet.utils.files import NoSpaceError, read_jsonl, size_text
 from tests.conftest import command, environment, exit_code
 
@@ -114,18 +114,80 @@ def unsupported(*_):
     raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
 
-def test_a_disk_without_locks_permissions_and_fsync_of_folders(tiny_config, tmp_path, monkeypatch, caplog):
+def test_a_disk_without_locks_permissions_links_and_fsync(tiny_config, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(run_folder.fcntl, "flock", unsupported)
     monkeypatch.setattr(files.os, "chmod", unsupported)
     monkeypatch.setattr(files.os, "link", unsupported)
-    plain = os.fsync
-    monkeypatch.setattr(
-        files.os, "fsync", lambda fd: unsupported() if os.path.isdir(f"/proc/self/fd/{fd}") else plain(fd)
-    )
+    monkeypatch.setattr(files.os, "fsync", unsupported)
     assert run(tiny_config, tmp_path / "run", "train.epochs=1") == 0
     assert [read_checkpoint(path)["step"] for path in resumable(tmp_path / "run")] == [4, 4]
-    for lacks in ("no locks (Operation not supported)", "no permissions of files", "no fsync of folders"):
+    for lacks in ("no locks (Operation not supported)", "no fsync (Operation", "no fsync of folders"):
         assert caplog.text.count(lacks) == 1
+
+
+def test_an_error_of_the_disk_while_writing_through_is_no_lack(tmp_path, monkeypatch):
+    """After it the bytes may be lost: the file must not take the place of the one before."""
+    files.write_text(tmp_path / "a", "before")
+
+    def fails(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(files.os, "fsync", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        files.write_text(tmp_path / "a", "after")
+    assert (tmp_path / "a").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+def test_files_have_the_permissions_of_the_umask(tmp_path, monkeypatch):
+    """Which is not touched: it is that of all threads."""
+    monkeypatch.setattr(files.os, "umask", None)
+    files.write_text(tmp_path / "a", "")
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_a_disk_that_does_not_say_how_large_it_is(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: Usage(0, 0, 0))
+    assert run(tiny_config, tmp_path / "run", "train.epochs=1") == 0
+
+
+def test_a_disk_that_becomes_read_only(tiny_config, tmp_path, monkeypatch, capsys):
+    """Resuming rewrites metrics.jsonl: where that fails it is a sentence, too."""
+    folder = tmp_path / "run"
+    run(tiny_config, folder, "train.epochs=1")
+    plain = files._write_atomically
+
+    def write(path, *arguments):
+        if path.name == "metrics.jsonl":
+            raise OSError(errno.EROFS, "Read-only file system")
+        plain(path, *arguments)
+
+    monkeypatch.setattr(files, "_write_atomically", write)
+    longer = [f"run.dir={folder}", "train.epochs=2", "run.allow_changes=true"]
+    assert exit_code(lambda _: train(load_config(tiny_config, longer)), []) == EXIT_STORAGE
+    assert f"cannot write into run.dir={folder} (Read-only file system)" in capsys.readouterr().err
+
+
+def test_records_that_waited_are_written_at_the_end(tmp_path, monkeypatch):
+    from ddfnet.engine.logging import RunLog
+
+    log = RunLog(tmp_path, active=True, total_steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "open", unsupported)
+        log.evaluation(1, 0.1, "val", {"n": 1})
+    assert not (tmp_path / "metrics.jsonl").exists()
+    log.close()
+    assert [record["step"] for record in read_jsonl(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_a_full_disk_does_not_hide_a_loss_that_is_not_finite(tiny_config, tmp_path, monkeypatch):
+    from ddfnet.engine import non_finite
+
+    monkeypatch.setattr(non_finite, "write_json", unsupported)
+    with pytest.raises(NonFiniteLossError, match="is not finite"):
+        run(tiny_config, tmp_path / "run", "optim.lr=1e30")
 
 
 def test_a_lock_that_another_run_has_is_an_error_on_any_disk(tiny_config, tmp_path):

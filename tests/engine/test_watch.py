@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,6 +111,25 @@ def test_an_error_of_one_process_ends_the_others(watches):
     assert (told["rank"], told["text"]) == (1, "ValueError: a file that only it has read")
     assert two.another_failed() is None
     assert three.another_failed()["rank"] == 1
+
+
+def test_a_signal_that_ends_one_process_ends_the_others_alike(watches):
+    (one, two), ended = watches(2, 100.0)
+    two.interrupted("SIGTERM")
+    until(lambda: ended)
+    assert ended == [75]
+    assert one.another_failed()["text"] == "stopped by SIGTERM while its data did not come: start again to resume"
+
+
+def test_a_store_that_does_not_answer_delays_nothing(watches, monkeypatch, capsys):
+    """It may be on the machine that has gone."""
+    (one, _), ended = watches(2, 1.0)
+    until(lambda: one._heard[1].beats >= 0)
+    answers = threading.Event()
+    monkeypatch.setattr(one, "_store", SimpleNamespace(compare_set=lambda *_: answers.wait()))
+    until(lambda: ended)
+    answers.set()
+    assert "has not moved for 1 s" in capsys.readouterr().err
 
 
 HANGS = """

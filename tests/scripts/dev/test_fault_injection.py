@@ -1,25 +1,58 @@
 """The attacks in their short form: one of each that needs no rights."""
 
+import json
 import sys
 
 import pytest
 
-from scripts.dev import fault_injection
+from scripts.dev import fault_hangs, fault_injection, fault_nodes
+from scripts.dev.fault_runs import Attack, Run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes of Linux")
 
 
 @pytest.mark.parametrize("attack", ["kills", "files"])
-def test_a_few_attacks(attack, capfd):
-    assert fault_injection.main([attack, "--count", "2", "--workers", "0"]) == 0
+def test_a_few_attacks_in_parts_that_add_up(attack, tmp_path, capfd):
+    record = ["--record", str(tmp_path / "faults.jsonl")]
+    assert fault_injection.main([attack, "--first", "1", "--count", "2", "--processes", "1", *record]) == 0
     assert "2 of 2 as they must be" in capfd.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "faults.jsonl").read_text().splitlines()]
+    assert [(line["attack"], line["index"], line["ok"]) for line in lines] == [(attack, 1, True), (attack, 2, True)]
+    assert fault_injection.main(["report", *record]) == 0
+    assert f"## {attack}: 2 of 2 as they must be" in capfd.readouterr().out
+
+
+def test_an_attack_does_not_depend_on_those_before(tmp_path):
+    attack = Attack(tmp_path, workers=0, processes=1, seed=3)
+    attack.close()
+    attack.begin(7)
+    first = attack.random.random()
+    attack.begin(6)
+    attack.random.random()
+    attack.begin(7)
+    assert attack.random.random() == first
 
 
 def test_a_run_that_ends_otherwise_is_counted(monkeypatch, capfd):
     monkeypatch.setattr(fault_injection, "same_run", lambda *_: False)
-    monkeypatch.setattr(fault_injection.Attack, "finish", lambda self, target: (0, "Traceback"))
-    monkeypatch.setattr(fault_injection.shutil, "copytree", lambda _, target: target.mkdir())
-    monkeypatch.setattr(fault_injection, "MUTATIONS", [lambda path, rng: None])
-    fault_injection.MUTATIONS[0].__name__ = "_none"
+    monkeypatch.setattr(Attack, "whole", lambda self: self.folder)
+    monkeypatch.setattr(Attack, "finish", lambda self, target: (0, "Traceback"))
+    monkeypatch.setattr(Attack, "until_step", lambda *_: True)
+    monkeypatch.setattr(Attack, "start", lambda self, target: target.mkdir() or Run(2**30, target))
+    monkeypatch.setattr(Run, "end", lambda _: (0, ""))
+    monkeypatch.setattr(fault_injection, "CASES", [("last.pt", "nothing", lambda path, rng: None)])
     assert fault_injection.main(["files", "--count", "1"]) == 1
     assert "0 of 1 as they must be" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_all_hangs_end_by_name(capfd):
+    """Stopped workers and processes, images that become FIFOs: by `run.timeout`, and by SIGTERM."""
+    assert fault_injection.main(["hangs", "--count", str(len(fault_hangs.ALL))]) == 0, capfd.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not fault_nodes.can_make_namespaces(), reason="needs root and network namespaces")
+def test_two_machines(capfd):
+    """The link between them is down for 15 s; each of them dies, with and without a word."""
+    assert fault_injection.main(["nodes", "--count", str(len(fault_nodes.KINDS))]) == 0, capfd.readouterr().out

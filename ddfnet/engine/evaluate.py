@@ -1,8 +1,8 @@
 """Evaluation over all processes, each image once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from ddfnet.tasks import Config, Task
 from ddfnet.tasks.base import Evaluator
 from ddfnet.utils.errors import ConfigError, raised_on_one_process
 
+T = TypeVar("T")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -60,7 +61,7 @@ def evaluate(
 
     Args:
         stop: ends the evaluation between two batches.
-        watch: is told of each batch.
+        watch: is told of each wait and each batch.
 
     Raises:
         Interrupted: any process was signalled; raised on all of them.
@@ -68,11 +69,10 @@ def evaluate(
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    batches = batches if watch is None else _watched(batches, watch)
     with autocast(distributed.device, precision), raised_on_one_process():
         for batch in batches if stop is None else stop.until_stopped(batches):
             evaluator.update(model, batch)
-            if watch is not None:
-                watch.phase("evaluation")
     for module, training in modes:  # frozen batch norms stay in eval mode
         module.training = training
     if stop is not None and stop.any_received():
@@ -81,6 +81,16 @@ def evaluate(
     if expected is not None and metrics["n"] != expected:
         raise RuntimeError(f"evaluated {metrics['n']} images of {expected}: some were lost or counted twice")
     return metrics
+
+
+def _watched(batches: Iterable[T], watch: Watch) -> Iterator[T]:
+    """The batches; tells of the wait for each, of its evaluation, and of the wait for the other processes after all."""
+    watch.phase("evaluation data")
+    for batch in batches:
+        watch.phase("evaluation")
+        yield batch
+        watch.phase("evaluation data")
+    watch.phase("evaluation result")
 
 
 def evaluate_in_training(

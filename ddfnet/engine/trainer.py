@@ -247,7 +247,7 @@ class Trainer:
         """Saves a copy of the state into the run folder, in the background, unless a loss since the last check was not
         finite. Waits for the save before."""
         self.non_finite.stop_if_found(self.last_finite_loss)
-        self.watch.phase("save")
+        self.watch.phase("save", self.state.step)
         self.saver.save(metrics, ranked=ranked)
 
     def _seed(self, micro_batch: int) -> None:
@@ -279,7 +279,7 @@ class Trainer:
         state.loss_sum, state.loss_count = torch.zeros_like(state.loss_sum), 0
 
     def _evaluate_epoch(self, eval_batches: Any) -> None:
-        self.watch.phase("evaluation")
+        self.watch.phase("evaluation", self.state.step)
         metrics = self._evaluate("val", self.model, eval_batches)
         if self.state.ema is not None:
             metrics = self._evaluate("val_ema", self.state.ema.module, eval_batches)

@@ -23,7 +23,9 @@ _GRACE_SECONDS = 2.0  # for a process to show an error of its own, and for other
 _MOST_NAMES = 3  # of samples in a message
 _END = "end"  # key of what ended the run
 # Of processes that hang at the same step the one in the earliest of these has not come to where the others wait.
-_ORDER = ("start", "data", "forward", "backward", "optimizer", "save", "evaluation")
+# The last one waits for the others.
+_TRAINING = ("start", "data", "forward", "backward", "optimizer", "save")
+_ORDER = (*_TRAINING, "evaluation data", "evaluation", "evaluation result")
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Watch:
         self._store: Any = None
 
     def phase(self, name: str, step: int | None = None) -> None:
-        """Notes that this process has come to a phase: data, forward, backward, optimizer, save, evaluation."""
+        """Notes that this process has come to a phase, one of `_ORDER`."""
         self._phase = name
         self._moves += 1
         if step is not None:

@@ -9,18 +9,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from scripts.dev.fault_runs import Attack, Outcome, Run
+from scripts.dev.fault_runs import Attack, Outcome, Run, descendants
 
 RUN_TIMEOUT = 6
 LATEST = RUN_TIMEOUT + 6  # seconds: looks are a second apart, and a process leaves others time to read why it ends
 LATEST_SIGNAL = 10
-_NOT_MOVED = rf"process {{rank}} has not moved for {RUN_TIMEOUT} s in the phase data, after step \d+ \(waiting for "
+# The worker of training, or that of validation.
+_WAITS = r"(data, after step \d+ \(waiting for |evaluation data, after step \d+)"
+_NOT_MOVED = rf"process {{rank}} has not moved for {RUN_TIMEOUT} s in the phase {_WAITS}"
 _SILENT = rf"process {{rank}} does not answer: it is stopped, or its machine is gone; it was for {RUN_TIMEOUT} s"
 
 
-def _stop(choose: Callable[[list[int], list[int]], int]) -> Callable[[Path, Run], int]:
+def _stop(choose: Callable[[list[int]], int]) -> Callable[[Path, Run], int]:
     def cause(images: Path, started: Run) -> int:
-        victim = choose(*started.processes())
+        victim = choose(started.processes()[0])
         os.kill(victim, signal.SIGSTOP)
         return victim
 
@@ -37,13 +39,19 @@ def _fifo(images: Path, started: Run) -> int:
 
 # What hangs, processes, workers, how it is done, and the pattern of the sentence that must name it.
 CASES = [
-    ("the only worker stopped", 1, 1, _stop(lambda ranks, workers: workers[0]), _NOT_MOVED.format(rank=0)),
-    ("one of two workers stopped", 1, 2, _stop(lambda ranks, workers: workers[1]), _NOT_MOVED.format(rank=0)),
+    ("the only worker stopped", 1, 1, _stop(lambda ranks: descendants(ranks[0])[0]), _NOT_MOVED.format(rank=0)),
+    ("one of two workers stopped", 1, 2, _stop(lambda ranks: descendants(ranks[0])[1]), _NOT_MOVED.format(rank=0)),
     ("images become FIFOs, read by a worker", 1, 1, _fifo, _NOT_MOVED.format(rank=0)),
     ("images become FIFOs, read by the process", 1, 0, _fifo, _NOT_MOVED.format(rank=0)),
-    ("the worker of process 1 of 2 stopped", 2, 1, _stop(lambda ranks, workers: workers[1]), _NOT_MOVED.format(rank=1)),
-    ("process 0 of 2 stopped", 2, 0, _stop(lambda ranks, workers: ranks[0]), _SILENT.format(rank=0)),
-    ("process 1 of 2 stopped", 2, 0, _stop(lambda ranks, workers: ranks[1]), _SILENT.format(rank=1)),
+    (
+        "the worker of process 1 of 2 stopped",
+        2,
+        1,
+        _stop(lambda ranks: descendants(ranks[1])[0]),
+        _NOT_MOVED.format(rank=1),
+    ),
+    ("process 0 of 2 stopped", 2, 0, _stop(lambda ranks: ranks[0]), _SILENT.format(rank=0)),
+    ("process 1 of 2 stopped", 2, 0, _stop(lambda ranks: ranks[1]), _SILENT.format(rank=1)),
 ]
 # Each ends by run.timeout; those whose processes still listen end by SIGTERM, too.
 ALL = [(case, False) for case in CASES] + [(case, True) for case in CASES[:5]]

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from ddfnet.checkpoint import read_checkpoint
 from ddfnet.engine import watch as watching
 from ddfnet.engine.distributed import Distributed
+from ddfnet.engine.evaluate import _watched
 from ddfnet.engine.watch import Watch
 from ddfnet.utils.files import read_jsonl
 from tests.conftest import ROOT, command, environment
@@ -79,6 +80,19 @@ def test_the_process_that_all_others_wait_for_is_named(watches, capsys):
     text = capsys.readouterr().err
     assert "process 1 has not moved for 1 s in the phase data, after step 7 (waiting for image 7, b, c and" in text
     assert set(ended) == {76}
+
+
+def test_in_an_evaluation_the_one_that_waits_for_data_is_named(watches, capsys):
+    """The others wait for its counts."""
+    (one, two), ended = watches(2, 1.0)
+    one.phase("evaluation", 7)
+    two.phase("evaluation", 7)
+    for _ in _watched([1, 2], one):
+        pass
+    next(_watched([1, 2], two))
+    two.phase("evaluation data")
+    until(lambda: len(ended) >= 2)
+    assert "process 1 has not moved for 1 s in the phase evaluation data, after step 7" in capsys.readouterr().err
 
 
 def test_none_is_named_while_one_moves(watches, capsys):

@@ -110,7 +110,7 @@ def test_the_estimate_is_that_of_the_files(tiny_config, tmp_path, monkeypatch):
         assert whole == pytest.approx((folder / "last.pt").stat().st_size, rel=0.1)
 
 
-def unsupported(*_):
+def unsupported(*_, **__):
     raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
 

@@ -143,7 +143,8 @@ def test_a_store_that_does_not_answer_delays_nothing(watches, monkeypatch, capsy
     monkeypatch.setattr(one, "_store", SimpleNamespace(compare_set=lambda *_: answers.wait()))
     until(lambda: ended)
     answers.set()
-    assert "has not moved for 1 s" in capsys.readouterr().err
+    told = capsys.readouterr().err  # by one: that it has not moved; by the other: that it does not answer
+    assert "for 1 s in the phase start, after step 0" in told
 
 
 HANGS = """

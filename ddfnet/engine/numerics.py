@@ -81,7 +81,10 @@ def make_deterministic(stack: ExitStack) -> None:
     stack.callback(restore)
 
 
-def seed_at(*position: int) -> None:
+def seed_at(*position: int, device: torch.device) -> None:
     """Seeds PyTorch's generators by a position in a run: dropout and stochastic depth draw from them, and shall depend
     neither on the number of processes nor on where the run was resumed."""
-    torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]))
+    seed = int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0])
+    # torch.manual_seed asks for each kind of accelerator, at every step.
+    seed_all = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
+    seed_all(seed)

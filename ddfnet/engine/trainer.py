@@ -252,7 +252,7 @@ class Trainer:
 
     def _seed(self, micro_batch: int) -> None:
         position = self.state.step + self.state.data_offset, micro_batch * self.plan.world_size + self.distributed.rank
-        seed_at(self.config.run.seed, *position)
+        seed_at(self.config.run.seed, *position, device=self.device)
 
     def _log_interval(self) -> None:
         self.non_finite.stop_if_found(self.last_finite_loss)

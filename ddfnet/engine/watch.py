@@ -19,6 +19,7 @@ from ddfnet.utils.errors import UserError
 _JOIN_SECONDS = 10.0  # for a call of the store to return
 _TICK_SECONDS = 1.0
 _LONGEST_TICK = 2.0  # counted: a process that was stopped and continued has not waited all the time in between
+_READ_SECONDS = 1.5  # for others to read of the end of this process: more than a tick
 _GRACE_SECONDS = 2.0  # for a process to show an error of its own, and for others to read of it
 _MOST_NAMES = 3  # of samples in a message
 _END = "end"  # key of what ended the run
@@ -58,6 +59,7 @@ class Watch:
         self._threads: list[threading.Thread] = []
         self._heard = [_Heard() for _ in range(distributed.world_size if distributed else 1)]
         self._store: Any = None
+        self._told: dict[str, Any] | None = None  # by another process, why it has ended
 
     def phase(self, name: str, step: int | None = None) -> None:
         """Notes that this process has come to a phase, one of `_ORDER`."""
@@ -93,14 +95,18 @@ class Watch:
 
     def interrupted(self, name: str) -> None:
         """Tells the other processes that a signal has ended this one in the middle of a step."""
-        self.end()
         self._tell(f"stopped by {name} while its data did not come: start again to resume", EXIT_INTERRUPTED)
+        self.end()
+        if self._rank == 0 and self._store is not None:  # the store may end with this process: for the others to read
+            time.sleep(_READ_SECONDS)
 
     def another_failed(self, seconds: float = 2.0) -> dict[str, Any] | None:
         """Why another process has ended, waiting a while for it to say so: an error of this one, a lost connection,
         may only follow from it."""
         deadline = time.monotonic() + seconds
         while self._store is not None:
+            if self._told is not None:
+                return self._told
             with suppress(Exception):
                 if self._store.check([_END]):
                     told = dict(json.loads(self._store.get(_END)))
@@ -146,7 +152,10 @@ class Watch:
 
     def _follow(self, told: dict[str, Any]) -> None:
         """Ends this process as another one has ended, unless it has an error of its own to show."""
-        if told["rank"] == self._rank or self._ended.wait(_GRACE_SECONDS):
+        if told["rank"] == self._rank:
+            return
+        self._told = told
+        if self._ended.wait(_GRACE_SECONDS):
             return
         if self._rank == 0 and not (told["shown"] and told["host"] == socket.gethostname()):  # on this very console
             _print(f"[process {told['rank']} on {told['host']}] {told['text']}")

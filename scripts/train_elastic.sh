@@ -15,6 +15,8 @@ set -euo pipefail
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 root="$(cd "$(dirname "$0")/.." && pwd)"
+python "$root/train.py" --print-config "$@" > /dev/null  # a mistake in the settings would only be made again
+
 exec python -m torch.distributed.run \
     --nnodes "${NNODES:-1}" --nproc-per-node "${NPROC:-1}" --max-restarts "${MAX_RESTARTS:-20}" \
     --rdzv-backend c10d --rdzv-endpoint "${RDZV:-localhost:0}" --rdzv-id "${RDZV_ID:-ddfnet}" \

@@ -1,5 +1,6 @@
 """What a run does about a loss or gradient that is not finite: stop, skip the step, or go back (`train.non_finite`)."""
 
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,11 @@ class NonFinitePolicy:
 
     def stop_if_found(self, last_finite_loss: float | None) -> None:
         """NonFiniteLossError if any loss since the last call was not finite (waits for the device)."""
-        found = self.check.read(self.distributed)
+        found, what = self.check.read(self.distributed), "is not finite"
+        scaler = self.state.scaler
+        if found is None and scaler.is_enabled() and scaler.get_scale() < 1:
+            found = NonFinite(self.state.step - 1, math.nan)
+            what = "is beyond fp16 at any loss scale down to 1, as those before"
         if found is None:
             return
         facts, where = self._facts(found), ""
@@ -53,7 +58,7 @@ class NonFinitePolicy:
                 where = f" Its samples are listed in {path}."
         older = f"; older checkpoints: python -m ddfnet checkpoint list {self.folder}" if self.folder else ""
         raise NonFiniteLossError(
-            f"the loss or gradient of step {found.step} is not finite (epoch {facts['epoch']:.2f}, lr "
+            f"the loss or gradient of step {found.step} {what} (epoch {facts['epoch']:.2f}, lr "
             f"{facts['lr']:.3g}, gradient norm {found.grad_norm:.3g}; {_names_text(facts['samples'])}); last finite "
             f"mean loss {last_finite_loss}. Nothing was saved since the last checkpoint.{where} {_CURES}{older}",
             step=found.step,

@@ -25,6 +25,8 @@ def prepare_model(
     freeze = Freeze(model, settings.freeze)
     if settings.freeze:
         log(str(freeze))
+        if not config.model.start:
+            log("note: what is frozen has random weights: name some to start from (model.init_checkpoint)")
     if settings.grad_checkpointing:
         checkpoint_gradients(model)
     if settings.device_batch_size == 1 and task.train_shape is not None and not shared_norms:

@@ -69,10 +69,10 @@ class TrainingState:
         return {"value": math.inf if self.lower_is_better else -math.inf, "step": None}
 
     def rank(self, metrics: dict[str, float]) -> bool:
-        """Whether these metrics are among the best so far, as many as are kept; notes it. A network that gives NaN is
-        never among them."""
+        """Whether these metrics are among the best so far, as many as are kept; notes it. A network that gives NaN,
+        which its loss tells, is never among them."""
         value = metrics[self.metric]
-        if not all(map(math.isfinite, metrics.values())):
+        if not (math.isfinite(value) and math.isfinite(metrics.get("loss", 0.0))):
             return False
         entries = [entry for entry in self.ranking if entry[1] != self.step]
         entries.append((value, self.step))

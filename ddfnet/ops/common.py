@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext
 from torch._subclasses import FakeTensor
 from torch.library import wrap_triton
 
@@ -57,7 +58,9 @@ def define_native_op(
 
     @functools.wraps(implementation)
     def choose(first: Tensor, *others: Any) -> Any:
-        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        # torch 2.11 does not say that it compiles while it looks inside an op.
+        compiling = torch.compiler.is_compiling() or TracingContext.try_get() is not None
+        compiled = compiling and not torch.compiler.is_exporting()
         if compiled and first.device.type == "cpu" and has_native(accumulator_dtype(first)):
             return opaque(first, *others)
         return implementation(first, *others)

@@ -67,6 +67,11 @@ class Distiller:
             self.teacher = _load(config, size)
         except UserError as error:
             raise ConfigError(f"distill.teacher={config.teacher}: {error}") from None
+        if self.teacher.threshold is not None:
+            raise ConfigError(
+                f"distill.teacher={config.teacher} was trained on images with any number of labels, the student learns "
+                "one for each: give a teacher that does so, too"
+            )
         self.columns = _columns(self.teacher, config.teacher, list(classes), outputs)
         self.network = self.teacher.network.requires_grad_(False).eval()
         own = self.teacher.preprocessing

@@ -117,9 +117,10 @@ def test_frozen_bits_stay_and_a_resumed_run_ends_alike(tiny_config, tmp_path, mo
         assert all(torch.equal(end[kind][name], start[name]) for name in statistics)
 
 
-def test_linear_probing_trains_the_classifier_alone(tiny_config, tmp_path):
+def test_linear_probing_trains_the_classifier_alone(tiny_config, tmp_path, capsys):
     overrides = [f"run.dir={tmp_path / 'run'}", "model.name=resnet14_32px", "train.freeze=all_but_head"]
     assert train(load_config(tiny_config, overrides)) == 0
+    assert "note: what is frozen has random weights" in capsys.readouterr().out
     end, start = torch.load(tmp_path / "run" / "last.pt", weights_only=True), start_weights()
     changed = {name for name, tensor in end["model"].items() if not torch.equal(tensor, start[name])}
     assert changed == {"fc.weight", "fc.bias"}

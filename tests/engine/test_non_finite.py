@@ -190,6 +190,26 @@ raise SystemExit(train(load_config("{tiny_config}", overrides)))
     assert read_checkpoint(tmp_path / "run" / "last.pt")["step"] == 8
 
 
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_gradients_that_no_scale_of_fp16_helps_end_the_run(tiny_config, tmp_path, monkeypatch, policy):
+    plain = ClassificationTask.loss
+
+    def loss(self, model, batch):
+        return {"loss": plain(self, model, batch)["loss"] + (0 * self.weight.sum()).sqrt()}  # finite, its gradient not
+
+    def build(self):
+        model = build_model(self)
+        self.weight = next(model.parameters())
+        return model
+
+    build_model = ClassificationTask.build_model
+    monkeypatch.setattr(ClassificationTask, "loss", loss)
+    monkeypatch.setattr(ClassificationTask, "build_model", build)
+    options = [f"train.non_finite={policy}", "train.precision=fp16", "train.epochs=6"]
+    with pytest.raises(NonFiniteLossError, match="step 16 is beyond fp16 at any loss scale down to 1"):
+        run(tiny_config, tmp_path, *options)
+
+
 def test_rollbacks_end(tiny_config, tmp_path, poison):
     poison(lambda count, *_: count > 5 * STEP)
     with pytest.raises(NonFiniteLossError, match="There is no checkpoint to go back to"):

@@ -108,6 +108,13 @@ def test_a_run_that_goes_back_has_the_best_of_then(tiny_config, tmp_path, result
     assert read_weights(tmp_path / "best.safetensors").meta["step"] == 4
 
 
+def test_only_the_metric_that_ranks_and_the_loss_must_be_finite(tiny_config, tmp_path, results):
+    nan = float("nan")
+    results(loss=[3.0, 2.0, nan], top5=[nan, nan, nan], top1=[1.0, 2.0, 3.0])
+    run(tiny_config, tmp_path)
+    assert read_checkpoint(tmp_path / "last.pt")["ranking"] == [(2.0, 8)]
+
+
 def test_the_best_by_another_metric(tiny_config, tmp_path, results, capsys):
     results(loss=[3.0, 1.0, 2.0], top1=[1.0, 2.0, 3.0])
     run(tiny_config, tmp_path / "run", "checkpoints.metric=loss")

@@ -258,3 +258,12 @@ def test_a_stopped_process_is_named(tiny_config, tmp_path, stopped):
     output, _ = process.communicate(timeout=150)  # torchrun itself needs 30 s for a process that is stopped
     assert process.returncode == 1
     assert f"process {stopped} does not answer: it is stopped, or its machine is gone" in output
+
+
+def test_a_mistake_of_the_user_is_not_started_again(tiny_config):
+    arguments = ["bash", str(ROOT / "scripts/train_elastic.sh"), "--config", str(tiny_config), "train.epoch=3"]
+    environ = environment()
+    environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
+    done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.count("unknown key train.epoch") == 1

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import ddfnet
-from ddfnet.checkpoint import save_checkpoint
+from ddfnet.checkpoint import read_checkpoint, save_checkpoint
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.engine.train import train
 from ddfnet.evaluation.class_names import imagenet_classes
@@ -144,6 +144,14 @@ def test_outputs_are_never_paired_by_place_against_their_names(names, its_output
 def test_teachers_that_cannot_teach(teacher, classes, teacher_name, message):
     with pytest.raises(ConfigError, match=message):
         distiller(teacher_name or teacher, classes=classes)
+
+
+def test_a_teacher_of_many_labels_is_refused(tmp_path):
+    payload = read_checkpoint(save_teacher(tmp_path / "one.pt"))
+    payload["meta"]["multi_label"] = {"threshold": 0.5}
+    save_checkpoint(tmp_path / "many.pt", {key: payload[key] for key in ("meta", "model", "ema")})
+    with pytest.raises(ConfigError, match=r"many\.pt was trained on images with any number of labels"):
+        Distiller(DistillConfig(teacher=str(tmp_path / "many.pt")), OWN, classes=CLASSES, outputs=len(CLASSES), size=16)
 
 
 def test_a_name_of_timm_is_a_teacher_with_its_weights(monkeypatch):

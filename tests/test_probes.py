@@ -134,6 +134,14 @@ def test_sizes_that_a_file_claims_agree_with_its_tensors(changes, words, tmp_pat
     assert built in ([], [{"meta"}])
 
 
+def test_the_image_size_a_file_claims_is_that_of_an_image(tmp_path):
+    payload = described()
+    payload["meta"]["preprocessing"]["input_size"] = 10**9
+    save_checkpoint(tmp_path / "a.pt", payload)
+    with pytest.raises(CheckpointError, match=r"size=1000000000 .* at most 178,956,970 are possible"):
+        load_classifier(tmp_path / "a.pt")
+
+
 def test_sizes_in_a_file_of_timm(tmp_path):
     import argparse
 

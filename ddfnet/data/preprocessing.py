@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddfnet.config import Positive, Section
 from ddfnet.config.check import faults_of
+from ddfnet.data.image_file import MAX_PIXELS
 from ddfnet.data.resize import Interpolation, Kernel, resize_into, resized_size
 from ddfnet.utils.errors import ConfigError
 
@@ -56,6 +57,17 @@ class Preprocessing(Section):
             raise ValueError(
                 f"data.input.mean={list(self.mean)} and data.input.std={list(self.std)} must have one value per "
                 "channel each"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_an_image(self) -> "Preprocessing":
+        height, width = height_width(self.size)
+        pixels = height * width / min(1.0, self.crop_pct) ** 2
+        if pixels > MAX_PIXELS:  # also said by files, which may come from anybody
+            raise ValueError(
+                f"data.input.size={size_text(self.size)} with data.input.crop_pct={self.crop_pct:g} resizes images to "
+                f"{pixels:.3g} pixels: at most {MAX_PIXELS:,} are possible"
             )
         return self
 

@@ -242,3 +242,10 @@ def test_malformed_policies_are_refused(policy):
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         AugmentConfig(**options)
+
+
+@pytest.mark.parametrize("change", [{"input_size": 20_000}, {"input_size": [100, 2_000_000]}, {"crop_pct": 0.001}])
+def test_sizes_of_no_image_are_refused(change):
+    with pytest.raises(ValueError, match=r"resizes images to .* pixels: at most 178,956,970 are possible"):
+        Preprocessing.from_dict({**Preprocessing().to_dict(), **change})
+    assert Preprocessing(size=8192).size == 8192

@@ -1,11 +1,17 @@
 #!/usr/bin/env python
 """Train a network as a YAML file describes.
 
-  one GPU or CPU   python train.py --config configs/ddf_resnet50.yaml data.root=/data/imagenet
-  8 GPUs           torchrun --nproc-per-node 8 train.py --config configs/ddf_resnet50.yaml data.root=/data/imagenet
-  2 x 8 GPUs       torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
-                     train.py --config configs/ddf_resnet50.yaml data.root=/data/imagenet train.device_batch_size=64
-  CPU, 2 processes torchrun --nproc-per-node 2 train.py --config configs/demo.yaml
+one GPU or CPU:
+  python train.py --config configs/ddf_resnet50.yaml data.root=/data/imagenet
+8 GPUs:
+  torchrun --nproc-per-node 8 train.py --config configs/ddf_resnet50.yaml \\
+    data.root=/data/imagenet
+2 x 8 GPUs:
+  torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d \\
+    --rdzv-endpoint HOST:29500 train.py --config configs/ddf_resnet50.yaml \\
+    data.root=/data/imagenet train.device_batch_size=64
+CPU, 2 processes:
+  torchrun --nproc-per-node 2 train.py --config configs/demo.yaml
 
 Any key of the configuration can be given after the options as key.sub=value. A
 run resumes by itself from the last.pt of its run folder. SIGTERM, SIGHUP or

@@ -2,7 +2,8 @@
 """Prepare a dataset for fast training: pack it into a store of which regions can be read.
 
     python scripts/prepare_images.py /downloads/imagenet /data/imagenet-store
-    python scripts/prepare_images.py /data/imagenet /data/imagenet-400 --quality 90 --short-side 400
+    python scripts/prepare_images.py /data/imagenet /data/imagenet-400 \\
+        --quality 90 --short-side 400
     python scripts/prepare_images.py --verify /data/imagenet-store
     python scripts/prepare_images.py --unpack /data/imagenet-store /data/imagenet-again
 

@@ -84,8 +84,8 @@ class RunLog:
         if not self.active:
             return
         if self.folder is not None:
-            _keep_until(self.folder / "metrics.jsonl", step, evaluation_due)
-            self.trackers.start(step)
+            logged = _keep_until(self.folder / "metrics.jsonl", step, evaluation_due)
+            self.trackers.start(step, logged)
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), TextColumn("{task.fields[text]}"))
             self._progress = Progress(*columns, console=self.console, transient=True)
@@ -139,6 +139,7 @@ class RunLog:
         """Drops the records of what the run is going to do again from `step` on, as `start` does."""
         if self.folder is not None:
             _keep_until(self.folder / "metrics.jsonl", step, evaluation_due)
+            self.trackers.rewind(step)
 
     def close(self) -> None:
         if self._unwritten:
@@ -190,10 +191,14 @@ def duration(seconds: float) -> str:
     return f"{days}d {hour:02d}h" if days else f"{hour}:{minute:02d}:{second:02d}"
 
 
-def _keep_until(path: Path, step: int, evaluation_due: bool) -> None:
+def _keep_until(path: Path, step: int, evaluation_due: bool) -> dict[str, int]:
+    """Drops later records; returns the last step of each kind that was there."""
+    logged: dict[str, int] = {}
     if path.exists():
         last_evaluation = step - 1 if evaluation_due else step
         records = [record for record in read_jsonl(path) if _is_whole(record)]
+        for record in records:
+            logged[record["kind"]] = max(record["step"], logged.get(record["kind"], 0))
         # A crash may have cut the last line.
         if not path.is_file() or len(records) < len(path.read_bytes().splitlines()) - 1:
             damaged = set_aside(path)
@@ -205,6 +210,7 @@ def _keep_until(path: Path, step: int, evaluation_due: bool) -> None:
             record for record in records if record["step"] <= (step if record["kind"] == "train" else last_evaluation)
         ]
         write_atomically(path, lambda file: file.write("".join(json.dumps(r) + "\n" for r in kept).encode()))
+    return logged
 
 
 def _is_whole(record: dict[str, Any]) -> bool:

@@ -33,6 +33,9 @@ def explore(
         channels: how many of a layer's have their input and output in the page.
         size: longest side in pixels of what a detector or depth network gets; a classifier has its own size.
     """
+    for option, value, least in (("--channels", channels, 1), ("--size", size, 32)):
+        if value < least:
+            raise UserError(f"{option} must be at least {least}, got {value}")
     subject = open_subject(checkpoint, images, model=model, data=data, size=size)
     there = list(spatial_layers(subject.network))
     if not there:

@@ -37,7 +37,7 @@ def end_before_the_start(number: int, frame: object) -> None:
 def parse_arguments() -> argparse.Namespace:
     raw, usage = (
         argparse.RawDescriptionHelpFormatter,
-        "%(prog)s --config FILE [--print-config | --dry-run] [KEY=VALUE ...]",
+        "%(prog)s --config FILE [--print-config | --dry-run] [--quiet]\n         [KEY=VALUE ...]",
     )
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, usage=usage)
     add = parser.add_argument
@@ -46,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     add("overrides", nargs="*", metavar="key.sub=value", help=examples)
     add("--print-config", action="store_true", help="print the resolved configuration and the origin of each value")
     add("--dry-run", action="store_true", help="build everything, run two steps on small batches, write nothing")
+    add("--quiet", action="store_true", help="show no progress: no bar, no lines of steps; metrics.jsonl has them")
     parsed = parser.parse_intermixed_args()
     if parsed.config is None:
         files = [text for text in parsed.overrides if "=" not in text and text.endswith((".yaml", ".yml"))]
@@ -62,7 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
         notes = (*loaded.notes, *loaded.ineffective_keys())
         print("".join(f"# {note}\n" for note in notes) + loaded.to_yaml(), end="")
         return 0
-    return train(loaded, dry_run=arguments.dry_run)
+    return train(loaded, dry_run=arguments.dry_run, quiet=arguments.quiet)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--unchecked", action="store_true", help="coreml alone, where there is no macOS: write without comparing")
     help_text = "where the network runs (default: %(default)s); aoti compiles for it"
     add("--device", default="cpu", choices=("cpu", "cuda"), help=help_text)
+    add("--quiet", action="store_true", help="show no progress")
     return parser.parse_args(argv)
 
 

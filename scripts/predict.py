@@ -46,6 +46,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--top", type=int, metavar="N", help=f"how many classes (default: {_TOP}, or all where there are fewer)")
     add("--threshold", type=float, metavar="P", help="multi-label: least probability (default: the checkpoint's)")
     add("--json", action="store_true", help="a JSON list instead of text")
+    add("--quiet", action="store_true", help="show no progress, which --json has")
     return parser.parse_args(argv)
 
 
@@ -59,6 +60,7 @@ def main(arguments: argparse.Namespace) -> int:
     from ddfnet.utils.cli import EXIT_USER_ERROR
     from ddfnet.utils.errors import UserError
     from ddfnet.utils.memory import keep_freed_memory
+    from ddfnet.utils.progress import ProgressBar, no_progress, tracked
 
     keep_freed_memory()
     top, checkpoint = arguments.top, arguments.checkpoint
@@ -71,7 +73,8 @@ def main(arguments: argparse.Namespace) -> int:
     if others:
         print(f"predict.py: {files_not_counted(others)}", file=sys.stderr)
     changes = {key: getattr(arguments, key) for key in FLAGS}
-    classifier = load_classifier(checkpoint, model=arguments.model, changes=changes)
+    with no_progress(arguments.quiet):
+        classifier = load_classifier(checkpoint, model=arguments.model, changes=changes)
     outputs, threshold = classifier.num_classes, arguments.threshold
     if threshold is not None and classifier.threshold is None:
         raise UserError(f"--threshold is of multi-label checkpoints: {checkpoint} is none; leave it out")
@@ -86,7 +89,10 @@ def main(arguments: argparse.Namespace) -> int:
             print(f"weights: {classifier.changes}")
     answers = []
     most = top or (min(_TOP, outputs) if classifier.threshold is None else outputs)
-    for answer in predict_images(classifier, paths, top=most, threshold=threshold, max_pixels=max_pixels):
+    # Answers that are printed as they come are progress enough.
+    bar = ProgressBar("predictions", quiet=arguments.quiet or not arguments.json)
+    rows = predict_images(classifier, paths, top=most, threshold=threshold, max_pixels=max_pixels)
+    for answer in tracked(rows, len(paths), bar):
         answers.append(answer)
         if "error" in answer:
             print(f"predict.py: error: {answer['error']}", file=sys.stderr)

@@ -36,6 +36,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", metavar="TEXT", help="what it was trained on (default: what the zoo says, or not stated)")
     add("--push", metavar="ORG/NAME", help="upload the folder there when it is complete; a new one is public")
     add("--private", action="store_true", help="with --push: into a private repository, made if there is none")
+    add("--quiet", action="store_true", help="show no progress")
     return parser.parse_args(arguments)
 
 

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from ddfnet.engine.trackers import Trackers
 from ddfnet.utils.files import note_once, read_jsonl, set_aside, to_json, write_atomically
+from ddfnet.utils.progress import ProgressBar
+from ddfnet.utils.text import rate_text
 
 logger = logging.getLogger("ddfnet")
 
@@ -58,11 +60,19 @@ class RunLog:
         active: whether this is the main process.
         total_steps: for the progress bar.
         trackers: get all records, too.
+        quiet: show neither the progress bar nor the lines of training records; those of evaluations stay.
     """
 
     def __init__(
-        self, folder: Path | None, *, active: bool, total_steps: int, trackers: Trackers | None = None
+        self,
+        folder: Path | None,
+        *,
+        active: bool,
+        total_steps: int,
+        trackers: Trackers | None = None,
+        quiet: bool = False,
     ) -> None:
+        self.quiet = quiet
         self.active, self.folder = active, folder if active else None
         self.console = _Console(highlight=False, soft_wrap=True)
         self._total_steps, self.trackers = total_steps, trackers or Trackers()
@@ -86,7 +96,7 @@ class RunLog:
         if self.folder is not None:
             logged = _keep_until(self.folder / "metrics.jsonl", step, evaluation_due)
             self.trackers.start(step, logged)
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.quiet:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), TextColumn("{task.fields[text]}"))
             self._progress = Progress(*columns, console=self.console, transient=True)
             self._task = self._progress.add_task("starting", total=self._total_steps, completed=step, text="")
@@ -118,13 +128,13 @@ class RunLog:
         rate, loss = record["images_per_second"], record["loss"]
         mean = "-" if loss is None else f"{loss:.4f}"
         facts = (
-            f"loss {mean}  lr {record['lr']:.3g}  {rate:.{0 if rate >= 10 else 1}f} img/s  "
+            f"loss {mean}  lr {record['lr']:.3g}  {rate_text(rate)} img/s  "
             f"wait {record['data_wait']:.0%}  eta {duration(record['eta_seconds'])}"
         )
         where = f"epoch {record['epoch']:.2f}"
         if self._progress is not None:
             self._progress.update(self._task, completed=step, description=where, text=facts)
-        else:
+        elif not self.quiet:
             self.message(f"{where}  step {step}/{total}  {facts}")
 
     def evaluation(self, step: int, epoch: float, name: str, metrics: dict[str, float]) -> None:
@@ -134,6 +144,12 @@ class RunLog:
         self._write(name, step, {"epoch": epoch, **metrics})
         text = "  ".join(f"{key} {_number(key, value)}" for key, value in metrics.items())
         self.message(f"epoch {epoch:.2f}  {name}  {text}")
+
+    def progress(self, name: str) -> ProgressBar:
+        """Shows how far an evaluation is: in the place of the last training record, or as plain lines."""
+        progress, task = self._progress, self._task
+        show = None if progress is None else lambda text: progress.update(task, description=name, text=text)
+        return ProgressBar(name, quiet=self.quiet or not self.active, show=show)
 
     def rewind(self, step: int, *, evaluation_due: bool) -> None:
         """Drops the records of what the run is going to do again from `step` on, as `start` does."""

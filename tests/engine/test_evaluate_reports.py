@@ -248,9 +248,9 @@ def test_sets_side_by_side(checkpoint, image_tree, sets, tmp_path, capsys, no_fi
         row = next(line for line in out.splitlines() if line.split()[:1] == [name])
         assert f"{found[name]['top1']:.2f} %" in row
         assert len(row) <= 80
-        assert f"[{name}]({name}/report.md)" in page
+        assert f"[{name}]({name}/report.md) ([page]({name}/report.html))" in page
         assert json.loads((tmp_path / "out" / name / "report.json").read_text())["top1"] == found[name]["top1"]
-    assert "other 5 output(s), 2 of them without a class name, do not compete" in page
+    assert "other 5 outputs, 2 of them without a class name, do not compete" in page
     assert "Beyer et al. 2020" in (tmp_path / "out" / "real" / "report.md").read_text()
 
 

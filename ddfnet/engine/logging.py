@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from ddfnet.engine.trackers import Trackers
 from ddfnet.utils.files import note_once, read_jsonl, set_aside, to_json, write_atomically
 from ddfnet.utils.progress import ProgressBar
-from ddfnet.utils.text import rate_text
+from ddfnet.utils.text import rate_text, wrap
 
 logger = logging.getLogger("ddfnet")
 
@@ -103,7 +103,10 @@ class RunLog:
             self._progress.start()
 
     def message(self, text: str) -> None:
-        """A plain line on the console."""
+        """A plain line on the console; on a terminal that it does not fit, several."""
+        if self.console.is_terminal:
+            lines = text.splitlines()
+            text = "\n".join(wrap(line, indent="  ") if len(line) > self.console.width else line for line in lines)
         if self.active:
             try:
                 self.console.print(text, markup=False)

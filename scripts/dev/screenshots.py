@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         evaluate_checkpoint(WEIGHTS, data=f"data/{data.name}/val", output="report", device="cpu", workers=0, quiet=True)
         write_text(pages["explorer"], explore(WEIGHTS, [str(path) for path in images]))
         train("runs/demo", data)
-        with tensorboard("runs/demo/tensorboard") as address:
+        with tensorboard("runs") as address:
             if look_at is not None:
                 look(driver, pages, address, look_at)
             else:

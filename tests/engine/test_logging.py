@@ -47,6 +47,18 @@ def test_console_line(tmp_path, capsys):
     assert line == "epoch 0.50  step 7/100  loss 2.0000  lr 0.1  12,346 img/s  wait 3%  eta 3d 02h"
 
 
+def test_long_messages_break_between_words_on_a_terminal_alone(capsys, monkeypatch):
+    text = "images: " + "word " * 30 + "/a/path/that/stays/whole"
+    for terminal in (False, True):
+        if terminal:
+            monkeypatch.setenv("FORCE_COLOR", "1")
+            monkeypatch.setenv("COLUMNS", "80")
+        make(None).message(text)
+        lines = capsys.readouterr().out.splitlines()
+        assert " ".join(line.strip() for line in lines) == text
+        assert (len(lines) > 1 and max(map(len, lines)) < 80) is terminal
+
+
 def test_a_quiet_log_keeps_evaluations_messages_and_the_file(tmp_path, capsys):
     log = make(tmp_path, quiet=True)
     log.start(0)

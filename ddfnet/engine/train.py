@@ -139,8 +139,7 @@ def _train(
     if folder is not None:
         check_same_run(folder, loaded)
     trackers = _trackers(loaded, task, folder) if folder is not None and distributed.is_main else Trackers()
-    total = plan.total_steps
-    log = RunLog(folder, active=distributed.is_main, total_steps=total, trackers=trackers, quiet=quiet)
+    log = RunLog(folder, active=distributed.is_main, total_steps=plan.total_steps, trackers=trackers, quiet=quiet)
     stack.callback(log.close)
     for line in (*_summary(config, plan, distributed, model, task), *notes):
         log.message(line)
@@ -265,13 +264,12 @@ def _dry_run_config(config: Config, distributed: Distributed, train_images: int)
 
 def _summary(config: Config, plan: RunPlan, distributed: Distributed, model: nn.Module, task: Task) -> list[str]:
     train = config.train
-    device = device_name(distributed.device)
     uses_ddf = any(isinstance(module, (CARAFE, DDF, DDFUp, Involution)) for module in model.modules())
     return [
         f"{config.model.name}: {sum(p.numel() for p in model.parameters()):,} parameters",
         f"{task.train_images:,} training and {task.val_images:,} validation images from {config.data.root}",
         *filter(None, (not_counted_text(task.samples(split)) for split in ("train", "val"))),
-        f"{device}, {train.precision}; batch {train.batch_size} = "
+        f"{device_name(distributed.device)}, {train.precision}; batch {train.batch_size} = "
         f"{plural(plan.world_size, 'process', 'processes')} x {plural(train.device_batch_size, 'image')} x "
         f"{plural(plan.accumulation, 'micro-batch', 'micro-batches')}",
         f"{plan.total_steps:,} steps of {plan.steps_per_epoch:,} per epoch; {config.optim.name}, "
@@ -281,11 +279,9 @@ def _summary(config: Config, plan: RunPlan, distributed: Distributed, model: nn.
 
 
 def _operator_path(device: str, compiled: bool) -> str:
-    if device == "cpu":
-        return cpu_path(compiled=compiled)
-    if device == "mps":
-        return "DDF operators on mps: their PyTorch formulation"
-    return "DDF operators on the GPU: Triton kernels, compiled before the first step: once per image size"
+    gpu = "on the GPU: Triton kernels, compiled before the first step: once per image size"
+    where = {"cuda": gpu, "mps": "on mps: their PyTorch formulation"}
+    return f"DDF operators {where[device]}" if device in where else cpu_path(compiled=compiled)
 
 
 def _farewell(finished: bool, trainer: Trainer, folder: Path | None, stop: StopSignal) -> str:

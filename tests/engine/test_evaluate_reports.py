@@ -402,7 +402,7 @@ def test_a_set_of_ones_own_scores_the_same_in_any_order_of_classes(checkpoint, i
     assert found[0]["top1_count"] == found[1]["top1_count"] > 0
     assert found[0]["loss"] == pytest.approx(found[1]["loss"])
     assert found[0]["note"] == found[1]["note"]
-    assert "other 2 output(s), 2 of them without a class name" in found[0]["note"]
+    assert "other 2 outputs, 2 of them without a class name" in found[0]["note"]
 
 
 def test_names_with_spaces_stay_whole_on_the_console():

@@ -92,7 +92,9 @@ class Trackers:
         if self._facts is None or not names:
             return
         folder = self._facts.folder
-        ids, before = _read_file(folder)
+        # What begins at step 0 is another run, whose records those of a former one in the folder must not stand for.
+        ids, before = _read_file(folder) if step else ({}, {})
+        logged = logged if step else None
         self._logged = {kind: max(kinds.get(kind, 0) for kinds in (before, logged or {}))
                         for kind in before | dict(logged or {})}  # fmt: skip
         for name in names:

@@ -145,6 +145,17 @@ def test_an_evaluation_that_a_start_makes_up_for_is_logged(tmp_path, monkeypatch
     assert (logged(tracker, "train/loss"), logged(tracker, "val/top1")) == ([5], [4])
 
 
+def test_what_begins_at_step_0_is_a_new_run(tmp_path, monkeypatch):
+    known, tracker = [], Recorder()
+    monkeypatch.setitem(LIBRARIES, "mlflow", lambda facts, step, id: known.append(id) or tracker)
+    (tmp_path / "trackers.json").write_text(json.dumps({"mlflow": "5", "logged": {"train": 9}}))
+    trackers = Trackers(["mlflow"], facts(tmp_path))
+    trackers.start(0, {"train": 9})
+    log_steps(trackers, (1, 2))
+    assert known == [None]
+    assert logged(tracker, "train/loss") == [1, 2]
+
+
 def test_one_that_is_new_in_the_run_folder_has_nothing_yet(tmp_path, monkeypatch):
     known, new = Recorder(), Recorder()
     monkeypatch.setitem(LIBRARIES, "mlflow", lambda *_: known)

@@ -1,30 +1,35 @@
 #!/usr/bin/env python
 """Evaluate a checkpoint, each image exactly once.
 
-  python eval.py --checkpoint runs/ddf_resnet50/best.pt
-  torchrun --nproc-per-node 8 eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data/imagenet/val
-  python eval.py --checkpoint zoo:ddf_mul_resnet14_32px.digits --data data/digits
-  python eval.py --checkpoint official.pth.tar --model ddf_mul_resnet50 --data /data/imagenet/val
-  python eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data --sets val,real,v2,a,r,sketch
-  python eval.py --checkpoint runs/ddf_resnet50/best.pt --data /data --sets val=/fast/val,v2
+  python eval.py --checkpoint runs/r50/best.pt
+  torchrun --nproc-per-node 8 eval.py --checkpoint runs/r50/best.pt
+  python eval.py --checkpoint zoo:NAME --data data/digits
+  python eval.py --checkpoint official.pth.tar --model ddf_mul_resnet50 \\
+    --data /data/imagenet/val
+  python eval.py --checkpoint runs/r50/best.pt --data /data \\
+    --sets val,real,v2,a,r,sketch
+  python eval.py --checkpoint runs/r50/best.pt --data /data \\
+    --sets val=/fast/val,v2
 
 Model, classes and preprocessing come from the checkpoint, which may be of timm,
 torchvision, Lightning and others, or a folder of the hub (hf-hub:ORG/NAME,
-local-dir:FOLDER); bare state_dicts need --model. Prints top-1,
-top-5, expected calibration error, loss and the number of images, and writes a
-folder: report.json, report.md (one page to read), report.html (to look at
-mistakes and filters), per_class.csv, and with matplotlib calibration.png,
-confusion.png and mistakes.png. An earlier report there that was made with other
-options is kept, in its sub-folder earlier/. Checkpoints of
-other tasks are evaluated as their own configuration says (--data is its
-data.root), with their own metrics and report.json alone.
+local-dir:FOLDER); bare state_dicts need --model. Prints top-1, top-5, expected
+calibration error, loss and the number of images, and writes a folder:
+report.json, report.md (one page to read), report.html (to look at mistakes and
+filters), per_class.csv, and with matplotlib calibration.png, confusion.png and
+mistakes.png. An earlier report there that was made with other options is kept,
+in its sub-folder earlier/. Checkpoints of other tasks are evaluated as their
+own configuration says (--data is its data.root), with their own metrics and
+report.json alone.
 
 --sets evaluates several sets in one go, a report folder for each, and writes
 sets.json and sets.md:
   val     DATA/val, 1000 class folders
-  real    DATA/val with the labels DATA/real.json (Beyer et al. 2020), correct if any of an image's is predicted
+  real    DATA/val with the labels DATA/real.json (Beyer et al. 2020), correct
+          if any of an image's is predicted
   v2      DATA/imagenetv2-matched-frequency-format-val, class folders 0 to 999
-  a, r    DATA/imagenet-a, DATA/imagenet-r: only their 200 classes compete, as their authors have it
+  a, r    DATA/imagenet-a, DATA/imagenet-r: only their 200 classes compete, as
+          their authors have it
   sketch  DATA/sketch or DATA/imagenet-sketch
 NAME=FOLDER names the folder of a set, or a set of your own: class folders that
 are some of the checkpoint's classes, of which only these compete.

@@ -1,11 +1,17 @@
 #!/usr/bin/env python
 """Train a network as a YAML file describes.
 
-  one GPU or CPU   python train.py --config configs/ddf_resnet50.yaml data.root=/data/imagenet
-  8 GPUs           torchrun --nproc-per-node 8 train.py --config configs/ddf_resnet50.yaml data.root=/data/imagenet
-  2 x 8 GPUs       torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
-                     train.py --config configs/ddf_resnet50.yaml data.root=/data/imagenet train.device_batch_size=64
-  CPU, 2 processes torchrun --nproc-per-node 2 train.py --config configs/demo.yaml
+one GPU or CPU:
+  python train.py --config configs/ddf_resnet50.yaml data.root=/data/imagenet
+8 GPUs:
+  torchrun --nproc-per-node 8 train.py --config configs/ddf_resnet50.yaml \\
+    data.root=/data/imagenet
+2 x 8 GPUs:
+  torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d \\
+    --rdzv-endpoint HOST:29500 train.py --config configs/ddf_resnet50.yaml \\
+    data.root=/data/imagenet train.device_batch_size=64
+CPU, 2 processes:
+  torchrun --nproc-per-node 2 train.py --config configs/demo.yaml
 
 Any key of the configuration can be given after the options as key.sub=value. A
 run resumes by itself from the last.pt of its run folder. SIGTERM, SIGHUP or
@@ -31,7 +37,7 @@ def end_before_the_start(number: int, frame: object) -> None:
 def parse_arguments() -> argparse.Namespace:
     raw, usage = (
         argparse.RawDescriptionHelpFormatter,
-        "%(prog)s --config FILE [--print-config | --dry-run] [KEY=VALUE ...]",
+        "%(prog)s --config FILE [--print-config | --dry-run] [--quiet]\n         [KEY=VALUE ...]",
     )
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, usage=usage)
     add = parser.add_argument
@@ -40,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     add("overrides", nargs="*", metavar="key.sub=value", help=examples)
     add("--print-config", action="store_true", help="print the resolved configuration and the origin of each value")
     add("--dry-run", action="store_true", help="build everything, run two steps on small batches, write nothing")
+    add("--quiet", action="store_true", help="show no progress: no bar, no lines of steps; metrics.jsonl has them")
     parsed = parser.parse_intermixed_args()
     if parsed.config is None:
         files = [text for text in parsed.overrides if "=" not in text and text.endswith((".yaml", ".yml"))]
@@ -56,7 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
         notes = (*loaded.notes, *loaded.ineffective_keys())
         print("".join(f"# {note}\n" for note in notes) + loaded.to_yaml(), end="")
         return 0
-    return train(loaded, dry_run=arguments.dry_run)
+    return train(loaded, dry_run=arguments.dry_run, quiet=arguments.quiet)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from ddfnet.inference.cards import way_to_get
 from ddfnet.inference.convert import check_weights, convert
 from ddfnet.utils.cli import HelpFormatter, run
 from ddfnet.utils.errors import UserError
-from ddfnet.utils.text import wrap
+from ddfnet.utils.text import plural, wrap
 from ddfnet.zoo import Entry, ZooError, cache_folder, check, entries, fetch, file_path, find
 from ddfnet.zoo.download import sha256_of
 
@@ -39,6 +39,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     command.add_argument("name", metavar="NAME")
     command = commands.add_parser("download", parents=[cached], help="get a file, or verify the one already there")
     command.add_argument("name", metavar="NAME")
+    command.add_argument("--quiet", action="store_true", help="show no progress")
     command = commands.add_parser("verify", parents=[cached], help="check hash and weights of the files that are here")
     command.add_argument("names", metavar="NAME", nargs="*", help="these alone (default: all that are there)")
     command = commands.add_parser("convert", help="an official checkpoint to safetensors")
@@ -56,7 +57,7 @@ def main(arguments: argparse.Namespace) -> int:
         _info(find(arguments.name), arguments.cache)
     elif arguments.command == "download":
         entry = find(arguments.name)
-        path = fetch(entry, cache=arguments.cache)
+        path = fetch(entry, cache=arguments.cache, progress=not arguments.quiet)
         print(f"{path}\nsha256 {check(entry, path)} ({_trust(entry)})")
     elif arguments.command == "verify":
         return _verify([find(name) for name in arguments.names], arguments.cache)
@@ -126,7 +127,7 @@ def _verify(named: list[Entry], cache: str | None) -> int:
             print(f"FAILED  {entry.name}")
             lines = str(error).splitlines()
         print("\n".join(wrap(line, first=" " * 8, indent=" " * 8) for line in lines))
-    print(f"{len(named or here)} file(s), {failed} failed")
+    print(f"{plural(len(named or here), 'file')}, {failed} failed")
     return 1 if failed else 0
 
 

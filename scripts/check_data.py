@@ -22,7 +22,7 @@ from ddfnet.data.check import check_tree, format_report
 from ddfnet.data.image_file import MAX_PIXELS
 from ddfnet.data.sources import add_source_options, source_config
 from ddfnet.utils.cli import HelpFormatter, at_least, run
-from ddfnet.utils.progress import ProgressBar
+from ddfnet.utils.progress import ProgressBar, no_progress
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,14 +36,15 @@ def main(argv: list[str] | None = None) -> int:
     add("--max-pixels", type=at_least(1), default=MAX_PIXELS, metavar="N", help="of the largest image that is read")
     add_source_options(parser)
     arguments = parser.parse_args(argv)
-    report = check_tree(
-        arguments.root,
-        workers=arguments.workers,
-        imagenet=arguments.imagenet,
-        config=source_config(arguments),
-        max_pixels=arguments.max_pixels,
-        progress=ProgressBar(quiet=arguments.quiet),
-    )
+    with no_progress(arguments.quiet):
+        report = check_tree(
+            arguments.root,
+            workers=arguments.workers,
+            imagenet=arguments.imagenet,
+            config=source_config(arguments),
+            max_pixels=arguments.max_pixels,
+            progress=ProgressBar("checked"),
+        )
     print(format_report(report))
     return 1 if report.problems else 0
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Export a classifier, and check what was written against the network it was written from.
+"""Export a classifier, and compare the file with the network.
 
     python scripts/export.py --checkpoint runs/r50/best.pt --format onnx
     python scripts/export.py --checkpoint runs/r50/best.pt --format torch
@@ -18,12 +18,14 @@
            for the runtimes of these names, in float32; each needs its
            package. Core ML runs on macOS alone.
 
-The input is `image`, float32 (B, channels, height, width), normalized; the output `logits`, float32 (B, classes).
-Height and width are fixed when exporting; so is B, unless --dynamic-batch is given. Model, classes and preprocessing
-are written into the file. It is read back in its own runtime and compared with the network in float64, on random
-images. Above 1e-4 of the largest logit (or 4 times what the network itself is off in float32, if that is more) the file
-is removed, one of an earlier export stays, and the exit code is 1. Exit code 2: a mistake in the input, or a package is
-missing.
+The input is `image`, float32 (B, channels, height, width), normalized; the
+output `logits`, float32 (B, classes). Height and width are fixed when
+exporting; so is B, unless --dynamic-batch is given. Model, classes and
+preprocessing are written into the file. It is read back in its own runtime and
+compared with the network in float64, on random images. Above 1e-4 of the
+largest logit (or 4 times what the network itself is off in float32, if that is
+more) the file is removed, one of an earlier export stays, and the exit code is
+1. Exit code 2: a mistake in the input, or a package is missing.
 """
 
 import argparse
@@ -33,16 +35,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
 
-from ddfnet.inference.export import ExportOptions, export
-from ddfnet.inference.formats import FORMATS
-from ddfnet.utils.cli import HelpFormatter, run
-
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH", help="a file of a classifier, or zoo:NAME")
-    add("--format", required=True, choices=FORMATS)
+    add("--format", required=True, metavar="FORMAT", help="one of the above")
     help_text = "default: in this folder, named after the entry of the zoo, the run or the file"
     add("--output", type=Path, metavar="FILE", help=help_text)
     add("--model", metavar="NAME", help="model name, for a file that does not say it")
@@ -59,11 +57,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--unchecked", action="store_true", help="coreml alone, where there is no macOS: write without comparing")
     help_text = "where the network runs (default: %(default)s); aoti compiles for it"
     add("--device", default="cpu", choices=("cpu", "cuda"), help=help_text)
+    add("--quiet", action="store_true", help="show no progress")
     return parser.parse_args(argv)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Exports; returns the exit code."""
+    from ddfnet.inference.export import ExportOptions, export
+
     options = ExportOptions(**vars(arguments))
     comparisons = export(options)
     for item in comparisons:
@@ -85,4 +86,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    run(lambda: main(parse_arguments()))
+    parsed = parse_arguments()  # before the imports: --help need not wait for torch
+    from ddfnet.utils.cli import run
+
+    run(lambda: main(parsed))

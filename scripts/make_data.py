@@ -13,8 +13,8 @@
              OUT/{train,val}/{rgb,depth}/*.png, 8-bit RGB and exact 16-bit
              depth in millimeters
 
-Running a command again keeps a complete earlier result. Exit code 2 if an argument is out of range, scikit-learn is
-missing, or OUT holds something else.
+Running a command again keeps a complete earlier result. Exit code 2 if an
+argument is out of range, scikit-learn is missing, or OUT holds something else.
 """
 
 import argparse
@@ -23,8 +23,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without `pip install`
-
-from ddfnet.utils.cli import HelpFormatter, run
 
 # Imported when asked for: the digits need no task.
 KINDS = {
@@ -46,9 +44,8 @@ HELP = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="kind")
     for kind, defaults in DEFAULTS.items():
         command = commands.add_parser(kind)
@@ -56,7 +53,12 @@ def main(argv: list[str] | None = None) -> int:
         for name, default in defaults.items():
             option, text = f"--{name.replace('_', '-')}", f"{HELP[name]} (default: %(default)s)"
             command.add_argument(option, type=type(default), default=default, help=text)
-    options = vars(parser.parse_args(argv))
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    options = vars(parse_arguments(argv))
     module, function, things = KINDS[options.pop("kind")]
     counts = getattr(importlib.import_module(module), function)(**options)
     print(f"{options['out']}: {counts['train']} training and {counts['val']} validation {things}")
@@ -64,4 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    parse_arguments()  # before the imports: --help need not wait for torch
+    from ddfnet.utils.cli import run
+
     run(main)

@@ -2,7 +2,8 @@
 """Prepare a dataset for fast training: pack it into a store of which regions can be read.
 
     python scripts/prepare_images.py /downloads/imagenet /data/imagenet-store
-    python scripts/prepare_images.py /data/imagenet /data/imagenet-400 --quality 90 --short-side 400
+    python scripts/prepare_images.py /data/imagenet /data/imagenet-400 \\
+        --quality 90 --short-side 400
     python scripts/prepare_images.py --verify /data/imagenet-store
     python scripts/prepare_images.py --unpack /data/imagenet-store /data/imagenet-again
 
@@ -29,7 +30,7 @@ from ddfnet.data.sources import SourceConfig, add_source_options, open_source, s
 from ddfnet.data.sources.store import open_store
 from ddfnet.utils.cli import HelpFormatter, at_least, run
 from ddfnet.utils.errors import UserError
-from ddfnet.utils.progress import ProgressBar
+from ddfnet.utils.progress import ProgressBar, no_progress
 
 SPLITS = ("train", "val")
 MOST_CORRUPT = 100  # named; the rest is counted
@@ -49,14 +50,19 @@ def main(argv: list[str] | None = None) -> int:
     add("--quiet", action="store_true", help="show no progress")
     add_source_options(parser)
     arguments = parser.parse_args(argv)
+    with no_progress(arguments.quiet):
+        return _prepare(arguments)
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
     if arguments.verify:
-        return _verify(arguments.source, quiet=arguments.quiet)
+        return _verify(arguments.source)
     if arguments.store is None:
         raise UserError("give SOURCE and the folder of the store to make")
     config = source_config(arguments)
     if arguments.unpack:
         for split, path, own in _splits(arguments.source, config):
-            bar, source = ProgressBar(split, quiet=arguments.quiet), open_source(path, allow_empty=True, config=own)
+            bar, source = ProgressBar(split), open_source(path, allow_empty=True, config=own)
             count = unpack(source, Path(arguments.store, split), bar)
             print(f"{Path(arguments.store, split)}: {count:,} images")
         return 0
@@ -71,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         classes = source.classes
         start = time.monotonic()
         target = Path(arguments.store, split)
-        bar = ProgressBar(split, quiet=arguments.quiet)
+        bar = ProgressBar(split)
         report = write_store(source, target, encoding, workers=arguments.workers, progress=bar)
         print(_summary(target, report, time.monotonic() - start))
         corrupt += len(report.corrupt)
@@ -90,11 +96,11 @@ def _splits(root: str, config: SourceConfig) -> list[tuple[str, str | Path, Sour
     return [(split, path, train if split == "train" else config) for split, path in present]
 
 
-def _verify(root: str, *, quiet: bool) -> int:
+def _verify(root: str) -> int:
     wrong = []
     for split, path, _ in _splits(root, SourceConfig()):
         store = open_store(os.fspath(path), allow_empty=True)
-        here = verify_store(store, ProgressBar(split, quiet=quiet))
+        here = verify_store(store, ProgressBar(split))
         print(f"{path}: {len(store):,} images, {len(here):,} of them changed or unreadable")
         wrong += here
     for name, reason in wrong[:MOST_CORRUPT]:

@@ -1,6 +1,7 @@
 """A nested dict against a section: pydantic checks, and its faults become sentences that name key, value and fix."""
 
 import difflib
+import re
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -8,7 +9,7 @@ from pydantic import ValidationError
 from ddfnet.config.loaded import flow
 from ddfnet.config.reader import KeyPath
 from ddfnet.config.sections import Section, key_paths, section_type
-from ddfnet.utils.errors import ConfigError
+from ddfnet.utils.errors import ConfigError, did_you_mean
 
 S = TypeVar("S", bound=Section)
 
@@ -94,11 +95,14 @@ _EXPECTATIONS = {
     "less_than": "less than {lt:g}",
     "less_than_equal": "at most {le:g}",
     "string_pattern_mismatch": "text like {pattern}",
-    "literal_error": "{expected}",
 }
 
 
 def _expectation(fault: Any) -> str:
+    if fault["type"] == "literal_error":
+        expected = fault["ctx"]["expected"]
+        near = did_you_mean(str(fault["input"]), re.findall(r"'([^']*)'", expected), most=1)
+        return f"{expected}{near and f'; {near}'}"
     if fault["type"] in _EXPECTATIONS:
         return _EXPECTATIONS[fault["type"]].format(**fault.get("ctx", {}))
     return fault["msg"].removeprefix("Input should be ")

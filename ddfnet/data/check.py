@@ -17,6 +17,7 @@ from ddfnet.data.sources import ImageSource, SourceConfig, open_source, split_pa
 from ddfnet.data.sources.classes import some_names
 from ddfnet.data.sources.folder import files_not_counted
 from ddfnet.utils.errors import DataError
+from ddfnet.utils.text import plural
 
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
 
@@ -186,5 +187,5 @@ def format_report(report: TreeReport) -> str:
         for kind, names in sorted(contents.remarks.items()):
             lines.append(f"remark: {split}: {len(names):,} x {kind}, for example {names[0]}")
     lines += [f"PROBLEM: {problem}" for problem in report.problems]
-    lines.append(f"{len(report.problems)} problem(s) found" if report.problems else "no problems found")
+    lines.append(f"{plural(len(report.problems), 'problem')} found" if report.problems else "no problems found")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ddfnet.data.decode import Decoder
 from ddfnet.data.sources import ImageSource
+from ddfnet.utils.progress import ProgressBar, tracked
 
 LIMIT = 512 * 2**20  # bytes of pixels up to which `data.cache: auto` keeps a set, in each process that trains
 
@@ -60,7 +61,7 @@ def decode_all(source: ImageSource, decoder: Decoder, *, limit: float = float("i
         return None
     start, blob = time.monotonic(), bytearray()
     offsets, sizes = np.zeros(len(source), np.int64), np.zeros((len(source), 2), np.int32)
-    for i in source.disk_order().tolist():
+    for i in tracked(source.disk_order().tolist(), len(source), ProgressBar("decoding into memory")):
         try:
             pixels = decoder(source.read(i))
         except Exception:  # left out: whoever asks for it reads it, and meets the error

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.memory import keep_freed_memory
 from ddfnet.utils.parent import signal_when_parent_ends
+from ddfnet.utils.text import plural
 
 _STORE_SECONDS = 60.0  # for an answer of the store to a thread that asks it
 
@@ -179,8 +180,8 @@ def _pick_device(device: str, local_rank: int, local_world_size: int) -> torch.d
         return torch.device("cuda", 0)
     if local_world_size > torch.cuda.device_count():  # the same answer on every process
         raise UserError(
-            f"{local_world_size} processes were started on this machine, which has {torch.cuda.device_count()} GPU(s): "
-            f"start torchrun with --nproc-per-node {torch.cuda.device_count()}, "
-            "or use the CPU: run.device=cpu (train.py), --device cpu (eval.py)"
+            f"{local_world_size} processes were started on this machine, which has "
+            f"{plural(torch.cuda.device_count(), 'GPU')}: start torchrun with --nproc-per-node "
+            f"{torch.cuda.device_count()}, or use the CPU: run.device=cpu (train.py), --device cpu (eval.py)"
         )
     return torch.device("cuda", local_rank)

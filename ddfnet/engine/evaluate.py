@@ -14,6 +14,7 @@ from ddfnet.ops.compile_ahead import compile_ahead
 from ddfnet.tasks import Config, Task
 from ddfnet.tasks.base import Evaluator
 from ddfnet.utils.errors import ConfigError, raised_on_one_process
+from ddfnet.utils.progress import ProgressBar
 
 T = TypeVar("T")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -93,20 +94,33 @@ def _watched(batches: Iterable[T], watch: Watch) -> Iterator[T]:
     watch.phase("evaluation result")
 
 
+def counted(batches: Iterable[Any], size: int, world_size: int, bar: ProgressBar) -> Iterator[Any]:
+    """The batches of one process, with the progress of all on `size` images: they are about equally fast."""
+    done = 0
+    bar(done, size)
+    for batch in batches:
+        yield batch
+        done = min(size, done + world_size * len(batch["index"]))
+        bar(done, size)
+    bar.close()
+
+
 def evaluate_in_training(
     model: nn.Module, batches: Iterable[dict[str, Any]], task: Task, config: Config, distributed: Distributed,
     *, limit: int | None, log: Callable[[str], None], stop: StopSignal | None, watch: Watch,
-    watched: Callable[[Evaluator, nn.Module], AbstractContextManager[Evaluator]],
+    watched: Callable[[Evaluator, nn.Module], AbstractContextManager[Evaluator]], bar: ProgressBar,
 ) -> dict[str, float]:  # fmt: skip
     """`evaluate` of a model that is being trained; `limit`: so many batches alone (dry run);
-    `watched`: looks on, see `TrackerPages`."""
+    `watched`: looks on, see `TrackerPages`; `bar`: shows how far it is."""
     # One that trains compiled is evaluated as it is, with kernels that training had no use for.
     ahead = config.train.compile and task.fixed_input_size
     kernels = compile_ahead(model, log=log) if ahead else nullcontext()
     with kernels, watched(task.evaluator(distributed.device), model) as evaluator:
         return evaluate(
             model,
-            batches if limit is None else (batch for _, batch in zip(range(limit), batches, strict=False)),
+            counted(batches, task.val_images, distributed.world_size, bar)
+            if limit is None
+            else (batch for _, batch in zip(range(limit), batches, strict=False)),
             evaluator,
             distributed=distributed,
             precision=config.train.precision,

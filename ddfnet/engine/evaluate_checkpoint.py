@@ -2,14 +2,14 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ddfnet.checkpoint import DEFAULT_TASK, read_weights
 from ddfnet.engine.distributed import Distributed, distributed_session, mps_notes
-from ddfnet.engine.evaluate import evaluate, place
+from ddfnet.engine.evaluate import counted, evaluate, place
 from ddfnet.evaluation.earlier import keep_earlier
 from ddfnet.evaluation.figures import NO_FIGURES, figures_available
 from ddfnet.evaluation.report import PredictionReport, Report, SetsReport, Settings, sets_header
@@ -17,7 +17,7 @@ from ddfnet.ops.compile_ahead import compile_ahead
 from ddfnet.tasks import task_class, task_names
 from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
 from ddfnet.utils.errors import CheckpointError, UserError
-from ddfnet.utils.progress import ProgressBar
+from ddfnet.utils.progress import ProgressBar, no_progress
 from ddfnet.utils.text import printable, wrap
 from ddfnet.zoo.download import HUB, locate
 
@@ -46,7 +46,13 @@ def evaluate_checkpoint(
     Raises:
         UserError: the checkpoint, an option or the data cannot be used; nothing is written then.
     """
-    how = EvaluationOptions(**options)
+    with no_progress(quiet):
+        return _evaluate_checkpoint(checkpoint, weights, device, output, EvaluationOptions(**options))
+
+
+def _evaluate_checkpoint(
+    checkpoint: str | Path, weights: str, device: str, output: str | Path | None, how: EvaluationOptions
+) -> Report | SetsReport:
     path, entry = locate(checkpoint)
     read = read_weights(path, prefer=weights)
     if output:
@@ -80,7 +86,7 @@ def evaluate_checkpoint(
         for note in (*evaluation.notes, *mps_notes(distributed.device)):
             _print(distributed, note)
         if not evaluation.sets[0].name:
-            report = _evaluate_set(evaluation, evaluation.sets[0], settings, distributed, quiet=quiet)
+            report = _evaluate_set(evaluation, evaluation.sets[0], settings, distributed)
             _print(distributed, report.console())
         else:
             data = {"sets": {images.name: images.data for images in evaluation.sets}}
@@ -88,7 +94,7 @@ def evaluate_checkpoint(
             _print(distributed, sets_header(settings))
             reports: dict[str, PredictionReport] = {}
             for images in evaluation.sets:
-                reports[images.name] = _evaluate_set(evaluation, images, settings, distributed, quiet=quiet)
+                reports[images.name] = _evaluate_set(evaluation, images, settings, distributed)
                 _print(distributed, reports[images.name].row())
                 reports[images.name] = _write(distributed, reports[images.name], folder / images.name)
             report = SetsReport(settings=settings, reports=reports)
@@ -115,33 +121,20 @@ def files_lines(folder: Path, files: Sequence[str]) -> str:
     return text.replace(_NO_BREAK, " ")
 
 
-def _evaluate_set(
-    evaluation: Evaluation, images: EvaluationSet, settings: Settings, distributed: Distributed, *, quiet: bool
-) -> Any:
-    evaluator = images.evaluator(distributed.device)
+def _evaluate_set(evaluation: Evaluation, images: EvaluationSet, settings: Settings, distributed: Distributed) -> Any:
+    evaluator, bar = images.evaluator(distributed.device), ProgressBar(images.name or "evaluation")
     started = time.perf_counter()
     batches = images.batches(rank=distributed.rank, world_size=distributed.world_size, device=distributed.device)
     metrics = evaluate(
         evaluation.network,
-        batches if quiet or not distributed.is_main else _counted(batches, images, distributed.world_size),
+        counted(batches, images.size, distributed.world_size, bar),
         evaluator,
         distributed=distributed,
         precision=evaluation.precision,
         expected=images.size,
     )
-    speed = round(metrics["n"] / (time.perf_counter() - started), 1)
+    speed = float(f"{metrics['n'] / (time.perf_counter() - started):.4g}")
     return images.report(evaluator, settings=settings, data=images.data, metrics=metrics, images_per_second=speed)
-
-
-def _counted(batches: Iterable[Any], images: EvaluationSet, world_size: int) -> Iterator[Any]:
-    """The batches of the main process, with the progress of all: they are about equally fast."""
-    bar, done = ProgressBar(images.name or "evaluation"), 0
-    bar(done, images.size)
-    for batch in batches:
-        yield batch
-        done = min(images.size, done + world_size * len(batch["index"]))
-        bar(done, images.size)
-    bar.close()
 
 
 def _write(distributed: Distributed, report: Any, folder: Path) -> Any:

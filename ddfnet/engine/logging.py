@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from ddfnet.engine.trackers import Trackers
 from ddfnet.utils.files import note_once, read_jsonl, set_aside, to_json, write_atomically
+from ddfnet.utils.progress import ProgressBar
+from ddfnet.utils.text import rate_text, wrap
 
 logger = logging.getLogger("ddfnet")
 
@@ -58,11 +60,19 @@ class RunLog:
         active: whether this is the main process.
         total_steps: for the progress bar.
         trackers: get all records, too.
+        quiet: show neither the progress bar nor the lines of training records; those of evaluations stay.
     """
 
     def __init__(
-        self, folder: Path | None, *, active: bool, total_steps: int, trackers: Trackers | None = None
+        self,
+        folder: Path | None,
+        *,
+        active: bool,
+        total_steps: int,
+        trackers: Trackers | None = None,
+        quiet: bool = False,
     ) -> None:
+        self.quiet = quiet
         self.active, self.folder = active, folder if active else None
         self.console = _Console(highlight=False, soft_wrap=True)
         self._total_steps, self.trackers = total_steps, trackers or Trackers()
@@ -84,16 +94,19 @@ class RunLog:
         if not self.active:
             return
         if self.folder is not None:
-            _keep_until(self.folder / "metrics.jsonl", step, evaluation_due)
-            self.trackers.start(step)
-        if self.console.is_terminal:
+            logged = _keep_until(self.folder / "metrics.jsonl", step, evaluation_due)
+            self.trackers.start(step, logged)
+        if self.console.is_terminal and not self.quiet:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), TextColumn("{task.fields[text]}"))
             self._progress = Progress(*columns, console=self.console, transient=True)
             self._task = self._progress.add_task("starting", total=self._total_steps, completed=step, text="")
             self._progress.start()
 
     def message(self, text: str) -> None:
-        """A plain line on the console."""
+        """A plain line on the console; on a terminal that it does not fit, several."""
+        if self.console.is_terminal:
+            lines = text.splitlines()
+            text = "\n".join(wrap(line, indent="  ") if len(line) > self.console.width else line for line in lines)
         if self.active:
             try:
                 self.console.print(text, markup=False)
@@ -118,13 +131,13 @@ class RunLog:
         rate, loss = record["images_per_second"], record["loss"]
         mean = "-" if loss is None else f"{loss:.4f}"
         facts = (
-            f"loss {mean}  lr {record['lr']:.3g}  {rate:.{0 if rate >= 10 else 1}f} img/s  "
+            f"loss {mean}  lr {record['lr']:.3g}  {rate_text(rate)} img/s  "
             f"wait {record['data_wait']:.0%}  eta {duration(record['eta_seconds'])}"
         )
         where = f"epoch {record['epoch']:.2f}"
         if self._progress is not None:
             self._progress.update(self._task, completed=step, description=where, text=facts)
-        else:
+        elif not self.quiet:
             self.message(f"{where}  step {step}/{total}  {facts}")
 
     def evaluation(self, step: int, epoch: float, name: str, metrics: dict[str, float]) -> None:
@@ -135,10 +148,17 @@ class RunLog:
         text = "  ".join(f"{key} {_number(key, value)}" for key, value in metrics.items())
         self.message(f"epoch {epoch:.2f}  {name}  {text}")
 
+    def progress(self, name: str) -> ProgressBar:
+        """Shows how far an evaluation is: in the place of the last training record, or as plain lines."""
+        progress, task = self._progress, self._task
+        show = None if progress is None else lambda text: progress.update(task, description=name, text=text)
+        return ProgressBar(name, quiet=self.quiet or not self.active, show=show)
+
     def rewind(self, step: int, *, evaluation_due: bool) -> None:
         """Drops the records of what the run is going to do again from `step` on, as `start` does."""
         if self.folder is not None:
             _keep_until(self.folder / "metrics.jsonl", step, evaluation_due)
+            self.trackers.rewind(step)
 
     def close(self) -> None:
         if self._unwritten:
@@ -190,10 +210,14 @@ def duration(seconds: float) -> str:
     return f"{days}d {hour:02d}h" if days else f"{hour}:{minute:02d}:{second:02d}"
 
 
-def _keep_until(path: Path, step: int, evaluation_due: bool) -> None:
+def _keep_until(path: Path, step: int, evaluation_due: bool) -> dict[str, int]:
+    """Drops later records; returns the last step of each kind that was there."""
+    logged: dict[str, int] = {}
     if path.exists():
         last_evaluation = step - 1 if evaluation_due else step
         records = [record for record in read_jsonl(path) if _is_whole(record)]
+        for record in records:
+            logged[record["kind"]] = max(record["step"], logged.get(record["kind"], 0))
         # A crash may have cut the last line.
         if not path.is_file() or len(records) < len(path.read_bytes().splitlines()) - 1:
             damaged = set_aside(path)
@@ -205,6 +229,7 @@ def _keep_until(path: Path, step: int, evaluation_due: bool) -> None:
             record for record in records if record["step"] <= (step if record["kind"] == "train" else last_evaluation)
         ]
         write_atomically(path, lambda file: file.write("".join(json.dumps(r) + "\n" for r in kept).encode()))
+    return logged
 
 
 def _is_whole(record: dict[str, Any]) -> bool:

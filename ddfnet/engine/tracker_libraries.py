@@ -36,13 +36,13 @@ class RunFacts:
 class TensorBoard:
     """Event files in the run folder; continued by purging what the run is going to repeat."""
 
-    id = None
+    id, purges = None, True
 
     def __init__(self, facts: RunFacts, step: int, known: str | None) -> None:
-        from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        self._writer = SummaryWriter(str(facts.folder / "tensorboard"), purge_step=step + 1)
+        self._folder = str(facts.folder / "tensorboard")
+        self._open(step)
         fenced = "\n".join("    " + line for line in facts.config_yaml.splitlines())
         self._writer.add_text("config", fenced, step)
         # `add_hparams` would write them as a run of their own, beside this one.
@@ -53,8 +53,17 @@ class TensorBoard:
             events.add_summary(summary, step)
         self._writer.flush()
 
-    def scalars(self, values: dict[str, float], step: int, epoch: float) -> None:
-        for key, value in {**values, "epoch": epoch}.items():
+    def _open(self, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(self._folder, purge_step=step + 1)
+
+    def rewind(self, step: int) -> None:
+        self._writer.close()
+        self._open(step)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        for key, value in values.items():
             self._writer.add_scalar(key, value, step)
         self._writer.flush()
 
@@ -70,7 +79,10 @@ class TensorBoard:
 
 
 class Wandb:
-    """Weights & Biases. Scalars have the axes `step` and `epoch`: those of its own would refuse to go back."""
+    """Weights & Biases, with the axes `step` and `epoch`. The number of its own steps, which it lets only increase, is
+    that of the run's, too, but for records of an evaluation that a new start makes up for."""
+
+    purges = False
 
     def __init__(self, facts: RunFacts, step: int, known: str | None) -> None:
         import wandb
@@ -88,15 +100,20 @@ class Wandb:
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
+        self._last = self._run.starting_step  # of its own: of a run that is continued, behind what its server has
 
-    def scalars(self, values: dict[str, float], step: int, epoch: float) -> None:
-        self._run.log({**values, "step": step, "epoch": epoch})
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        self._last = max(self._last, step)
+        self._run.log({**values, "step": step}, step=self._last)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        self._log(values, step)
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
-        self._run.log({name: self._wandb.Image(pixels), "step": step})
+        self._log({name: self._wandb.Image(pixels)}, step)
 
     def histogram(self, name: str, values: np.ndarray, step: int) -> None:
-        self._run.log({name: self._wandb.Histogram(values), "step": step})
+        self._log({name: self._wandb.Histogram(values)}, step)
 
     def close(self, outcome: str) -> None:
         self._run.finish(exit_code=0 if outcome == "finished" else 1)
@@ -104,6 +121,8 @@ class Wandb:
 
 class Trackio:
     """Trackio, on this machine, or in the Space of TRACKIO_SPACE_ID."""
+
+    purges = False
 
     def __init__(self, facts: RunFacts, step: int, known: str | None) -> None:
         import trackio
@@ -118,8 +137,8 @@ class Trackio:
             embed=False,
         )
 
-    def scalars(self, values: dict[str, float], step: int, epoch: float) -> None:
-        self._run.log({**values, "epoch": epoch}, step=step)
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        self._run.log(values, step=step)
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         self._run.log({name: self._trackio.Image(pixels)}, step=step)
@@ -134,6 +153,7 @@ class Trackio:
 class Mlflow:
     """MLflow: metrics, parameters, and the configuration and images as artifacts."""
 
+    purges = False
     _STATUS: ClassVar = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
     def __init__(self, facts: RunFacts, step: int, known: str | None) -> None:
@@ -157,9 +177,9 @@ class Mlflow:
                 self._client.log_batch(self.id, params=parameters[first : first + _MLFLOW_PARAMETERS])
         self._client.log_text(self.id, facts.config_yaml, "config.yaml")
 
-    def scalars(self, values: dict[str, float], step: int, epoch: float) -> None:
+    def scalars(self, values: dict[str, float], step: int) -> None:
         now = round(time.time() * 1000)
-        metrics = [self._metric(key, value, now, step) for key, value in {**values, "epoch": epoch}.items()]
+        metrics = [self._metric(key, value, now, step) for key, value in values.items()]
         self._client.log_batch(self.id, metrics=metrics)
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:

@@ -36,18 +36,21 @@ from ddfnet.tasks import Config, Task, create_task
 from ddfnet.tasks.plan import RunPlan, plan_run
 from ddfnet.utils.cli import EXIT_FAILED
 from ddfnet.utils.errors import ConfigError, FollowingError, NonFiniteLossError, StorageError, UserError
+from ddfnet.utils.progress import no_progress
+from ddfnet.utils.text import plural
 
 DRY_RUN_STEPS = 2
 DRY_RUN_EVAL_BATCHES = 2
 DRY_RUN_CPU_IMAGES = 4  # per micro-batch: a full one would take minutes on a CPU
 
 
-def train(loaded: LoadedConfig, *, dry_run: bool = False) -> int:
+def train(loaded: LoadedConfig, *, dry_run: bool = False, quiet: bool = False) -> int:
     """Trains as configured, resuming from the run folder's `last.pt` if there is one.
 
     Args:
         loaded: see `load_config`.
         dry_run: build everything, run two steps and two evaluation batches, write nothing.
+        quiet: show no progress: neither bars nor a line each `run.log_every` steps.
 
     Returns:
         Exit code: 0 when finished, 75 when a signal stopped the run and a new start will resume.
@@ -61,10 +64,11 @@ def train(loaded: LoadedConfig, *, dry_run: bool = False) -> int:
             with obeyed_while_waiting():
                 distributed = session.enter_context(distributed_session(loaded.config.run.device, timeout))
             stop, watch = StopSignal(distributed), Watch(distributed, timeout)
+            stack.enter_context(no_progress(quiet))
             stack.callback(stop.restore)  # set before the loader forks its workers
             watch.start()
             try:
-                return _train(loaded, distributed, stop, watch, stack, dry_run=dry_run)
+                return _train(loaded, distributed, stop, watch, stack, dry_run=dry_run, quiet=quiet)
             except Interrupted as interrupted:
                 if interrupted.in_step:
                     watch.interrupted(str(interrupted))
@@ -95,8 +99,9 @@ def _end_together(error: Exception, watch: Watch) -> None:
 
 
 def _train(
-    loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, watch: Watch, stack: ExitStack, *, dry_run: bool
-) -> int:
+    loaded: LoadedConfig, distributed: Distributed, stop: StopSignal, watch: Watch, stack: ExitStack,
+    *, dry_run: bool, quiet: bool,
+) -> int:  # fmt: skip
     config, notes = loaded.config, [*loaded.notes, *loaded.ineffective_keys()]
     folder = None if dry_run else Path(config.run.dir)
     check_same_config(config, distributed)
@@ -134,7 +139,7 @@ def _train(
     if folder is not None:
         check_same_run(folder, loaded)
     trackers = _trackers(loaded, task, folder) if folder is not None and distributed.is_main else Trackers()
-    log = RunLog(folder, active=distributed.is_main, total_steps=plan.total_steps, trackers=trackers)
+    log = RunLog(folder, active=distributed.is_main, total_steps=plan.total_steps, trackers=trackers, quiet=quiet)
     stack.callback(log.close)
     for line in (*_summary(config, plan, distributed, model, task), *notes):
         log.message(line)
@@ -259,14 +264,14 @@ def _dry_run_config(config: Config, distributed: Distributed, train_images: int)
 
 def _summary(config: Config, plan: RunPlan, distributed: Distributed, model: nn.Module, task: Task) -> list[str]:
     train = config.train
-    device = device_name(distributed.device)
     uses_ddf = any(isinstance(module, (CARAFE, DDF, DDFUp, Involution)) for module in model.modules())
     return [
         f"{config.model.name}: {sum(p.numel() for p in model.parameters()):,} parameters",
         f"{task.train_images:,} training and {task.val_images:,} validation images from {config.data.root}",
         *filter(None, (not_counted_text(task.samples(split)) for split in ("train", "val"))),
-        f"{device}, {train.precision}; batch {train.batch_size} = {plan.world_size} process(es) x "
-        f"{train.device_batch_size} images x {plan.accumulation} micro-batch(es)",
+        f"{device_name(distributed.device)}, {train.precision}; batch {train.batch_size} = "
+        f"{plural(plan.world_size, 'process', 'processes')} x {plural(train.device_batch_size, 'image')} x "
+        f"{plural(plan.accumulation, 'micro-batch', 'micro-batches')}",
         f"{plan.total_steps:,} steps of {plan.steps_per_epoch:,} per epoch; {config.optim.name}, "
         f"peak learning rate {plan.lr:g}",
         *([_operator_path(distributed.device.type, train.compile)] if uses_ddf else []),
@@ -274,11 +279,9 @@ def _summary(config: Config, plan: RunPlan, distributed: Distributed, model: nn.
 
 
 def _operator_path(device: str, compiled: bool) -> str:
-    if device == "cpu":
-        return cpu_path(compiled=compiled)
-    if device == "mps":
-        return "DDF operators on mps: their PyTorch formulation"
-    return "DDF operators on the GPU: Triton kernels, compiled before the first step: once per image size"
+    gpu = "on the GPU: Triton kernels, compiled before the first step: once per image size"
+    where = {"cuda": gpu, "mps": "on mps: their PyTorch formulation"}
+    return f"DDF operators {where[device]}" if device in where else cpu_path(compiled=compiled)
 
 
 def _farewell(finished: bool, trainer: Trainer, folder: Path | None, stop: StopSignal) -> str:

@@ -293,7 +293,7 @@ class Trainer:
             metrics = evaluate_in_training(
                 model, batches, self.task, self.config, self.distributed,
                 limit=self.max_eval_batches, log=self.log.message, stop=self.stop, watch=self.watch,
-                watched=self.pages.watched,
+                watched=self.pages.watched, bar=self.log.progress(name),
             )  # fmt: skip
             self.log.evaluation(self.state.step, self.epoch, name, metrics)
             self.pages.log_evaluation(name, model, self.state.step)

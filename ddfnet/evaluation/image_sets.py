@@ -16,6 +16,7 @@ from ddfnet.data.sources.classes import some_names
 from ddfnet.data.sources.folder import class_folders, index_folder
 from ddfnet.evaluation.class_names import imagenet_classes, in_order_of_number
 from ddfnet.utils.errors import DataError, UserError
+from ddfnet.utils.text import plural
 
 REAL_LABELS = "real.json"
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")  # in ImageNet's own file names: image n has the n-th list of labels
@@ -139,7 +140,8 @@ def _subset(name: str, folder: Path, classes: list[str], outputs: int) -> ImageS
     if len(scored) == outputs:
         return ImageSet(name, index, scored)
     nameless = f", {outputs - len(classes)} of them without a class name," if outputs > len(classes) else ""
-    others = f"the checkpoint's other {outputs - len(scored)} output(s){nameless} do not compete."
+    rest = outputs - len(scored)
+    others = f"the checkpoint's other {plural(rest, 'output')}{nameless} {'does' if rest == 1 else 'do'} not compete."
     note = f"Scored over its {len(scored)} classes: {others}"
     return ImageSet(name, index, scored, columns=columns, note=note)
 

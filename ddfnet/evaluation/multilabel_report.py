@@ -11,7 +11,7 @@ from ddfnet.evaluation.class_names import readable_names
 from ddfnet.evaluation.multilabel import ClassScore
 from ddfnet.evaluation.report import Report
 from ddfnet.utils.files import write_json, write_text
-from ddfnet.utils.markdown import table
+from ddfnet.utils.markdown import plain, table
 
 FILES = ("report.json", "report.md", "per_class.csv")
 _MOST = 10  # rows of the table of weakest classes
@@ -59,7 +59,7 @@ class MultiLabelReport(Report):
             ("loss (binary cross-entropy)", f"{metrics['loss']:.4f}"),
             ("images", f"{metrics['n']:,}"),
         ]
-        named = list(zip(readable_names(self.classes), self.rows, strict=True))
+        named = list(zip(map(plain, readable_names(self.classes)), self.rows, strict=True))
         weakest = sorted((pair for pair in named if pair[1].positives), key=lambda pair: pair[1].average_precision)
         rows = [
             (name, _percent(row.average_precision), _percent(row.precision), _percent(row.recall), str(row.positives))

@@ -22,6 +22,7 @@ from ddfnet.evaluation.statistics import (
 from ddfnet.layers.inspection import spatial_layers
 from ddfnet.pages.pack import SMALL_IMAGE, pack
 from ddfnet.pages.render import render
+from ddfnet.utils.text import plural
 
 MOST_ITEMS = 60_000  # mistakes that the page lists; of a set of more, those of the highest confidence
 MOST_PAIRS = 200_000
@@ -34,6 +35,7 @@ def report_html(
     names: list[str],
     preprocessing: dict[str, Any],
     network: nn.Module | None,
+    precision: str,
     results: dict[str, Any],
     heading: str,
     subject: str,
@@ -48,6 +50,7 @@ def report_html(
         names: readable ones of the classes, in label order.
         preprocessing: `Preprocessing.to_dict`.
         network: that was evaluated; its filters are shown if it predicts any for each pixel. None: not shown.
+        precision: of the evaluation, fp32, bf16 or fp16; the filters are computed in it, too.
         results: `PredictionReport.results`.
         heading, subject, facts: the model, what it was evaluated on, and how, as text.
     """
@@ -63,10 +66,14 @@ def report_html(
     viewed = [*chosen.of_pair, *chosen.worst[:3], *chosen.correct[:2], *chosen.worst[3:5]]
     viewed = list(dict.fromkeys(viewed))
     labels = [_label(predictions, i, names) for i in viewed]
-    viewer = filter_images(viewed, pixels, network, how, labels) if network is not None else []
+    viewer = [] if network is None else filter_images(viewed, pixels, network, how, labels, precision=precision)
     if pixels.problems:
         count = len(pixels.problems)
-        print(f"report.html lacks {count} image(s): {pixels.problems[0]}", file=sys.stderr, flush=True)
+        print(
+            f"report.html lacks {plural(count, 'image')}: {next(iter(pixels.problems.values()))}",
+            file=sys.stderr,
+            flush=True,
+        )
     most_pairs = pairs[:MOST_PAIRS]
     data = {
         "names": names,
@@ -97,18 +104,18 @@ def report_html(
         title=f"{heading} on {subject}",
         kicker="Evaluation report",
         heading=heading,
-        lead=f"on {subject}: {n:,} images of {len(rows):,} classes, each counted once.",
+        lead=f"on {subject}: {plural(n, 'image')} of {plural(len(rows), 'class', 'classes')}, each counted once.",
         note=results.get("note") or "",
         sections=[*((id, name) for id, name in sections if id not in absent), ("how", "How it was measured")],
         tiles=_tiles(results, predictions, curve),
         mistakes=wrong,
         most=_most_confused(both, names, {row.label: row.n for row in rows}),
-        n_text=f"n = {n:,} images; {wrong:,} are not on the diagonal.",
-        class_text=f"{len(rows):,} classes, n = {n:,} images.",
+        n_text=f"n = {plural(n, 'image')}; {wrong:,} not on the diagonal.",
+        class_text=f"{plural(len(rows), 'class', 'classes')}, n = {plural(n, 'image')}.",
         calibration_text=f"How often the network is right when it is this sure, in {BINS} bins of confidence; "
         f"n = {n:,} images. Expected calibration error {curve.ece:.2f} %.",
         mistakes_text=_mistakes_text(chosen, wrong, len(urls)),
-        filters_text=_filters_text(viewer, network),
+        filters_text=_filters_text(viewer, network, precision),
         facts=facts,
         footer="This file holds everything it shows: no network, no server.",
     )
@@ -161,13 +168,14 @@ def _mistakes_text(chosen: Chosen, wrong: int, shown: int) -> str:
     return text + (f" It lists {len(chosen.mistakes):,} of the mistakes." if len(chosen.mistakes) < wrong else "")
 
 
-def _filters_text(viewer: list[dict[str, Any]], network: nn.Module | None) -> str:
+def _filters_text(viewer: list[dict[str, Any]], network: nn.Module | None, precision: str) -> str:
     if not viewer or network is None:
         return ""
     shown, there, size = len(viewer[0]["layers"]), len(spatial_layers(network)), len(viewer)
-    layers = f"{shown} layers" if shown >= there else f"the first {shown} of {there} layers"
+    layers = plural(shown, "layer") if shown >= there else f"the first {shown} of {there} layers"
     return (
-        f"The filters that this network predicts for each pixel: {layers}, n = {size} images. Move the "
+        f"The filters that this network predicts for each pixel: {layers}, n = {plural(size, 'image')}, computed in "
+        f"{precision} as the evaluation. Move the "
         "pointer over the image, touch it, or use the arrow keys. More of any image: python scripts/visualize explore."
     )
 

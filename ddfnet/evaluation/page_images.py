@@ -8,6 +8,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ddfnet.data.batches import EvalBatchTransform
@@ -19,6 +20,7 @@ from ddfnet.evaluation.statistics import worst_mistakes
 from ddfnet.layers.inspection import LayerFilters, inspect_layers, spatial_layers
 from ddfnet.pages.filters import viewer_image
 from ddfnet.pages.pack import image_url
+from ddfnet.utils.progress import ProgressBar, tracked
 from ddfnet.utils.text import printable
 
 WORST = 24  # mistakes of the highest confidence
@@ -30,6 +32,7 @@ FEW_CLASSES = 20
 THUMBNAIL = 112  # pixels of the longest side
 FILTER_IMAGES = 8
 FILTER_BYTES = 8_000_000  # of the filters in the page
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -106,30 +109,36 @@ class Pixels:
 
     def __init__(self, images: ImageSet, preprocessing: Preprocessing) -> None:
         self.images, self.transform = images, eval_transform(preprocessing)
-        self.problems: list[str] = []
+        self.problems: dict[int, str] = {}  # by row: an image may be asked for twice
 
     def read(self, i: int) -> Tensor | None:
         try:
             return self.transform(open_image(self.images.index.read(i), self.transform.channels, math.inf))
         except Exception as error:  # a file may be gone: the report is of when it was there
-            self.problems.append(f"image {printable(self.images.index.name(i))} ({decode_error(error)})")
+            self.problems[i] = f"image {printable(self.images.index.name(i))} ({decode_error(error)})"
             return None
 
 
 def thumbnails(rows: Sequence[int], pixels: Pixels) -> dict[int, str]:
     """`data:` URLs of images by row."""
     urls = {}
-    for i in rows:
+    for i in tracked(rows, len(rows), ProgressBar("images of report.html")):
         if (image := pixels.read(i)) is not None:
             urls[i] = image_url(image.permute(1, 2, 0).numpy(), most=THUMBNAIL)
     return urls
 
 
 def filter_images(
-    rows: Sequence[int], pixels: Pixels, network: nn.Module, preprocessing: Preprocessing, labels: Sequence[str]
+    rows: Sequence[int],
+    pixels: Pixels,
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    labels: Sequence[str],
+    *,
+    precision: str = "fp32",
 ) -> list[dict[str, Any]]:
     """The data of the viewer for a few images, `labels` say what else of each; empty for a network without dynamic
-    filters for each pixel."""
+    filters for each pixel. `precision`: that of the evaluation, fp32, bf16 or fp16."""
     if not spatial_layers(network):
         return []
     device = next(network.parameters()).device
@@ -137,12 +146,14 @@ def filter_images(
     found: list[dict[str, Any]] = []
     kept: set[str] = set()
     size = 0
-    for i, label in zip(rows, labels, strict=True):
+    bar = ProgressBar("filters of report.html")
+    for i, label in tracked(list(zip(rows, labels, strict=True)), len(rows), bar):
         image = pixels.read(i)
         if image is None or len(found) == FILTER_IMAGES:
             continue
         batch = transform({"image": image[None].to(device)})
-        layers = inspect_layers(network, partial(network, batch["image"]))
+        with torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32"):
+            layers = inspect_layers(network, partial(network, batch["image"]))
         if not found:  # of a network with huge filters, the first layers, which fit
             ends = accumulate(map(_bytes, layers))
             kept = {layer.name for layer, end in zip(layers, ends, strict=True) if end <= FILTER_BYTES}

@@ -23,7 +23,7 @@ from ddfnet.evaluation.statistics import BINS, calibration, class_rows, per_clas
 from ddfnet.utils.environment import environment
 from ddfnet.utils.files import write_atomically, write_json, write_text
 from ddfnet.utils.markdown import table
-from ddfnet.utils.text import printable, wrap
+from ddfnet.utils.text import plural, printable, rate_text, with_weights, wrap
 
 TEXTS = ("report.json", "report.md", "per_class.csv")
 PAGE = "report.html"
@@ -59,7 +59,7 @@ class Settings:
 
     @property
     def machine(self) -> str:
-        return f"{self.precision} on {self.device_name}, {self.processes} process(es)"
+        return f"{self.precision} on {self.device_name}, {plural(self.processes, 'process', 'processes')}"
 
     @property
     def lines(self) -> list[str]:
@@ -97,7 +97,7 @@ class Report:
         """Settings and metrics in lines."""
         settings, width = self.settings, max(map(len, self.metrics))
         head = [settings.network, f"{settings.task} on {self.data}"]
-        head += [f"{settings.machine}, {self.images_per_second} images/s", ""]
+        head += [f"{settings.machine}, {rate_text(self.images_per_second)} images/s", ""]
         formats = {key: "9d" if isinstance(value, int) else "9.4f" for key, value in self.metrics.items()}
         return "\n".join(head + [f"  {key:{width}}  {self.metrics[key]:{how}}" for key, how in formats.items()])
 
@@ -146,7 +146,7 @@ class PredictionReport(Report):
             f"  ece    {result['ece']:6.2f} %  (expected calibration error, {BINS} bins)",
             f"  loss   {loss_text(result):>7}",
             f"  n      {result['n']:6d}",
-            f"  speed  {self.images_per_second:6.1f} images/s",
+            f"  speed  {rate_text(self.images_per_second):>6} images/s",
         ]
         return "\n".join([*map(wrap, self.settings.lines), self.data, "", *rows])
 
@@ -155,7 +155,7 @@ class PredictionReport(Report):
         result = self.results
         return (
             f"{result['set']:<12}{result['n']:>9}{result['classes']:>9}{result['top1']:>7.2f} %{result['top5']:>7.2f} %"
-            f"{result['ece']:>7.2f} %{loss_text(result):>9}{self.images_per_second:>10.1f}"
+            f"{result['ece']:>7.2f} %{loss_text(result):>9}{rate_text(self.images_per_second):>10}"
         )
 
     def write(self, folder: Path) -> "PredictionReport":
@@ -190,7 +190,8 @@ class PredictionReport(Report):
                 preprocessing=self.settings.facts["preprocessing"],
                 network=self.network,
                 results=self.results,
-                heading=self.settings.model,
+                precision=self.settings.precision,
+                heading=with_weights(self.settings.model, self.settings.checkpoint),
                 subject=printable(where),
                 facts=[(key, printable(value).replace("`", "")) for key, value in settings_rows(self)],
             )
@@ -233,11 +234,16 @@ def sets_header(settings: Settings) -> str:
     return "\n".join([*map(wrap, settings.lines), "", header])
 
 
+def _links(name: str, report: PredictionReport) -> str:
+    page = f" ([page]({name}/{PAGE}))" if PAGE in report.files else ""
+    return f"[{name}]({name}/report.md){page}"
+
+
 def sets_page(summary: SetsReport) -> str:
     """sets.md: one row per set, with links to the reports."""
     settings, results = summary.settings, {name: report.results for name, report in summary.reports.items()}
     rows = [
-        (f"[{name}]({name}/report.md)", f"{result['n']:,}", f"{result['classes']:,}",
+        (_links(name, summary.reports[name]), f"{result['n']:,}", f"{result['classes']:,}",
          f"{result['top1']:.2f} % ({result['top1_count']:,})", f"{result['top5']:.2f} % ({result['top5_count']:,})",
          f"{result['ece']:.2f} %", loss_text(result))
         for name, result in results.items()

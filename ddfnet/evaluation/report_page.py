@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.evaluation.statistics import BINS, ClassRow, confusions
-from ddfnet.utils.markdown import table
+from ddfnet.utils.markdown import plain, table
+from ddfnet.utils.text import rate_text
 
 if TYPE_CHECKING:
     from ddfnet.evaluation.report import PredictionReport
@@ -20,7 +21,7 @@ _MOST = 10  # rows of the tables
 
 def report_page(report: "PredictionReport", rows: Sequence[ClassRow]) -> str:
     """report.md; rows of `class_rows`."""
-    settings, result, names = report.settings, report.results, report.names
+    settings, result, names = report.settings, report.results, [plain(name) for name in report.names]
     where = f"{result['set']} ({report.data})" if result["set"] else report.data
     n, pairs, counts = f"{result['n']:,}", confusions(report.predictions), {row.label: row.n for row in rows}
     figures = [
@@ -81,7 +82,7 @@ def settings_rows(report: "PredictionReport") -> list[tuple[str, str]]:
         ("precision", settings.precision),
         ("device", ", ".join(sorted(set(machine["gpus"]))) if settings.device == "cuda" else settings.device_name),
         ("processes, batch", f"{settings.processes}, {settings.batch_size} images each"),
-        ("speed", f"{report.images_per_second} images per second, reading included"),
+        ("speed", f"{rate_text(report.images_per_second)} images per second, reading included"),
         ("command", f"`{settings.command}`"),
         ("date", settings.date),
         ("versions", f"Python {machine['python']}, {versions}"),

@@ -20,8 +20,9 @@ from ddfnet.inference.formats import FORMATS, INPUT, OUTPUT, find_format, missin
 from ddfnet.inference.programs import traced
 from ddfnet.models.classifier import Classifier, load_classifier
 from ddfnet.models.fold import fold_batch_norm
-from ddfnet.utils.errors import UserError
+from ddfnet.utils.errors import UserError, did_you_mean
 from ddfnet.utils.files import scratch_folder, sync_folder
+from ddfnet.utils.progress import no_progress, note
 from ddfnet.zoo.entries import ZOO
 
 TOLERANCE = 1e-4  # of the largest logit
@@ -43,11 +44,13 @@ class ExportOptions:
     device: str = "cpu"  # where the network runs, cpu or cuda; aoti compiles for it
     fuse_bn: bool = False  # fold batch normalization into convolutions, see `ddfnet.models.fold`
     unchecked: bool = False  # coreml: keep a file that nothing here can run
+    quiet: bool = False  # do not say what comes next
 
     def __post_init__(self) -> None:
         kind, output = self.format, self.output
         if kind not in FORMATS:
-            raise UserError(f"--format {kind}: there are {', '.join(FORMATS)}")
+            near = did_you_mean(kind, FORMATS, most=1, otherwise=f"there are {', '.join(FORMATS)}")
+            raise UserError(f"--format {kind} is no format: {near}")
         suffix = find_format(kind).SUFFIX
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
@@ -116,6 +119,11 @@ def export(options: ExportOptions) -> list[Comparison]:
     Returns the comparison for each batch size, none with `unchecked`; the file is there if all agree. UserError where
     the checkpoint or an option cannot be used; nothing is written then.
     """
+    with no_progress(options.quiet):
+        return _export(options)
+
+
+def _export(options: ExportOptions) -> list[Comparison]:
     changes = {"input_size": options.input_size}
     classifier = load_classifier(options.checkpoint, model=options.model, changes=changes)
     print(classifier.preprocessing.line(classifier.origins))
@@ -127,13 +135,16 @@ def export(options: ExportOptions) -> list[Comparison]:
     settings: dict[str, dict[str, Any]] = {
         "torch": {"standalone": options.standalone}, "onnx": {"opset": options.opset},
     }  # fmt: skip
+    note(f"export: tracing {classifier.name}")
     program = traced(exported_network, size, batch=options.batch_size)
     with scratch_folder(path) as folder:
         unchecked = folder / path.name
         about = description(classifier, options.batch_size)
+        note(f"export: writing {options.format}")
         exporter.save(program, unchecked, about, **settings.get(options.format, {}))
         sizes = (1, 2, 5) if options.batch_size is None else (options.batch_size,)
         images = [random_images(batch, size, options.device) for batch in sizes]
+        note("" if options.unchecked else "export: comparing the file with the network in float64")
         comparisons = [] if options.unchecked else list(compare(exporter.load(unchecked), network, images))
         if all(comparison.agrees for comparison in comparisons):
             _keep(folder, path)

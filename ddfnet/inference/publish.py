@@ -14,6 +14,7 @@ from ddfnet.models import list_models
 from ddfnet.models.classifier import Classifier, build_classifier
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.files import read_jsonl, scratch_folder, write_json, write_text
+from ddfnet.utils.progress import no_progress
 from ddfnet.zoo.download import SHIPPED, locate
 
 WEIGHTS = "model.safetensors"
@@ -31,6 +32,7 @@ def publish(
     data: str | None = None,
     push: str | None = None,
     private: bool = False,
+    quiet: bool = False,
 ) -> Path:
     """Writes config.json, model.safetensors and README.md (the model card), and uploads them if asked to.
 
@@ -42,7 +44,16 @@ def publish(
         name: title, MODEL or MODEL.TAG; None, as for `license` and `data`: that of the zoo, if any.
         data: what they were trained on.
         push, private: ORG/NAME, the repository of the hub to upload to; a new one is private if asked for.
+        quiet: show no progress of the upload, nor of a download.
     """
+    with no_progress(quiet):
+        return _publish(checkpoint, output, model, weights, name, license, data, push, private)
+
+
+def _publish(
+    checkpoint: str, output: Path, model: str | None, weights: str, name: str | None, license: str | None,
+    data: str | None, push: str | None, private: bool,
+) -> Path:  # fmt: skip
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         fault = "is not empty" if output.is_dir() else "is a file"
         raise UserError(f"--output {output} {fault}: name a new folder")

@@ -41,3 +41,10 @@ DARK = {
     "negative": SKY,
     "accent": SKY,
 }
+
+
+def ink_on(color: str) -> str:
+    """Black or white, whichever is the easier to read on a color `#RRGGBB`."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]  # WCAG 2
+    return BLACK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else "#FFFFFF"

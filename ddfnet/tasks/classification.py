@@ -1,6 +1,7 @@
 """Image classification: its configuration and its task."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -39,8 +40,11 @@ from ddfnet.tasks.model_config import ModelConfig
 from ddfnet.tasks.multilabel import class_counts, label_notes, to_targets
 from ddfnet.tasks.shown import shown_images, worst_labels
 from ddfnet.utils.errors import ConfigError
+from ddfnet.utils.text import plural
 
 _log = logging.getLogger("ddfnet")
+_SAMPLE = 500  # images whose names tell what a set is made of
+_MAY_BE_JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".pjpeg", ".pjp", ""}
 
 
 class DataConfig(DataSection, SourceConfig, LabelConfig):
@@ -95,7 +99,7 @@ class ClassificationConfig(Config):
         yield from label_keys_without_effect(self)
         yield from loss_keys_without_effect(self.loss, mixes=self.augment.mixes)
         if (channels := len(self.data.input.mean)) != 3 and self.data.decoder not in ("auto", "pillow"):
-            yield "data.decoder", f"images of {channels} channel(s) are decoded by Pillow, only RGB by others"
+            yield "data.decoder", f"images of {plural(channels, 'channel')} are decoded by Pillow, only RGB by others"
 
 
 class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):
@@ -148,7 +152,8 @@ class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):
         data, self._data_is_open = self.config.data, True
         channels = len(self.preprocessing.mean)
         self._decoder = Decoder(data.decoder, channels=channels, max_pixels=data.max_pixels)
-        _log.info("JPEGs are decoded by %s", self._decoder.name)
+        if _has_jpegs(self._train) or _has_jpegs(self._val):
+            _log.info("JPEGs are decoded by %s", self._decoder.name)
         self._distiller = build_distiller(self.config, self.preprocessing, self.classes, self.num_classes)
         if data.val_cache is not None:
             self._val_cache = ValCache(data.val_cache, self._val, self.preprocessing, writes=writes)
@@ -221,6 +226,13 @@ class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):
             "ddfnet": ddfnet.__version__,
             **({"multi_label": {"threshold": self.config.eval.threshold}} if self.config.data.multi_label else {}),
         }
+
+
+def _has_jpegs(source: ImageSource) -> bool:
+    """Whether some of a sample of images are JPEGs by their names, or might be: names need not tell."""
+    sample = np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).astype(int).tolist()
+    kinds = {os.path.splitext(source.key(i))[1].lower() for i in sample}
+    return bool(kinds & _MAY_BE_JPEG)
 
 
 TASK = ClassificationTask

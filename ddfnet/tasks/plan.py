@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ddfnet.optim import peak_learning_rate
 from ddfnet.tasks.config import Config
 from ddfnet.utils.errors import ConfigError
+from ddfnet.utils.text import plural
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ def plan_run(config: Config, *, world_size: int, train_images: int) -> RunPlan:
     if train.batch_size % micro:
         raise ConfigError(
             f"train.batch_size={train.batch_size} is not a whole number of micro-batches of "
-            f"{world_size} process(es) x train.device_batch_size={train.device_batch_size} = {micro} images: "
+            f"{plural(world_size, 'process', 'processes')} x train.device_batch_size={train.device_batch_size} = "
+            f"{micro} images: "
             f"{_batch_fix(train.batch_size, train.device_batch_size, world_size)}"
         )
     steps_per_epoch = train_images // train.batch_size

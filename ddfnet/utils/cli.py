@@ -5,6 +5,7 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import select
 import sys
 import textwrap
@@ -78,14 +79,41 @@ def at_least(least: int, kind: type = int) -> Callable[[str], Any]:
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Wraps the text of a description to the terminal, and keeps indented lines as they are: lists and commands."""
+    """Wraps the text of a description to the terminal. Indented lines, which are lists and commands, stay as they are
+    where they fit: a longer command continues behind a backslash, below its comment; text in the second of two columns
+    stays in that column."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines: list[str] = []
         for is_text, group in itertools.groupby(text.strip("\n").splitlines(), lambda line: line[:1].strip() != ""):
             block = list(group)
-            lines += textwrap.wrap(" ".join(block), width) if is_text else block
+            lines += textwrap.wrap(" ".join(block), width) if is_text else _fitted(block, width)
         return textwrap.indent("\n".join(lines), indent)
+
+
+def _fitted(lines: list[str], width: int) -> list[str]:
+    """Indented lines at most `width` wide."""
+    if max(map(len, lines)) <= width:
+        return lines
+    fitted: list[str] = []
+    column = 0  # where the text of the last item begins
+    for line in lines:
+        margin = " " * (len(line) - len(line.lstrip()))
+        if line.lstrip().startswith(("python ", "torchrun ", "bash ")):
+            command, _, comment = line.partition(" # ")
+            fitted += [f"{margin}# {comment}"] if comment and len(line) > width else []
+            command = command.rstrip() if len(line) > width else line
+            parts = textwrap.wrap(command, width - 2, subsequent_indent=margin + "    ", break_on_hyphens=False)
+            fitted += [f"{part} \\" for part in parts[:-1]] + parts[-1:]
+            continue
+        if column and len(margin) == column and fitted:  # more text of the item above
+            line = f"{fitted.pop()} {line.strip()}"
+        else:
+            head = re.match(r" *\S+ {2,}", line)
+            column = head.end() if head else len(margin)
+        hanging = " " * column
+        fitted += textwrap.wrap(line, width, subsequent_indent=hanging, break_on_hyphens=False) or [""]
+    return fitted
 
 
 def _reader_left() -> bool:

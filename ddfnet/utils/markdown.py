@@ -1,5 +1,6 @@
 """Markdown: tables, and pages in which a command writes some parts and people the rest."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 
@@ -7,6 +8,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """The lines of a table; bars in its cells are escaped."""
     lines = (head, ["---"] * len(head), *rows)
     return "".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def plain(text: str) -> str:
+    """Text of users, such as the name of a class, in one line and without markup of its own."""
+    return re.sub(r"[\\`*<\[\]]", lambda match: "\\" + match[0], " ".join(text.split()))
 
 
 def fill(page: str, parts: Mapping[str, str]) -> str:

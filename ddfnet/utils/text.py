@@ -1,6 +1,8 @@
 """Text for consoles of 80 columns."""
 
+import re
 import textwrap
+from pathlib import Path
 
 
 def wrap(text: str, *, first: str = "", indent: str = "") -> str:
@@ -16,3 +18,20 @@ def wrap(text: str, *, first: str = "", indent: str = "") -> str:
 def printable(text: str) -> str:
     """Text of file names with what cannot be encoded, the surrogates of bytes that are no UTF-8, spelled out."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def plural(count: int, word: str, words: str = "") -> str:
+    """`1 image`, `2 images`, `1,000 images`; `words` where the plural is not that with an s."""
+    return f"{count:,} {word if count == 1 else words or word + 's'}"
+
+
+def rate_text(rate: float) -> str:
+    """Something per second: `1,234`, `56`, `7.8`, and of slow work two digits, as `0.034`."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
+
+
+def with_weights(model: str, checkpoint: str) -> str:
+    """A model with what tells its weights from others: `MODEL.TAG` of a file of that name, else `MODEL (RUN/FILE)`."""
+    path = Path(checkpoint.removeprefix("zoo:"))
+    name = re.sub(r"(\.safetensors|\.pt|\.pth|\.tar|\.bin)+$", "", path.name)
+    return name if name.startswith(f"{model}.") else f"{model} ({'/'.join(path.parts[-2:])})"

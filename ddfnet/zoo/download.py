@@ -1,5 +1,6 @@
 """Getting the files of the zoo: resumed, verified, complete or absent. Nothing is unpickled here."""
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -9,15 +10,13 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from ddfnet.checkpoint import HUB_CONFIG, HUB_FILES
 from ddfnet.utils.files import sync_folder, write_text
+from ddfnet.utils.progress import ProgressBar
 from ddfnet.zoo.entries import ZOO, Entry, ZooError, entries, find
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -46,7 +45,7 @@ def fetch(entry: Entry, *, cache: str | Path | None = None, progress: bool = Tru
 
     Mirrors are tried in order. An interrupted download is kept as `<file>.part` and continued next time where the
     hash is known (without one, nobody would notice pieces of two different files). Processes that ask for the same
-    file at once wait for the first of them. `progress` shows a bar, if stderr is a terminal. ZooError where no
+    file at once wait for the first of them. `progress` shows how far it is. ZooError where no
     mirror gave the file, it is not the one that was published, or the folder cannot be written.
     """
     target = file_path(entry, cache)
@@ -170,7 +169,7 @@ def _by_hand(entry: Entry, target: Path) -> str:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _one_process(target: Path) -> Iterator[None]:
     """Lets the processes of one machine that want the same file in one by one."""
     try:
@@ -247,17 +246,12 @@ def _from_server(entry: Entry, url: str, part: Path, progress: bool) -> None:
         have = have if resumed else 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length and length.isdigit() else entry.file.size
-        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-        console = Console(stderr=True)
-        with (
-            part.open("ab" if resumed else "wb") as file,
-            Progress(*columns, console=console, disable=not (progress and console.is_terminal)) as bar,
-        ):
-            task = bar.add_task(entry.name, total=total, completed=have)
+        bar = ProgressBar(entry.name, unit="MB", quiet=not progress or total is None)
+        with part.open("ab" if resumed else "wb") as file, contextlib.closing(bar):
             while piece := _read(response, have):
                 file.write(piece)
                 have += len(piece)
-                bar.update(task, completed=have)
+                bar(have // 10**6, (total or 0) // 10**6)
     if total is not None and have < total:
         raise _MirrorError(_interrupted(have, "the connection ended"))
 

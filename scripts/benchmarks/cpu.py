@@ -6,10 +6,11 @@
     python scripts/benchmarks/cpu.py training --batch 8 --output results
     python scripts/benchmarks/cpu.py inference --runtimes eager folded onnxruntime openvino --output results
 
-op         ddf, native and in PyTorch, at the four 3x3 shapes of ResNet50, channels_last; oneDNN's depthwise and dense
-           convolutions; involution and CARAFE by ddf and as published; forward, and forward + backward
-inference  ddf_mul_resnet50 and resnet50: eager, with batch normalization folded, compiled, in onnxruntime and OpenVINO
-training   the same two, eager: forward, cross-entropy, backward, SGD
+    op         ddf, native and in PyTorch, at the four 3x3 shapes of ResNet50, channels_last; oneDNN's depthwise and
+               dense convolutions; involution and CARAFE by ddf and as published; forward, and forward + backward
+    inference  ddf_mul_resnet50 and resnet50: eager, with batch normalization folded, compiled, in onnxruntime and
+               OpenVINO
+    training   the same two, eager: forward, cross-entropy, backward, SGD
 
 All of one setting are called in turn, and the median of the rounds counts: what else the machine does meets all alike.
 CPU seconds are those of all threads of the process. bf16 is autocast; for op, the dtype of the tensors. --output adds
@@ -125,7 +126,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--threads", nargs="+", type=at_least(1), default=[1, 2], help="of PyTorch, in turn (default: 1 2)")
     add("--batch", nargs="+", type=at_least(1), default=[1, 8, 32], help="images a call (default: 1 8 32)")
     add("--dtype", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"], help="default: both")
-    add("--runtimes", nargs="+", choices=RUNTIMES, help="of inference (default: eager folded)")
+    add("--runtimes", nargs="+", choices=RUNTIMES, metavar="RUNTIME", help="of inference (default: eager folded)")
     add("--image-size", type=at_least(1), help="of networks, in pixels (default: 224)")
     add("--budget", type=float, default=10, metavar="SECONDS", help="of one setting (default: %(default)s)")
     add("--rounds", type=at_least(3), default=25, help="at most (default: %(default)s)")

@@ -213,7 +213,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.d
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--models", nargs="+", default=["ddf_mul_resnet50", "resnet50", "resnet101"], metavar="MODEL")
-    add("--modes", nargs="+", choices=MODES, default=["eager", "compiled"])
+    add("--modes", nargs="+", choices=MODES, metavar="MODE", default=["eager", "compiled"], help="default: %(default)s")
     add("--baseline", default="resnet50", metavar="MODEL", help="of the ratios (default: %(default)s)")
     add("--batch", type=at_least(1), help="images per step (default: 128 on CUDA, 4 on a CPU)")
     add("--image-size", type=at_least(1), help="in pixels (default: 224 on CUDA, 64 on a CPU)")

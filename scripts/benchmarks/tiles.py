@@ -280,7 +280,7 @@ def main() -> int:
     """Measures, or lists with --dry-run; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--only", action="append", choices=ORDER, help="repeatable; default: all kernels")
+    add("--only", action="append", choices=ORDER, metavar="KERNEL", help="repeatable; default: all kernels")
     add("--shapes", action="append", type=_shape, metavar="C,H,STRIDE", help="repeatable")
     add("--batch", type=at_least(1), default=256)
     add("--limit", type=at_least(1, float), default=55, metavar="SECONDS", help="measure what is possible in this")

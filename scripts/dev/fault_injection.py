@@ -1,12 +1,12 @@
 """Attacks small runs and checks that nothing is lost: the long form of tests/engine/test_resume.py and its kind.
 
-  python scripts/dev/fault_injection.py kills --count 50    kill -9 of the group, a process, a worker, torchrun
-  python scripts/dev/fault_injection.py files --count 45    damaged checkpoints, records and settings
-  python scripts/dev/fault_injection.py disk --count 20     a disk that gets full (needs root: mounts a tmpfs)
-  python scripts/dev/fault_injection.py elastic --count 20  kills of one process under scripts/train_elastic.sh
-  python scripts/dev/fault_injection.py hangs --count 12    stopped workers and processes, an image that is a FIFO
-  python scripts/dev/fault_injection.py nodes --count 5     two network namespaces as two machines (needs root)
-  python scripts/dev/fault_injection.py report --record faults.jsonl   a table of what was recorded
+  python scripts/dev/fault_injection.py kills --count 50  # kill -9 of the group, a process, a worker, torchrun
+  python scripts/dev/fault_injection.py files --count 45  # damaged checkpoints, records and settings
+  python scripts/dev/fault_injection.py disk --count 20  # a disk that gets full (needs root: mounts a tmpfs)
+  python scripts/dev/fault_injection.py elastic --count 20  # kills of one process under scripts/train_elastic.sh
+  python scripts/dev/fault_injection.py hangs --count 12  # stopped workers and processes, an image that is a FIFO
+  python scripts/dev/fault_injection.py nodes --count 5  # two network namespaces as two machines (needs root)
+  python scripts/dev/fault_injection.py report --record faults.jsonl  # a table of what was recorded
 
 Each run trains a small network on generated images in a temporary folder, on two processes but for `files` and `disk`.
 A killed run is started again and must end with the bits and records of one that was not killed; a damaged folder is a
@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from ddfnet.checkpoint import read_checkpoint
 from ddfnet.engine.run_checkpoints import resumable
 from ddfnet.utils import markdown
-from ddfnet.utils.cli import at_least, run
+from ddfnet.utils.cli import HelpFormatter, at_least, run
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.utils.files import read_jsonl
 from scripts.dev.fault_files import CASES, damage, own_copy
@@ -175,8 +175,7 @@ def table(path: Path) -> str:
 
 def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit code."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="fault_injection.py", description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(prog="fault_injection.py", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("attack", choices=[*ATTACKS, "report"])
     parser.add_argument("--first", type=at_least(0), default=0, help="number of the first attack (default 0)")
     parser.add_argument("--count", type=at_least(1), default=10, help="default %(default)s")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write the table of docs/reference/families.md: what works with the smallest classifier of each family of timm.
 
-    python scripts/dev/write_families.py --missing        families that the table lacks
+    python scripts/dev/write_families.py --missing    # those that the table lacks
     python scripts/dev/write_families.py fastvit swin_transformer
 
 Each family runs in a process of its own with a limit of its time; the page is written after each, so that a run may be

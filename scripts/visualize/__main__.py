@@ -25,7 +25,8 @@
                  metrics.jsonl of each
     operation    the decoupled dynamic filter operation: the README's figure
 
-Each command has its own --help. Exit code 2 for a mistake in the input, or if matplotlib is missing.
+Each command has its own --help. Exit code 2 for a mistake in the input, or if
+matplotlib is missing.
 """
 
 import argparse
@@ -34,10 +35,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout without `pip install`
-
-from ddfnet.utils.cli import HelpFormatter, at_least, run
-from ddfnet.utils.errors import UserError
-from ddfnet.utils.files import write_text
 
 # Imported when asked for. The options of a command are the arguments of its function.
 COMMANDS = {
@@ -52,7 +49,10 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    options = vars(_parser().parse_args(argv))
+    from ddfnet.utils.errors import UserError
+    from ddfnet.utils.files import write_text
+
+    options = vars(parse_arguments(argv))
     module, function = COMMANDS[options.pop("command")]
     output = options.pop("output")
     if output is None:  # of curves
@@ -76,8 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command")
 
     filters = commands.add_parser("filters", help="spatial filters of a DDF layer over an image")
@@ -95,9 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     explore.add_argument("--data", type=Path, metavar="PATH", help="data.root of a depth network, if it has moved")
     explore.add_argument("--layers", nargs="+", metavar="NAME", help="only these layers (default: all)")
     help_text = "channels a layer whose input and output are in the page (default: %(default)s)"
-    explore.add_argument("--channels", type=at_least(1), default=16, metavar="N", help=help_text)
+    explore.add_argument("--channels", type=int, default=16, metavar="N", help=help_text)
     help_text = "longest side that a detector or depth network gets, pixels (default: %(default)s)"
-    explore.add_argument("--size", type=at_least(32), default=320, metavar="PIXELS", help=help_text)
+    explore.add_argument("--size", type=int, default=320, metavar="PIXELS", help=help_text)
     explore.add_argument("--output", type=Path, default="explore.html", metavar="HTML", help="default: %(default)s")
 
     detections = commands.add_parser("detections", help="boxes on images")
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     filters.add_argument("--checkpoint", required=True, metavar="PATH", help="of a classifier, or zoo:NAME")
     for command, help_text in ((detections, "of a detector"), (depth, "of a depth network")):
         command.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help=help_text)
-    return parser
+    return parser.parse_args(argv)
 
 
 def _point(text: str) -> tuple[int, int]:
@@ -133,4 +133,7 @@ def _point(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
+    parse_arguments()  # before the imports: --help need not wait for torch
+    from ddfnet.utils.cli import run
+
     run(main)

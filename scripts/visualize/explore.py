@@ -9,6 +9,7 @@ from ddfnet.layers.inspection import inspect_layers, spatial_layers
 from ddfnet.pages.filters import viewer_image
 from ddfnet.pages.render import render
 from ddfnet.utils.errors import UserError
+from ddfnet.utils.text import plural, with_weights
 from scripts.visualize.explore_images import open_subject
 
 
@@ -33,6 +34,9 @@ def explore(
         channels: how many of a layer's have their input and output in the page.
         size: longest side in pixels of what a detector or depth network gets; a classifier has its own size.
     """
+    for option, value, least in (("--channels", channels, 1), ("--size", size, 32)):
+        if value < least:
+            raise UserError(f"{option} must be at least {least}, got {value}")
     subject = open_subject(checkpoint, images, model=model, data=data, size=size)
     there = list(spatial_layers(subject.network))
     if not there:
@@ -41,7 +45,7 @@ def explore(
     for name in layers or ():
         if name not in there:
             raise UserError(f"--layers {name}: there are {', '.join(there)}")
-    shown = []
+    shown, heading = [], with_weights(subject.model, str(checkpoint))
     for image in subject.images:
         results: list[object] = []
         seen = inspect_layers(subject.network, lambda run=image.run, to=results: to.append(run()), layers)
@@ -53,16 +57,18 @@ def explore(
         ("layers", ", ".join(layers or there)),
         ("channels", f"of each layer, {channels} at most have their input and output in this page (--channels)"),
         ("images", f"n = {len(shown)}"),
+        ("precision", "float32, on the CPU"),
         ("versions", f"ddfnet {ddfnet.__version__}, torch {torch.__version__}"),
     ]
     return render(
         "explore.html.j2",
         scripts=("filters.js", "explore.js"),
         data={"images": shown},
-        title=f"Filters of {subject.model}",
+        title=f"Filters of {heading}",
         kicker="Dynamic filters, pixel by pixel",
-        heading=subject.model,
-        lead=f"{len(layers or there)} layers, n = {len(shown)} image(s). Each pixel of each has a filter of its own.",
-        note="Numbers are stored with 11 significant bits.",
+        heading=heading,
+        lead=f"{plural(len(layers or there), 'layer')}, n = {plural(len(shown), 'image')}. Each pixel of each has a "
+        "filter of its own.",
+        note="Numbers are stored with about three significant digits.",
         facts=facts,
     )

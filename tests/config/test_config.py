@@ -84,7 +84,8 @@ def test_numbers_as_people_write_them(minimal, text, value):
         ("train.epochs=2.5", ["train.epochs=2.5", "whole number"]),
         ("train.epochs=0", ["train.epochs=0", "at least 1"]),
         ("run.tensorboard=yes", ["run.tensorboard='yes'", "true or false"]),
-        ("run.trackers=[tensorbord]", ["run.trackers", "'tensorboard'", "'mlflow'"]),
+        ("run.trackers=[tensorbord]", ["run.trackers", "'tensorboard'", "'mlflow'", "did you mean tensorboard?"]),
+        ("run.device=coda", ["run.device=coda", "did you mean cuda?"]),
         ("run={trackers: [tensorboard], tensorboard: false}", ["run.tensorboard=false", "contradict"]),
         ("profile.steps=5:3", ["profile.steps=5:3", "10:15"]),
         ("profile.steps=10-15", ["profile.steps=10-15", "text like"]),
@@ -283,7 +284,7 @@ def test_paper_recipe_is_the_released_one():
         (
             ["model.in_chans=1", "augment.color_jitter=0", "data.decoder=torchcodec"],
             "data.decoder",
-            "images of 1 channel(s) are decoded by Pillow",
+            "images of 1 channel are decoded by Pillow",
         ),
         (["data.workers=0", "data.timeout=60"], "data.timeout", "data.workers is 0"),
         (["data.workers=0", "data.start_method=spawn"], "data.start_method", "data.workers is 0"),

@@ -48,7 +48,7 @@ def test_script_runs_from_anywhere(root):
     (root / "val" / "cat" / "000.png").write_bytes(b"junk")
     done = subprocess.run([sys.executable, SCRIPT, ".", "--workers", "1"], capture_output=True, text=True, cwd=root)
     assert done.returncode == 1, done.stderr
-    assert "1 problem(s) found" in done.stdout
+    assert "1 problem found" in done.stdout
 
 
 def test_a_single_folder(main, capsys, root):
@@ -68,7 +68,7 @@ def test_every_corrupt_file_is_named(main, capsys, root, workers):
     assert f"{root}/train/cat/000.png is corrupt (UnidentifiedImageError" in out
     assert f"{root}/val/dog/001.png is corrupt (" in out
     assert f"{root}/val/eel/gone.png is corrupt (FileNotFoundError" in out
-    assert "3 problem(s) found" in out
+    assert "3 problems found" in out
 
 
 def test_class_disagreement_and_empty_classes(main, capsys, root):

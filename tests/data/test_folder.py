@@ -1,3 +1,4 @@
+import itertools
 import os
 import pickle
 
@@ -6,6 +7,7 @@ import pytest
 from synthetic_images import draw, make_tree
 
 from ddfnet.data.sources.folder import index_folder
+from ddfnet.utils import progress
 from ddfnet.utils.errors import DataError
 
 
@@ -123,3 +125,14 @@ def test_other_classes_are_named(tree):
     message = str(error.value)
     assert "2 missing (fox, gnu)" in message
     assert "1 not expected (eel)" in message
+
+
+def test_a_slow_index_shows_how_far_it_is(tree, monkeypatch, capsys):
+    clock = itertools.count(0, 40)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    count = len(index_folder(tree).classes)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith(f"files of {tree.name}: {count} of {count} folders")
+    with progress.no_progress():
+        index_folder(tree)
+    assert capsys.readouterr().err == ""

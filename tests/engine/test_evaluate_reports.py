@@ -248,9 +248,9 @@ def test_sets_side_by_side(checkpoint, image_tree, sets, tmp_path, capsys, no_fi
         row = next(line for line in out.splitlines() if line.split()[:1] == [name])
         assert f"{found[name]['top1']:.2f} %" in row
         assert len(row) <= 80
-        assert f"[{name}]({name}/report.md)" in page
+        assert f"[{name}]({name}/report.md) ([page]({name}/report.html))" in page
         assert json.loads((tmp_path / "out" / name / "report.json").read_text())["top1"] == found[name]["top1"]
-    assert "other 5 output(s), 2 of them without a class name, do not compete" in page
+    assert "other 5 outputs, 2 of them without a class name, do not compete" in page
     assert "Beyer et al. 2020" in (tmp_path / "out" / "real" / "report.md").read_text()
 
 
@@ -402,7 +402,7 @@ def test_a_set_of_ones_own_scores_the_same_in_any_order_of_classes(checkpoint, i
     assert found[0]["top1_count"] == found[1]["top1_count"] > 0
     assert found[0]["loss"] == pytest.approx(found[1]["loss"])
     assert found[0]["note"] == found[1]["note"]
-    assert "other 2 output(s), 2 of them without a class name" in found[0]["note"]
+    assert "other 2 outputs, 2 of them without a class name" in found[0]["note"]
 
 
 def test_names_with_spaces_stay_whole_on_the_console():

@@ -1,10 +1,12 @@
 """metrics.jsonl survives crashes and restarts; the console line is short and plain."""
 
+import itertools
 import json
 
 import pytest
 
 from ddfnet.engine.logging import Meter, RunLog, duration
+from ddfnet.utils import progress
 from ddfnet.utils.files import read_jsonl
 
 RECORD = {
@@ -42,7 +44,50 @@ def test_console_line(tmp_path, capsys):
     log.train(7, 100, RECORD)
     log.close()
     line = capsys.readouterr().out.strip()
-    assert line == "epoch 0.50  step 7/100  loss 2.0000  lr 0.1  12346 img/s  wait 3%  eta 3d 02h"
+    assert line == "epoch 0.50  step 7/100  loss 2.0000  lr 0.1  12,346 img/s  wait 3%  eta 3d 02h"
+
+
+def test_long_messages_break_between_words_on_a_terminal_alone(capsys, monkeypatch):
+    text = "images: " + "word " * 30 + "/a/path/that/stays/whole"
+    for terminal in (False, True):
+        if terminal:
+            monkeypatch.setenv("FORCE_COLOR", "1")
+            monkeypatch.setenv("COLUMNS", "80")
+        make(None).message(text)
+        lines = capsys.readouterr().out.splitlines()
+        assert " ".join(line.strip() for line in lines) == text
+        assert (len(lines) > 1 and max(map(len, lines)) < 80) is terminal
+
+
+def test_a_quiet_log_keeps_evaluations_messages_and_the_file(tmp_path, capsys):
+    log = make(tmp_path, quiet=True)
+    log.start(0)
+    log.message("note: hello")
+    log.train(7, 100, RECORD)
+    log.evaluation(7, 0.5, "val", {"top1": 50.0, "n": 2})
+    log.close()
+    assert capsys.readouterr().out.splitlines() == ["note: hello", "epoch 0.50  val  top1 50.00  n 2"]
+    assert [record["kind"] for record in read_jsonl(tmp_path / "metrics.jsonl")] == ["train", "val"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_evaluations_show_how_far_they_are(tmp_path, capsys, monkeypatch, terminal):
+    clock = itertools.count(0.0, 40.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    for quiet in (False, True):
+        log = make(None, quiet=quiet)
+        log.start(0)
+        bar = log.progress("val_ema")
+        for done in (0, 30, 60):
+            bar(done, 60)
+        if terminal and not quiet:
+            log._progress.refresh()
+        log.close()
+        out = capsys.readouterr()
+        assert (("60 of 60 images" in out.out + out.err) and "val_ema" in out.out + out.err) is not quiet
+        assert terminal or out.out == ""
 
 
 def test_other_processes_are_silent(tmp_path, capsys):

@@ -84,7 +84,7 @@ def test_a_subset_is_scored_over_its_classes(tmp_path):
     assert (images.classes, images.columns) == (["dog", "cat"], [0, 2])
     assert images.index.labels.tolist() == [0, 0, 1, 1]
     assert [Path(images.index.name(i)).parent.name for i in range(4)] == ["dog", "dog", "cat", "cat"]
-    assert images.note == "Scored over its 2 classes: the checkpoint's other 1 output(s) do not compete."
+    assert images.note == "Scored over its 2 classes: the checkpoint's other 1 output does not compete."
     with pytest.raises(DataError, match=r"set r: 1 class folders of .* are not among the 3 classes.*: cow"):
         load_set("r", tree(tmp_path / "r", ["cat", "cow"]), CLASSES)
 
@@ -97,7 +97,7 @@ def test_a_set_with_all_classes_does_not_depend_on_their_order(tmp_path, classes
     assert [Path(whole.index.name(i)).parent.name for i in range(6)] == [classes[i // 2] for i in range(6)]
     more = load_set("mine", folder, classes, outputs=5)
     assert (more.classes, more.columns) == (classes, [0, 1, 2])
-    assert "checkpoint's other 2 output(s), 2 of them without a class name, do not compete" in more.note
+    assert "checkpoint's other 2 outputs, 2 of them without a class name, do not compete" in more.note
     assert load_set("val", folder, classes, outputs=5).columns is None  # the benchmark itself is over all outputs
 
 

@@ -3,6 +3,7 @@
 import io
 import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from ddfnet.evaluation.statistics import Confusion, confused_both_ways, wilson_i
 from tests.browser import NARROW, WIDE, chromium, click, find, no_errors, page_data, unpacked, visit
 from tests.conftest import CLASSES
 
-HOSTILE = "<b>x"
+HOSTILE = "</script><b>x"
 NAMES = [CLASSES[0], HOSTILE, *CLASSES[2:]]  # that of the class in the headline
 
 
@@ -43,11 +44,11 @@ def predictions_of(target, predicted, *, classes, seed=0):
     )
 
 
-def page_of(images, predictions, names, network=None, size=16):
+def page_of(images, predictions, names, network=None, size=16, precision="fp32"):
     n, hits = len(predictions), int(predictions.correct.sum())
     results = {"n": n, "top1": 100 * hits / n, "top1_count": hits, "top5_count": int(predictions.correct5.sum())}
     return report_html(
-        images=images, predictions=predictions, names=names, network=network,
+        images=images, predictions=predictions, names=names, network=network, precision=precision,
         preprocessing=Preprocessing(size=size, crop_pct=1.0).to_dict(), results={**results, "loss": 1.0, "note": ""},
         heading="network", subject="val", facts=[("command", "eval.py")],
     )  # fmt: skip
@@ -92,7 +93,8 @@ def test_the_data_is_that_of_the_predictions(small, small_page):
     shown = {(int(target[i]), int(top[i][0])) for i in data["shown"]}
     assert shown == {(3, 1), (1, 3)}
     assert len(data["shown"]) == 3
-    assert "4 mistakes: 3 of 5 images of ring were predicted as &lt;b&gt;x, 1 of 5 images of &lt;b&gt;x" in page
+    escaped = "&lt;/script&gt;&lt;b&gt;x"
+    assert f"4 mistakes: 3 of 5 images of ring were predicted as {escaped}, 1 of 5 images of {escaped}" in page
     assert "25 images" in page
     assert HOSTILE not in page
 
@@ -119,7 +121,31 @@ def test_huge_filters_are_left_out(small, monkeypatch):
     page = page_of(images, predictions, CLASSES, network)
     (shown,) = page_data(page)["filters"]
     assert [layer["name"] for layer in shown["layers"]] == ["layer1.0.conv2", "layer2.0.conv2"]
-    assert "the first 2 of 4 layers, n = 1 images" in page
+    assert "the first 2 of 4 layers, n = 1 image, computed in fp32 as the evaluation" in page
+
+
+def test_filters_are_those_of_the_precision_of_the_evaluation(small):
+    images, predictions = small
+    torch.manual_seed(0)
+    network = ddfnet.create_model("ddf_mul_resnet14_32px", num_classes=5).eval()
+    taps = {}
+    for precision in ("fp32", "bf16"):
+        page = page_of(images, predictions, CLASSES, network, precision=precision)
+        assert f"computed in {precision} as the evaluation" in page
+        taps[precision] = unpacked(page_data(page)["filters"][0]["layers"][-1]["spatial"])
+    assert 0 < np.abs(taps["fp32"] - taps["bf16"]).max() < 0.1
+    as_bf16 = torch.tensor(taps["bf16"]).to(torch.bfloat16).double()
+    assert (as_bf16 - torch.tensor(taps["bf16"])).abs().max() == 0  # 8 bits survive float16
+    assert (torch.tensor(taps["fp32"]).to(torch.bfloat16).double() - torch.tensor(taps["fp32"])).abs().max() > 0
+
+
+def test_a_network_that_answers_nan_has_a_page(small):
+    images, predictions = small
+    nan = torch.full_like(predictions.probabilities, float("nan"))
+    lost = replace(predictions, probabilities=nan, confidence=nan[:, 0].double())
+    data = page_data(page_of(images, lost, CLASSES))
+    assert np.isnan(unpacked(data["items"]["probability"])).all()
+    assert {row["confidence"] for row in data["rows"]} == {None}
 
 
 def test_images_that_are_gone_are_missing(small, capsys):
@@ -133,7 +159,13 @@ def test_images_that_are_gone_are_missing(small, capsys):
 
     page = page_of(ImageSet("", Gone(), CLASSES), predictions, CLASSES)
     assert page_data(page)["thumbs"] == []
-    assert capsys.readouterr().err.startswith("report.html lacks ")
+    network = ddfnet.create_model("ddf_mul_resnet14_32px", num_classes=5).eval()
+    assert 'id="filters"' not in page_of(ImageSet("", Gone(), CLASSES), predictions, CLASSES, network)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    # 5 mistakes, and 3 correct images of each class, of which one has 2; what the filters ask for again counts once.
+    assert told[0] == told[1]
+    assert told[0].startswith("report.html lacks 19 images: image ")
 
 
 def test_wilson_interval_by_its_definition():
@@ -182,7 +214,7 @@ def test_a_reader_finds_what_is_confused_and_why(browser, small_page, width, dar
     assert names()[0] == "ring"
     click(browser, find(browser, "#classes-body th button")[0])
     assert names() == sorted(NAMES)
-    find(browser, "#class-filter")[0].send_keys("<B>")
+    find(browser, "#class-filter")[0].send_keys("T><B>")
     assert names() == [HOSTILE]
     click(browser, find(browser, "#classes-body tbody tr")[0])
     assert find(browser, "dialog[open] h2")[0].text == f"{HOSTILE}: 1 of 5 wrong"

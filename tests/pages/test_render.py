@@ -53,3 +53,9 @@ def test_text_can_be_read_in_light_and_dark():
             for text in ("ink", "muted", "correct", "wrong", "spatial", "channel", "combined", "accent"):
                 light, dark = sorted((luminance(theme[ground]), luminance(theme[text])), reverse=True)
                 assert (light + 0.05) / (dark + 0.05) >= 4.5, (ground, text)
+
+
+def test_ink_can_be_read_on_every_color():
+    for color in (*palette.SERIES, palette.YELLOW, palette.BLACK, "#FFFFFF"):
+        light, dark = sorted((luminance(color), luminance(palette.ink_on(color))), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, color

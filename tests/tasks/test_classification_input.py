@@ -1,5 +1,7 @@
 """What `data.input` is where a configuration is silent."""
 
+import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,13 @@ def test_a_checkpoint_stores_what_was_resolved(load, image_tree):
     # One of before there were crop modes is the same.
     old = {**meta, "preprocessing": {key: v for key, v in meta["preprocessing"].items() if key != "crop_mode"}}
     assert create_task(loaded.config).present_meta(old) == meta
+
+
+@pytest.mark.parametrize(("name", "told"), [("0.png", False), ("0.JPG", True)])
+def test_the_decoder_of_jpegs_is_told_where_there_are_some(tiny_config, image_tree, tmp_path, caplog, name, told):
+    tree = shutil.copytree(image_tree, tmp_path / "tree")
+    next(tree.glob("val/*/0.png")).rename(tree / "val" / "disc" / name)
+    task = create_task(load_config(tiny_config, [f"data.root={tree}"]).config)
+    with caplog.at_level(logging.INFO, logger="ddfnet"):
+        task.open_data(writes=False)
+    assert ("JPEGs are decoded by" in caplog.text) is told

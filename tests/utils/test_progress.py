@@ -3,7 +3,7 @@
 import pytest
 
 from ddfnet.utils import progress
-from ddfnet.utils.progress import ProgressBar, tracked
+from ddfnet.utils.progress import ProgressBar, no_progress, note, tracked
 
 
 @pytest.fixture
@@ -50,3 +50,43 @@ def test_a_second_round_begins_anew(clock, capsys):
         clock[0] += 40
         bar(100, 100)
     assert capsys.readouterr().err.splitlines() == 2 * ["val: 100 of 100 images, 2.5/s"]
+
+
+def test_nothing_shows_within_no_progress_and_on_other_processes(clock, capsys, monkeypatch):
+    def work():
+        bar = ProgressBar("val")
+        bar(0, 100)
+        clock[0] += 40
+        bar(50, 100)
+        bar.close()
+        note("next")
+        return capsys.readouterr().err
+
+    shown = work()
+    assert shown == "val: 50 of 100 images, 1.2/s, 0:00:40 left\nnext\n"
+    with no_progress():
+        assert work() == ""
+        with no_progress(False):  # an inner one that is not quiet leaves it so
+            assert work() == ""
+    assert work() == shown
+    monkeypatch.setenv("RANK", "1")
+    assert work() == "next\n"
+
+
+def test_many_calls_look_at_the_clock_alone(clock, capsys, monkeypatch):
+    bar, texts = ProgressBar("files"), []
+    monkeypatch.setattr(bar, "_text", lambda *_: texts.append(1) or "")
+    for done in range(10_000):
+        clock[0] += 0.01
+        bar(done, 10_000)
+    assert 3 <= len(texts) <= 4  # 100 seconds: a line each half minute
+
+
+def test_where_there_is_a_bar_already_the_text_goes_to_it(clock, capsys):
+    texts = []
+    bar = ProgressBar("val", show=texts.append)
+    for done in (0, 5, 10):
+        bar(done, 10)
+        clock[0] += 1
+    assert texts == ["0 of 10 images", "5 of 10 images, 5.0/s, 0:00:01 left", "10 of 10 images, 5.0/s"]
+    assert capsys.readouterr().err == ""

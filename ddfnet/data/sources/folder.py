@@ -11,6 +11,7 @@ import numpy as np
 from ddfnet.data.sources.base import hash_files
 from ddfnet.data.sources.classes import MissingClassesError, some_names
 from ddfnet.utils.errors import DataError
+from ddfnet.utils.progress import ProgressBar, tracked
 
 IMAGE_EXTENSIONS = frozenset(
     (".avif", ".bmp", ".gif", ".jfi", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".pjp", ".pjpeg", ".png",
@@ -156,7 +157,7 @@ def index_folder(
     blobs: list[bytes] = []
     lengths: list[np.ndarray] = []
     others: Counter[str] = Counter()
-    for name in classes:
+    for name in tracked(classes, len(classes), ProgressBar(f"files of {os.path.basename(root)}", unit="folders")):
         images = list_images(os.path.join(root, name), others) if name in present else []
         paths = [os.fsencode(f"{name}/{image}") for image in images]
         blobs.append(b"".join(paths))

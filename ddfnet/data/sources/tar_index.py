@@ -16,6 +16,7 @@ import numpy as np
 from ddfnet.data.arrays import load_arrays, save_arrays
 from ddfnet.data.sources.base import Names
 from ddfnet.utils.errors import DataError
+from ddfnet.utils.progress import ProgressBar
 
 _BLOCK = 512
 _KEEP_FROM = 10_000  # members: fewer are read again faster than anybody notices
@@ -60,10 +61,15 @@ def index_tars(files: list[str]) -> TarIndex:
     numbers: dict[str, int] = {}
     rows: list[tuple[int, int, int, int]] = []
     names: list[str] = []
+    sizes = [os.path.getsize(path) for path in files]
+    bar = ProgressBar("headers of tars", unit="MB")
     for number, path in enumerate(files):
+        before = sum(sizes[:number])
         for member in tar_members(path):
             rows.append((number, numbers.setdefault(member.tar, len(numbers)), member.start, member.size))
             names.append(member.name)
+            bar((before + member.start) // 10**6, sum(sizes) // 10**6 + 1)
+    bar.close()
     table = np.array(rows, np.int64).reshape(-1, 4)
     index = TarIndex(
         table[:, 0].astype(np.int32),

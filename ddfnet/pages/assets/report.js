@@ -1,4 +1,4 @@
-// The report of an evaluation. Items are mistakes, and some correct images as examples; see page_data.py.
+// The report of an evaluation. Items are mistakes, and some correct images as examples; see page.py.
 const names = DATA.names, K = names.length;
 const items = { target: unpack(DATA.items.target), top: unpack(DATA.items.top), probability: unpack(DATA.items.probability), correct: unpack(DATA.items.correct) };
 const width = DATA.items.top.shape[1], thumbs = new Map(DATA.thumbs);
@@ -31,7 +31,7 @@ function gallery(list, total) {
   const most = 60, withImage = [...list].sort((a, b) => thumbs.has(b) - thumbs.has(a));
   const kept = withImage.slice(0, most), without = total - kept.length;
   return [el("div", { class: "shots" }, kept.map(shot)),
-    without > 0 ? el("p", { class: "note", style: "margin-top:10px" }, `${count(without)} more; per_class.csv and the data set have them.`) : null];
+    without > 0 ? el("p", { class: "note", style: "margin-top:10px" }, `${count(without)} more are not shown here.`) : null];
 }
 function openCell(a, b) {
   const list = images.get(`${a},${b}`) || [], total = cellCount(a, b);

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ddfnet.data.decode import open_rgb
-from ddfnet.pages.palette import SERIES
+from ddfnet.pages.palette import SERIES, ink_on
 from ddfnet.tasks.detection.network import load_detector
 
 
@@ -44,4 +44,4 @@ def _draw_boxes(axes: Axes, detections: dict[str, Tensor], classes: list[str], t
         (left, top, right, bottom), color = box.tolist(), SERIES[int(label) % len(SERIES)]
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=color, lw=1.6))
         text, bbox = f"{classes[int(label) - 1]} {score:.2f}", {"fc": color, "ec": "none", "pad": 1.2}
-        axes.text(left, top, text, fontsize=7, color="white", va="bottom", bbox=bbox)
+        axes.text(left, top, text, fontsize=7, color=ink_on(color), va="bottom", bbox=bbox)

@@ -279,6 +279,7 @@ def ddf_backward_filters_kernel(
             store_sums(spatial_partials, out_pixels, totals, blocks, 0, PAIRS, BLOCK_Y, BLOCK_X, STEP)
     if NEED_CHANNEL:
         for t in tl.static_range(TAP_ROWS * KERNEL_SIZE):
-            # of contiguous tensors a thread has more pixels than channels: nothing is gained by an exchange
-            total = column_sums(sums[t]) if CHANNELS_LAST else tl.sum(sums[t], axis=0)
+            # An exchange has fewer instructions, but the assembler then takes more registers: with x activated sm_90
+            # spills, and with added filters fewer warps run.
+            total = column_sums(sums[t]) if SHARED and PRODUCT and not ACTIVATE_X else tl.sum(sums[t], axis=0)
             tl.store(channel_partials + t * channels, total, mask=channel_ok)

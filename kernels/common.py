@@ -33,8 +33,13 @@ def affine_of(affine, channel, channels, channel_ok):
 
 @triton.jit
 def activate(value, scale, shift):
-    """relu(value * scale + shift), of pixels x channels; NaN stays NaN, as in PyTorch."""
-    value = tl.fma(value, tl.broadcast_to(scale[None, :], value.shape), tl.broadcast_to(shift[None, :], value.shape))
+    """relu(value * scale + shift), of pixels x channels; NaN stays NaN, as in PyTorch.
+
+    Scale and shift are of channels, or of the shape of `value`.
+    """
+    if len(scale.shape) == 1:
+        scale, shift = scale[None, :], shift[None, :]
+    value = tl.fma(value, tl.broadcast_to(scale, value.shape), tl.broadcast_to(shift, value.shape))
     return tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -46,7 +51,9 @@ def load_activated(pointer, mask, scale, shift, ACC: tl.constexpr):
     `scale` must not be 0.
     """
     below = tl.where(scale > 0.0, float("-inf"), float("inf")).to(pointer.dtype.element_ty)
-    value = tl.load(pointer, mask=mask, other=tl.broadcast_to(below[None, :], pointer.shape))
+    if len(below.shape) == 1:
+        below = below[None, :]
+    value = tl.load(pointer, mask=mask, other=tl.broadcast_to(below, pointer.shape))
     return activate(to_sums(value, ACC), scale, shift)
 
 

@@ -3,6 +3,86 @@
 import triton
 import triton.language as tl
 from ddfnet.kernels.common import affine_of, block_positions, load, load_activated, replace, zeros
+from ddfnet.kernels.tiles import column_sums, columns, row_sums, strided
+
+
+@triton.jit
+def sum_together(w, f, COUNT: tl.constexpr, PRODUCT: tl.constexpr):
+    """w * f, or w alone, of pixels x channels added up over the COUNT channels that a thread has: (B, C / COUNT)."""
+    ws = strided(w, COUNT)
+    if PRODUCT:
+        fs = strided(tl.broadcast_to(f, w.shape), COUNT)
+        total = ws[0] * fs[0]
+        for i in tl.static_range(1, COUNT):
+            total = tl.fma(ws[i], fs[i], total)
+    else:
+        total = ws[0]
+        for i in tl.static_range(1, COUNT):
+            total = total + ws[i]
+    return total
+
+
+@triton.jit
+def pairs_of(
+    blocks, FIRST: tl.constexpr, COUNT: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, STEP: tl.constexpr
+):
+    """COUNT pairs of a tap and a pixel of a block, from number FIRST on: the tap (1, COUNT), the number of the pixel in
+    the map and whether there is such a pixel, both (B, COUNT)."""
+    row, column, block_ok, out_height, out_width = blocks
+    pair = FIRST + tl.arange(0, COUNT)[None, :]
+    y = row[:, None] + pair // BLOCK_X % BLOCK_Y * STEP
+    x = column[:, None] + pair % BLOCK_X * STEP
+    return pair // (BLOCK_Y * BLOCK_X), y * out_width + x, block_ok[:, None] & (y < out_height) & (x < out_width)
+
+
+@triton.jit
+def load_weights(
+    spatial_filter,
+    tap_stride,
+    column_stride,
+    blocks,
+    FIRST: tl.constexpr,
+    COUNT: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    STEP: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """The spatial filter of COUNT pairs of a tap and a pixel of a block, a tile (B, 1) each.
+
+    Lanes that share a pixel need the same ones. Each loads some, and they exchange them: 16 with one barrier.
+    """
+    SIZE: tl.constexpr = 16 if COUNT >= 16 else 8 if COUNT >= 8 else 4 if COUNT >= 4 else 1
+    tap, pixel, ok = pairs_of(blocks, FIRST, SIZE, BLOCK_Y, BLOCK_X, STEP)
+    weights = columns(load(spatial_filter + (tap * tap_stride + pixel * column_stride), ok, ACC))
+    if COUNT > SIZE:
+        more = load_weights(
+            spatial_filter, tap_stride, column_stride, blocks, FIRST + SIZE, COUNT - SIZE, BLOCK_Y, BLOCK_X, STEP, ACC
+        )
+        weights = weights + more
+    return weights
+
+
+@triton.jit
+def store_sums(
+    spatial_partials,
+    out_pixels,
+    totals,
+    blocks,
+    FIRST: tl.constexpr,
+    COUNT: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Stores the sums of the rows of `totals`, a tile for each pair of a tap and a pixel, from number FIRST on."""
+    SHARED: tl.constexpr = totals[0].shape[1] > 1
+    SIZE: tl.constexpr = 1 if not SHARED else 16 if COUNT >= 16 else 8 if COUNT >= 8 else 4 if COUNT >= 4 else 1
+    tap, pixel, ok = pairs_of(blocks, FIRST, SIZE, BLOCK_Y, BLOCK_X, STEP)
+    sums = row_sums(totals, FIRST, SIZE).to(spatial_partials.dtype.element_ty)
+    tl.store(spatial_partials + (tap * out_pixels + pixel), sums, mask=ok)
+    if COUNT > SIZE:
+        store_sums(spatial_partials, out_pixels, totals, blocks, FIRST + SIZE, COUNT - SIZE, BLOCK_Y, BLOCK_X, STEP)
 
 
 @triton.jit
@@ -107,13 +187,24 @@ def ddf_backward_filters_kernel(
     spatial_partials += (image * channel_tiles + tile) * (SCALE * SCALE * heads * AREA) * out_pixels
     spatial_partials += first_spatial_tap * out_pixels
 
-    # Channels lie along lanes: each loads the filter's values of its own channels, once for each of its pixels. As one
-    # row of channels, loads would be spread over all lanes and each tap exchanged through shared memory, with barriers.
-    # (With several phases sm_100 spills over it.)
+    # A lane loads what it needs of the channel filter itself, as part of a tile of pixels x channels; of the spatial
+    # filter too, where it has its pixels alone. As a row or a column, loads would be spread over all lanes, and each
+    # be exchanged through shared memory, with barriers. (Of several phases they are: sm_100 spills otherwise.)
     pixels_of_block = tl.zeros((BLOCKS, 1), tl.int32)
+    channels_of_tile = tl.zeros((1, BLOCK_CHANNELS), tl.int32)
     filter_tile = channel_filter[None, :] + pixels_of_block
     tile_ok = channel_ok[None, :] & (pixels_of_block == 0)
 
+    PAIRS: tl.constexpr = TAP_ROWS * KERNEL_SIZE * BLOCK_Y * BLOCK_X  # of a tap and a pixel of a block
+    # Neighboring channels that a thread has, with a program of one warp: of one load, which has 16 bytes at most. Only
+    # speed depends on it.
+    MULTIPLE: tl.constexpr = (
+        8 if HEAD_CHANNELS % 8 == 0 else 4 if HEAD_CHANNELS % 4 == 0 else 2 if HEAD_CHANNELS % 2 == 0 else 1
+    )
+    TOGETHER: tl.constexpr = min(
+        MULTIPLE, BLOCK_CHANNELS, 128 // x.dtype.element_ty.primitive_bitwidth, max(BLOCKS * BLOCK_CHANNELS // 32, 1)
+    )
+    SHARED: tl.constexpr = CHANNELS_LAST and BLOCK_CHANNELS > TOGETHER  # several lanes have the same pixel
     sums = zeros(TAP_ROWS * KERNEL_SIZE if NEED_CHANNEL else 0, BLOCKS, BLOCK_CHANNELS, ACC)
     for iteration in range(iterations):
         first_block = (chunk * iterations + iteration) * BLOCKS
@@ -124,24 +215,21 @@ def ddf_backward_filters_kernel(
         x_block += (channel * x_channel_stride)[None, :]
         y_block = grad_y + (row * SCALE * y_row_stride + column * SCALE * column_stride)[:, None]
         y_block += (channel * y_channel_stride)[None, :]
-        pixel = row * out_width + column
+        blocks = (row, column, block_ok, out_height, out_width)
         if ACTIVATE_X:
-            x_scale, x_shift = affine_of(x_affine, channel, channels, channel_ok)
+            x_scale, x_shift = affine_of(x_affine, channel[None, :] + pixels_of_block, channels, tile_ok)
         grads = ()
         for oy in tl.static_range(BLOCK_Y):
             for ox in tl.static_range(BLOCK_X):
                 ok = block_ok & (row + oy * STEP < out_height) & (column + ox * STEP < out_width)
                 y_offset = oy * STEP * SCALE * y_row_stride + ox * STEP * SCALE * column_stride
                 grads = grads + (load(y_block + y_offset, ok[:, None] & channel_ok[None, :], ACC),)
+        totals = ()
         for u in tl.static_range(TAP_ROWS):
-            totals = ()
+            # The loads of x of a row of taps stand together, those of the first row before the exchange of the spatial
+            # filter: the compiler moves none over a barrier, and one would wait for the other. Equal ones become one.
+            values = ()
             for v in tl.static_range(KERNEL_SIZE):
-                if PRODUCT and NEED_SPATIAL:
-                    tap = (u * KERNEL_SIZE + v) * channels
-                    if CHANNELS_LAST and SCALE == 1:
-                        f = load(filter_tile + tap, tile_ok, ACC)
-                    else:
-                        f = load(channel_filter + tap, channel_ok, ACC)[None, :]
                 for oy in tl.static_range(BLOCK_Y):
                     for ox in tl.static_range(BLOCK_X):
                         dy = oy * STEP * STRIDE + u * DILATION
@@ -153,33 +241,45 @@ def ddf_backward_filters_kernel(
                         x_offset = dy * x_row_stride + dx * column_stride
                         x_ok = inside[:, None] & channel_ok[None, :]
                         if ACTIVATE_X:
-                            value = load_activated(x_block + x_offset, x_ok, x_scale, x_shift, ACC)
+                            values = values + (load_activated(x_block + x_offset, x_ok, x_scale, x_shift, ACC),)
                         else:
-                            value = load(x_block + x_offset, x_ok, ACC)
-                        w = grads[oy * BLOCK_X + ox] * value
-                        if NEED_SPATIAL:
-                            weighted = w * f if PRODUCT else w
-                            totals = totals + (tl.sum(weighted, axis=1),)
-                        if NEED_CHANNEL:
-                            if PRODUCT:
-                                ok = block_ok & (row + oy * STEP < out_height) & (column + ox * STEP < out_width)
-                                offset = (pixel + (oy * STEP * out_width + ox * STEP)) * filter_column_stride
-                                s = load(spatial_filter + (u * KERNEL_SIZE + v) * tap_stride + offset, ok, ACC)
-                                total = tl.fma(w, tl.broadcast_to(s[:, None], w.shape), sums[u * KERNEL_SIZE + v])
+                            values = values + (load(x_block + x_offset, x_ok, ACC),)
+            if PRODUCT and NEED_CHANNEL and SHARED and u == 0:
+                weights = load_weights(
+                    spatial_filter, tap_stride, filter_column_stride, blocks, 0, PAIRS, BLOCK_Y, BLOCK_X, STEP, ACC
+                )
+            for v in tl.static_range(KERNEL_SIZE):
+                f = 1.0
+                if PRODUCT and NEED_SPATIAL:
+                    tap = (u * KERNEL_SIZE + v) * channels
+                    if CHANNELS_LAST and SCALE == 1:
+                        f = load(filter_tile + tap, tile_ok, ACC)
+                    else:
+                        f = load(channel_filter + tap, channel_ok, ACC)[None, :]
+                for oy in tl.static_range(BLOCK_Y):
+                    for ox in tl.static_range(BLOCK_X):
+                        w = grads[oy * BLOCK_X + ox] * values[(v * BLOCK_Y + oy) * BLOCK_X + ox]
+                        if NEED_CHANNEL and PRODUCT:
+                            if SHARED:
+                                s = weights[((u * KERNEL_SIZE + v) * BLOCK_Y + oy) * BLOCK_X + ox]
                             else:
-                                total = sums[u * KERNEL_SIZE + v] + w
+                                ok = block_ok & (row + oy * STEP < out_height) & (column + ox * STEP < out_width)
+                                pixel = row * out_width + column + (oy * STEP * out_width + ox * STEP)
+                                offset = (u * KERNEL_SIZE + v) * tap_stride + pixel * filter_column_stride
+                                ok = ok[:, None] & (channels_of_tile == 0)
+                                s = load(spatial_filter + offset[:, None] + channels_of_tile, ok, ACC)
+                            total = tl.fma(w, tl.broadcast_to(s, w.shape), sums[u * KERNEL_SIZE + v])
                             sums = replace(sums, u * KERNEL_SIZE + v, total)
-            # Stored after the last load of a row of taps: the compiler merges no loads across a store, and loads of x
-            # are shared along a row. Keeping the totals of all rows until the end would take more registers.
-            if NEED_SPATIAL:
-                for v in tl.static_range(KERNEL_SIZE):
-                    for oy in tl.static_range(BLOCK_Y):
-                        for ox in tl.static_range(BLOCK_X):
-                            ok = block_ok & (row + oy * STEP < out_height) & (column + ox * STEP < out_width)
-                            target = spatial_partials + (u * KERNEL_SIZE + v) * out_pixels
-                            target += pixel + (oy * STEP * out_width + ox * STEP)
-                            total = totals[(v * BLOCK_Y + oy) * BLOCK_X + ox]
-                            tl.store(target, total.to(spatial_partials.dtype.element_ty), mask=ok)
+                        elif NEED_CHANNEL:
+                            sums = replace(sums, u * KERNEL_SIZE + v, sums[u * KERNEL_SIZE + v] + w)
+                        if NEED_SPATIAL:
+                            totals = totals + (sum_together(w, f, TOGETHER, PRODUCT),)
+        # Exchanged and stored after the last load: the compiler merges and moves no loads across either.
+        if NEED_SPATIAL:
+            store_sums(spatial_partials, out_pixels, totals, blocks, 0, PAIRS, BLOCK_Y, BLOCK_X, STEP)
     if NEED_CHANNEL:
         for t in tl.static_range(TAP_ROWS * KERNEL_SIZE):
-            tl.store(channel_partials + t * channels, tl.sum(sums[t], axis=0), mask=channel_ok)
+            # An exchange has fewer instructions, but the assembler then takes more registers: with x activated sm_90
+            # spills, and with added filters fewer warps run.
+            total = column_sums(sums[t]) if SHARED and PRODUCT and not ACTIVATE_X else tl.sum(sums[t], axis=0)
+            tl.store(channel_partials + t * channels, total, mask=channel_ok)

@@ -1,11 +1,12 @@
 """What the DDF layer as one operator is given, and what it keeps for its backward pass."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddfnet.ops.common import memory_format_of, runs_on_triton
+from ddfnet.ops.common import accumulator_dtype, memory_format_of, output_size, runs_on_triton
 
 # Padded taps of all heads together, the columns of one matrix product. In float32, without tensor cores, a product of
 # more than 16 columns would take longer than the passes over memory that it saves, and does not fit the registers.
@@ -83,6 +84,44 @@ class Activations(NamedTuple):
     hidden: Tensor
     logits: Tensor
     channel_filter: Tensor
+
+
+def empty_activations(x: Tensor, weights: Weights, settings: Settings) -> Activations:
+    """Contiguous, not written yet."""
+    (batch, channels), area, heads = x.shape[:2], settings.kernel_size**2, settings.heads
+    size = output_size(x, settings.stride)
+    shapes = ((heads, *size), (channels,), (weights.squeeze.shape[0],), (channels * area,), (area, channels))
+    wide = (x.new_empty((batch, *shape), dtype=accumulator_dtype(x)) for shape in shapes)
+    return Activations(x.new_empty((batch, heads * area, *size)), *wide)
+
+
+class Like(NamedTuple):
+    """A weight or bias, as far as its gradient has to be like it."""
+
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor | None) -> "Like | None":
+        return None if tensor is None else cls(tensor.dtype, tensor.shape, tensor.stride())
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """`grad`, which may be a matrix and wider.
+
+        Of a 1x1 convolution in channels_last with its strides for the dimensions of size 1, too: they mean nothing, but
+        DistributedDataParallel compares them and warns.
+        """
+        grad = grad.to(self.dtype)
+        if len(self.shape) == 4 and self.stride[:2] == (self.shape[1], 1):
+            return grad.contiguous().as_strided(self.shape, self.stride)
+        return grad.reshape(self.shape)
+
+
+def gradients_like(grads: Iterable[Tensor], like: Iterable[Like | None], needed: Iterable[bool]) -> list[Tensor | None]:
+    """Those that are needed, as their weights."""
+    pairs = zip(grads, like, needed, strict=True)
+    return [each.gradient(grad) if need and each is not None else None for grad, each, need in pairs]
 
 
 def split(arguments: Any) -> tuple[Weights, Any]:

@@ -1,7 +1,7 @@
 """The DDF layer as one operator: both filter branches, their normalization, and `ddf`.
 
 As separate layers the branches read x twice, pass some ten times over the logits, add two gradients of the size of x,
-and launch 52 kernels in a training step; this launches 22. Only Triton has it; elsewhere the layers are called one by
+and launch 52 kernels in a training step; this launches 15. Only Triton has it; elsewhere the layers are called one by
 one, and `plain_ddf_layer`, which defines it, is what exporters get.
 """
 
@@ -23,7 +23,15 @@ from ddfnet.ops.common import (
     output_size,
     runs_on_triton,
 )
-from ddfnet.ops.ddf_layer.arguments import Activations, Settings, Weights, split
+from ddfnet.ops.ddf_layer.arguments import (
+    Activations,
+    Like,
+    Settings,
+    Weights,
+    empty_activations,
+    gradients_like,
+    split,
+)
 
 Shape = tuple[int, ...]
 
@@ -185,14 +193,10 @@ DECOMPOSITIONS[torch.ops.ddfnet.ddf_layer.default] = plain_ddf_layer
 
 @_ddf_layer.register_fake
 def _(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    weights, (kernel_size, stride, _, heads, *_) = split(arguments)
-    batch, channels = x.shape[:2]
-    size, wide = output_size(x, stride), accumulator_dtype(x)
-    y = empty(x, (batch, channels, *size), torch.channels_last)
-    spatial_filter = x.new_empty((batch, heads * kernel_size**2, *size))
-    shapes = ((heads, *size), (channels,), (weights.squeeze.shape[0],), (channels * kernel_size**2,))
-    others = (x.new_empty((batch, *shape), dtype=wide) for shape in (*shapes, (kernel_size**2, channels)))
-    return y, spatial_filter, *others
+    weights, options = split(arguments)
+    settings = Settings(*options)
+    y = empty(x, (*x.shape[:2], *output_size(x, settings.stride)), torch.channels_last)
+    return y, *empty_activations(x, weights, settings)
 
 
 @_ddf_layer_backward.register_fake
@@ -211,9 +215,9 @@ def _(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, *rest = inputs
     weights, ctx.settings = split(rest)
-    # of the biases nothing but their dtypes plays a part
+    # of the biases nothing but their dtypes and shapes plays a part
     ctx.save_for_backward(x, weights.spatial, weights.squeeze, weights.excite, weights.alpha, *output[1:])
-    ctx.dtypes = [None if weight is None else weight.dtype for weight in weights]
+    ctx.like = [Like.of(weight) for weight in weights]
 
 
 def _mark_and_save(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -228,12 +232,12 @@ def _first_order(ctx: Any, grad_y: Tensor, *_: Tensor | None) -> tuple:
     direct = not torch.is_grad_enabled() and is_plain(grad_y, *saved)
     backward: Any = _backward if direct else _ddf_layer_backward
     grad_x, *grads = backward(grad_y, *saved, *ctx.settings, needed[0], any(needed[1:]))
-    wanted = zip(grads, needed[1:], ctx.dtypes, strict=True)
-    of_weights = (grad.to(dtype) if need else None for grad, need, dtype in wanted)
+    of_weights = gradients_like(grads, ctx.like, needed[1:])
     return grad_x if needed[0] else None, *of_weights, *(None for _ in ctx.settings)
 
 
-def _second_order(ctx: Any, *_: Tensor | None) -> tuple:
+def no_second_order(ctx: Any, *_: Tensor | None) -> tuple:
+    """The gradient of a gradient."""
     raise RuntimeError("the fused layer has no second-order gradients: build DDF(..., fused_filters=False)")
 
 
@@ -250,7 +254,7 @@ class _Layer(torch.autograd.Function):
 
 
 _ddf_layer.register_autograd(_first_order, setup_context=_mark_and_save)
-_ddf_layer_backward.register_autograd(_second_order)
+_ddf_layer_backward.register_autograd(no_second_order)
 
 
 # FLOPs, for torch.utils.flop_counter.FlopCounterMode: one multiplication and one addition per tap and output, as for

@@ -28,13 +28,16 @@ from ddfnet.ops.ddf_layer.arguments import (
     STATISTICS,
     VARIANCE,
     Activations,
+    Like,
     NormState,
     Settings,
     TrainedNorm,
     Weights,
+    empty_activations,
+    gradients_like,
     split,
 )
-from ddfnet.ops.ddf_layer.autograd import Shape, layer_flops, plain_ddf_layer, plain_ddf_layer_backward
+from ddfnet.ops.ddf_layer.autograd import Shape, layer_flops, no_second_order, plain_ddf_layer, plain_ddf_layer_backward
 
 _NORMS = 4  # weights and biases of the normalizations, which come before those of the layer
 
@@ -91,7 +94,7 @@ def _activated(x: Tensor, statistics: Tensor) -> Tensor:
 
 def _plain_norm_backward(grad: Tensor, x: Tensor, statistics: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Gradients of x, and of weight and bias, of the one behind ReLU and normalization; in the dtype of the sums."""
-    grad = grad.to(statistics.dtype) * (_activated(x, statistics) > 0)
+    grad = torch.where(_activated(x, statistics) <= 0, 0, grad.to(statistics.dtype))  # NaN lets it through
     _, _, scale, mean, inverse, _ = statistics[..., None, None]
     normal = (x.to(statistics.dtype) - mean) * inverse
     along = (grad * normal).mean((0, 2, 3), keepdim=True)
@@ -187,15 +190,12 @@ DECOMPOSITIONS[torch.ops.ddfnet.ddf_layer_trained.default] = plain_ddf_layer_tra
 
 @_ddf_layer_trained.register_fake
 def _(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    weights, (_, _, kernel_size, stride, _, heads, *_) = split(arguments[_NORMS:])
-    batch, channels = x.shape[:2]
-    size, wide = output_size(x, stride), accumulator_dtype(x)
-    z, y = (empty(x, (batch, channels, *size), torch.channels_last) for _ in range(2))
-    statistics = (x.new_empty((STATISTICS, channels), dtype=wide) for _ in range(2))
-    spatial_filter = x.new_empty((batch, heads * kernel_size**2, *size))
-    shapes = ((heads, *size), (channels,), (weights.squeeze.shape[0],), (channels * kernel_size**2,))
-    others = (x.new_empty((batch, *shape), dtype=wide) for shape in (*shapes, (kernel_size**2, channels)))
-    return z, y, *statistics, spatial_filter, *others
+    weights, (_, _, *options) = split(arguments[_NORMS:])
+    settings, channels = Settings(*options), x.shape[1]
+    size = (*x.shape[:2], *output_size(x, settings.stride))
+    z, y = (empty(x, size, torch.channels_last) for _ in range(2))
+    statistics = (x.new_empty((STATISTICS, channels), dtype=accumulator_dtype(x)) for _ in range(2))
+    return z, y, *statistics, *empty_activations(x, weights, settings)
 
 
 @_ddf_layer_trained_backward.register_fake
@@ -212,7 +212,7 @@ def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, *rest = inputs
     weights, (_, _, *ctx.settings) = split(rest[_NORMS:])
     ctx.save_for_backward(x, weights.spatial, weights.squeeze, weights.excite, weights.alpha, *output[1:])
-    ctx.like = [None if t is None else (t.dtype, t.shape) for t in (*rest[:_NORMS], *weights)]
+    ctx.like = [Like.of(tensor) for tensor in (*rest[:_NORMS], *weights)]
 
 
 def _mark_and_save(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -225,16 +225,9 @@ def _first_order(ctx: Any, grad_z: Tensor, *_: Tensor | None) -> tuple:
     direct = not torch.is_grad_enabled() and is_plain(grad_z, *saved)
     backward: Any = _backward if direct else _ddf_layer_trained_backward
     grad_x, *grads = backward(grad_z, *saved, *ctx.settings)
-    needed = ctx.needs_input_grad
-    of_weights = (
-        grad.reshape(like[1]).to(like[0]) if need else None
-        for grad, like, need in zip(grads, ctx.like, needed[1:], strict=False)
-    )
+    needed = ctx.needs_input_grad[: 1 + len(ctx.like)]
+    of_weights = gradients_like(grads, ctx.like, needed[1:])
     return grad_x if needed[0] else None, *of_weights, None, None, *(None for _ in ctx.settings)
-
-
-def _second_order(ctx: Any, *_: Tensor | None) -> tuple:
-    raise RuntimeError("the fused layer has no second-order gradients: build DDF(..., fused_filters=False)")
 
 
 class _Trained(torch.autograd.Function):
@@ -252,7 +245,7 @@ class _Trained(torch.autograd.Function):
 
 
 _ddf_layer_trained.register_autograd(_first_order, setup_context=_mark_and_save)
-_ddf_layer_trained_backward.register_autograd(_second_order)
+_ddf_layer_trained_backward.register_autograd(no_second_order)
 
 
 @register_flop_formula(torch.ops.ddfnet.ddf_layer_trained)

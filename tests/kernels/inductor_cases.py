@@ -166,7 +166,7 @@ def main(which):
         graph, _ = aot_export_module(module, inputs, trace_joint=False, decompositions=select_decomp_table())
         given = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
         code, *_ = utils.get_code(lambda: compile_fx_inner(graph, given, is_inference=True))
-    launched = re.findall(r"^ +(?:(\w+)\.run|extern_kernels\.(\w+))\(", code, re.MULTILINE)
+    launched = re.findall(r"\b(?:(\w+)\.run|extern_kernels\.(\w+))\(", code)
     print("KERNELS " + json.dumps({"kernels": kernels, "launches": [ours or extern for ours, extern in launched]}))
 
 

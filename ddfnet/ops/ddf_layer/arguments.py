@@ -95,33 +95,41 @@ def empty_activations(x: Tensor, weights: Weights, settings: Settings) -> Activa
     return Activations(x.new_empty((batch, heads * area, *size)), *wide)
 
 
-class Like(NamedTuple):
-    """A weight or bias, as far as its gradient has to be like it."""
-
-    dtype: torch.dtype
-    shape: torch.Size
-    stride: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tensor: Tensor | None) -> "Like | None":
-        return None if tensor is None else cls(tensor.dtype, tensor.shape, tensor.stride())
-
-    def gradient(self, grad: Tensor) -> Tensor:
-        """`grad`, which may be a matrix and wider.
-
-        Of a 1x1 convolution in channels_last with its strides for the dimensions of size 1, too: they mean nothing, but
-        DistributedDataParallel compares them and warns.
-        """
-        grad = grad.to(self.dtype)
-        if len(self.shape) == 4 and self.stride[:2] == (self.shape[1], 1):
-            return grad.contiguous().as_strided(self.shape, self.stride)
-        return grad.reshape(self.shape)
+def given_weights(spatial: Tensor, squeeze: Tensor, excite: Tensor, alpha: Tensor) -> Weights:
+    """Without the biases, on which no gradient depends."""
+    return Weights(spatial, None, squeeze, None, excite, None, alpha)
 
 
-def gradients_like(grads: Iterable[Tensor], like: Iterable[Like | None], needed: Iterable[bool]) -> list[Tensor | None]:
-    """Those that are needed, as their weights."""
-    pairs = zip(grads, like, needed, strict=True)
-    return [each.gradient(grad) if need and each is not None else None for grad, each, need in pairs]
+def empty_weight_gradients(x: Tensor, weights: Weights, spatial: torch.dtype) -> tuple[Tensor, ...]:
+    """Not written yet: of all weights as matrices and of their biases, in the dtype of the sums but for the first."""
+    wide, grads = accumulator_dtype(x), []
+    for weight, dtype in ((weights.spatial, spatial), (weights.squeeze, wide), (weights.excite, wide)):
+        grads += [x.new_empty(weight.shape[:2], dtype=dtype), x.new_empty(weight.shape[0], dtype=wide)]
+    return *grads, x.new_empty(weights.alpha.shape, dtype=wide)
+
+
+def gradients_like(
+    weights: Iterable[Tensor | None],
+    dtypes: Iterable[torch.dtype | None],
+    grads: Iterable[Tensor],
+    needed: Iterable[bool],
+) -> list[Tensor | None]:
+    """Those that are needed of parameters with these dtypes; of the weights, not None, in their shapes.
+
+    1x1 convolutions in channels_last have strides for their dimensions of size 1. They mean nothing, but
+    DistributedDataParallel compares those of the gradient with them, and warns.
+    """
+    result: list[Tensor | None] = []
+    for weight, dtype, grad, need in zip(weights, dtypes, grads, needed, strict=True):
+        if not need or dtype is None:
+            result.append(None)
+            continue
+        grad = grad if grad.dtype == dtype else grad.to(dtype)
+        if weight is not None and weight.shape != grad.shape:
+            matrix = weight.stride()[:2] == (*grad.shape[1:], 1)
+            grad = grad.contiguous().as_strided(weight.shape, weight.stride()) if matrix else grad.reshape(weight.shape)
+        result.append(grad)
+    return result
 
 
 def split(arguments: Any) -> tuple[Weights, Any]:

@@ -25,10 +25,11 @@ from ddfnet.ops.common import (
 )
 from ddfnet.ops.ddf_layer.arguments import (
     Activations,
-    Like,
     Settings,
     Weights,
     empty_activations,
+    empty_weight_gradients,
+    given_weights,
     gradients_like,
     split,
 )
@@ -124,8 +125,8 @@ def _backward(
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x and of the weights, those of biases in the dtype of the sums; empty tensors for the others."""
-    weights = Weights(spatial, None, squeeze, None, excite, None, channel_alpha)
+    """Gradients of x and of all weights, as matrices as wide as they are summed; empty tensors for those not needed."""
+    weights = given_weights(spatial, squeeze, excite, channel_alpha)
     settings = Settings(kernel_size, stride, dilation, heads, multiply, alpha)
     activations = Activations(spatial_filter, inverse_std, pooled, hidden, logits, channel_filter)
     with autocast_off(x):
@@ -135,14 +136,12 @@ def _backward(
             grad_x, grads = triton.backward(grad_y, x, weights, activations, settings, need_x, need_weights)
         else:
             grad_x, grads = plain_ddf_layer_backward(grad_y, x, weights, activations, settings)
+            grads = grads[0].to(x.dtype), *grads[1:]
     if not need_x:
         grad_x = x.new_empty(0)
     if not need_weights:
-        return grad_x, *(x.new_empty(0) for _ in weights)  # type: ignore[return-value]
-    return grad_x, *(  # type: ignore[return-value]
-        grad if weight is None else grad.reshape(weight.shape).to(weight.dtype)
-        for grad, weight in zip(grads, weights, strict=True)
-    )
+        grads = tuple(x.new_empty(0) for _ in weights)
+    return grad_x, *grads  # type: ignore[return-value]
 
 
 def plain_ddf_layer_backward(
@@ -206,18 +205,17 @@ def _(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     grad_x = empty(x, x.shape, torch.channels_last) if need_x else x.new_empty(0)
     if not need_weights:
         return grad_x, *(x.new_empty(0) for _ in Weights._fields)
-    grads = []
-    for weight in (spatial, squeeze, excite):
-        grads += [weight.new_empty(weight.shape), x.new_empty(weight.shape[0], dtype=accumulator_dtype(x))]
-    return grad_x, *grads, alpha.new_empty(alpha.shape)
+    weights = given_weights(spatial, squeeze, excite, alpha)
+    return grad_x, *empty_weight_gradients(x, weights, x.dtype)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, *rest = inputs
     weights, ctx.settings = split(rest)
-    # of the biases nothing but their dtypes and shapes plays a part
+    # of the biases nothing but their dtypes plays a part
     ctx.save_for_backward(x, weights.spatial, weights.squeeze, weights.excite, weights.alpha, *output[1:])
-    ctx.like = [Like.of(weight) for weight in weights]
+    ctx.dtypes = [None if weight is None else weight.dtype for weight in weights]
+    ctx.set_materialize_grads(False)  # zeros for the other outputs, each a launch
 
 
 def _mark_and_save(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -225,14 +223,16 @@ def _mark_and_save(ctx: Any, inputs: tuple, output: tuple) -> None:
     _save_for_backward(ctx, inputs, output)
 
 
-def _first_order(ctx: Any, grad_y: Tensor, *_: Tensor | None) -> tuple:
+def _first_order(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple:
+    if grad_y is None:
+        return (None,) * len(ctx.needs_input_grad)
     saved = ctx.saved_tensors
     needed = ctx.needs_input_grad[: 1 + len(Weights._fields)]
     # A graph of gradients needs the registered op, which has a name for those who ask for a second order.
     direct = not torch.is_grad_enabled() and is_plain(grad_y, *saved)
     backward: Any = _backward if direct else _ddf_layer_backward
     grad_x, *grads = backward(grad_y, *saved, *ctx.settings, needed[0], any(needed[1:]))
-    of_weights = gradients_like(grads, ctx.like, needed[1:])
+    of_weights = gradients_like(given_weights(*saved[1:5]), ctx.dtypes, grads, needed[1:])
     return grad_x if needed[0] else None, *of_weights, *(None for _ in ctx.settings)
 
 

@@ -28,12 +28,13 @@ from ddfnet.ops.ddf_layer.arguments import (
     STATISTICS,
     VARIANCE,
     Activations,
-    Like,
     NormState,
     Settings,
     TrainedNorm,
     Weights,
     empty_activations,
+    empty_weight_gradients,
+    given_weights,
     gradients_like,
     split,
 )
@@ -165,7 +166,7 @@ def _backward(
     alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """All gradients, in the order of `_forward`'s arguments: that of x in its dtype, the others as they are summed."""
-    weights = Weights(spatial, None, squeeze, None, excite, None, channel_alpha)
+    weights = given_weights(spatial, squeeze, excite, channel_alpha)
     settings = Settings(kernel_size, stride, dilation, heads, multiply, alpha)
     state = NormState(y, x_statistics, y_statistics)
     activations = Activations(spatial_filter, inverse_std, pooled, hidden, logits, channel_filter)
@@ -202,17 +203,17 @@ def _(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 def _(grad_z: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     spatial, squeeze, excite, alpha = arguments[:4]
     wide, channels = accumulator_dtype(x), x.shape[1]
-    grads = [x.new_empty(channels, dtype=wide) for _ in range(_NORMS)]
-    for weight in (spatial, squeeze, excite):
-        grads += [x.new_empty((weight.shape[0], weight.shape[1]), dtype=wide), x.new_empty(weight.shape[0], dtype=wide)]
-    return empty(x, x.shape, torch.channels_last), *grads, x.new_empty(alpha.shape, dtype=wide)
+    of_norms = (x.new_empty(channels, dtype=wide) for _ in range(_NORMS))
+    weights = given_weights(spatial, squeeze, excite, alpha)
+    return empty(x, x.shape, torch.channels_last), *of_norms, *empty_weight_gradients(x, weights, wide)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, *rest = inputs
     weights, (_, _, *ctx.settings) = split(rest[_NORMS:])
     ctx.save_for_backward(x, weights.spatial, weights.squeeze, weights.excite, weights.alpha, *output[1:])
-    ctx.like = [Like.of(tensor) for tensor in (*rest[:_NORMS], *weights)]
+    ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (*rest[:_NORMS], *weights)]
+    ctx.set_materialize_grads(False)  # zeros for the other outputs, each a launch
 
 
 def _mark_and_save(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -220,13 +221,16 @@ def _mark_and_save(ctx: Any, inputs: tuple, output: tuple) -> None:
     _save_for_backward(ctx, inputs, output)
 
 
-def _first_order(ctx: Any, grad_z: Tensor, *_: Tensor | None) -> tuple:
+def _first_order(ctx: Any, grad_z: Tensor | None, *_: Tensor | None) -> tuple:
+    if grad_z is None:
+        return (None,) * len(ctx.needs_input_grad)
     saved = ctx.saved_tensors
     direct = not torch.is_grad_enabled() and is_plain(grad_z, *saved)
     backward: Any = _backward if direct else _ddf_layer_trained_backward
     grad_x, *grads = backward(grad_z, *saved, *ctx.settings)
-    needed = ctx.needs_input_grad[: 1 + len(ctx.like)]
-    of_weights = gradients_like(grads, ctx.like, needed[1:])
+    needed = ctx.needs_input_grad[: 1 + len(ctx.dtypes)]
+    weights = (*(None,) * _NORMS, *given_weights(*saved[1:5]))
+    of_weights = gradients_like(weights, ctx.dtypes, grads, needed[1:])
     return grad_x if needed[0] else None, *of_weights, None, None, *(None for _ in ctx.settings)
 
 

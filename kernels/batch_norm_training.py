@@ -141,7 +141,7 @@ def batch_norm_relu_backward_sums_kernel(
 
 @triton.jit
 def batch_norm_backward_kernel(
-    grad_y, x, statistics, sums, grad_x, grad_logits, weight_partials, rows, channels,
+    grad_y, x, statistics, sums, grad_x, grad_weight, grad_logits, weight_partials, rows, channels,
     RELU: tl.constexpr, PADDED_TAPS: tl.constexpr,
     ITERATIONS: tl.constexpr, ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -152,15 +152,18 @@ def batch_norm_backward_kernel(
     weight_partials[part,t,c] = sum over rows of grad_logits[row,t] * relu(x * scale + shift), that of the weight of the
     layer's spatial branch, as a product rounded to the dtype of x.
 
-    sums: float32 (2, C), of g and of g * (x - mean). grad_logits: (rows, PADDED_TAPS), in the dtype of x.
-    weight_partials: float32 (parts, PADDED_TAPS, C).
+    sums: float32 (2, C), of g and of g * (x - mean). grad_weight: float32 (C,), of the weight of the normalization,
+    written by the programs of the first part. grad_logits: (rows, PADDED_TAPS), in the dtype of x. weight_partials:
+    float32 (parts, PADDED_TAPS, C).
     One program has ITERATIONS x ROWS rows and BLOCK_CHANNELS channels.
     """
     part, channel, channel_ok = part_of(channels, BLOCK_CHANNELS)
     scale, shift = true_affine_of(statistics, channel, channels, channel_ok)
     mean = tl.load(statistics + 3 * channels + channel, mask=channel_ok, other=0.0)
     inverse = tl.load(statistics + 4 * channels + channel, mask=channel_ok, other=0.0)
-    along = tl.load(sums + channels + channel, mask=channel_ok, other=0.0) / rows * inverse * inverse
+    along = tl.load(sums + channels + channel, mask=channel_ok, other=0.0)
+    tl.store(grad_weight + channel, along * inverse, mask=channel_ok & (part == 0))
+    along = along / rows * inverse * inverse
     average = tl.load(sums + channel, mask=channel_ok, other=0.0) / rows
     if PADDED_TAPS > 0:
         tap = tl.arange(0, PADDED_TAPS)

@@ -1,5 +1,6 @@
 """A DDF between two batch normalizations with ReLUs, in one operator where that is possible."""
 
+import itertools
 from typing import cast
 
 import torch
@@ -42,7 +43,7 @@ def normalized_ddf(
         return one_by_one(x, *layers)
     layer, given, norms = cast(DDF, ddf), autocast(x), (cast(nn.BatchNorm2d, before), cast(nn.BatchNorm2d, after))
     # where sizes or devices do not fit, the error of the layers is the one to see
-    fits = all(norm.num_features == layer.channels == x.shape[1] for norm in norms)
+    fits = x.dim() == 4 and all(norm.num_features == layer.channels == x.shape[1] for norm in norms)
     fits = fits and all(cast(Tensor, norm.running_mean).device == x.device for norm in norms)
     if not fits or not layer.is_fused(given):
         return one_by_one(x, *layers)
@@ -63,14 +64,18 @@ def one_by_one(x: Tensor, *layers: nn.Module) -> Tensor:
 
 
 def absorbs_norms(*layers: nn.Module) -> bool:
-    """Whether the layers, those of `normalized_ddf`, are ones that its operator of inference can take the place of."""
-    return _are_plain(*layers) and not any(layer.training for layer in layers)
+    """Whether the layers, those of `normalized_ddf`, are ones that its operator of inference can take the place of.
+
+    Only normalizations have a mode: they may be frozen in a network that trains.
+    """
+    return _are_plain(*layers) and not any(norm.training for norm in _norms(layers))
 
 
 def absorbs_trained_norms(*layers: nn.Module) -> bool:
     """Whether they are ones that its operator of training can take the place of: not frozen, with one momentum each."""
-    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
-    return _are_plain(*layers) and all(norm.training and norm.momentum is not None for norm in norms)
+    return _are_plain(*layers) and all(
+        norm.training and norm.track_running_stats and norm.momentum is not None for norm in _norms(layers)
+    )
 
 
 def _are_plain(*layers: nn.Module) -> bool:
@@ -78,13 +83,18 @@ def _are_plain(*layers: nn.Module) -> bool:
         tuple(map(type, layers)) == _TYPES
         and not any(map(is_watched, layers))
         and not nn.modules.module._has_any_global_hook()
-        and all(_is_affine_map(layer) for layer in layers if isinstance(layer, nn.BatchNorm2d))
+        and layers[0] is not layers[3]
+        and all(map(_is_affine_map, _norms(layers)))
     )
+
+
+def _norms(layers: tuple[nn.Module, ...]) -> list[nn.BatchNorm2d]:
+    return [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
 
 
 def _is_affine_map(norm: nn.BatchNorm2d) -> bool:
     """Whether it has weight and bias, and the statistics of training."""
-    return norm.running_mean is not None and norm.weight is not None
+    return norm.running_mean is not None and norm.weight is not None and norm.bias is not None
 
 
 def _of(norm: nn.BatchNorm2d) -> BatchNorm:
@@ -97,14 +107,25 @@ def _trained(x: Tensor, before: nn.BatchNorm2d, after: nn.BatchNorm2d, layer: DD
     weights, settings = layer.operands()
     first, second = (TrainedNorm(norm.weight, norm.bias, norm.eps) for norm in (before, after))
     z, *moments = ddf_layer_trained(x, first, weights, second, settings)
-    with torch.no_grad():
-        for norm, (mean, variance) in zip((before, after), moments, strict=True):
-            for running, new in ((norm.running_mean, mean), (norm.running_var, variance)):
-                buffer = cast(Tensor, running)
-                buffer.lerp_(new.to(buffer.dtype), cast(float, norm.momentum))
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.add_(1)
+    _update_statistics((before, after), moments)
     return z
+
+
+@torch.no_grad()
+def _update_statistics(norms: tuple[nn.BatchNorm2d, ...], moments: list[tuple[Tensor, Tensor]]) -> None:
+    """As the normalizations do, of mean and unbiased variance of a batch; one kernel for many tensors.
+
+    Not `lerp`, which Inductor would give a tensor with the momentum, copied from the host.
+    """
+    running = [cast(Tensor, buffer) for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    new = [moment.to(buffer.dtype) for moment, buffer in zip(itertools.chain(*moments), running, strict=True)]
+    same = norms[0].momentum == norms[1].momentum
+    for part, norm in zip([slice(None)] if same else [slice(0, 2), slice(2, 4)], norms, strict=False):
+        momentum = cast(float, norm.momentum)
+        torch._foreach_mul_(running[part], 1 - momentum)
+        torch._foreach_add_(running[part], new[part], alpha=momentum)
+    if counts := [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]:
+        torch._foreach_add_(counts, 1)
 
 
 def _may_train(x: Tensor, *layers: nn.Module) -> bool:

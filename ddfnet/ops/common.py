@@ -81,11 +81,13 @@ def launch(kernel: Any, grid: tuple[int], *arguments: Any, num_warps: int, num_s
         return
     # Triton launches on the current device. A trace is no launch, and whoever runs it selects the device.
     current = torch.compiler.is_compiling() or torch.cuda.current_device() == device.index
-    on_device = contextlib.nullcontext() if current else torch.cuda.device(device)
     # `wrap_triton` is for those who trace; it makes a launch of its own kind, which takes longer
-    traceable = kernel if is_plain() else wrap_triton(kernel)
-    with on_device:
-        traceable[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+    start = (kernel if is_plain() else wrap_triton(kernel))[grid]
+    if current:
+        start(*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+    else:
+        with torch.cuda.device(device):
+            start(*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
 
 
 @contextlib.contextmanager
@@ -165,7 +167,17 @@ def autocast_off(x: Tensor) -> contextlib.AbstractContextManager:
     """For what has chosen its dtypes itself."""
     if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         return contextlib.nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
+    return _disabled_autocast(x.device.type)
+
+
+@contextlib.contextmanager
+def _disabled_autocast(device_type: str) -> Iterator[None]:
+    """As `torch.autocast(device_type, enabled=False)` where it is enabled, in a fraction of the host's time."""
+    torch.set_autocast_enabled(device_type, False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(device_type, True)
 
 
 def autocast(tensor: T) -> T:

@@ -35,8 +35,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, 
 # The last one is of contiguous tensors.
 KERNELS = tuple(f"ddf_{name}_kernel" for name in ("forward", "backward_x", "backward_filters", "backward_spatial"))
 BRANCH_KERNELS = tuple(
-    f"{branch}_filters{part}_kernel" for branch in ("spatial", "channel") for part in ("", "_backward")
+    f"{name}{part}_kernel"
+    for name in ("spatial_filters", "channel_filters", "channel_squeeze")
+    for part in ("", "_backward")
 )
+BRANCH_KERNELS += ("channel_weights_backward_kernel",)
 NORM_KERNELS = tuple(
     f"batch_norm_{name}_kernel" for name in ("affine", "moments", "merge", "relu", "relu_backward_sums", "backward")
 )

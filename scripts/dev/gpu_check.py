@@ -33,7 +33,7 @@ if importlib.util.find_spec("pytest_timeout"):
 OP = "scripts/benchmarks/op.py --keep-caches --budget 0.2"
 MODEL = "scripts/benchmarks/model.py --keep-caches --models ddf_mul_resnet50 resnet50"
 UNFUSED = "ddf_mul_resnet50:fused_norms=none"  # what inference gains from normalizing in the layer's kernels
-# Training with the same, which no GPU has run: last, so that a fault of it costs nothing else.
+# Training with the same, which no GPU has run.
 TRAINED = "scripts/benchmarks/model.py --keep-caches --models ddf_mul_resnet50:fused_norms=all ddf_mul_resnet50"
 COMPILED = "--keep-caches --modes compiled --batch 256"
 # Seconds and commands of each part; several commands run at once. What tells most comes first: a part gets its own
@@ -46,6 +46,7 @@ PARTS = {
     "tests": (180, TESTS),
     "op": (60, f"{OP} --skip-compiled"),
     "model_eager": (80, f"{MODEL} {UNFUSED} --modes eager --batch 256 --torch-profile 1"),
+    "model_norms": (40, f"{TRAINED} --modes eager --batch 256 --torch-profile 1"),
     "compile": (
         *(130, f"scripts/benchmarks/model.py --models ddf_mul_resnet50 {COMPILED} --steps 1 --warmup 1"),
         f"scripts/benchmarks/model.py --models resnet50 {COMPILED} --steps 1 --warmup 1",
@@ -56,11 +57,11 @@ PARTS = {
     "host": (40, "scripts/dev/host_time.py --profile"),
     "tiles": (60, "scripts/benchmarks/tiles.py"),
     "op_compiled": (60, f'{OP} --only "ddf,ddf compiled,shifted compiled"'),
-    "model_norms": (80, f"{TRAINED} --modes eager compiled --batch 256"),
+    "norms_compiled": (80, f"{TRAINED} --modes compiled --batch 256"),
     "op_shapes": (60, f"{OP} --skip-compiled --shapes table2 --shapes tableA"),
 }
 # Seconds in all, and the parts in order.
-PROFILES = {"full": (465, list(PARTS)), "quick": (235, ["model_eager", "model_graph", "tests", "host"])}
+PROFILES = {"full": (465, list(PARTS)), "quick": (235, ["model_eager", "model_norms", "model_graph", "tests", "host"])}
 
 
 def run_part(name: str, limit: int, commands: list[list[str]], total: int) -> dict[str, Any]:

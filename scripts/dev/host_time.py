@@ -7,12 +7,14 @@
 A network on a fast GPU waits for the host when that takes longer than the kernels. Launches are counted too: those of
 Triton, and operations of PyTorch that compute something, each of which is a kernel on a GPU. On the CPU those compute
 for real; the maps are tiny (2 x 64 x 8 x 8), so that this is little. Times are of the process, the best of several
-rounds. Results mean nothing. A dense 3x3 convolution is measured beside the layer.
+rounds. Results mean nothing. A dense 3x3 convolution is measured beside the layer, and the layer between batch
+normalizations with ReLUs, in its kernels (`fused_norms=all`) and apart.
 
 Exit code 0: measured; 2: bad arguments.
 """
 
 import argparse
+import copy
 import cProfile
 import pstats
 import sys
@@ -32,6 +34,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddfnet
+from ddfnet.layers.normalized_ddf import normalized_ddf
 from ddfnet.utils.cli import HelpFormatter, at_least
 from ddfnet.utils.files import write_text
 from scripts.dev import stub_gpu
@@ -59,12 +62,27 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Between(nn.Module):
+    """A layer between batch normalizations with ReLUs."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        before, after = nn.BatchNorm2d(64), nn.BatchNorm2d(64)
+        self.fused = fused
+        self.layers = nn.Sequential(before, nn.ReLU(), ddfnet.DDF(64), after, nn.Identity(), nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As a bottleneck calls them."""
+        return normalized_ddf(x, *self.layers, training=True) if self.fused else self.layers(x)
+
+
 def cases() -> dict[str, Callable[[], Any]]:
     """Calls by name, of a layer and of what it is compared with; bfloat16 autocast, channels_last."""
     torch.manual_seed(0)
     x = torch.randn(SIZE, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     grad_y, wanted = torch.randn_like(x), x.clone().requires_grad_()
     layers = {"ddf_layer": ddfnet.DDF(64), "layers apart": ddfnet.DDF(64, fused_filters=False)}
+    layers |= {"norms in kernels": Between(True), "norms apart": Between(False)}
     layers["Conv2d 3x3"] = nn.Conv2d(64, 64, 3, padding=1, bias=False)
 
     def inference(layer: nn.Module) -> None:
@@ -79,7 +97,8 @@ def cases() -> dict[str, Callable[[], Any]]:
     calls: dict[str, Callable[[], Any]] = {}
     for name, layer in layers.items():
         layer.to(memory_format=torch.channels_last)
-        calls[f"{name}, inference"] = lambda layer=layer: inference(layer)  # type: ignore[misc]
+        evaluated = copy.deepcopy(layer).eval()
+        calls[f"{name}, inference"] = lambda layer=evaluated: inference(layer)  # type: ignore[misc]
         inputs = [wanted, *layer.parameters()]
         calls[f"{name}, training"] = lambda layer=layer, inputs=inputs: training(layer, inputs)  # type: ignore[misc]
     return calls

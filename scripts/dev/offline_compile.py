@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 from ddfnet.ops.ddf_layer import triton as layer_launch
-from ddfnet.ops.ddf_layer import triton_training
+from ddfnet.ops.ddf_layer import triton_channel, triton_training
 from ddfnet.ops.ddf_layer.arguments import BatchNorm, Settings, TrainedNorm, Weights
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -48,8 +48,8 @@ class Launch:
     def elements_per_thread(self) -> int:
         """Elements of x, y or a filter that a thread has in one step of the loop of its program, if it has one."""
         sizes = ["BLOCK_Y", "BLOCK_X", "BLOCKS", "BLOCK_PIXELS", "BLOCK_CHANNELS", "PHASES", "ROWS"]
-        if self.kernel.fn.__name__.startswith("channel_filters"):
-            sizes.append("PADDED_AREA")
+        if self.kernel.fn.__name__.startswith("channel"):
+            sizes += ["PADDED_AREA", "BLOCK_HIDDEN", "BLOCK_ROWS", "BLOCK_COLUMNS"]
         return math.prod(self.constants.get(size, 1) for size in sizes) // (32 * self.num_warps)
 
 
@@ -149,7 +149,7 @@ def record_between(
     x, weights, settings = _layer(shape, dtype, kernel_size, stride, heads)
     norm = BatchNorm(*(torch.empty(shape[1], device="meta") for _ in range(4)), 1e-5)
     launches = _recorded(lambda: layer_launch.forward_between(x, norm, weights, norm, settings))
-    return {name: launch for name, launch in launches.items() if name != "channel_filters_kernel"}
+    return {name: launch for name, launch in launches.items() if not name.startswith("channel")}
 
 
 def record_trained(
@@ -191,7 +191,7 @@ def _recorded(call: Callable[[], None], first: bool = False) -> dict[str, Launch
             launches[kernel.fn.__name__] = Launch(kernel, arguments, constants, num_warps, num_stages)
 
     with contextlib.ExitStack() as stack:
-        for module in (triton_launch, layer_launch, triton_training):
+        for module in (triton_launch, layer_launch, triton_channel, triton_training):
             stack.enter_context(mock.patch.object(module, "launch", record))
         call()
     return launches

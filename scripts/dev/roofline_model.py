@@ -124,8 +124,8 @@ def ddf_forward(s: Sizes, step: int, training: bool) -> list[Work]:
         passes = 2 * s.x + s.spatial + 20 * s.spatial
         return [Work("pointwise", passes, launches=8), Work("small", launches=12), operator]
     spatial = Work("spatial_filters", s.x + s.spatial + 4 * s.pixels + s.pool)
-    # As it is: the sum of the pool, two matrix products, ReLU, FilterNorm of the channel branch. As measured: counted.
-    small = Work("small", 3 * s.channel + s.pool + moments, launches=18 if step == MEASURED_STEP else 5)
+    # As it is: squeeze with pool and ReLU, excite, FilterNorm of the channel branch. As measured: counted.
+    small = Work("small", 3 * s.channel + s.pool + moments, launches=18 if step == MEASURED_STEP else 3)
     return [spatial, small, operator]
 
 
@@ -144,7 +144,7 @@ def ddf_backward(s: Sizes, step: int) -> list[Work]:
     if step >= NORMALIZED:  # the last pass of batch norm 1, which reads x, makes the weight's gradient on its way
         branch += s.norm_partials  # x, which it reads, is a pass in `around`
         weight, more = 2 * s.logits, s.norm_partials
-    small = 10  # FilterNorm of the channel branch, four matrix products, three sums, ReLU, a cast
+    small = 5  # FilterNorm of the channel branch, excite, squeeze with ReLU, their weights, a cast
     if step == MEASURED_STEP:  # the gradient of x is written, and added by autograd; partial sums are added up before
         branch = 2 * s.spatial + 4 * s.pixels + s.logits + s.x
         small = 48

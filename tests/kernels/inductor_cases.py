@@ -1,11 +1,12 @@
 """What Inductor makes of a DDF block for an H100 that is not there; test_inductor_code.py runs it as a process.
 
 PyTorch is told of a device: enough of it to trace fake CUDA tensors and to generate code, none of which runs. Prints
-the generated kernels as JSON, name to source.
+as JSON the generated kernels, name to source, and the names of those that are launched, in order.
 """
 
 import contextlib
 import json
+import re
 import sys
 from types import SimpleNamespace
 from unittest import mock
@@ -91,6 +92,25 @@ class Bottleneck(Block):
             return (last_conv(normalized_ddf(conv(x), before, act, ddf, after, nn.Identity().eval(), last_act)),)
 
 
+class Trained(Block):
+    """The same in training."""
+
+    def forward(self, x):
+        from ddfnet.layers.normalized_ddf import normalized_ddf
+
+        conv, before, act, ddf, after, last_act, last_conv = self.body
+        with torch.autocast("cuda", torch.bfloat16):
+            y = normalized_ddf(conv(x), before, act, ddf, after, nn.Identity(), last_act, training=True)
+            return (last_conv(y),)
+
+
+class TrainedBackward(nn.Module):
+    """Its backward pass as far as the layer and the normalizations go."""
+
+    def forward(self, grad_z, x, *rest):
+        return torch.ops.ddfnet.ddf_layer_trained_backward(grad_z * 2, x, *rest, 3, 1, 1, 1, True, 0.47)
+
+
 class Backward(nn.Module):
     """The layer's backward pass between those of two ReLUs."""
 
@@ -124,25 +144,33 @@ def main(which):
         return define(self, name, body, *rest, **options)
 
     with torch.device("meta"):
-        block = (Bottleneck if which == "between" else Block)().to(memory_format=torch.channels_last)
+        block = BLOCKS.get(which, Block)().to(memory_format=torch.channels_last)
     with (
         mock.patch.object(PythonWrapperCodegen, "define_kernel", keep),
         torch.no_grad(),
         FakeTensorMode(allow_non_fake_inputs=True),
     ):
-        if which != "backward":
-            module, inputs = block.to_empty(device="cuda").eval(), (image(256),)
+        if which in BLOCKS:
+            module, inputs = block.to_empty(device="cuda").train("trained" in which), (image(256),)
         else:
             weights = [(9, 64, 1, 1), (12, 64, 1, 1), (576, 12, 1, 1), (576,)]
             activations = [(256, 1, 56, 56), (256, 64), (256, 12), (256, 576), (256, 9, 64)]
             filters = cuda(256, 9, 56, 56, dtype=torch.bfloat16)
-            module = Backward()
-            inputs = (image(64), image(64), image(64), *(cuda(*size) for size in weights))
-            inputs = (*inputs, filters, *(cuda(*size) for size in activations))
+            saved = (filters, *(cuda(*size) for size in activations))
+            weights = [cuda(*size) for size in weights]
+            if which == "backward":
+                module, inputs = Backward(), (image(64), image(64), image(64), *weights, *saved)
+            else:
+                state = image(64), cuda(6, 64), cuda(6, 64)
+                module, inputs = TrainedBackward(), (image(64), image(64), *weights, *state, *saved)
         graph, _ = aot_export_module(module, inputs, trace_joint=False, decompositions=select_decomp_table())
         given = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-        utils.get_code(lambda: compile_fx_inner(graph, given, is_inference=True))
-    print("KERNELS " + json.dumps(kernels))
+        code, *_ = utils.get_code(lambda: compile_fx_inner(graph, given, is_inference=True))
+    launched = re.findall(r"\b(?:(\w+)\.run|extern_kernels\.(\w+))\(", code)
+    print("KERNELS " + json.dumps({"kernels": kernels, "launches": [ours or extern for ours, extern in launched]}))
+
+
+BLOCKS = {"forward": Block, "between": Bottleneck, "trained": Trained, "apart_trained": Block}
 
 
 if __name__ == "__main__":

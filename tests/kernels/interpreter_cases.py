@@ -18,6 +18,7 @@ from ddfnet.layers import DDF
 from ddfnet.ops.ddf import ddf, ddf_reference, ddf_up, tiling
 from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.ddf_layer import triton as layer_launch
+from ddfnet.ops.ddf_layer import triton_channel
 from ddfnet.ops.ddf_layer.arguments import Settings, Weights, fusible
 from ddfnet.ops.ddf_layer.autograd import ddf_layer, plain_ddf_layer
 
@@ -314,14 +315,16 @@ def test_layer(channels, kernel_size, heads, stride, dilation, combine, dtype, b
         assert actual[1].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_training_step_of_the_layer_launches_seven_triton_kernels(launches, monkeypatch):
-    monkeypatch.setattr(layer_launch, "launch", recording(layer_launch.launch, launches))
+def test_a_training_step_of_the_layer_launches_ten_triton_kernels(launches, monkeypatch):
+    for module in (layer_launch, triton_channel):
+        monkeypatch.setattr(module, "launch", recording(module.launch, launches))
     layer = DDF(80)
     x = torch.randn(2, 80, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
     layer(x).sum().backward()
-    forward = ["spatial_filters_kernel", "channel_filters_kernel", "ddf_forward_kernel"]
-    backward = ["ddf_backward_filters_kernel", "channel_filters_backward_kernel", "ddf_backward_x_kernel"]
-    assert launches == [*forward, *backward, "spatial_filters_backward_kernel"]
+    forward = ["spatial_filters_kernel", "channel_squeeze_kernel", "channel_filters_kernel", "ddf_forward_kernel"]
+    backward = ["ddf_backward_filters_kernel", "channel_filters_backward_kernel", "channel_squeeze_backward_kernel"]
+    backward += ["ddf_backward_x_kernel", "spatial_filters_backward_kernel", "channel_weights_backward_kernel"]
+    assert launches == [*forward, *backward]
 
 
 @pytest.mark.parametrize(("stride", "heads"), [(1, 1), (2, 2)])

@@ -13,14 +13,17 @@ from ddfnet import DDF
 from ddfnet.layers.normalized_ddf import normalized_ddf, one_by_one
 from ddfnet.models.ddf_resnet import DDFBottleneck
 from ddfnet.ops.ddf_layer import triton as layer_launch
+from ddfnet.ops.ddf_layer import triton_channel
 from ddfnet.ops.ddf_layer.inference import plain_ddf_layer_between
 
-FUSED = ["batch_norm_affine_kernel", "spatial_filters_kernel", "channel_filters_kernel", "ddf_forward_kernel"]
+FUSED = ["batch_norm_affine_kernel", "spatial_filters_kernel", "channel_squeeze_kernel", "channel_filters_kernel"]
+FUSED += ["ddf_forward_kernel"]
 
 
 @pytest.fixture(autouse=True)
 def _record_the_layer(launches, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(layer_launch, "launch", recording(layer_launch.launch, launches))
+    for module in (layer_launch, triton_channel):
+        monkeypatch.setattr(module, "launch", recording(module.launch, launches))
 
 
 def randomize(network):

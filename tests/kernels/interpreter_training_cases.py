@@ -8,32 +8,34 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from ddf_cases import relative_error
 from interpreter_cases import _poison, launches, recording  # noqa: F401  fixtures
 from interpreter_norm_cases import exchanged, make
 from torch import nn
 
 from ddfnet import DDF
+from ddfnet.kernels import batch_norm_training as kernels
 from ddfnet.layers.normalized_ddf import normalized_ddf, one_by_one
 from ddfnet.models.ddf_resnet import DDFBottleneck
 from ddfnet.ops.ddf import ddf_reference
 from ddfnet.ops.ddf import triton as operator_launch
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 from ddfnet.ops.ddf_layer import triton as layer_launch
-from ddfnet.ops.ddf_layer import triton_training
+from ddfnet.ops.ddf_layer import triton_channel, triton_training
 from ddfnet.ops.ddf_layer.arguments import INVERSE, MEAN, SCALE, SHIFT, TRUE_SCALE, VARIANCE, TrainedNorm
 
 MERGE = "batch_norm_merge_kernel"
-FORWARD = ["batch_norm_moments_kernel", MERGE, "spatial_filters_kernel", "channel_filters_kernel"]
-FORWARD += ["ddf_forward_kernel", MERGE, "batch_norm_relu_kernel"]
+FORWARD = ["batch_norm_moments_kernel", MERGE, "spatial_filters_kernel", "channel_squeeze_kernel"]
+FORWARD += ["channel_filters_kernel", "ddf_forward_kernel", MERGE, "batch_norm_relu_kernel"]
 BACKWARD = ["batch_norm_relu_backward_sums_kernel", "batch_norm_backward_kernel", "ddf_backward_filters_kernel"]
-BACKWARD += ["channel_filters_backward_kernel", "ddf_backward_x_kernel", "spatial_filters_backward_kernel"]
-BACKWARD += ["batch_norm_backward_kernel"]
+BACKWARD += ["channel_filters_backward_kernel", "channel_squeeze_backward_kernel", "ddf_backward_x_kernel"]
+BACKWARD += ["spatial_filters_backward_kernel", "batch_norm_backward_kernel", "channel_weights_backward_kernel"]
 
 
 @pytest.fixture(autouse=True)
 def _record_the_layer(launches, monkeypatch):  # noqa: F811
-    for module in (layer_launch, triton_training):
+    for module in (layer_launch, triton_channel, triton_training):
         monkeypatch.setattr(module, "launch", recording(module.launch, launches))
 
 
@@ -154,6 +156,30 @@ def test_moments_and_filters_of_bfloat16(options):
     assert relative_error(center, exact_mean) <= 1e-6
     total = (squares + count * (mean - center) ** 2).sum(0) / count.sum(0)
     assert relative_error(total, variance) <= 1e-6
+
+
+def test_the_norm_behind_the_layer_in_bfloat16():
+    """Forward and backward of normalization and ReLU, which have no matrix product; against autograd in float64."""
+    generator = torch.Generator().manual_seed(0)
+    x, grad_z = (torch.randn(3, 5, 6, 7, generator=generator).bfloat16() for _ in range(2))
+    x, grad_z = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x * 2 + 3, grad_z))
+    weight, bias = torch.tensor([1.5, -2, 0, 0.1, 1]), torch.tensor([0.5, 1, 1, -0.1, 0])
+    statistics = triton_training._statistics(triton_training._moments(x), TrainedNorm(weight, bias, 1e-3))
+    z, grad_x = torch.empty_like(x), torch.empty_like(x)
+    triton_training._launch(kernels.batch_norm_relu_kernel, x, (x, statistics, z))
+    partials, grad_weight = x.new_empty((1, 2, 5), dtype=torch.float32), torch.empty(5)
+    given = (grad_z, x, statistics, partials)
+    triton_training._launch(kernels.batch_norm_relu_backward_sums_kernel, x, given, ITERATIONS=16)
+    given = (grad_z, x, statistics, partials[0], grad_x, grad_weight, x, x)
+    triton_training._launch(kernels.batch_norm_backward_kernel, x, given, ITERATIONS=1, RELU=True, PADDED_TAPS=0)
+
+    leaves = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
+    expected = F.batch_norm(leaves[0], None, None, *leaves[1:], training=True, eps=1e-3).relu()
+    exact = torch.autograd.grad(expected, leaves, grad_z.double())
+    assert relative_error(z, expected) <= 2**-7
+    assert relative_error(grad_x, exact[0]) <= 2**-7
+    assert relative_error(grad_weight, exact[1]) <= 1e-5
+    assert relative_error(partials[0, 0], exact[2]) <= 1e-5
 
 
 def test_a_dead_channel_stays_dead():

@@ -6,25 +6,29 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).resolve().parent
-FORWARD = {"spatial_filters_kernel", "channel_filters_kernel", "ddf_forward_kernel"}
+FORWARD = {"spatial_filters_kernel", "channel_squeeze_kernel", "channel_filters_kernel", "ddf_forward_kernel"}
+BACKWARD = {
+    *("ddf_backward_filters_kernel", "channel_filters_backward_kernel", "channel_squeeze_backward_kernel"),
+    *("ddf_backward_x_kernel", "spatial_filters_backward_kernel", "channel_weights_backward_kernel"),
+}
 OURS = {
     "forward": FORWARD,
     "between": {"batch_norm_affine_kernel", *FORWARD},
-    "backward": {
-        *("ddf_backward_filters_kernel", "channel_filters_backward_kernel"),
-        *("ddf_backward_x_kernel", "spatial_filters_backward_kernel"),
-    },
+    "trained": {"batch_norm_moments_kernel", "batch_norm_merge_kernel", "batch_norm_relu_kernel", *FORWARD},
+    "trained_backward": {"batch_norm_relu_backward_sums_kernel", "batch_norm_backward_kernel", *BACKWARD},
+    "backward": BACKWARD,
 }
 
 
 @functools.cache
-def kernels_of(which):
-    """The kernels of a case of inductor_cases.py: name to source."""
+def code_of(which):
+    """Of a case of inductor_cases.py, the kernels, name to source, and the names of those that are launched."""
     pytest.importorskip("triton")
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -33,6 +37,10 @@ def kernels_of(which):
     assert run.returncode == 0, run.stderr[-3000:]
     (line,) = (line for line in run.stdout.splitlines() if line.startswith("KERNELS "))
     return json.loads(line.removeprefix("KERNELS "))
+
+
+def kernels_of(which):
+    return code_of(which)["kernels"]
 
 
 @pytest.mark.parametrize("which", OURS)
@@ -56,3 +64,29 @@ def test_normalizing_in_the_layer_leaves_no_pass_around_it():
     """Apart, there is one over x and one over y, each of batch normalization and ReLU."""
     assert len(passes_over_images(kernels_of("forward"))) == 2
     assert passes_over_images(kernels_of("between")) == []
+
+
+def launches_of(which):
+    """How often each kernel is launched, those that Inductor wrote as one; convolutions and products beside them."""
+    names = [re.sub(r"_\d+$", "", name) for name in code_of(which)["launches"]]
+    return Counter("generated" if name.startswith("triton_") else name for name in names)
+
+
+def test_a_training_step_with_the_norms_launches_each_kernel_once():
+    """One operator a layer, and nothing beside it but sums of partial sums, casts of weights and running statistics."""
+    forward, backward = launches_of("trained"), launches_of("trained_backward")
+    # of both normalizations, and in two steps each: 1568 parts of x, 12544 of y
+    assert {name: forward[name] for name in OURS["trained"]} == {
+        **dict.fromkeys(OURS["trained"], 1),
+        "batch_norm_merge_kernel": 4,
+    }
+    assert {name: backward[name] for name in OURS["trained_backward"]} == {
+        **dict.fromkeys(OURS["trained_backward"], 1),
+        "batch_norm_backward_kernel": 2,
+    }
+    assert {"addmm"} <= set(forward) - OURS["trained"] <= {"addmm", "convolution", "generated"}
+    assert set(backward) - OURS["trained_backward"] == {"mm", "generated"}
+    assert forward["addmm"] == backward["mm"] == 1
+    assert forward["generated"] <= 4
+    assert backward["generated"] <= 10  # four sums over parts, of two kernels each where they are long
+    assert passes_over_images(kernels_of("trained")) == []

@@ -1,4 +1,4 @@
-"""Runs interpreter_cases.py, interpreter_norm_cases.py and interpreter_training_cases.py with TRITON_INTERPRET=1.
+"""Runs the interpreter_*cases.py beside it with TRITON_INTERPRET=1.
 
 It has to be set before the kernels are imported.
 """
@@ -34,12 +34,13 @@ def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5"]
     # several processes, because it is slow: the interpreter makes about 2000 calls of NumPy a second
     parts = [("interpreter_cases.py", "-k", half) for half in ("test_options", "not test_options")]
+    parts += [(f"interpreter_{name}_cases.py",) for name in ("norm", "training", "channel")]
     runs = [
         subprocess.Popen(
             [*command, str(HERE / file), *choice],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for file, *choice in [*parts, ("interpreter_norm_cases.py",), ("interpreter_training_cases.py",)]
+        for file, *choice in parts
     ]  # fmt: skip
     for run in runs:
         output = run.communicate()[0]

@@ -82,6 +82,21 @@ def test_the_definition_of_training_is_the_layers_one_by_one(options):
         torch.testing.assert_close(torch.lerp(norm.running_var, variance, 0.1), other.running_var)
 
 
+def test_opcheck_of_the_operator_of_training():
+    layers = make(4, stride=2).float()
+    before, _, ddf, after, *_ = layers
+    weights, settings = ddf.operands()
+    x = torch.randn(2, 4, 3, 4).contiguous(memory_format=torch.channels_last)
+    tensors = (x, before.weight, before.bias, after.weight, after.bias, *weights)
+    inputs = (*(tensor.detach() for tensor in tensors), before.eps, after.eps, *settings)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.ddfnet.ddf_layer_trained.default, inputs, test_utils=tests)
+    z, *saved = torch.ops.ddfnet.ddf_layer_trained(*inputs)
+    given = (weights.spatial, weights.squeeze, weights.excite, weights.alpha)
+    inputs = (torch.randn_like(z), x, *(tensor.detach() for tensor in given), *saved, *settings)
+    torch.library.opcheck(torch.ops.ddfnet.ddf_layer_trained_backward.default, inputs, test_utils=tests)
+
+
 def test_what_the_operator_of_training_takes_the_place_of():
     layers = make(8).train()
     assert absorbs_trained_norms(*layers)

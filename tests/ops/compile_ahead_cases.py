@@ -1,6 +1,9 @@
 """Kernels of a small network, compiled ahead or launched, for an H100 that is not there; test_compile_ahead.py runs it.
 
-Prints what was compiled and what was found in Triton's cache.
+    compile_ahead_cases.py ahead|launch layer|norms
+
+Prints what was compiled and what was found in Triton's cache. The network is a layer, or a block of which the layer's
+kernels compute the batch normalizations in training as well.
 """
 
 import json
@@ -14,10 +17,14 @@ from torch import nn
 SIZE = (2, 16, 8, 8)
 
 
-def network():
+def network(which):
     import ddfnet
+    from ddfnet.models.ddf_resnet import DDFBottleneck
 
-    layers = [ddfnet.DDF(16), nn.SyncBatchNorm(16), nn.Dropout(0.5), Draw()]
+    block = ddfnet.DDF(16)
+    if which == "norms":
+        block = DDFBottleneck(16, 4, ddf_args={"squeeze_ratio": 0.5}, fused_norms="all")
+    layers = [block, nn.SyncBatchNorm(16), nn.Dropout(0.5), Draw()]
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
@@ -30,7 +37,7 @@ def images():
     return torch.randn(SIZE).contiguous(memory_format=torch.channels_last)
 
 
-def ahead():
+def ahead(which):
     from tests.kernels.inductor_cases import pretend
 
     is_compiling = torch.compiler.is_compiling
@@ -42,7 +49,7 @@ def ahead():
     from ddfnet.ops.compile_worker import pretend_device
 
     pretend_device(GPUTarget("cuda", 90, 32))
-    model, x, lines, device = network(), images(), [], torch.device("cuda")
+    model, x, lines, device = network(which), images(), [], torch.device("cuda")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generators = torch.get_rng_state(), random.getstate()
     with torch.autocast("cuda", torch.bfloat16):
@@ -50,6 +57,8 @@ def ahead():
         compile_ahead._compile(model, (x,), {}, device, lines.append)
         model.eval()
         with torch.inference_mode():
+            if which == "norms":  # which has other kernels there
+                compile_ahead._compile(model, (x,), {}, device, lines.append)
             jobs = compile_ahead.record_jobs(model, (x,), {}, device)
     unchanged = all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     unchanged &= all(parameter.grad is None for parameter in model.parameters())
@@ -57,7 +66,7 @@ def ahead():
     return {"lines": lines, "missing": len(compile_ahead.missing(jobs)), "unchanged": unchanged}
 
 
-def launch():
+def launch(which):
     from scripts.dev import stub_gpu
 
     launches, found = stub_gpu.install(), []
@@ -66,13 +75,13 @@ def launch():
         found.append(cache_hit)
 
     triton.knobs.compilation.listener = listen
-    model, x = network()[0], images().requires_grad_()
+    model, x = network(which)[0], images().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         model(x).sum().backward()
         with torch.inference_mode():
-            model(x)
+            model.eval()(x)
     return {"hits": found.count(True), "compiled": found.count(False), "launches": launches}
 
 
 if __name__ == "__main__":
-    print("RESULT " + json.dumps({"ahead": ahead, "launch": launch}[sys.argv[1]]()))
+    print("RESULT " + json.dumps({"ahead": ahead, "launch": launch}[sys.argv[1]](sys.argv[2])))

@@ -18,15 +18,20 @@ from ddfnet.ops import compile_process
 from tests.conftest import ROOT
 
 KERNELS = {
-    *("spatial_filters_kernel", "channel_filters_kernel", "ddf_forward_kernel", "ddf_backward_filters_kernel"),
-    *("channel_filters_backward_kernel", "ddf_backward_x_kernel", "spatial_filters_backward_kernel"),
+    *("spatial_filters_kernel", "channel_squeeze_kernel", "channel_filters_kernel", "ddf_forward_kernel"),
+    *("ddf_backward_filters_kernel", "channel_filters_backward_kernel", "channel_squeeze_backward_kernel"),
+    *("ddf_backward_x_kernel", "spatial_filters_backward_kernel", "channel_weights_backward_kernel"),
+}
+NORMS = {
+    *("batch_norm_moments_kernel", "batch_norm_merge_kernel", "batch_norm_relu_kernel", "batch_norm_affine_kernel"),
+    *("batch_norm_relu_backward_sums_kernel", "batch_norm_backward_kernel"),
 }
 
 
-def start(case, cache):
+def start(cache, *case):
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(cache)}
-    command = [sys.executable, str(ROOT / "tests/ops/compile_ahead_cases.py"), case]
+    command = [sys.executable, str(ROOT / "tests/ops/compile_ahead_cases.py"), *case]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -41,16 +46,31 @@ def result(process):
 def test_launches_find_what_was_compiled_ahead(tmp_path):
     """Two processes that start together compile each kernel once; a third one launches without compiling."""
     pytest.importorskip("triton")
-    first, second = (result(process) for process in [start("ahead", tmp_path) for _ in range(2)])
+    first, second = (result(process) for process in [start(tmp_path, "ahead", "layer") for _ in range(2)])
     lines = [line for line in first["lines"] + second["lines"] if not line.startswith("waiting for another process")]
     (line,) = lines  # the second call of each, and the other process, found all
     assert re.fullmatch(rf"compiled {len(KERNELS)} Triton kernels for training: \d+ s, 2 processes", line)
     assert first["missing"] == second["missing"] == 0  # those of evaluation are among them
     assert first["unchanged"]
     assert second["unchanged"]
-    launched = result(start("launch", tmp_path))
+    launched = result(start(tmp_path, "launch", "layer"))
     assert set(launched["launches"]) == KERNELS
     assert (launched["hits"], launched["compiled"]) == (len(KERNELS), 0)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core compiles nothing ahead")
+def test_kernels_of_a_block_with_its_norms_are_compiled_ahead(tmp_path):
+    """In training (`fused_norms=all`) and in evaluation: launches of either compile nothing more."""
+    pytest.importorskip("triton")
+    ahead = result(start(tmp_path, "ahead", "norms"))
+    counts = [re.fullmatch(r"compiled (\d+) Triton kernels for (\w+): .*", line).groups() for line in ahead["lines"]]
+    assert [mode for _, mode in counts] == ["training", "evaluation"]
+    assert ahead["missing"] == 0
+    assert ahead["unchanged"]
+    launched = result(start(tmp_path, "launch", "norms"))
+    assert set(launched["launches"]) == KERNELS | NORMS
+    assert launched["compiled"] == 0
+    assert launched["hits"] == sum(int(count) for count, _ in counts)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ Every error names the argument, what was got, and what was expected.
 """
 
 import math
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -22,9 +23,7 @@ class Needed(NamedTuple):
     spatial: bool
 
 
-class Arguments(NamedTuple):
-    """Arguments of the registered op `ddfnet::ddf`, in its order. `ddf` has scale 1, `ddf_up` has stride 1."""
-
+class _Given(NamedTuple):
     x: Tensor
     channel_filter: Tensor | None
     spatial_filter: Tensor | None
@@ -34,47 +33,54 @@ class Arguments(NamedTuple):
     multiply: bool
     scale: int
 
-    @property
+
+class Arguments(_Given):
+    """Arguments of the registered op `ddfnet::ddf`, in its order. `ddf` has scale 1, `ddf_up` has stride 1.
+
+    What follows from them is computed once: launches ask for it again and again, while a GPU waits.
+    """
+
+    @cached_property
     def area(self) -> int:
         """Taps of a filter."""
         return self.kernel_size * self.kernel_size
 
-    @property
+    @cached_property
     def phases(self) -> int:
         """Output pixels for each pixel of the spatial filter."""
         return self.scale * self.scale
 
-    @property
+    @cached_property
     def heads(self) -> int:
         """G, spatial filters per pixel and phase; 1 without a spatial filter."""
         return 1 if self.spatial_filter is None else self.spatial_filter.shape[1] // (self.phases * self.area)
 
-    @property
+    @cached_property
     def head_channels(self) -> int:
         """Channels that share a spatial filter."""
         return self.x.shape[1] // self.heads
 
-    @property
+    @cached_property
     def product(self) -> bool:
         """Whether each filter is a factor of the other's gradient."""
         return self.multiply and self.channel_filter is not None and self.spatial_filter is not None
 
-    @property
+    @cached_property
     def filter_size(self) -> tuple[int, int]:
         """(Ho, Wo), the size of the spatial filter; y is `scale` times as large."""
         return output_size(self.x, self.stride)
 
-    @property
+    @cached_property
     def memory_format(self) -> torch.memory_format:
         """Of x, y and their gradients."""
         return memory_format_of(self.x)
 
-    @property
+    @cached_property
     def channels_last(self) -> bool:
         """Whether channels are neighbors in memory."""
         return self.memory_format == torch.channels_last
 
-    @property
+    @cached_property
     def accumulator(self) -> torch.dtype:
         """In which sums are taken."""
         return accumulator_dtype(self.x)

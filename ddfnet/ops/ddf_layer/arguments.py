@@ -1,11 +1,12 @@
 """What the DDF layer as one operator is given, and what it keeps for its backward pass."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddfnet.ops.common import memory_format_of, runs_on_triton
+from ddfnet.ops.common import accumulator_dtype, memory_format_of, output_size, runs_on_triton
 
 # Padded taps of all heads together, the columns of one matrix product. In float32, without tensor cores, a product of
 # more than 16 columns would take longer than the passes over memory that it saves, and does not fit the registers.
@@ -83,6 +84,52 @@ class Activations(NamedTuple):
     hidden: Tensor
     logits: Tensor
     channel_filter: Tensor
+
+
+def empty_activations(x: Tensor, weights: Weights, settings: Settings) -> Activations:
+    """Contiguous, not written yet."""
+    (batch, channels), area, heads = x.shape[:2], settings.kernel_size**2, settings.heads
+    size = output_size(x, settings.stride)
+    shapes = ((heads, *size), (channels,), (weights.squeeze.shape[0],), (channels * area,), (area, channels))
+    wide = (x.new_empty((batch, *shape), dtype=accumulator_dtype(x)) for shape in shapes)
+    return Activations(x.new_empty((batch, heads * area, *size)), *wide)
+
+
+def given_weights(spatial: Tensor, squeeze: Tensor, excite: Tensor, alpha: Tensor) -> Weights:
+    """Without the biases, on which no gradient depends."""
+    return Weights(spatial, None, squeeze, None, excite, None, alpha)
+
+
+def empty_weight_gradients(x: Tensor, weights: Weights, spatial: torch.dtype) -> tuple[Tensor, ...]:
+    """Not written yet: of all weights as matrices and of their biases, in the dtype of the sums but for the first."""
+    wide, grads = accumulator_dtype(x), []
+    for weight, dtype in ((weights.spatial, spatial), (weights.squeeze, wide), (weights.excite, wide)):
+        grads += [x.new_empty(weight.shape[:2], dtype=dtype), x.new_empty(weight.shape[0], dtype=wide)]
+    return *grads, x.new_empty(weights.alpha.shape, dtype=wide)
+
+
+def gradients_like(
+    weights: Iterable[Tensor | None],
+    dtypes: Iterable[torch.dtype | None],
+    grads: Iterable[Tensor],
+    needed: Iterable[bool],
+) -> list[Tensor | None]:
+    """Those that are needed of parameters with these dtypes; of the weights, not None, in their shapes.
+
+    1x1 convolutions in channels_last have strides for their dimensions of size 1. They mean nothing, but
+    DistributedDataParallel compares those of the gradient with them, and warns.
+    """
+    result: list[Tensor | None] = []
+    for weight, dtype, grad, need in zip(weights, dtypes, grads, needed, strict=True):
+        if not need or dtype is None:
+            result.append(None)
+            continue
+        grad = grad if grad.dtype == dtype else grad.to(dtype)
+        if weight is not None and weight.shape != grad.shape:
+            matrix = weight.stride()[:2] == (*grad.shape[1:], 1)
+            grad = grad.contiguous().as_strided(weight.shape, weight.stride()) if matrix else grad.reshape(weight.shape)
+        result.append(grad)
+    return result
 
 
 def split(arguments: Any) -> tuple[Weights, Any]:

@@ -1,7 +1,7 @@
 """The DDF layer as one operator: both filter branches, their normalization, and `ddf`.
 
 As separate layers the branches read x twice, pass some ten times over the logits, add two gradients of the size of x,
-and launch 52 kernels in a training step; this launches 22. Only Triton has it; elsewhere the layers are called one by
+and launch 52 kernels in a training step; this launches 15. Only Triton has it; elsewhere the layers are called one by
 one, and `plain_ddf_layer`, which defines it, is what exporters get.
 """
 
@@ -23,7 +23,16 @@ from ddfnet.ops.common import (
     output_size,
     runs_on_triton,
 )
-from ddfnet.ops.ddf_layer.arguments import Activations, Settings, Weights, split
+from ddfnet.ops.ddf_layer.arguments import (
+    Activations,
+    Settings,
+    Weights,
+    empty_activations,
+    empty_weight_gradients,
+    given_weights,
+    gradients_like,
+    split,
+)
 
 Shape = tuple[int, ...]
 
@@ -116,8 +125,8 @@ def _backward(
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x and of the weights, those of biases in the dtype of the sums; empty tensors for the others."""
-    weights = Weights(spatial, None, squeeze, None, excite, None, channel_alpha)
+    """Gradients of x and of all weights, as matrices as wide as they are summed; empty tensors for those not needed."""
+    weights = given_weights(spatial, squeeze, excite, channel_alpha)
     settings = Settings(kernel_size, stride, dilation, heads, multiply, alpha)
     activations = Activations(spatial_filter, inverse_std, pooled, hidden, logits, channel_filter)
     with autocast_off(x):
@@ -127,14 +136,12 @@ def _backward(
             grad_x, grads = triton.backward(grad_y, x, weights, activations, settings, need_x, need_weights)
         else:
             grad_x, grads = plain_ddf_layer_backward(grad_y, x, weights, activations, settings)
+            grads = grads[0].to(x.dtype), *grads[1:]
     if not need_x:
         grad_x = x.new_empty(0)
     if not need_weights:
-        return grad_x, *(x.new_empty(0) for _ in weights)  # type: ignore[return-value]
-    return grad_x, *(  # type: ignore[return-value]
-        grad if weight is None else grad.reshape(weight.shape).to(weight.dtype)
-        for grad, weight in zip(grads, weights, strict=True)
-    )
+        grads = tuple(x.new_empty(0) for _ in weights)
+    return grad_x, *grads  # type: ignore[return-value]
 
 
 def plain_ddf_layer_backward(
@@ -185,14 +192,10 @@ DECOMPOSITIONS[torch.ops.ddfnet.ddf_layer.default] = plain_ddf_layer
 
 @_ddf_layer.register_fake
 def _(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    weights, (kernel_size, stride, _, heads, *_) = split(arguments)
-    batch, channels = x.shape[:2]
-    size, wide = output_size(x, stride), accumulator_dtype(x)
-    y = empty(x, (batch, channels, *size), torch.channels_last)
-    spatial_filter = x.new_empty((batch, heads * kernel_size**2, *size))
-    shapes = ((heads, *size), (channels,), (weights.squeeze.shape[0],), (channels * kernel_size**2,))
-    others = (x.new_empty((batch, *shape), dtype=wide) for shape in (*shapes, (kernel_size**2, channels)))
-    return y, spatial_filter, *others
+    weights, options = split(arguments)
+    settings = Settings(*options)
+    y = empty(x, (*x.shape[:2], *output_size(x, settings.stride)), torch.channels_last)
+    return y, *empty_activations(x, weights, settings)
 
 
 @_ddf_layer_backward.register_fake
@@ -202,10 +205,8 @@ def _(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     grad_x = empty(x, x.shape, torch.channels_last) if need_x else x.new_empty(0)
     if not need_weights:
         return grad_x, *(x.new_empty(0) for _ in Weights._fields)
-    grads = []
-    for weight in (spatial, squeeze, excite):
-        grads += [weight.new_empty(weight.shape), x.new_empty(weight.shape[0], dtype=accumulator_dtype(x))]
-    return grad_x, *grads, alpha.new_empty(alpha.shape)
+    weights = given_weights(spatial, squeeze, excite, alpha)
+    return grad_x, *empty_weight_gradients(x, weights, x.dtype)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -214,6 +215,7 @@ def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
     # of the biases nothing but their dtypes plays a part
     ctx.save_for_backward(x, weights.spatial, weights.squeeze, weights.excite, weights.alpha, *output[1:])
     ctx.dtypes = [None if weight is None else weight.dtype for weight in weights]
+    ctx.set_materialize_grads(False)  # zeros for the other outputs, each a launch
 
 
 def _mark_and_save(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -221,19 +223,21 @@ def _mark_and_save(ctx: Any, inputs: tuple, output: tuple) -> None:
     _save_for_backward(ctx, inputs, output)
 
 
-def _first_order(ctx: Any, grad_y: Tensor, *_: Tensor | None) -> tuple:
+def _first_order(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple:
+    if grad_y is None:
+        return (None,) * len(ctx.needs_input_grad)
     saved = ctx.saved_tensors
     needed = ctx.needs_input_grad[: 1 + len(Weights._fields)]
     # A graph of gradients needs the registered op, which has a name for those who ask for a second order.
     direct = not torch.is_grad_enabled() and is_plain(grad_y, *saved)
     backward: Any = _backward if direct else _ddf_layer_backward
     grad_x, *grads = backward(grad_y, *saved, *ctx.settings, needed[0], any(needed[1:]))
-    wanted = zip(grads, needed[1:], ctx.dtypes, strict=True)
-    of_weights = (grad.to(dtype) if need else None for grad, need, dtype in wanted)
+    of_weights = gradients_like(given_weights(*saved[1:5]), ctx.dtypes, grads, needed[1:])
     return grad_x if needed[0] else None, *of_weights, *(None for _ in ctx.settings)
 
 
-def _second_order(ctx: Any, *_: Tensor | None) -> tuple:
+def no_second_order(ctx: Any, *_: Tensor | None) -> tuple:
+    """The gradient of a gradient."""
     raise RuntimeError("the fused layer has no second-order gradients: build DDF(..., fused_filters=False)")
 
 
@@ -250,7 +254,7 @@ class _Layer(torch.autograd.Function):
 
 
 _ddf_layer.register_autograd(_first_order, setup_context=_mark_and_save)
-_ddf_layer_backward.register_autograd(_second_order)
+_ddf_layer_backward.register_autograd(no_second_order)
 
 
 # FLOPs, for torch.utils.flop_counter.FlopCounterMode: one multiplication and one addition per tap and output, as for

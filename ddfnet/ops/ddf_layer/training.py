@@ -32,9 +32,13 @@ from ddfnet.ops.ddf_layer.arguments import (
     Settings,
     TrainedNorm,
     Weights,
+    empty_activations,
+    empty_weight_gradients,
+    given_weights,
+    gradients_like,
     split,
 )
-from ddfnet.ops.ddf_layer.autograd import Shape, layer_flops, plain_ddf_layer, plain_ddf_layer_backward
+from ddfnet.ops.ddf_layer.autograd import Shape, layer_flops, no_second_order, plain_ddf_layer, plain_ddf_layer_backward
 
 _NORMS = 4  # weights and biases of the normalizations, which come before those of the layer
 
@@ -91,7 +95,7 @@ def _activated(x: Tensor, statistics: Tensor) -> Tensor:
 
 def _plain_norm_backward(grad: Tensor, x: Tensor, statistics: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Gradients of x, and of weight and bias, of the one behind ReLU and normalization; in the dtype of the sums."""
-    grad = grad.to(statistics.dtype) * (_activated(x, statistics) > 0)
+    grad = torch.where(_activated(x, statistics) <= 0, 0, grad.to(statistics.dtype))  # NaN lets it through
     _, _, scale, mean, inverse, _ = statistics[..., None, None]
     normal = (x.to(statistics.dtype) - mean) * inverse
     along = (grad * normal).mean((0, 2, 3), keepdim=True)
@@ -162,7 +166,7 @@ def _backward(
     alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """All gradients, in the order of `_forward`'s arguments: that of x in its dtype, the others as they are summed."""
-    weights = Weights(spatial, None, squeeze, None, excite, None, channel_alpha)
+    weights = given_weights(spatial, squeeze, excite, channel_alpha)
     settings = Settings(kernel_size, stride, dilation, heads, multiply, alpha)
     state = NormState(y, x_statistics, y_statistics)
     activations = Activations(spatial_filter, inverse_std, pooled, hidden, logits, channel_filter)
@@ -187,32 +191,29 @@ DECOMPOSITIONS[torch.ops.ddfnet.ddf_layer_trained.default] = plain_ddf_layer_tra
 
 @_ddf_layer_trained.register_fake
 def _(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    weights, (_, _, kernel_size, stride, _, heads, *_) = split(arguments[_NORMS:])
-    batch, channels = x.shape[:2]
-    size, wide = output_size(x, stride), accumulator_dtype(x)
-    z, y = (empty(x, (batch, channels, *size), torch.channels_last) for _ in range(2))
-    statistics = (x.new_empty((STATISTICS, channels), dtype=wide) for _ in range(2))
-    spatial_filter = x.new_empty((batch, heads * kernel_size**2, *size))
-    shapes = ((heads, *size), (channels,), (weights.squeeze.shape[0],), (channels * kernel_size**2,))
-    others = (x.new_empty((batch, *shape), dtype=wide) for shape in (*shapes, (kernel_size**2, channels)))
-    return z, y, *statistics, spatial_filter, *others
+    weights, (_, _, *options) = split(arguments[_NORMS:])
+    settings, channels = Settings(*options), x.shape[1]
+    size = (*x.shape[:2], *output_size(x, settings.stride))
+    z, y = (empty(x, size, torch.channels_last) for _ in range(2))
+    statistics = (x.new_empty((STATISTICS, channels), dtype=accumulator_dtype(x)) for _ in range(2))
+    return z, y, *statistics, *empty_activations(x, weights, settings)
 
 
 @_ddf_layer_trained_backward.register_fake
 def _(grad_z: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     spatial, squeeze, excite, alpha = arguments[:4]
     wide, channels = accumulator_dtype(x), x.shape[1]
-    grads = [x.new_empty(channels, dtype=wide) for _ in range(_NORMS)]
-    for weight in (spatial, squeeze, excite):
-        grads += [x.new_empty((weight.shape[0], weight.shape[1]), dtype=wide), x.new_empty(weight.shape[0], dtype=wide)]
-    return empty(x, x.shape, torch.channels_last), *grads, x.new_empty(alpha.shape, dtype=wide)
+    of_norms = (x.new_empty(channels, dtype=wide) for _ in range(_NORMS))
+    weights = given_weights(spatial, squeeze, excite, alpha)
+    return empty(x, x.shape, torch.channels_last), *of_norms, *empty_weight_gradients(x, weights, wide)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, *rest = inputs
     weights, (_, _, *ctx.settings) = split(rest[_NORMS:])
     ctx.save_for_backward(x, weights.spatial, weights.squeeze, weights.excite, weights.alpha, *output[1:])
-    ctx.like = [None if t is None else (t.dtype, t.shape) for t in (*rest[:_NORMS], *weights)]
+    ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (*rest[:_NORMS], *weights)]
+    ctx.set_materialize_grads(False)  # zeros for the other outputs, each a launch
 
 
 def _mark_and_save(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -220,21 +221,17 @@ def _mark_and_save(ctx: Any, inputs: tuple, output: tuple) -> None:
     _save_for_backward(ctx, inputs, output)
 
 
-def _first_order(ctx: Any, grad_z: Tensor, *_: Tensor | None) -> tuple:
+def _first_order(ctx: Any, grad_z: Tensor | None, *_: Tensor | None) -> tuple:
+    if grad_z is None:
+        return (None,) * len(ctx.needs_input_grad)
     saved = ctx.saved_tensors
     direct = not torch.is_grad_enabled() and is_plain(grad_z, *saved)
     backward: Any = _backward if direct else _ddf_layer_trained_backward
     grad_x, *grads = backward(grad_z, *saved, *ctx.settings)
-    needed = ctx.needs_input_grad
-    of_weights = (
-        grad.reshape(like[1]).to(like[0]) if need else None
-        for grad, like, need in zip(grads, ctx.like, needed[1:], strict=False)
-    )
+    needed = ctx.needs_input_grad[: 1 + len(ctx.dtypes)]
+    weights = (*(None,) * _NORMS, *given_weights(*saved[1:5]))
+    of_weights = gradients_like(weights, ctx.dtypes, grads, needed[1:])
     return grad_x if needed[0] else None, *of_weights, None, None, *(None for _ in ctx.settings)
-
-
-def _second_order(ctx: Any, *_: Tensor | None) -> tuple:
-    raise RuntimeError("the fused layer has no second-order gradients: build DDF(..., fused_filters=False)")
 
 
 class _Trained(torch.autograd.Function):
@@ -252,7 +249,7 @@ class _Trained(torch.autograd.Function):
 
 
 _ddf_layer_trained.register_autograd(_first_order, setup_context=_mark_and_save)
-_ddf_layer_trained_backward.register_autograd(_second_order)
+_ddf_layer_trained_backward.register_autograd(no_second_order)
 
 
 @register_flop_formula(torch.ops.ddfnet.ddf_layer_trained)

@@ -1,27 +1,22 @@
-"""Launches of the DDF layer: both filter branches, the operator, and all of their gradients.
+"""Launches of the DDF layer: its spatial branch, and with the channel branch and the operator the whole; gradients."""
 
-The channel branch between its kernels is two matrix products of (B, C), in float32: they are small, and casts of their
-weights would take as long.
-"""
-
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ddfnet.kernels.batch_norm import batch_norm_affine_kernel
-from ddfnet.kernels.channel_filters import channel_filters_backward_kernel, channel_filters_kernel
 from ddfnet.kernels.spatial_filters import spatial_filters_backward_kernel, spatial_filters_kernel
 from ddfnet.ops.common import cdiv, empty, launch, output_size
 from ddfnet.ops.ddf import triton as operator
 from ddfnet.ops.ddf.arguments import Arguments, Needed
+from ddfnet.ops.ddf_layer import triton_channel as channel_branch
 from ddfnet.ops.ddf_layer.arguments import Activations, BatchNorm, Settings, Weights, padded_area, padded_heads
+from ddfnet.ops.ddf_layer.triton_channel import ChannelGradients
 
 _BLOCK_PIXELS = 64
 _BLOCK_CHANNELS = 64
 _AFFINE_CHANNELS = 128
-_NORM_CHANNELS = 32  # of a program of the channel branch: enough programs for a small batch
 
 
 def forward(
@@ -35,13 +30,8 @@ def forward(
 
 def predict_filters(x: Tensor, weights: Weights, settings: Settings, x_affine: Tensor | None = None) -> Activations:
     """Both branches."""
-    spatial_filter, inverse_std, pooled = spatial_filters(x, weights.spatial, weights.spatial_bias, settings, x_affine)
-    hidden = F.relu_(_linear(pooled, weights.squeeze, weights.squeeze_bias))
-    logits = _linear(hidden, weights.excite, weights.excite_bias)
-    channel_filter = x.new_empty((x.shape[0], settings.kernel_size**2, x.shape[1]), dtype=torch.float32)
-    tensors = (logits, weights.alpha, channel_filter)
-    _launch_norm(channel_filters_kernel, tensors, x, settings)
-    return Activations(spatial_filter, inverse_std, pooled, hidden, logits, channel_filter)
+    filters, inverse_std, partials = spatial_filters(x, weights.spatial, weights.spatial_bias, settings, x_affine)
+    return Activations(filters, inverse_std, *channel_branch.predict(partials, weights, settings))
 
 
 def forward_between(x: Tensor, before: BatchNorm, weights: Weights, after: BatchNorm, settings: Settings) -> Tensor:
@@ -87,15 +77,6 @@ def backward(
     return grad_x, weight_gradients(grad_spatial, grad_logits, of_channel, activations, settings)
 
 
-class ChannelGradients(NamedTuple):
-    """Float32 gradients of the channel branch: of pooled (B, C), of hidden (B, squeezed channels), and (2, B, C*k*k) of
-    the logits, and of alpha for each image."""
-
-    pooled: Tensor
-    hidden: Tensor
-    logits_and_alpha: Tensor
-
-
 def backward_filters(
     grad_y: Tensor,
     arguments: Arguments,
@@ -107,12 +88,7 @@ def backward_filters(
     """Partial sums of the gradient of the spatial filter, and the gradients of the channel branch."""
     needed = Needed(False, True, True)
     channel_partials, spatial_partials = operator.filter_partials(grad_y, arguments, needed, x_affine)
-    hidden, logits = activations.hidden, activations.logits
-    grads = logits.new_empty((2, *logits.shape))
-    tensors = (channel_partials, logits, weights.alpha, grads)
-    _launch_norm(channel_filters_backward_kernel, tensors, arguments.x, settings, channel_partials.shape[1])
-    grad_hidden = torch.ops.aten.threshold_backward(grads[0] @ _matrix(weights.excite), hidden, 0)
-    return spatial_partials, ChannelGradients(grad_hidden @ _matrix(weights.squeeze), grad_hidden, grads)
+    return spatial_partials, channel_branch.backward(channel_partials, weights, activations, settings)
 
 
 def weight_gradients(
@@ -128,17 +104,15 @@ def weight_gradients(
     grad_spatial, grad_bias = (
         grad.unflatten(0, (-1, area))[:heads, : settings.kernel_size**2] for grad in (grad_spatial, grad_bias)
     )
-    grads, grad_hidden = of_channel.logits_and_alpha, of_channel.hidden
-    grad_excite_bias, grad_alpha = (grad.sum(0) for grad in grads)  # no two views of one sum: an op may not return them
-    of_squeeze = (grad_hidden.t() @ activations.pooled, grad_hidden.sum(0))
-    of_excite = (grads[0].t() @ activations.hidden, grad_excite_bias)
-    return grad_spatial.flatten(0, 1), grad_bias.reshape(-1), *of_squeeze, *of_excite, grad_alpha
+    of_branch = channel_branch.weight_gradients(of_channel, activations)
+    return grad_spatial.flatten(0, 1), grad_bias.reshape(-1), *of_branch
 
 
 def spatial_filters(
     x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, x_affine: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Filters in the dtype of x, float32 inverse standard deviations (B, G, Ho, Wo), float32 averages of x (B, C).
+    """Filters in the dtype of x, float32 inverse standard deviations (B, G, Ho, Wo), and float32 (B, parts, C) of the
+    average of x.
 
     With x_affine (2, C), of relu(x * scale + shift).
     """
@@ -155,7 +129,7 @@ def spatial_filters(
     # 32 channels at a time keep registers, hence warps on a multiprocessor, as they are without the affine map
     policy = {"num_stages": 2} if x_affine is None else {"num_stages": 1, "BLOCK_CHANNELS": 32}
     _launch(spatial_filters_kernel, batch * tiles, tensors, x, settings, **has, **policy)
-    return filters, inverse_std, partials.sum(1)
+    return filters, inverse_std, partials
 
 
 def spatial_logits_backward(
@@ -196,15 +170,6 @@ def spatial_tiles(x: Tensor) -> int:
     return x.shape[0] * cdiv(x.shape[2] * x.shape[3], _BLOCK_PIXELS)
 
 
-def _matrix(weight: Tensor) -> Tensor:
-    """A 1x1 convolution's weight as a float32 matrix."""
-    return weight.flatten(1).float()
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x, _matrix(weight), None if bias is None else bias.float())
-
-
 def operator_arguments(x: Tensor, activations: Activations, settings: Settings) -> Arguments:
     """Of the operator, with the channel filter as its kernels read it."""
     filters = (activations.channel_filter, activations.spatial_filter)
@@ -227,19 +192,4 @@ def _launch(
         PADDED_AREA=padded_area(settings.kernel_size),
         BLOCK_PIXELS=_BLOCK_PIXELS,
         **{"BLOCK_CHANNELS": _BLOCK_CHANNELS, "num_warps": 4, **constants},
-    )
-
-
-def _launch_norm(kernel: Any, tensors: tuple[Tensor, ...], x: Tensor, settings: Settings, *sizes: int) -> None:
-    launch(
-        kernel,
-        (x.shape[0] * cdiv(x.shape[1], _NORM_CHANNELS),),
-        *tensors,
-        x.shape[1],
-        *sizes,
-        AREA=settings.kernel_size**2,
-        PADDED_AREA=padded_area(settings.kernel_size),
-        BLOCK_CHANNELS=_NORM_CHANNELS,
-        num_warps=4,
-        num_stages=1,
     )

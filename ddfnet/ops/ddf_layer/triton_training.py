@@ -16,7 +16,6 @@ from ddfnet.ops.common import cdiv, empty, launch
 from ddfnet.ops.ddf import triton as operator
 from ddfnet.ops.ddf_layer import triton as layer
 from ddfnet.ops.ddf_layer.arguments import (
-    INVERSE,
     STATISTICS,
     Activations,
     NormState,
@@ -60,7 +59,8 @@ def backward(
     _launch(batch_norm_relu_backward_sums_kernel, y, tensors, ITERATIONS=_ITERATIONS)
     y_sums = partials.sum(0)
     grad_y = empty(y, y.shape, torch.channels_last)
-    tensors = (grad_z, y, state.y_statistics, y_sums, grad_y, y, y)
+    y_weight = y.new_empty(y.shape[1], dtype=torch.float32)
+    tensors = (grad_z, y, state.y_statistics, y_sums, grad_y, y_weight, y, y)
     _launch(batch_norm_backward_kernel, y, tensors, ITERATIONS=1, RELU=True, PADDED_TAPS=0)
 
     arguments = layer.operator_arguments(x, activations, settings)
@@ -77,16 +77,11 @@ def backward(
     grad_x = empty(x, x.shape, torch.channels_last)
     taps = padded_heads(settings.heads) * padded_area(settings.kernel_size)
     weight_partials = x.new_empty((_parts(x), taps, x.shape[1]), dtype=torch.float32)
-    tensors = (between, x, state.x_statistics, x_sums, grad_x, grad_logits, weight_partials)
+    x_weight = torch.empty_like(y_weight)
+    tensors = (between, x, state.x_statistics, x_sums, grad_x, x_weight, grad_logits, weight_partials)
     _launch(batch_norm_backward_kernel, x, tensors, ITERATIONS=_ITERATIONS, RELU=False, PADDED_TAPS=taps)
     grads = layer.weight_gradients(weight_partials.sum(0), grad_logits, of_channel, activations, settings)
-    of_norms = (_of_norm(x_sums, state.x_statistics), _of_norm(y_sums, state.y_statistics))
-    return grad_x, of_norms[0], grads, of_norms[1]
-
-
-def _of_norm(sums: Tensor, statistics: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of weight and bias, of the sums of g and of g * (x - mean)."""
-    return sums[1] * statistics[INVERSE], sums[0]
+    return grad_x, (x_weight, x_sums[0]), grads, (y_weight, y_sums[0])
 
 
 def _moments(x: Tensor) -> Tensor:

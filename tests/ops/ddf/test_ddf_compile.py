@@ -216,12 +216,17 @@ def test_the_cuda_path_traces_into_triton_launches(no_gpu_needed, scale, stride)
     assert written == [["y"], ["grad_x"], ["channel_partials", "spatial_partials"]]
 
 
+# What the kernels of a layer write, by name and in order.
+BRANCHES = [["inverse_std", "pool_partials", "spatial_filter"], ["hidden", "pooled"], ["channel_filter"]]
+FILTER_GRADIENTS = [["channel_partials", "spatial_partials"], ["grads"], ["grad_hidden", "grad_pooled"]]
+WEIGHTS = ["alpha", "excite", "excite_bias", "squeeze", "squeeze_bias"]
+
+
 def test_the_layer_traces_into_its_fused_kernels_on_cuda(no_gpu_needed):
     layer = DDF(64, device="cuda", dtype=torch.bfloat16)
     x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     written = written_by_kernels(lambda x: (layer(x),), x)
-    spatial = ["inverse_std", "pool_partials", "spatial_filter"]
-    assert [sorted(names) for names in written] == [spatial, ["channel_filter"], ["y"]]
+    assert [sorted(names) for names in written] == [*BRANCHES, ["y"]]
     layer.fused_filters = False
     assert written_by_kernels(lambda x: (layer(x),), x) == [["y"]]
 
@@ -234,8 +239,7 @@ def test_the_layer_between_norms_traces_into_its_kernels_on_cuda(no_gpu_needed):
     layers = (norms[0], relu, ddf, norms[1], drop, relu)
     with torch.no_grad():
         written = written_by_kernels(lambda x: (normalized_ddf(x, *layers),), x)
-    spatial = ["inverse_std", "pool_partials", "spatial_filter"]
-    assert [sorted(names) for names in written] == [["affines"], spatial, ["channel_filter"], ["y"]]
+    assert [sorted(names) for names in written] == [["affines"], *BRANCHES, ["y"]]
 
 
 def test_the_layer_between_norms_traces_into_its_kernels_in_training_on_cuda(no_gpu_needed):
@@ -252,12 +256,16 @@ def test_the_layer_between_norms_traces_into_its_kernels_in_training_on_cuda(no_
         return (z, *torch.ops.ddfnet.ddf_layer_trained_backward(z, x, *given, *saved, *settings))
 
     written = [sorted(names) for names in written_by_kernels(both, x)]
-    spatial = ["inverse_std", "pool_partials", "spatial_filter"]
-    assert written[:5] == [["moments"], ["merged"], spatial, ["channel_filter"], ["y", "y_moments"]]
-    assert written[5:7] == [["merged"], ["y"]]
-    backward = [["partials"], ["grad_x"], ["channel_partials", "spatial_partials"], ["grads"], ["grad_x"]]
-    last = [["grad_logits", "grad_x", "norm_partials"], ["grad_x", "weight_partials"]]
-    assert written[7:] == [*backward, *last]
+    assert written[:8] == [["moments"], ["merged"], *BRANCHES, ["y", "y_moments"], ["merged"], ["y"]]
+    assert written[8:] == [
+        ["partials"],
+        ["grad_weight", "grad_x"],
+        *FILTER_GRADIENTS,
+        ["grad_x"],
+        ["grad_logits", "grad_x", "norm_partials"],
+        ["grad_weight", "grad_x", "weight_partials"],
+        WEIGHTS,
+    ]
 
 
 def layer_tensors(channels, heads, size, device="cpu", dtype=torch.float32, hidden=4):
@@ -283,10 +291,8 @@ def test_the_fused_backward_traces_on_cuda(no_gpu_needed, channels):
         y, *activations = torch.ops.ddfnet.ddf_layer(*tensors, *settings)
         return torch.ops.ddfnet.ddf_layer_backward(y, *without_biases(tensors), *activations, *settings, True, True)
 
-    forward, (filters, norm, x, last) = (lambda names: (names[:3], names[3:]))(written_by_kernels(both, *tensors))
-    assert len(forward) == 3
-    assert filters == ["channel_partials", "spatial_partials"]
-    assert (norm, x, sorted(last)) == (["grads"], ["grad_x"], ["grad_logits", "grad_x"])
+    written = [sorted(names) for names in written_by_kernels(both, *tensors)]
+    assert written == [*BRANCHES, ["y"], *FILTER_GRADIENTS, ["grad_x"], ["grad_logits", "grad_x"], WEIGHTS]
 
 
 @pytest.mark.parametrize(("heads", "stride", "bias"), [(1, 1, True), (2, 2, False)])

@@ -64,14 +64,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: argparse.Namespace) -> int:
     """Exports; returns the exit code."""
     from ddfnet.inference.export import ExportOptions, export
+    from ddfnet.utils.text import wrap
 
     options = ExportOptions(**vars(arguments))
     comparisons = export(options)
     for item in comparisons:
-        print(
-            f"batch {item.batch}: off by {item.error:.2e} of the largest logit ({item.largest:.3g}) of float64; "
-            f"the network in float32: {item.own_error:.2e}"
-        )
+        text = f"batch {item.batch}: off by {item.error:.2e} of the largest logit ({item.largest:.3g}) of float64; "
+        print(wrap(f"{text}the network in float32: {item.own_error:.2e}", indent="  "))
     if failed := [item for item in comparisons if not item.agrees]:
         print(f"export: failed: above {failed[0].limit:g}, {options.path} was not written", file=sys.stderr)
         return 1

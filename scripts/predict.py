@@ -61,6 +61,7 @@ def main(arguments: argparse.Namespace) -> int:
     from ddfnet.utils.errors import UserError
     from ddfnet.utils.memory import keep_freed_memory
     from ddfnet.utils.progress import ProgressBar, no_progress, tracked
+    from ddfnet.utils.text import wrap
 
     keep_freed_memory()
     top, checkpoint = arguments.top, arguments.checkpoint
@@ -84,9 +85,9 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--top {top}: {checkpoint} has {outputs} classes")
     if not arguments.json:
         print(f"{classifier.name} of {checkpoint}, {outputs} classes")
-        print(classifier.preprocessing.line(classifier.origins))
+        print(wrap(classifier.preprocessing.line(classifier.origins), indent="  "))
         if classifier.changes:
-            print(f"weights: {classifier.changes}")
+            print(wrap(f"weights: {classifier.changes}", indent="  "))
     answers = []
     most = top or (min(_TOP, outputs) if classifier.threshold is None else outputs)
     # Answers that are printed as they come are progress enough.

@@ -31,6 +31,7 @@ from ddfnet.data.sources.store import open_store
 from ddfnet.utils.cli import HelpFormatter, at_least, run
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.progress import ProgressBar, no_progress
+from ddfnet.utils.text import rate_text
 
 SPLITS = ("train", "val")
 MOST_CORRUPT = 100  # named; the rest is counted
@@ -110,9 +111,9 @@ def _verify(root: str) -> int:
 
 def _summary(target: Path, report: StoreReport, seconds: float) -> str:
     lines = [
-        f"{target}: {report.images:,} images, {report.bytes / 1e6:,.0f} MB, {seconds:,.0f} s",
-        f"regions can be read of {report.cut:,}; {report.identical:,} have the pixels of the original, mean difference "
-        f"{report.difference:.3f} of 255",
+        f"{target}: {report.images:,} images, {rate_text(report.bytes / 1e6)} MB, {rate_text(seconds)} s",
+        f"  regions can be read of {report.cut:,}; {report.identical:,} have the pixels of the original,",
+        f"  mean difference {report.difference:.3f} of 255",
     ]
     lines += [f"PROBLEM: {name} is corrupt ({reason})" for name, reason in report.corrupt[:MOST_CORRUPT]]
     if len(report.corrupt) > MOST_CORRUPT:

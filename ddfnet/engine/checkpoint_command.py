@@ -8,6 +8,7 @@ from ddfnet.engine.checkpoint_tools import average_checkpoints, export_checkpoin
 from ddfnet.engine.run_checkpoints import BEST, HISTORY, best_files
 from ddfnet.utils.cli import HelpFormatter
 from ddfnet.utils.errors import CheckpointError
+from ddfnet.utils.text import wrap
 
 PROGRAM = "ddfnet checkpoint"
 HELP = """The checkpoints of a run.
@@ -73,16 +74,18 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _list(folder: Path) -> None:
-    print(f"{'file':<38}{'step':>8}{'epoch':>8}{'MB':>9}  resumes  evaluation")
-    for facts in list_checkpoints(folder):
+    rows = list_checkpoints(folder)
+    width = max((len(str(facts.path.relative_to(folder))) for facts in rows), default=4)
+    print(f"{'file':<{width}}{'step':>8}{'epoch':>7}{'MB':>7}  resumes")
+    for facts in rows:
+        step = "" if facts.step is None else facts.step
+        epoch = "" if facts.epoch is None or facts.step is None else f"{facts.epoch:.2f}"
+        resumes = "yes" if facts.resumes and facts.step is not None else "no"
         name = str(facts.path.relative_to(folder))
-        if facts.step is None:
-            print(f"{name:<38}{'':>8}{'':>8}{facts.bytes / 1e6:>9.1f}  {'no':<7}  {facts.fault or ''}")
-            continue
+        print(f"{name:<{width}}{step:>8}{epoch:>7}{facts.bytes / 1e6:>7.1f}  {resumes}")
         figures = "  ".join(f"{key} {value:.4g}" for key, value in (facts.metrics or {}).items())
-        epoch = f"{facts.epoch:.2f}" if facts.epoch is not None else ""
-        resumes = "yes" if facts.resumes else "no"
-        print(f"{name:<38}{facts.step:>8}{epoch:>8}{facts.bytes / 1e6:>9.1f}  {resumes:<7}  {facts.fault or figures}")
+        if text := facts.fault or figures:
+            print(wrap(text, first="    ", indent="    "))
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -97,7 +97,8 @@ class RunLog:
             logged = _keep_until(self.folder / "metrics.jsonl", step, evaluation_due)
             self.trackers.start(step, logged)
         if self.console.is_terminal and not self.quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), TextColumn("{task.fields[text]}"))
+            bar = BarColumn(bar_width=min(12, max(4, self.console.width - 74)))  # the rest takes up to 72 columns
+            columns = (TextColumn("{task.description}"), bar, TextColumn("{task.fields[text]}"))
             self._progress = Progress(*columns, console=self.console, transient=True)
             self._task = self._progress.add_task("starting", total=self._total_steps, completed=step, text="")
             self._progress.start()

@@ -15,6 +15,7 @@ from ddfnet.models.classifier import Classifier, build_classifier
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.files import read_jsonl, scratch_folder, write_json, write_text
 from ddfnet.utils.progress import no_progress
+from ddfnet.utils.text import wrap
 from ddfnet.zoo.download import SHIPPED, locate
 
 WEIGHTS = "model.safetensors"
@@ -63,8 +64,8 @@ def _publish(
     path, entry = locate(checkpoint)
     loaded = build_classifier(read_weights(path, prefer=weights), source=path, model=model, entry=entry)
     if loaded.changes:
-        print(f"weights: {loaded.changes}")
-    print(loaded.preprocessing.line(loaded.origins))
+        print(wrap(f"weights: {loaded.changes}", indent="  "))
+    print(wrap(loaded.preprocessing.line(loaded.origins), indent="  "))
     architecture = loaded.cfg["architecture"]
     _check_timm(architecture)
     if entry:

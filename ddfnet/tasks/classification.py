@@ -32,7 +32,7 @@ from ddfnet.tasks.base import Evaluator, Task
 from ddfnet.tasks.classification_evaluation import classification_evaluation
 from ddfnet.tasks.classification_input import NetworkInput, check_channels
 from ddfnet.tasks.config import Config, DataSection
-from ddfnet.tasks.distill import DistillConfig, Distiller, build_distiller
+from ddfnet.tasks.distill import DistillConfig, Distiller, build_distiller, check_teacher
 from ddfnet.tasks.head_init import initialize_head
 from ddfnet.tasks.labels_config import ClassificationEvalConfig, LabelConfig, check_labels, label_keys_without_effect
 from ddfnet.tasks.losses import LossConfig, build_loss, loss_keys_without_effect
@@ -112,6 +112,7 @@ class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):
 
     def __init__(self, config: ClassificationConfig) -> None:
         super().__init__(config)
+        check_teacher(config.distill)
         data = config.data
         self._train = open_split(data.root, data.train, key="train", config=data)
         self.classes = class_names(self._train)

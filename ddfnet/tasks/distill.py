@@ -144,6 +144,13 @@ def _columns(teacher: Classifier, source: str, classes: list[str], outputs: int)
     return [named.index(name) for name in classes]
 
 
+def check_teacher(config: DistillConfig | None) -> None:
+    """ConfigError where the file of the teacher does not exist: known before any image is looked for."""
+    name = "" if config is None else config.teacher
+    if name and ":" not in name and not Path(name).exists() and not timm.is_model(name.split(".")[0]):
+        raise ConfigError(f"distill.teacher={name}: checkpoint not found: {name}")
+
+
 def build_distiller(config: Any, student: Preprocessing, classes: Sequence[str], outputs: int) -> Distiller | None:
     """The teacher of a `ClassificationConfig`, said in the log; None where there is none."""
     if config.distill is None:

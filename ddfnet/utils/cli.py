@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ddfnet.utils.errors import FollowingError, NonFiniteLossError, StorageError, UserError
+from ddfnet.utils.text import wrap
 
 # The exit codes of all commands; docs/guides/resume.md explains those of training.
 EXIT_FAILED = 1  # and tracebacks
@@ -98,7 +99,7 @@ def _fitted(lines: list[str], width: int) -> list[str]:
     fitted: list[str] = []
     column = 0  # where the text of the last item begins
     for line in lines:
-        margin = " " * (len(line) - len(line.lstrip()))
+        margin = _margin(line)
         if line.lstrip().startswith(("python ", "torchrun ", "bash ")):
             command, _, comment = line.partition(" # ")
             fitted += [f"{margin}# {comment}"] if comment and len(line) > width else []
@@ -154,5 +155,13 @@ def _say(what: str, message: str, *, everywhere: bool) -> None:
         # before it speaks. If it does not, the error is this one's alone.
         time.sleep(_TURN_SECONDS)
     who = f" [process {rank}]" if rank != "0" and (everywhere or not alone) else ""
+    text = f"{Path(sys.argv[0]).name}: {what}:{who} {message}"
     with contextlib.suppress(OSError):  # the terminal has gone
-        print(f"{Path(sys.argv[0]).name}: {what}:{who} {message}", file=sys.stderr, flush=True)
+        if sys.stderr.isatty():  # logs keep a message in one line
+            lines = text.splitlines()
+            text = "\n".join(wrap(line.strip(), first=_margin(line), indent=_margin(line) + "  ") for line in lines)
+        print(text, file=sys.stderr, flush=True)
+
+
+def _margin(line: str) -> str:
+    return " " * (len(line) - len(line.lstrip()))

@@ -102,7 +102,7 @@ def write_report(output: Path, runs: dict[tuple[str, int], Path], data: Path, co
     record |= {"train_loss": losses, "missing": missing}
     write_json(output.with_suffix(".json"), record)
     write_text(output.with_suffix(".md"), _page(output.name, record, costs))
-    _chart(output.with_suffix(".png"), scores, costs)
+    _chart(output.with_suffix(".png"), scores, costs, record["held_out"])
     for ending in (".md", ".json", ".png"):
         print(output.with_suffix(ending))
 
@@ -186,7 +186,7 @@ Differences of top-1 between runs of the same seed. One whose sign changes with 
 """ + "\n".join(f"With {how} seed: {'; '.join(texts)}.\n" for how, texts in verdicts.items() if texts)
 
 
-def _chart(path: Path, scores: Scores, costs: dict[str, Complexity]) -> None:
+def _chart(path: Path, scores: Scores, costs: dict[str, Complexity], held_out: int) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
@@ -204,7 +204,7 @@ def _chart(path: Path, scores: Scores, costs: dict[str, Complexity]) -> None:
             right.annotate(VARIANTS[variant].label, (cost, mean), (offset, 0), **style)
     left.set_yticks(range(len(scores)), [VARIANTS[variant].label for variant in scores])
     left.invert_yaxis()
-    left.set(xlabel="top-1, % (dots: seeds; bar: mean)")
+    left.set(xlabel=f"top-1, % of n = {held_out:,} images (dots: seeds; bar: mean)")
     right.set(xlabel="million multiply-adds", ylabel="top-1, % (mean, standard deviation of the seeds)")
     right.margins(x=0.2, y=0.15)
     for axes in (left, right):

@@ -58,7 +58,7 @@ def _read_run(folder: Path) -> Records:
 def _line(axes: Axes, records: Records, kind: str, key: str, **style: Any) -> None:
     points = [(r["epoch"], r[key]) for r in records if r["kind"] == kind and r.get(key) is not None]
     if points:
-        axes.plot(*zip(*points, strict=True), **style)
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) == 1 else None, **style)  # a line has two ends
 
 
 def _mark_best(axes: Axes, records: Records, metric: str, color: str) -> None:

@@ -45,7 +45,10 @@ def test_list(copy, capsys):
     broken["model"]["fc.bias"][0] = float("inf")
     torch.save(broken, copy / "checkpoints" / "step_00000004.pt")
     assert call("list", copy) == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    # What is known of a file stands below it.
+    lines = {line.split()[0]: line for line in out.replace("\n    ", "  ").splitlines()}
     assert lines["last.pt"].split()[1:3] == ["12", "3.00"]
     assert "yes" in lines["last.pt"]
     assert "truncated" in lines["checkpoints/step_00000008.pt"]

@@ -13,7 +13,7 @@ from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.engine.train import train
 from ddfnet.evaluation.class_names import imagenet_classes
 from ddfnet.models.classifier import load_classifier
-from ddfnet.tasks import load_config
+from ddfnet.tasks import create_task, load_config
 from ddfnet.tasks.distill import DistillConfig, Distiller, _columns
 from ddfnet.utils.errors import ConfigError
 from tests.conftest import CLASSES
@@ -163,6 +163,11 @@ def test_a_name_of_timm_is_a_teacher_with_its_weights(monkeypatch):
     image = torch.randn(1, 3, 32, 32)
     scale = image * ours.scale + ours.shift if ours.scale is not None else image
     assert torch.equal(ours.logits(image), weights.eval()(scale))
+
+
+def test_a_missing_file_is_noticed_before_images_are_looked_for(tiny_config):
+    with pytest.raises(ConfigError, match=r"distill.teacher=none.pt: checkpoint not found: none.pt$"):
+        create_task(load_config(tiny_config, ["distill.teacher=none.pt", "data.root=/nowhere"]).config)
 
 
 def test_a_mistake_leaves_nothing_behind(tiny_config, tmp_path):

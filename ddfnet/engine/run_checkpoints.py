@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddfnet.checkpoint import save_checkpoint, save_safetensors
+from ddfnet.checkpoint import read_checkpoint, save_checkpoint, save_safetensors
 from ddfnet.tasks.checkpoints import CheckpointsConfig
-from ddfnet.utils.errors import StorageError
+from ddfnet.utils.errors import CheckpointError, StorageError
 from ddfnet.utils.files import NoSpaceError, set_aside, sync_folder, write_atomically
 
 LAST, BEST, HISTORY = "last.pt", "best.pt", "checkpoints"
@@ -28,6 +28,20 @@ def best_files(folder: Path) -> list[Path]:
     """The files of the best evaluations: those in `checkpoints/` by step, or `best.pt` alone."""
     kept = [path for _, path in sorted(_by_step(folder, _BEST))]
     return kept or [folder / BEST] * (folder / BEST).is_file()
+
+
+def lost_best(folder: Path, best_step: int | None) -> str | None:
+    """What is wrong with the file of the best evaluation, where there has been one; it cannot be made again."""
+    path = folder / BEST
+    if best_step is None:
+        return None
+    try:
+        read_checkpoint(path)
+    except CheckpointError as error:
+        return (
+            f"the best evaluation so far, of step {best_step}, has lost its file, until there is a better one: {error}"
+        )
+    return None
 
 
 def leave_later(folder: Path, step: int) -> None:

@@ -18,7 +18,7 @@ from ddfnet.engine.evaluate import check_precision
 from ddfnet.engine.logging import RunLog
 from ddfnet.engine.memory_format import trainable_format
 from ddfnet.engine.numerics import make_deterministic
-from ddfnet.engine.run_checkpoints import BEST, LAST, restore_last, resumable, storage_errors
+from ddfnet.engine.run_checkpoints import BEST, LAST, lost_best, restore_last, resumable, storage_errors
 from ddfnet.engine.run_folder import check_same_run, flat, run_folder_lock, write_run_folder
 from ddfnet.engine.signals import EXIT_INTERRUPTED, Interrupted, StopSignal
 from ddfnet.engine.start_signals import obeyed_while_waiting
@@ -145,6 +145,8 @@ def _train(
     if folder is not None and distributed.is_main:  # only now: no mistake of the user may leave a folder behind
         if note := check_free_space(folder, trainer.state, plan):
             log.message(note)
+        if note := lost_best(folder, trainer.state.best["step"]):
+            log.warning(note)
         if not locked:
             stack.enter_context(run_folder_lock(folder))
         with storage_errors(folder):

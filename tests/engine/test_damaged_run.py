@@ -115,6 +115,24 @@ def test_bytes_of_an_archive_that_are_damaged_are_no_traceback(run):
             read_checkpoint(folder / "last.pt")
 
 
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_lost_best_checkpoint_is_named(damage, run, caplog):
+    folder, resume = run
+    content = (folder / "best.pt").read_bytes()
+    (folder / "best.pt").unlink()
+    if damage == "cut":
+        (folder / "best.pt").write_bytes(content[:-1000])
+    assert resume("train.epochs=2", "run.allow_changes=true") == 0  # nothing left to evaluate
+    assert "the best evaluation so far, of step " in caplog.text
+    assert str(folder / "best.pt") in caplog.text
+
+
+def test_a_whole_best_checkpoint_is_not_remarked_on(run, caplog):
+    _, resume = run
+    assert resume() == 0
+    assert "has lost its file" not in caplog.text
+
+
 def test_tasks_without_classes_compare_names(finished, tmp_path):
     task = create_task(load_config(finished / "tiny.yaml", []).config)
     before = task.name_hashes()

@@ -44,7 +44,7 @@ def best_goes_back(folder: Path, ranking: Ranking) -> list[Path]:
     steps, aside = [entry[1] for entry in ranking], []
     aside += [set_aside(path, "former") for step, path in sorted(_by_step(folder, _BEST)) if step not in steps]
     best, weights = folder / BEST, folder / BEST_WEIGHTS
-    if not best.is_file() or (steps and _step_of(best) == steps[0]):
+    if steps and _step_of(best) == steps[0]:
         return aside
     aside += [set_aside(path, "former") for path in (best, weights) if path.exists()]
     candidates = [path for step, path in (*_by_step(folder, _BEST), *_by_step(folder, _STEP)) if step in steps[:1]]
@@ -69,12 +69,13 @@ def name_best(folder: Path, step: int) -> None:
 class Resumed(Protocol):
     """What a run that starts has found in its folder: a `TrainingState`."""
 
+    step: int
     resumed_from: Path | None
     damaged: list[tuple[Path, DamagedCheckpointError]]
     ranking: list[tuple[float, int]]
 
 
-def restore_run(folder: Path, found: Resumed, *, several: bool) -> None:
+def restore_run(folder: Path, found: Resumed, *, several: bool) -> str | None:
     """Makes the files of a run folder those that a run continues with.
 
     Damaged checkpoints are kept beside their names, the one that takes the place of `last.pt` becomes that file, and
@@ -82,6 +83,9 @@ def restore_run(folder: Path, found: Resumed, *, several: bool) -> None:
 
     Args:
         several: best ones are kept.
+
+    Returns:
+        What is to be said of `best.pt`, where it was not that of the best evaluation.
     """
     last = folder / LAST
     for path, _ in found.damaged:
@@ -90,9 +94,17 @@ def restore_run(folder: Path, found: Resumed, *, several: bool) -> None:
         set_aside(last)
     if found.resumed_from is not None and not last.exists():
         link_or_copy(found.resumed_from, last)
+    if not found.ranking:
+        return None
+    best, wanted, note = folder / BEST, found.ranking[0][1], None
+    step = _step_of(best)
+    if step is None or step > found.step:
         best_goes_back(folder, found.ranking)
-    if several and found.ranking:
-        name_best(folder, found.ranking[0][1])
+        lost = f"the best evaluation so far, of step {wanted}, has lost its file {best}, until there is a better one"
+        note = f"{best} is made again from the checkpoint of step {wanted}" if best.is_file() else lost
+    if several:
+        name_best(folder, wanted)
+    return note
 
 
 class RunCheckpoints:

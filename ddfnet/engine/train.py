@@ -157,7 +157,8 @@ def _train(
             stack.enter_context(run_folder_lock(folder))
         with storage_errors(folder):
             write_run_folder(folder, loaded, plan, {"parameters": parameters})
-            restore_run(folder, trainer.state, several=config.checkpoints.best > 1)
+            if note := restore_run(folder, trainer.state, several=config.checkpoints.best > 1):
+                log.warning(note)
     with storage_errors(folder) if folder is not None else nullcontext():
         log.start(trainer.state.step, evaluation_due=trainer.state.evaluation_due)
     finished = trainer.fit(stop)

@@ -75,7 +75,7 @@ def _until_gone(pid: int) -> None:
 
 def files(attack: Attack, index: int) -> Outcome:
     """Damages a file of a run that was killed half way, and starts it again."""
-    whole, half, target = attack.whole(), attack.folder / "half", attack.folder / f"damaged{index}"
+    whole, half, target = attack.whole(), attack.folder / "half", attack.folder / f"files{index}"
     if not half.exists():
         started = attack.start(half)
         attack.until_step(started, half, STEPS // 2 + 2)
@@ -89,7 +89,7 @@ def files(attack: Attack, index: int) -> Outcome:
     resumed = code == 0 and same_run(target, whole)
     good = None
     if "Traceback" not in output:
-        warned = "damaged" in output or "cannot be used" in output or "kept as" in output
+        warned = any(words in output for words in ("cannot be used", "is damaged", "has lost its file"))
         good = "a sentence, exit code 2" if sentence else None
         good = f"the same bits{', and a warning' if warned else ''}" if resumed else good
     return Outcome.of(f"{file}: {name}", good, output)

@@ -149,6 +149,33 @@ def test_the_newest_whole_one_takes_the_place_of_a_damaged_last(damage, copy, fi
     assert kept(folder) == kept(finished / "run")
 
 
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_lost_best_checkpoint_is_made_again_or_named(damage, kept, copy, caplog):
+    folder, resume = copy
+    content = (folder / "best.pt").read_bytes()
+    best = read_checkpoint(folder / "best.pt")
+    step = best["meta"]["step"]
+    (folder / "best.pt").unlink()
+    if damage == "cut":
+        (folder / "best.pt").write_bytes(content[:-1000])
+    if not kept:
+        (folder / "checkpoints" / f"step_{step:08d}.pt").unlink()  # last.pt stays, by whichever name
+    assert resume() == 0  # nothing left to evaluate
+    if kept:
+        assert f"{folder / 'best.pt'} is made again from the checkpoint of step {step}" in caplog.text
+        assert torch.equal(read_checkpoint(folder / "best.pt")["model"]["fc.weight"], best["model"]["fc.weight"])
+    else:
+        assert f"of step {step}, has lost its file {folder / 'best.pt'}" in caplog.text
+        assert not (folder / "best.pt").exists()
+
+
+def test_a_whole_best_checkpoint_is_not_remarked_on(copy, caplog):
+    _, resume = copy
+    assert resume() == 0
+    assert "best.pt" not in caplog.text
+
+
 def test_a_finished_run_gets_its_last_checkpoint_back(copy):
     folder, resume = copy
     (folder / "last.pt").unlink()

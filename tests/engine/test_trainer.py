@@ -4,11 +4,13 @@ import functools
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 import ddfnet
 from ddfnet.checkpoint import read_weights
+from ddfnet.engine.numerics import seed_at
 from ddfnet.engine.run_folder import run_folder_lock
 from ddfnet.engine.train import load_initial_weights, train
 from ddfnet.tasks import load_config
@@ -200,3 +202,11 @@ def test_a_run_without_its_last_checkpoint_is_not_written_over(tiny_config, tmp_
 def test_two_runs_cannot_share_a_folder(tiny_config, tmp_path):
     with run_folder_lock(tmp_path / "run"), pytest.raises(ConfigError, match="another process is training"):
         run(tiny_config, tmp_path / "run")
+
+
+def test_a_step_is_seeded_as_torch_seeds_all_devices():
+    position = (3, 10**6, 7)
+    seed_at(*position, device=torch.device("cpu"))
+    drawn = torch.rand(3)
+    torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]))
+    assert torch.equal(torch.rand(3), drawn)

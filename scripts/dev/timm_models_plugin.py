@@ -56,12 +56,12 @@ class _Recorder:
             return
         test, _, case = report.nodeid.partition("::")[2].partition("[")
         outcome = "refused" if hasattr(report, "wasxfail") and report.outcome == "skipped" else report.outcome
-        self.content["tests"].setdefault(test, {})[_model_of(case)] = outcome
-
-    def pytest_sessionfinish(self) -> None:
         tests = self.content["tests"]
-        self.content["tests"] = {test: dict(sorted(tests[test].items())) for test in sorted(tests)}
-        write_json(RECORD, self.content)
+        tests.setdefault(test, {})[_model_of(case)] = outcome
+        # After each: a run may be ended at any time.
+        write_json(
+            RECORD, {**self.content, "tests": {name: dict(sorted(tests[name].items())) for name in sorted(tests)}}
+        )
 
 
 def _model_of(case: str) -> str:

@@ -90,7 +90,7 @@ def test_the_check_of_one_label_for_each_image(command, root, capsys):
     assert "no problems found" in capsys.readouterr().out
     write(root, TAGS.values())
     assert command("check_data", root, "--labels", "labels.csv") == 1
-    assert "has 2 labels (cat, dog): set data.multi_label=true" in capsys.readouterr().out
+    assert "has 0 labels (none): set data.multi_label=true" in capsys.readouterr().out
 
 
 def test_lines_that_images_lack_are_a_problem(command, root, capsys):

@@ -7,7 +7,8 @@
 #   bash scripts/dev/timm_tests.sh timm-1.0.31 --record   # into docs/results/timm_tests.json, for models.md
 #
 # The source should be of the version of timm that is installed, whose wheel has no tests; a checkout does, too. Further
-# arguments go to pytest. Takes HOWLONG of one core; cases that need the network are those of test_*pretrained*.
+# arguments go to pytest. All take about five minutes of one core; those that need the network (test_*pretrained*) are
+# left out.
 set -euo pipefail
 
 if [ $# -lt 1 ] || [ ! -f "$1/tests/test_models.py" ]; then

@@ -127,6 +127,26 @@ def test_a_store_is_evaluated_as_the_files_are(best, listed, tmp_path):
     assert stored == expected
 
 
+def test_training_from_a_store_is_that_from_the_files(best, image_tree, tmp_path):
+    from scripts import prepare_images
+
+    labels, store = best.parent.parent / "labels.csv", tmp_path / "store"
+    command = [image_tree, store, "--labels", labels, "--multi-label", "--workers", "1", "--quiet"]
+    assert prepare_images.main(list(map(str, command))) == 0
+    multi = ("data.multi_label=true", "loss.name=bce", "loss.label_smoothing=0", "train.epochs=1")
+    states = []
+    for name, data in (("files", [f"data.labels={labels}"]), ("store", [f"data.root={store}"])):
+        options = [*multi, *data, "schedule.warmup_epochs=0", f"run.dir={tmp_path / name}"]
+        assert train(load_config(best.parent.parent / "tags.yaml", options)) == 0
+        states.append(read_weights(tmp_path / name / "last.pt").state_dict)
+    assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
+    # Weights of the files are evaluated on the store, whatever data.labels their run had.
+    how = {"device": "cpu", "workers": 0, "quiet": True}
+    one = evaluate_checkpoint(tmp_path / "files" / "last.pt", **how, data=store, output=tmp_path / "a").metrics
+    two = evaluate_checkpoint(tmp_path / "store" / "last.pt", **how, output=tmp_path / "b").metrics
+    assert one == two
+
+
 @pytest.mark.parametrize("threshold", [None, 0.9, 0.01])
 def test_predictions_are_all_classes_from_the_threshold_on(best, image_tree, capsys, threshold):
     image = image_tree / "val" / "disc" / "0.png"

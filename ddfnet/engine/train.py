@@ -133,9 +133,8 @@ def _train(
         notes.append("note: train.sync_bn has no effect: there is one process")
     resumes = folder is not None and bool(resumable(folder))
     if config.model.start and not resumes:
-        # Whose name the weights have, `data.input` was compared with their record when the configuration was read.
-        named = config.model.start != config.model.init_checkpoint
-        notes.append(load_initial_weights(model, config.model.start, meta=task.meta(), compared=named))
+        meta = task.meta() if config.model.init_checkpoint else {**task.meta(), "preprocessing": None}  # noted before
+        notes.append(load_initial_weights(model, config.model.start, meta=meta))
     if not resumes:
         task.prepare_start(model)
     if folder is not None:
@@ -191,16 +190,13 @@ def _trackers(loaded: LoadedConfig, task: Task, folder: Path) -> Trackers:
     return Trackers(config.run.used_trackers, facts)
 
 
-def load_initial_weights(
-    model: nn.Module, path: str | Path, *, meta: dict[str, Any] | None = None, compared: bool = False
-) -> str:
+def load_initial_weights(model: nn.Module, path: str | Path, *, meta: dict[str, Any] | None = None) -> str:
     """Loads weights to start from; a classifier for another number of classes keeps its random start.
 
     Args:
         model: gets the weights.
         path: see `ddfnet.models.weights.read_source`.
         meta: of this run's task, to be compared with what the file says of itself.
-        compared: another note says already where its images differ.
 
     Returns:
         What was loaded and changed on the way, and where the weights come from other images or classes; one line each.
@@ -217,8 +213,6 @@ def load_initial_weights(
     if about is None:
         channels = len((meta.get("preprocessing") or {}).get("mean") or "RGB")
         about = {"preprocessing": trained_with(weights.origin or {}, channels=channels)}
-    if compared:
-        about = {**about, "preprocessing": None}
     return "\n".join(lines + _differences(about, meta, new_classifier="new classifier" in changes))
 
 

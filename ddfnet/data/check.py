@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ddfnet.data.decode import decode_error, verdict
 from ddfnet.data.image_file import MAX_PIXELS, as_8_bit, is_16_bit_gray, load_image
-from ddfnet.data.sources import ImageSource, SourceConfig, open_source, split_path
+from ddfnet.data.sources import ImageSource, SourceConfig, open_part, split_path
 from ddfnet.data.sources.classes import some_names
 from ddfnet.data.sources.folder import files_not_counted
+from ddfnet.data.sources.label_sets import LabelSets, class_names, unused_lines
 from ddfnet.utils.errors import DataError
 from ddfnet.utils.text import plural
 
@@ -29,21 +30,20 @@ _MOST_CORRUPT = 100  # corrupt files listed one by one; the rest is counted
 class SplitReport:
     """Contents of one split."""
 
-    images_per_class: dict[str, int]  # number of images of each class
+    images_per_class: dict[str, int]  # number of images of each class; one image may have several classes, or none
+    images: int
     corrupt: list[tuple[str, str]] = field(default_factory=list)  # (name, reason) of images that do not decode
     remarks: dict[str, list[str]] = field(default_factory=dict)  # kind -> names of unusual but usable images
     not_counted: str = ""  # files that hold images, too, and are left out
 
-    @property
-    def images(self) -> int:
-        return sum(self.images_per_class.values())
-
 
 @dataclass
 class TreeReport:
-    """Result of `check_tree`: one report per split ("train", "val", or "images" for a single folder), and problems."""
+    """Result of `check_tree`: one report per split ("train", "val", or "images" for a single folder), problems, and
+    what is unusual about the whole."""
 
     splits: dict[str, SplitReport] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -60,7 +60,8 @@ def check_tree(
 
     Looked for: classes, empty ones, classes that differ between train and val, images that do not decode. CMYK,
     16-bit and 32-bit, EXIF-rotated and wrongly named images are remarked upon only: they are usable, and ImageNet has
-    some. So are files of other kinds that are left out.
+    some. So are files of other kinds that are left out, images without any class, and lines of a file of labels that
+    belong to no image.
 
     Args:
         root: the dataset; DataError where it is nothing that could be a source.
@@ -73,21 +74,29 @@ def check_tree(
     root = Path(root)
     report = TreeReport()
     config = config or SourceConfig()
+    sources: list[ImageSource] = []
     present = {split: path for split in ("train", "val") if (path := split_path(root, split)) is not None}
     if len(present) == 1:
         report.problems.append(f"{root} has a folder {next(iter(present))} but not the other one of train and val")
     for split, path in present.items() or [("images", root)]:
         try:
             own = config.model_copy(update={"val_labels": None}) if split == "train" else config
-            source = open_source(path, allow_empty=True, config=own)
+            source = open_part(root, path, split, allow_empty=True, config=own)
         except DataError as error:
             if not present:
                 raise
             report.problems.append(str(error))
             continue
+        sources.append(source)
         report.splits[split] = _check_split(split, source, workers, progress, report.problems, max_pixels)
+    is_whole = len(sources) == max(1, len(present))
+    if config.labels is not None and is_whole and (unused := unused_lines(str(root), sources, config)):
+        report.remarks.append(f"{len(unused)} names in {config.labels} are of no image: {some_names(unused)}")
     if len(report.splits) == 2:
         train, val = (set(report.splits[split].images_per_class) for split in ("train", "val"))
+        if config.allow_missing_val_classes:
+            _compare_classes("val", val & train, "train", train, report.remarks)
+            val |= train
         _compare_classes("val", val, "train", train, report.problems)
     if imagenet:
         synsets = set(ImageNetInfo("imagenet-1k").label_names())
@@ -108,9 +117,15 @@ def _check_split(
     problems: list[str],
     max_pixels: float,
 ) -> SplitReport:
-    labels = [source.label(i) for i in range(len(source))]
-    counts = np.bincount(labels, minlength=len(source.classes)).tolist()
-    report = SplitReport(dict(zip(source.classes, counts, strict=True)))
+    if isinstance(source, LabelSets):
+        counts = source.counts()
+    else:
+        counts = np.bincount([source.label(i) for i in range(len(source))], minlength=len(source.classes))
+    report = SplitReport(dict(zip(class_names(source), counts.tolist(), strict=True)), len(source))
+    if isinstance(source, LabelSets):
+        without = np.flatnonzero(~source.members.any(1)[source.labels]).tolist()
+        if without:
+            report.remarks["image without any class"] = [source.name(i) for i in without]
     if others := getattr(source, "others", None):
         report.not_counted = files_not_counted(others)
     empty = [name for name, count in report.images_per_class.items() if not count]
@@ -186,6 +201,7 @@ def format_report(report: TreeReport) -> str:
         lines += [f"remark: {split}: {contents.not_counted}"] if contents.not_counted else []
         for kind, names in sorted(contents.remarks.items()):
             lines.append(f"remark: {split}: {len(names):,} x {kind}, for example {names[0]}")
+    lines += [f"remark: {remark}" for remark in report.remarks]
     lines += [f"PROBLEM: {problem}" for problem in report.problems]
     lines.append(f"{plural(len(report.problems), 'problem')} found" if report.problems else "no problems found")
     return "\n".join(lines)

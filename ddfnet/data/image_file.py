@@ -56,8 +56,13 @@ def load_image(data: bytes | bytearray, max_pixels: float = MAX_PIXELS) -> Image
 
 def image_size(data: bytes | bytearray | BinaryIO) -> tuple[int, int]:
     """Width and height in pixels by the header alone, however large; whatever Pillow raises where there is none."""
+    return open_header(data).size
+
+
+def open_header(data: bytes | bytearray | BinaryIO) -> Image.Image:
+    """An image of which the header alone is read, however large; whatever Pillow raises where there is none."""
     with _without_limit_of_pillow():
-        return Image.open(io.BytesIO(data) if isinstance(data, bytes | bytearray) else data).size
+        return Image.open(io.BytesIO(data) if isinstance(data, bytes | bytearray) else data)
 
 
 def as_8_bit(image: Image.Image) -> Image.Image:

@@ -133,7 +133,8 @@ def _train(
         notes.append("note: train.sync_bn has no effect: there is one process")
     resumes = folder is not None and bool(resumable(folder))
     if config.model.start and not resumes:
-        notes.append(load_initial_weights(model, config.model.start, meta=task.meta()))
+        meta = task.meta() if config.model.init_checkpoint else {**task.meta(), "preprocessing": None}  # noted before
+        notes.append(load_initial_weights(model, config.model.start, meta=meta))
     if not resumes:
         task.prepare_start(model)
     if folder is not None:

@@ -9,11 +9,13 @@ from typing import Any
 
 from ddfnet.evaluation.class_names import readable_names
 from ddfnet.evaluation.multilabel import ClassScore
-from ddfnet.evaluation.report import Report
+from ddfnet.evaluation.report import PAGE, Report
+from ddfnet.evaluation.report_page import FIGURES
 from ddfnet.utils.files import write_json, write_text
 from ddfnet.utils.markdown import plain, table
 
 FILES = ("report.json", "report.md", "per_class.csv")
+NO_PAGE = "no report.html, which shows images with one label each"
 _MOST = 10  # rows of the table of weakest classes
 
 
@@ -30,8 +32,15 @@ class MultiLabelReport(Report):
         head = {"data": self.data, "classes": len(self.classes), "threshold": self.threshold}
         return {**head, **self.metrics, "images_per_second": self.images_per_second}
 
+    def console(self) -> str:
+        """Settings and metrics in lines."""
+        note = f"predicted from {self.threshold:g} of the sigmoid on; {NO_PAGE}"
+        return f"{super().console()}\n\n{note}"
+
     def write(self, folder: Path) -> "MultiLabelReport":
-        """Writes report.json, report.md and per_class.csv."""
+        """Writes report.json, report.md and per_class.csv, in place of those of an earlier report."""
+        for name in (PAGE, *FIGURES):  # of the same folder, by weights with one label for each image
+            (folder / name).unlink(missing_ok=True)
         report = replace(self, files=FILES)
         write_text(folder / "per_class.csv", report.csv())
         write_text(folder / "report.md", report.page())

@@ -75,14 +75,17 @@ def published_card(
         entry, log: of the zoo, if the weights are from there.
     """
     front: dict[str, Any] = {"license": license_id(license), "library_name": "timm", "pipeline_tag": TASK}
-    front["tags"] = [TASK, "timm", "ddfnet"]
+    front["tags"] = [TASK, "timm", "ddfnet", *["multi-label"] * (loaded.threshold is not None)]
     if front["license"] == "other":
         front["license_name"] = license
     classes = loaded.num_classes
     if entry is None:
-        command = "python eval.py --checkpoint model.safetensors --data FOLDER"
+        place, form = ("FOLDER", f"{classes} class folders")
+        if loaded.threshold is not None:
+            place, form = "FILE.csv", "a list with the columns image and labels: `a.jpg,cat|dog`"
+        command = f"python eval.py --checkpoint model.safetensors --data {place}"
         about = [
-            f"## Figures\n\nNone stated. Measure it: `{command}` ({classes} class folders).",
+            f"## Figures\n\nNone stated. Measure it: `{command}` ({form}).",
             f"## Data\n\n{data or 'Not stated.'}",
             preprocessing_table(loaded.preprocessing),
             f"## License\n\n{license or 'Not stated: ask who published these weights before you use them.'}",
@@ -95,9 +98,20 @@ def published_card(
         f"# {name}",
         f"`{architecture}`. {describe(architecture)} {loaded.parameters:,} parameters, {classes:,} classes.",
         f"## Use\n\n{_python(location)}",
+        _outputs(loaded.threshold),
         *about,
     ]
-    return "\n\n".join(map(str.strip, parts)) + "\n"
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _outputs(threshold: float | None) -> str:
+    """How outputs of a multi-label network are read; of others everybody knows."""
+    if threshold is None:
+        return ""
+    return (
+        "An image may have any number of these classes: each output stands for itself. The probability of a class is "
+        f"the sigmoid of its logit, `model(image).sigmoid()`, and it is predicted from {threshold:g} on."
+    )
 
 
 def license_id(license: str | None) -> str:

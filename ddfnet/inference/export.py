@@ -179,14 +179,17 @@ def description(classifier: Classifier, batch_size: int | None) -> dict[str, str
     """How to use the file; values that are not text are JSON."""
     how, model = classifier.preprocessing, {"name": classifier.name, "kwargs": classifier.kwargs}
     batch, shape = "B" if batch_size is None else batch_size, how.input_size
-    channels = CHANNELS[shape[0]]
+    channels, threshold = CHANNELS[shape[0]], classifier.threshold
+    multi = {} if threshold is None else {"multi_label": json.dumps({"threshold": threshold})}
+    squashed = "softmax" if threshold is None else f"sigmoid (a class is predicted from {threshold:g} on)"
     return {
         "model": json.dumps(model),
         "classes": json.dumps(classifier.classes),
         "preprocessing": json.dumps(how.to_dict()),
         "input": f"{INPUT}: float32 ({batch}, {', '.join(map(str, shape))}), {channels} in [0, 1], less mean, over std",
         "input_shape": json.dumps([batch_size, *shape]),  # null: any
-        "output": f"{OUTPUT}: float32 ({batch}, {classifier.num_classes}), before softmax, in the order of classes",
+        "output": f"{OUTPUT}: float32 ({batch}, {classifier.num_classes}), before {squashed}, in the order of classes",
+        **multi,
         "producer": f"ddfnet {ddfnet.__version__}, torch {torch.__version__}",
     }
 

@@ -127,6 +127,7 @@ def config_for(loaded: Classifier, *, tag: str | None, license: str | None) -> d
         "num_features": loaded.network.num_features,
         "label_names": loaded.classes,
         "model_args": loaded.kwargs or None,
+        "multi_label": None if loaded.threshold is None else {"threshold": loaded.threshold},
         "pretrained_cfg": {**about, "pool_size": known.get("pool_size") if same_size else None},
     }
     return {key: value for key, value in config.items() if value is not None}

@@ -17,7 +17,7 @@ from ddfnet.models.claims import check_network, check_sizes
 from ddfnet.models.factory import check_describes_network, create_model
 from ddfnet.models.input_size import create_for_size, size_argument
 from ddfnet.models.preprocessing import foreign_preprocessing, noted_beyond_scale, overridden
-from ddfnet.models.weights import count_classes, load_weights
+from ddfnet.models.weights import count_channels, count_classes, load_weights
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.zoo.download import locate
 from ddfnet.zoo.entries import Entry
@@ -95,7 +95,7 @@ def build_classifier(
         origins = dict.fromkeys(Preprocessing.model_fields, "the checkpoint")
     else:
         name, kwargs = _described(weights, source, model, entry)
-        num_classes, cfg = _probed(weights, source, name, kwargs)
+        num_classes, cfg, kwargs = _probed(weights, source, name, kwargs)
         if entry:
             how, origins = entry.preprocessing, dict.fromkeys(Preprocessing.model_fields, "the entry of the zoo")
         else:
@@ -156,9 +156,7 @@ def _described(weights: Weights, source: Path, model: str | None, entry: Entry |
     arguments = args.get("model_kwargs") if name == theirs else None
     kwargs = dict(arguments) if isinstance(arguments, dict) else {}
     channels = args.get("in_chans") or kwargs.get("in_chans") or 3
-    if channels not in CHANNELS:
-        known = ", ".join(map(str, CHANNELS))
-        raise CheckpointError(f"{source} is of images with {channels} channels: here they have {known}")
+    _check_channels(channels, source)
     if channels != 3:
         kwargs["in_chans"] = channels
     if name == theirs and isinstance(args.get("gp"), str):  # timm's --gp
@@ -168,15 +166,27 @@ def _described(weights: Weights, source: Path, model: str | None, entry: Entry |
     return name, kwargs
 
 
-def _probed(weights: Weights, source: Path, name: str, kwargs: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Number of classes of weights that do not say it, and timm's record of their model."""
+def _check_channels(channels: int, source: Path) -> None:
+    if channels not in CHANNELS:
+        known = ", ".join(map(str, CHANNELS))
+        raise CheckpointError(f"{source} is of images with {channels} channels: here they have {known}")
+
+
+def _probed(
+    weights: Weights, source: Path, name: str, kwargs: dict[str, Any]
+) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """Number of classes of weights that do not say it, timm's record of their model, and its arguments, with the
+    channels of their first convolution where nothing else says them."""
     try:
         with torch.device("meta"):
             probe = create_model(name, **kwargs)
     except (ValueError, AssertionError) as error:
         raise UserError(f"{source}: {error or 'its model cannot be built'}") from None
     cfg = vars(probe)["pretrained_cfg"]
-    return count_classes(probe, weights, source=source) or cfg["num_classes"], cfg
+    if "in_chans" not in kwargs and (channels := count_channels(probe, weights, source=source)) not in (None, 3):
+        _check_channels(channels, source)
+        kwargs = {**kwargs, "in_chans": channels}
+    return count_classes(probe, weights, source=source) or cfg["num_classes"], cfg, kwargs
 
 
 def _class_names(names: Any, num_classes: int) -> list[str] | None:

@@ -109,6 +109,19 @@ def count_classes(model: nn.Module, weights: Weights, *, source: object) -> int 
     return next((len(state[key]) for key in keys if key in state), None)
 
 
+def count_channels(model: nn.Module, weights: Weights, *, source: object) -> int | None:
+    """Channels of the images that weights for a model take, by their first convolution; `model` takes 3, and may be
+    without memory. None where the model has no such layer, or theirs is none of it."""
+    own, first = model.state_dict(), (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
+    key = f"{first if isinstance(first, str) else next(iter(first), '')}.weight"
+    state, _ = _named_as_in(model, weights.state_dict, source)
+    if key not in own or key not in state or own[key].ndim != 4 or state[key].ndim != 4:
+        return None
+    (outputs, there, *kernel), (wanted, channels, *size) = state[key].shape, own[key].shape
+    same = (outputs, kernel) == (wanted, size) and channels % 3 == 0 and there % (channels // 3) == 0
+    return there // (channels // 3) if same else None  # above 3: stems that fold space into channels
+
+
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
     """The modules that depend on the classes, as timm's record of the model names them: none, one or several."""
     known = getattr(model, "pretrained_cfg", None) or {}

@@ -21,7 +21,7 @@ from ddfnet.models.classifier import Classifier, build_classifier
 from ddfnet.models.fold import fold_batch_norm
 from ddfnet.models.preprocessing import FLAGS
 from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
-from ddfnet.tasks.multilabel import multilabel_set, training_source
+from ddfnet.tasks.multilabel import multilabel_images, multilabel_set, training_source
 from ddfnet.utils.errors import DataError, UserError
 from ddfnet.utils.text import wrap
 from ddfnet.zoo.entries import Entry
@@ -42,7 +42,9 @@ def classification_evaluation(
     decoder = Decoder(channels=len(how.mean), max_pixels=options.max_pixels or trained)
     left_out: list[str] = []
     if loaded.threshold is not None:
-        sets = [multilabel_set(path, weights, loaded, decoder, options)]
+        index = multilabel_images(path, weights, loaded, options)
+        left_out = [text for text in [not_counted_text(index)] if text]
+        sets = [multilabel_set(index, loaded, decoder, options)]
     elif options.threshold is not None:
         raise UserError(f"--threshold is of multi-label checkpoints: {path} is none; leave it out")
     else:

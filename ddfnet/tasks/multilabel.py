@@ -11,9 +11,11 @@ from ddfnet.data.batches import Batch, EvalBatchTransform
 from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.decode import Decoder
 from ddfnet.data.loader import Finish, eval_batches
-from ddfnet.data.sources import ImageSource, SourceConfig, open_split
+from ddfnet.data.sources import ImageSource, SourceConfig, open_split, split_path
 from ddfnet.data.sources.classes import some_names
-from ddfnet.data.sources.label_sets import LabelSets, unused_lines
+from ddfnet.data.sources.label_sets import LabelSets, class_names, open_labels, unused_lines
+from ddfnet.data.sources.store import has_label_sets
+from ddfnet.data.sources.table import DELIMITERS
 from ddfnet.evaluation.multilabel import MultiLabelEvaluator
 from ddfnet.evaluation.multilabel_report import MultiLabelReport
 from ddfnet.models.classifier import Classifier
@@ -42,8 +44,7 @@ def to_targets(source: ImageSource, device: torch.device) -> Finish:
 
 def class_counts(source: ImageSource, labels: np.ndarray) -> np.ndarray:
     """Images of each class, int64 (classes,); `labels` (N,): those of `source`."""
-    counts = np.bincount(labels, minlength=len(source.classes))
-    return counts @ source.members if isinstance(source, LabelSets) else counts
+    return source.counts() if isinstance(source, LabelSets) else np.bincount(labels, minlength=len(source.classes))
 
 
 def label_notes(train: ImageSource, val: ImageSource, root: str, config: SourceConfig) -> list[str]:
@@ -65,20 +66,38 @@ def training_source(weights: Weights) -> SourceConfig:
     return SourceConfig.model_validate({key: data[key] for key in SourceConfig.model_fields if key in data})
 
 
-def multilabel_set(
-    path: Path, weights: Weights, loaded: Classifier, decoder: Decoder, options: EvaluationOptions
-) -> EvaluationSet:
+def multilabel_images(path: Path, weights: Weights, loaded: Classifier, options: EvaluationOptions) -> ImageSource:
     """The validation images of the training run, or of `options.data`, with their labels; UserError where they cannot
-    be had, or an option does not apply."""
+    be had, or an option does not apply.
+
+    `options.data` is another `data.root`, or itself a list with the columns image and labels, or a prepared store.
+    """
     given = [f"--{key}" for key in ("sets", "tta") if getattr(options, key)]
     if given:
         raise UserError(f"{', '.join(given)} cannot be used with a multi-label checkpoint: leave it out")
-    data = (weights.config or {}).get("data")
-    if data is None:
-        raise DataError(f"{path} does not hold the configuration of its run, which says where labels are: give best.pt")
-    root, config = options.data or data["root"], training_source(weights)
-    index = open_split(root, data["val"], key="val", classes=loaded.classes, config=config)
-    assert isinstance(index, LabelSets)
+    trained, config = (weights.config or {}).get("data"), training_source(weights)
+    root, val = options.data or (trained or {}).get("root"), (trained or {}).get("val", "val")
+    places = [] if root is None else [root, split_path(root, val)]
+    if own := [place for place in places if place is not None and _brings_labels(place)]:
+        alone = config.model_copy(update={"labels": None, "class_names": None, "multi_label": True})
+        return open_labels("", str(own[0]), "val", classes=loaded.classes, config=alone)
+    if trained is None or root is None:
+        raise DataError(
+            f"{path} does not hold the configuration of its run, which says where the labels are: give best.pt, or "
+            "--data FILE.csv, a list with the columns image and labels"
+        )
+    return open_split(root, val, key="val", classes=loaded.classes, config=config)
+
+
+def _brings_labels(place: str | Path) -> bool:
+    """Whether these are a list, or a store of images with any number of classes."""
+    return Path(place).suffix.lower() in DELIMITERS or has_label_sets(place)
+
+
+def multilabel_set(
+    index: ImageSource, loaded: Classifier, decoder: Decoder, options: EvaluationOptions
+) -> EvaluationSet:
+    """The evaluation of images of `multilabel_images`."""
     threshold = options.threshold if options.threshold is not None else loaded.threshold
     assert threshold is not None
     how = loaded.preprocessing
@@ -99,6 +118,6 @@ def multilabel_set(
         )
 
     def report(evaluator: MultiLabelEvaluator, **about: Any) -> MultiLabelReport:
-        return MultiLabelReport(classes=index.names, rows=evaluator.rows, threshold=threshold, **about)
+        return MultiLabelReport(classes=class_names(index), rows=evaluator.rows, threshold=threshold, **about)
 
     return EvaluationSet("", index.root, len(index), batches, lambda device: MultiLabelEvaluator(threshold), report)

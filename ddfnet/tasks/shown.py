@@ -14,12 +14,12 @@ _MOST_NAMES = 2
 def shown_images(
     batch: Batch, preprocessing: Preprocessing, classes: Sequence[str], most: int
 ) -> list[tuple[Tensor, str]]:
-    """The first images of a batch, no longer normalized: (3, H, W) in [0, 1], and their classes; of `worst_labels` what
-    they were taken for."""
+    """The first images of a batch, no longer normalized and without alpha: (3, H, W) in [0, 1], and their classes; of
+    `worst_labels` what they were taken for."""
     images = batch["image"][:most].float()
     mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     images = (images * std + mean).clamp(0, 1).cpu()
-    images = images[:, :3] if images.shape[1] > 2 else images[:, :1].expand(-1, 3, -1, -1)  # without alpha
+    images = images[:, :3] if images.shape[1] > 2 else images[:, :1].expand(-1, 3, -1, -1)
     captions = [_named(row, classes) for row in batch["target"][: len(images)].cpu()]
     if "predicted" in batch:
         pairs = zip(batch["predicted"].tolist(), batch["score"].tolist(), strict=True)

@@ -32,7 +32,9 @@ from ddfnet.tasks import load_config
 from ddfnet.utils.errors import UserError
 
 STEPS = ("train", "evaluate", "predict", "export")
-SIDES = (64, 128)  # that are tried before a model's own
+SIDES = (64, 128, 112, 96)  # that are tried before a model's own: multiples of 16 and 32, of 14, of 48
+# Arguments of families whose smallest network is too large for the memory of a small machine.
+REDUCED: dict[str, dict[str, int]] = {"deepseek_vit": {"depth": 2}}  # 412 million parameters
 CLASSES = ("a", "b")
 
 
@@ -98,15 +100,16 @@ def steps_of(family: str, folder: Path, note: Callable[[Outcome], object]) -> No
     """One step of training with its evaluation and checkpoint, `eval.py`'s way with that checkpoint, the prediction of
     one image, and the export to a program that is loaded and compared. `note` is called after each."""
     started = time.monotonic()
+    kwargs = REDUCED.get(family, {})
     outcome = Outcome(family, smallest(family))
-    outcome.size = small_size(outcome.model)
+    outcome.size = small_size(outcome.model, kwargs)
     note(outcome)
     images, run = make_images(folder / "images", outcome.size), folder / "run"
     best = run / "best.pt"
     settings = (
         f"model.name={outcome.model}", f"data.root={images}", f"data.input.size={outcome.size}", "data.workers=0",
         "data.cache=none", f"run.dir={run}", "run.device=cpu", "run.tensorboard=false", "optim.lr=1e-4",
-        "train.epochs=1", "train.batch_size=2", "train.device_batch_size=2",
+        "train.epochs=1", "train.batch_size=2", "train.device_batch_size=2", f"model.kwargs={kwargs}",
     )  # fmt: skip
     config = folder / "run.yaml"
     config.write_text("{}\n")
@@ -150,13 +153,14 @@ def reason(action: Callable[[], None]) -> str:
     return "yes"
 
 
-def small_size(name: str) -> int:
-    """The first of `SIDES` and the model's own size at which it trains; its own where it trains at none."""
+def small_size(name: str, kwargs: dict[str, int]) -> int:
+    """The first of `SIDES` and the size of its own at which a model with these arguments trains; its own where it
+    trains at none."""
     cfg = get_pretrained_cfg(name)
     own = cfg.input_size[-1] if cfg else 224
     for side in (*SIDES, own):
         try:
-            network = create_model(name, num_classes=len(CLASSES), **size_argument(name, {}, side))
+            network = create_model(name, num_classes=len(CLASSES), **kwargs, **size_argument(name, {}, side))
             if isinstance(_logits(network, side), Tensor):
                 return side
         except Exception:  # whatever a model says of sizes it does not take

@@ -1,5 +1,12 @@
-"""A plugin of pytest that gives timm's tests the models of this package in place of timm's: see timm_tests.sh."""
+"""A plugin of pytest that gives timm's tests the models of this package in place of timm's: see timm_tests.sh.
 
+`--record` adds the outcomes to docs/results/timm_tests.json, of which docs/reference/models.md is made: a run in parts
+adds up. Outcomes of another timm or PyTorch are dropped first.
+"""
+
+import json
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +15,9 @@ import torch
 
 import ddfnet
 from ddfnet.models import create_model
+from ddfnet.utils.files import write_json
+
+RECORD = Path(__file__).resolve().parents[2] / "docs" / "results" / "timm_tests.json"
 
 OUR_MODULES = ["ddf_resnet", "baselines"]
 NO_TORCHSCRIPT = "dynamic filters refuse TorchScript, which PyTorch has given up, and name torch.export"
@@ -21,6 +31,43 @@ def _ours(filter: Any = "", module: Any = "", **options: Any) -> list[str]:
 
 timm.list_models = _ours
 timm.list_pretrained = lambda *arguments, **options: []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", action="store_true", help=f"add the outcomes to {RECORD.name}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--record"):
+        config.pluginmanager.register(_Recorder())
+
+
+class _Recorder:
+    """What became of each case, by test and model."""
+
+    def __init__(self) -> None:
+        versions = {"timm": timm.__version__, "torch": torch.__version__}
+        earlier = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        same = {key: earlier.get(key) for key in versions} == versions
+        self.content = {**versions, "date": date.today().isoformat(), "tests": earlier["tests"] if same else {}}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and report.outcome == "passed":
+            return
+        test, _, case = report.nodeid.partition("::")[2].partition("[")
+        outcome = "refused" if hasattr(report, "wasxfail") and report.outcome == "skipped" else report.outcome
+        tests = self.content["tests"]
+        tests.setdefault(test, {})[_model_of(case)] = outcome
+        # After each: a run may be ended at any time.
+        write_json(
+            RECORD, {**self.content, "tests": {name: dict(sorted(tests[name].items())) for name in sorted(tests)}}
+        )
+
+
+def _model_of(case: str) -> str:
+    """The model in the parameters of a case, as `1-ddf_mul_resnet50]` has them."""
+    parts = case.rstrip("]").split("-")
+    return next(part for part in parts if part in ddfnet.list_models())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Run timm's own tests/test_models.py on the models of this package.
 #
-#   git clone --depth 1 --branch v1.0.31 https://github.com/huggingface/pytorch-image-models
-#   bash scripts/dev/timm_tests.sh pytorch-image-models
-#   bash scripts/dev/timm_tests.sh pytorch-image-models -k "ddf_mul_resnet50 and backward" -x
+#   pip download --no-deps --no-binary timm timm==1.0.31 && tar xf timm-1.0.31.tar.gz
+#   bash scripts/dev/timm_tests.sh timm-1.0.31
+#   bash scripts/dev/timm_tests.sh timm-1.0.31 -k "ddf_mul_resnet50 and backward" -x
+#   bash scripts/dev/timm_tests.sh timm-1.0.31 --record   # into docs/results/timm_tests.json, for models.md
 #
-# The checkout should be of the version of timm that is installed: its wheel has no tests. Further
-# arguments go to pytest. Takes an hour of one core; cases that need the network are those of test_*pretrained*.
+# The source should be of the version of timm that is installed, whose wheel has no tests; a checkout does, too. Further
+# arguments go to pytest. All take about five minutes of one core; those that need the network (test_*pretrained*) are
+# left out.
 set -euo pipefail
 
 if [ $# -lt 1 ] || [ ! -f "$1/tests/test_models.py" ]; then
-  echo "usage: bash scripts/dev/timm_tests.sh CHECKOUT_OF_TIMM [PYTEST ARGUMENTS]; CHECKOUT/tests/test_models.py is needed" >&2
+  echo "usage: bash scripts/dev/timm_tests.sh SOURCE_OF_TIMM [PYTEST ARGUMENTS]; SOURCE/tests/test_models.py is needed" >&2
   exit 2
 fi
 checkout=$(cd "$1" && pwd); shift

@@ -22,7 +22,7 @@ import torch
 from ddfnet.utils import markdown
 from ddfnet.utils.cli import HelpFormatter
 from ddfnet.utils.files import write_text
-from scripts.dev.families import STEPS, Outcome, families, try_family
+from scripts.dev.families import REDUCED, STEPS, Outcome, families, try_family
 
 PAGE = ROOT / "docs" / "reference" / "families.md"
 COLUMNS = ("family", "model", "pixels", *STEPS, "seconds")
@@ -38,7 +38,8 @@ def rows(page: str) -> dict[str, tuple[str, ...]]:
 
 def row(outcome: Outcome) -> tuple[str, ...]:
     steps = [outcome.steps.get(step, "-").replace("|", "/") for step in STEPS]
-    return (outcome.family, outcome.model, str(outcome.size), *steps, f"{outcome.seconds:.0f}")
+    reduced = "".join(f", {key} {value}" for key, value in REDUCED.get(outcome.family, {}).items())
+    return (outcome.family, outcome.model + reduced, str(outcome.size), *steps, f"{outcome.seconds:.0f}")
 
 
 def filled(page: str, table: dict[str, tuple[str, ...]]) -> str:

@@ -5,7 +5,8 @@
 
 Parameters and multiply-adds are counted here. Accuracy is that of the weights of the zoo that were measured. Images per
 second come from docs/results/models_cpu.json, which `python scripts/benchmarks/models.py --output docs/results` writes;
-without it the column says that they are not measured.
+without it the column says that they are not measured. What became of timm's own tests of models stands in
+docs/results/timm_tests.json, which `bash scripts/dev/timm_tests.sh SOURCE --record` writes.
 """
 
 import argparse
@@ -29,8 +30,9 @@ from ddfnet.zoo import entries
 from scripts.benchmarks import common as bench
 
 PAGE, RESULTS = ROOT / "docs" / "reference" / "models.md", ROOT / "docs" / "results"
-CPU_RESULTS = "models_cpu.json"
+CPU_RESULTS, TIMM_TESTS = "models_cpu.json", "timm_tests.json"
 TIMM_MODELS = ("resnet18", "resnet50", "resnet101", "resnet152")  # the baselines of the paper
+OUTCOMES = ("passed", "refused", "skipped", "failed")
 COLUMNS = ("model", "parameters, M", "multiply-adds, B", "as papers count, B", "top-1, measured", "images/s on a CPU")
 
 
@@ -68,7 +70,8 @@ def page(results: Path = RESULTS) -> str:
         names.sort(key=lambda name: (complexity(name).multiply_adds, name))
         rows = [_row(name, measured) for name in names]
         tables.append(f"### {size} pixels, {classes(size):,} classes\n\n{markdown.table(COLUMNS, rows)}")
-    return markdown.fill(PAGE.read_text(), {"models": "\n".join(tables), "machine": _machine(measured)})
+    parts = {"models": "\n".join(tables), "machine": _machine(measured)}
+    return markdown.fill(PAGE.read_text(), {**parts, "timm_tests": _timm_tests(_read(results / TIMM_TESTS))})
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -103,6 +106,26 @@ def _machine(measured: dict[str, Any] | None) -> str:
         f"PyTorch {how['torch']}, {how['date'][:10]}; all models in turn in one run, median of n = {counted} rounds; "
         f"load of the machine before: {how['load']}. `{how['command']}` ([all figures](../results/{CPU_RESULTS}))."
     )
+
+
+def _timm_tests(record: dict[str, Any] | None) -> str:
+    """How many models each of timm's tests passed with."""
+    if record is None:
+        return "Not run yet."
+    counts = {test: list(outcomes.values()) for test, outcomes in record["tests"].items()}
+    rows = [(test, *(outcomes.count(outcome) for outcome in OUTCOMES)) for test, outcomes in counts.items()]
+    total = [sum(row[i + 1] for row in rows) for i in range(len(OUTCOMES))]
+    failed = [
+        f"{test} of {model}"
+        for test, outcomes in record["tests"].items()
+        for model, outcome in outcomes.items()
+        if outcome == "failed"
+    ]
+    models = {model for outcomes in record["tests"].values() for model in outcomes}
+    missing = sorted(set(list_models()) - models)
+    lines = f"timm {record['timm']}, PyTorch {record['torch']}, on a CPU, {record['date']}: {len(models)} models."
+    lines += f" Not run: {', '.join(missing)}." * bool(missing) + f" Failed: {', '.join(failed)}." * bool(failed)
+    return f"{markdown.table(('test', *OUTCOMES), [*rows, ('all', *total)])}\n{lines}"
 
 
 if __name__ == "__main__":

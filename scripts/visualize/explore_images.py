@@ -66,19 +66,26 @@ def open_subject(checkpoint: str, images: Sequence[str], *, model: str | None, d
             batch = normalize({"image": pixels[None]})["image"]
 
             def run(batch: torch.Tensor = batch) -> torch.Tensor:
-                return loaded.network(batch)[0].softmax(0)
+                logits = loaded.network(batch)[0]
+                return logits.softmax(0) if loaded.threshold is None else logits.sigmoid()
 
-            yield Shown(printable(Path(name).name), pixels.permute(1, 2, 0).numpy(), run, _prediction(names))
+            yield Shown(
+                printable(Path(name).name), pixels.permute(1, 2, 0).numpy(), run, _prediction(names, loaded.threshold)
+            )
 
     facts = [("input", how.summary())]
     return Subject(loaded.network, loaded.name, shown(), facts)
 
 
-def _prediction(names: Sequence[str]) -> Callable[[torch.Tensor], str]:
+def _prediction(names: Sequence[str], threshold: float | None) -> Callable[[torch.Tensor], str]:
+    """The best class; of a multi-label network all from its threshold on, the best first."""
+
     def label(probabilities: torch.Tensor) -> str:
-        best = int(probabilities.argmax())
-        name = names[best] if best < len(names) else f"output {best}"
-        return f"predicted: {name}, {100 * float(probabilities[best]):.1f} %"
+        values, order = probabilities.sort(descending=True)
+        pairs = list(zip(order.tolist(), values.tolist(), strict=True))
+        pairs = pairs[:1] if threshold is None else [pair for pair in pairs if pair[1] >= threshold]
+        texts = [f"{names[i] if i < len(names) else f'output {i}'}, {100 * value:.1f} %" for i, value in pairs]
+        return f"predicted: {'; '.join(texts) or 'no class'}"
 
     return label
 

@@ -114,6 +114,6 @@ def test_classes_of_validation(root):
 
 
 def test_sources_that_have_no_place_for_labels():
-    with pytest.raises(ValueError, match=r"data\.labels is for folders of images and lists, not for data\.source=tar"):
+    with pytest.raises(ValueError, match=r"data\.labels is for folders of images, not for data\.source=tar"):
         SourceConfig(labels="x.csv", source="tar")
     assert issubclass(ConfigError, ValueError)

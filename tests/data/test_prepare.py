@@ -415,3 +415,31 @@ def test_a_region_that_is_damaged_later_is_replaced(photos, tmp_path, small):
     dataset = TrainDataset(kept, small, AugmentConfig(), seed=0)
     assert dataset[(0, 5, 0)][3].startswith("ValueError: not a JPEG")
     assert dataset[(0, 4, 0)][3] == ""
+
+
+def test_larger_images_than_the_limit_stay_and_are_listed_as_large(tree, tmp_path, main, capsys):
+    Image.new("RGB", (60, 50), (9, 99, 9)).save(tree / "cat" / "wide.jpg")
+    (tree / "cat" / "x.heic").write_bytes(b"x")
+    path = tree / "cat" / "wide.jpg"
+    assert main(tree, tmp_path / "store", "--workers", "1", "--max-pixels", "2999") == 1
+    out = capsys.readouterr().out
+    assert f"PROBLEM: {path} is too large (60 x 50 pixels are more than the 2,999 of data.max_pixels" in out
+    assert f"note: {tree}: 1 file not counted: .heic 1" in out
+    kept = open_source(tmp_path / "store")
+    number = [kept.key(i) for i in range(len(kept))].index("cat/wide.jpg")
+    assert kept.read(number) == path.read_bytes()
+    assert main(tree, tmp_path / "store", "--workers", "1") == 2  # another limit is another store
+    assert "was prepared with options that differ" in capsys.readouterr().err
+    assert main(tree, tmp_path / "other", "--workers", "1", "--max-pixels", "3000") == 0
+
+
+def test_a_raised_limit_is_above_that_of_pillow(photos, tmp_path, monkeypatch):
+    usual = Encoding().state()
+    assert "max_pixels" not in usual  # as in stores of before there was a choice
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # it raises from 2000 on
+    for encoding in (Encoding(max_pixels=10**6), Encoding(quality=80, max_pixels=10**6)):
+        report = write_store(index_folder(photos), tmp_path / str(encoding.quality), encoding)
+        assert report.corrupt == []
+        assert report.cut == 14
+    unpack(open_source(tmp_path / "80"), tmp_path / "out")
+    assert len(index_folder(tmp_path / "out")) == 14

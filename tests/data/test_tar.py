@@ -9,6 +9,7 @@ from image_formats import samples, tar_bytes, write_folder_tar, write_shards, wr
 from synthetic_images import draw
 
 from ddfnet.data.sources import SourceConfig, open_source, open_split, tar_index
+from ddfnet.data.sources.folder import not_counted_text
 from ddfnet.data.sources.imagenet import DEVKIT
 from ddfnet.utils.errors import DataError
 
@@ -280,3 +281,16 @@ def test_devkits_that_cannot_be_used(tree, tmp_path):
     devkit.write_bytes(b"no tar")
     with pytest.raises(DataError, match=r"damaged|cannot be read"):
         open_source(path)
+
+
+def test_images_that_are_left_out_are_told(tree, tmp_path, capsys):
+    members = [(f"{label}/{name}", data) for label, name, data in samples(tree)]
+    left_out = [("cat/x.heic", b"x"), ("cat/y.HEIC", b"x"), ("dog/z.tga", b"x"), ("dog/notes.txt", b"x")]
+    path = write_tar(tmp_path / "train.tar", [*members, *left_out, ("@eaDir/thumb.png", members[0][1])])
+    source = open_source(path)
+    assert source.classes == ["cat", "dog", "eel"]  # no thumbnails of a file server
+    assert len(source) == 18
+    assert source.others == {".heic": 2, ".tga": 1}
+    assert not_counted_text(source).startswith(f"note: {path}: 3 files not counted: .heic 2, .tga 1")
+    named = open_source(path, config=SourceConfig(image_column="png"))  # the extension was chosen: the others are meant
+    assert named.others == {}

@@ -53,6 +53,20 @@ def test_a_tag_or_pretrained_loads_the_weights(run, capsys, overrides):
 
 
 @pytest.mark.parametrize(
+    ("start", "note"),
+    [
+        (f"model.name={ZOO}", f"note: data.input differs from timm's record of {ZOO}: mean"),
+        (f"model.init_checkpoint=zoo:{ZOO}", "note: these weights were trained with data.input mean"),
+    ],
+)
+def test_another_mean_than_that_of_the_weights_is_noted_once(run, capsys, start, note):
+    run(start, "data.input.mean=[0.1, 0.2, 0.3]", "data.input.std=[0.5, 0.5, 0.5]")
+    notes = [line for line in capsys.readouterr().out.splitlines() if "note:" in line and "[0.1, 0.2, 0.3]" in line]
+    assert len(notes) == 1
+    assert note in notes[0]
+
+
+@pytest.mark.parametrize(
     "overrides", [[f"model.name={ZOO}", "model.pretrained=false"], ["model.name=resnet10t.untrained"]]
 )
 def test_pretrained_false_and_the_tag_untrained_start_at_random(tiny_config, overrides):

@@ -1,5 +1,6 @@
 """A classifier from a file that anybody may have written: it is described there, and nothing else happens."""
 
+import argparse
 import pickle
 
 import pytest
@@ -128,3 +129,23 @@ def test_a_web_page_is_called_one(tmp_path):
     (tmp_path / "w.pth.tar").write_text("<!DOCTYPE html><html>Quota exceeded</html>")
     with pytest.raises(CheckpointError, match="web page"):
         load_classifier(tmp_path / "w.pth.tar", model=NAME)
+
+
+@pytest.mark.parametrize(("name", "channels"), [(NAME, 1), ("resnet10t", 4), ("vit_tiny_patch16_224", 1)])
+def test_a_bare_file_says_its_channels_by_its_stem(tmp_path, name, channels):
+    kwargs = {"depth": 1, "embed_dim": 24, "num_heads": 2} if "vit" in name else {}
+    network = ddfnet.create_model(name, num_classes=3, in_chans=channels, **kwargs).eval()
+    state = {f"module.{key}": tensor for key, tensor in network.state_dict().items()}
+    args = argparse.Namespace(model_kwargs=kwargs)
+    torch.save({"state_dict": state, "arch": name, "args": args} if kwargs else state, tmp_path / "bare.pt")
+    loaded = load_classifier(tmp_path / "bare.pt", model=name)
+    assert loaded.kwargs["in_chans"] == channels
+    assert len(loaded.preprocessing.mean) == loaded.preprocessing.input_size[0] == channels
+    image = torch.randn(1, *loaded.preprocessing.input_size)
+    assert torch.equal(loaded.network(image), network(image))
+
+
+def test_a_stem_of_channels_that_no_image_has_is_one_sentence(tmp_path):
+    torch.save(ddfnet.create_model("resnet10t", num_classes=3, in_chans=6).state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(CheckpointError, match="is of images with 6 channels: here they have 1, 2, 3, 4"):
+        load_classifier(tmp_path / "bare.pt", model="resnet10t")

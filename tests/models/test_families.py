@@ -37,14 +37,14 @@ def test_the_smallest(family, model):
     assert smallest(family) == model
 
 
-@pytest.mark.parametrize(("least", "size"), [(1, 64), (65, 128), (129, 224), (1000, 224)])
+@pytest.mark.parametrize(("least", "size"), [(1, 64), (65, 128), (129, 224), (1000, 224)])  # 112, 96: after 128
 def test_the_size_is_one_that_the_network_takes(least, size, monkeypatch):
     def takes(network, side):
         assert side >= least
         return torch.zeros(2, 2)
 
     monkeypatch.setattr("scripts.dev.families._logits", takes)
-    assert small_size("test_resnet") == (160 if size == 224 else size)  # its own
+    assert small_size("test_resnet", {}) == (160 if size == 224 else size)  # its own
 
 
 @pytest.mark.slow

@@ -1,15 +1,22 @@
 """Who states which part of a preprocessing."""
 
 import argparse
+import json
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
+from timm.data import create_transform
 from timm.models import get_pretrained_cfg
 
 import ddfnet
 from ddfnet.checkpoint import FORMAT
 from ddfnet.data.preprocessing import Preprocessing, beyond_scale
+from ddfnet.inference.export import ExportOptions, export
+from ddfnet.inference.predict import predict
+from ddfnet.inference.publish import publish
 from ddfnet.models.classifier import load_classifier
 from ddfnet.models.preprocessing import foreign_preprocessing, of_record, overridden
 from ddfnet.utils.errors import CheckpointError, UserError
@@ -137,3 +144,32 @@ def test_a_file_whose_mean_is_of_pixels_up_to_255_is_remarked_on_and_used(tmp_pa
     )
     mended = load_classifier(tmp_path / "w.pt", changes={"mean": "0.485,0.456,0.406"})
     assert mended.origins["mean"] == "--mean"
+
+
+def test_a_crop_mode_reaches_prediction_export_and_publishing(tmp_path):
+    """squash: an image twice as wide as high is seen whole, as timm's transform has it."""
+    network = timm.create_model("resnet10t", num_classes=3).eval()
+    args = argparse.Namespace(crop_mode="squash", img_size=64, crop_pct=0.8, mean=[0.4] * 3)
+    torch.save({"arch": "resnet10t", "args": args, "state_dict": network.state_dict()}, tmp_path / "w.pth")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 12, 3)).astype(np.uint8)
+    Image.fromarray(pixels).resize((96, 48)).save(tmp_path / "wide.png")
+    loaded = load_classifier(tmp_path / "w.pth")
+    how = loaded.preprocessing
+    timms = {"interpolation": how.interpolation, "mean": how.mean, "std": how.std, "crop_pct": 0.8}
+    transform = create_transform((3, 64, 64), crop_mode="squash", **timms)
+    centered = create_transform((3, 64, 64), crop_mode="center", **timms)
+    image = Image.open(tmp_path / "wide.png")
+    with torch.inference_mode():
+        expected, cut = (network(way(image)[None]).softmax(1)[0] for way in (transform, centered))
+    torch.testing.assert_close(predict(loaded, tmp_path / "wide.png"), expected)
+    assert (cut - expected).abs().max() > 1e-3
+
+    export(ExportOptions(str(tmp_path / "w.pth"), "torch", output=tmp_path / "net.pt2"))
+    torch.export.load(tmp_path / "net.pt2", extra_files=(extra := {"ddfnet.json": ""}))
+    assert json.loads(json.loads(extra["ddfnet.json"])["preprocessing"])["crop_mode"] == "squash"
+
+    publish(str(tmp_path / "w.pth"), tmp_path / "hub")
+    assert load_classifier(tmp_path / "hub").preprocessing == how
+    again = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True)
+    assert timm.data.resolve_model_data_config(again)["crop_mode"] == "squash"
+    assert "to 80 x 80 pixels, whatever the shape" in (tmp_path / "hub/README.md").read_text()

@@ -7,6 +7,7 @@ from collections import OrderedDict
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -15,6 +16,7 @@ from ddfnet.checkpoint import Weights, read_weights, save_safetensors
 from ddfnet.models.classifier import load_classifier
 from ddfnet.models.weights import checkpoint_filter, classifier_names, load_weights, read_source
 from ddfnet.utils.errors import CheckpointError, UserError
+from ddfnet.zoo import ZooError
 
 NAME, CLASSES = "resnet10t", 7
 
@@ -283,6 +285,39 @@ def test_folders_in_the_layout_of_the_hub(folder, source, prefix):
     assert same(loaded.network, source.state_dict())
     assert (loaded.preprocessing.mean, loaded.preprocessing.size) == ((0.4, 0.4, 0.4), 96)
     assert loaded.classes == [f"class {i}" for i in range(CLASSES)]
+
+
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_a_repository_of_the_hub_is_read_as_its_folder(folder, source, monkeypatch, revision):
+    """`hf-hub:ORG/NAME[@REVISION]`: the files come through the hub's own client, one after the other."""
+    asked = []
+
+    def download(repository, file, revision=None):
+        asked.append((repository, file, revision))
+        if not (folder / file).exists():
+            raise EntryNotFoundError(file)
+        return str(folder / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    torch.save(source.state_dict(), folder / "pytorch_model.bin")
+    loaded = load_classifier("hf-hub:some/one" + (f"@{revision}" if revision else ""))
+    assert same(loaded.network, source.state_dict())
+    assert loaded.preprocessing.mean == (0.4, 0.4, 0.4)
+    files = ("config.json", "model.safetensors", "pytorch_model.bin")
+    assert asked == [("some/one", file, revision) for file in files]
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(ZooError, match=r"hf-hub:some/one has none of model\.safetensors, "):
+        load_classifier("hf-hub:some/one")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
+    def download(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(ZooError, match=r"cannot get hf-hub:some/one \(no network\): check the name, or download the"):
+        load_classifier("hf-hub:some/one")
 
 
 def test_the_folder_that_publish_writes(tmp_path):

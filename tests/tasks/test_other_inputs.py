@@ -89,7 +89,11 @@ def test_a_size_that_a_transformer_does_not_take_names_the_nearest(tiny_config):
 
 @pytest.mark.parametrize(
     ("channels", "augment"),
-    [(1, ["augment.rand_augment=rand-m9-n2"]), (1, ["augment.where=device"]), (4, ["augment.color_jitter=0"])],
+    [
+        (1, ["augment.rand_augment=rand-m9-n2", "run.tensorboard=true"]),
+        (1, ["augment.where=device"]),
+        (4, ["augment.color_jitter=0"]),
+    ],
 )
 def test_other_channels(start, image_tree, tmp_path, capsys, channels, augment):
     folder = start(f"model.in_chans={channels}", *augment, "augment.erasing.p=0.5", "run.tensorboard=true")

@@ -1,5 +1,6 @@
 """Images with captions for people: batches and mistakes."""
 
+import pytest
 import torch
 
 from ddfnet.data.preprocessing import Preprocessing
@@ -40,3 +41,14 @@ def test_of_many_labels_the_worst_is_named():
     torch.testing.assert_close(rows["score"], torch.tensor([0.9, 0.9, 0.0]))
     texts = [text for _, text in shown_images(rows, PREPROCESSING, CLASSES, 9)]
     assert texts[:2] == ["not: ant 0.90", "missed: cow 0.90"]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_images_of_other_channels_are_shown_without_alpha(channels):
+    how = Preprocessing(size=4, mean=(0.5, 0.25, 0.1, 0.2)[:channels], std=(0.5, 0.25, 1.0, 0.3)[:channels])
+    pixels = torch.rand(2, channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (how.mean, how.std))
+    batch = {"image": (pixels - mean) / std, "target": torch.tensor([2, 0])}
+    shown = torch.stack([image for image, _ in shown_images(batch, how, CLASSES, 2)])
+    seen = pixels[:, :3] if channels > 2 else pixels[:, [0, 0, 0]]
+    torch.testing.assert_close(shown, seen)

@@ -4,13 +4,14 @@ import io
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from ddfnet.data.decode import decode_error, open_rgb
+from ddfnet.data.image_file import MAX_PIXELS, open_header
 from ddfnet.data.jpeg import interval_starts, read_header, restart_interval
 from ddfnet.utils.errors import UserError
 
@@ -30,6 +31,15 @@ class Encoding:
     4:2:0."""
     short_side: int | None = None
     """Images whose short side is longer are reduced to it (Lanczos), pixels."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images, width times height, stay as they are, and are listed."""
+
+    def state(self) -> dict[str, Any]:
+        """What the bytes of a store depend on, as plain values."""
+        values = asdict(self)
+        if self.max_pixels == MAX_PIXELS:
+            del values["max_pixels"]  # so it is in stores of before there was a choice
+        return values
 
     def __post_init__(self) -> None:
         if isinstance(self.quality, int) and not 1 <= self.quality <= 100:
@@ -64,7 +74,7 @@ def encode(data: bytes, encoding: Encoding) -> Encoded:
     (CMYK, several images, unusual color sampling) unless it has to be reduced or all are to be JPEGs.
     """
     try:
-        original = open_rgb(data)
+        original = open_rgb(data, encoding.max_pixels)
     except Exception as error:  # whatever Pillow raises for damaged bytes
         return Encoded(data, problem=decode_error(error))
     reduced = _reduced_size(original.size, encoding.short_side)
@@ -76,7 +86,7 @@ def encode(data: bytes, encoding: Encoding) -> Encoded:
     if written is None:
         return Encoded(data, _starts(data), original.size)
     try:
-        again = open_rgb(written)
+        again = open_rgb(written, encoding.max_pixels)
     except Exception:  # never make an image worse
         return Encoded(data, _starts(data), original.size)
     if reduced is not None:
@@ -102,7 +112,7 @@ def _starts(data: bytes) -> np.ndarray | None:
 
 
 def _as_jpeg(data: bytes, image: Image.Image, size: tuple[int, int] | None, quality: Quality) -> bytes:
-    if Image.open(io.BytesIO(data)).mode == "L":
+    if open_header(data).mode == "L":
         image = image.convert("L")
     if size is not None:
         image = image.resize(size, Image.Resampling.LANCZOS)
@@ -121,7 +131,7 @@ def _with_markers(data: bytes, *, lossless: bool) -> bytes | None:
         return None
     if interval_starts(data, header) is not None:
         return None
-    image = Image.open(io.BytesIO(data))
+    image = open_header(data)
     if image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return None
     if lossless:

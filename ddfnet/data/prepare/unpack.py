@@ -1,13 +1,12 @@
 """Makes a tree of class folders of a source again."""
 
-import io
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-
+from ddfnet.data.image_file import open_header
 from ddfnet.data.sources import ImageSource
+from ddfnet.data.sources.label_sets import LabelSets
 from ddfnet.utils.errors import DataError, UserError
 from ddfnet.utils.files import scratch_folder
 
@@ -24,9 +23,11 @@ def unpack(source: ImageSource, out: str | os.PathLike, progress: Callable[[int,
 
     Raises:
         DataError: an image cannot be read, two have the same name, or a name would lie outside its class folder.
-        UserError: `out` holds something, or cannot be written.
+        UserError: `out` holds something, or cannot be written; or images have any number of classes.
     """
     out = Path(out)
+    if isinstance(source, LabelSets):
+        raise UserError(f"{source.root} holds images with any number of classes, which class folders cannot say")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; name another")
     with scratch_folder(out) as scratch:
@@ -76,7 +77,7 @@ def _checked(source: ImageSource, path: str, name: str) -> Path:
 def _suffix(data: bytes) -> str:
     """The extension for an image that has none, by its content."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image = open_header(data)
     except Exception:  # a corrupt image is unpacked as it is
         return ".bin"
     return {"JPEG": ".jpg", "MPO": ".jpg"}.get(str(image.format), f".{str(image.format).lower()}")

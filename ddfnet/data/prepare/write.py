@@ -31,7 +31,8 @@ from ddfnet.data.prepare.parts import (
 )
 from ddfnet.data.sources import ImageSource
 from ddfnet.data.sources.base import Names
-from ddfnet.data.sources.store import ARRAYS, FORMAT, INDEX, META, STATE, data_file
+from ddfnet.data.sources.label_sets import LabelSets
+from ddfnet.data.sources.store import ARRAYS, FORMAT, INDEX, LABEL_SETS, META, STATE, data_file
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.files import write_json
 
@@ -108,10 +109,12 @@ def verify_store(store: Any, progress: Callable[[int, int], None] | None = None)
 def _state(source: ImageSource, encoding: Encoding) -> dict[str, Any]:
     """All that the bytes of a store depend on, but for the content of the images."""
     digest = hashlib.sha256(json.dumps(source.classes).encode())
+    if sets := _label_sets(source):
+        digest.update(json.dumps(sets).encode())
     for i in range(len(source)):
         digest.update(f"{source.label(i)} {source.key(i)}\n".encode("utf-8", "surrogateescape"))
     names = digest.hexdigest()
-    return {"format": FORMAT, "encoding": asdict(encoding), "images": len(source), "names": names, "part": PART_IMAGES}
+    return {"format": FORMAT, "encoding": encoding.state(), "images": len(source), "names": names, "part": PART_IMAGES}
 
 
 def _check_earlier(store: Path, state: dict[str, Any]) -> StoreReport | None:
@@ -212,10 +215,18 @@ def _finish(store: Path, source: ImageSource, parts: list[np.ndarray], state: di
     save_arrays(store / INDEX, {"blob": keys.blob, "offsets": keys.offsets, **arrays})
     sizes = [os.path.getsize(store / data_file(number)) for number in range(len(parts))]
     meta = {"format": FORMAT, "images": len(source), "classes": source.classes, "file_sizes": sizes,
-            "state": state, "source": str(source.root), "report": asdict(report)}  # fmt: skip
+            **_label_sets(source), "state": state, "source": str(source.root), "report": asdict(report)}  # fmt: skip
     write_json(store / META, meta)
     (store / STATE).unlink(missing_ok=True)
     for left in store.glob(".*.tmp"):  # by runs that were killed
         left.unlink(missing_ok=True)
     shutil.rmtree(store / PARTS, ignore_errors=True)
     return report
+
+
+def _label_sets(source: ImageSource) -> dict[str, Any]:
+    """The part of the meta that images with any number of classes have."""
+    if not isinstance(source, LabelSets):
+        return {}
+    sets = [np.flatnonzero(row).tolist() for row in source.members]
+    return {LABEL_SETS: {"names": source.names, "sets": sets}}

@@ -24,6 +24,7 @@ __all__ = [
     "ImageSource",
     "SourceConfig",
     "add_source_options",
+    "open_part",
     "open_source",
     "open_split",
     "source_config",
@@ -96,6 +97,22 @@ def open_split(
         ) from None
 
 
+def open_part(
+    root: str | os.PathLike,
+    path: str | os.PathLike,
+    key: str,
+    *,
+    classes: list[str] | None = None,
+    allow_empty: bool = False,
+    config: SourceConfig,
+) -> ImageSource:
+    """Opens what one split was resolved to: with the labels that its files have, or those of `config.labels`, a path
+    below `root`. `key`: train or val."""
+    if config.labels is not None or config.multi_label:
+        return open_labels(os.fspath(root), os.fspath(path), key, classes=classes, config=config)
+    return open_source(path, classes=classes, allow_empty=allow_empty, config=config)
+
+
 def _open_split(
     root: str, part: str, key: str, classes: list[str] | None, allow_empty: bool, config: SourceConfig
 ) -> ImageSource:
@@ -111,6 +128,4 @@ def _open_split(
             f"data.root={root} {state}: it holds {part}/ with one folder per class, or {part} as another source of "
             f"docs/guides/data.md (set data.{key} where the name differs)"
         )
-    if config.labels is not None or config.multi_label:
-        return open_labels(root, os.fspath(path), key, classes=classes, config=config)
-    return open_source(path, classes=classes, allow_empty=allow_empty, config=config)
+    return open_part(root, path, key, classes=classes, allow_empty=allow_empty, config=config)

@@ -3,15 +3,16 @@
 import argparse
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
-from pydantic import field_validator, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from ddfnet.config import Section
-from ddfnet.utils.errors import did_you_mean
+from ddfnet.utils.errors import ConfigError, did_you_mean
 
 KINDS = ("auto", "folder", "table", "huggingface", "tar", "store")
 TIMM = "timm:"
@@ -38,8 +39,8 @@ class SourceConfig(Section):
     """CSV or TSV file, below root or absolute, of file names and class names: for images in folders that say nothing of
     their classes. A file name is a path below root or below train and val, or the name alone. null: none."""
     multi_label: bool = False
-    """Images have any number of classes, from the file `labels` or from lists as train and val: in one cell, or in
-    several lines. Needs loss.name=bce."""
+    """Images have any number of classes, from the file `labels`, from lists as train and val, in one cell or in several
+    lines, or from a store that was made of these. Needs loss.name=bce."""
     label_separator: str | None = None
     """multi_label: what stands between the class names of a cell. null: the first of | ; , that occurs."""
     allow_missing_val_classes: bool = False
@@ -47,9 +48,11 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _labels_have_a_place(self) -> "SourceConfig":
-        if (self.labels is not None or self.multi_label) and self.source not in ("auto", "folder", "table"):
-            key = "data.labels" if self.labels is not None else "data.multi_label"
-            raise ValueError(f"{key} is for folders of images and lists, not for data.source={self.source}")
+        files = self.source in ("auto", "folder", "table")
+        if self.labels is not None and not files:
+            raise ValueError(f"data.labels is for folders of images, not for data.source={self.source}")
+        if self.multi_label and not files and self.source != "store":
+            raise ValueError(f"data.multi_label is for files of images and stores, not for data.source={self.source}")
         if self.labels is not None and self.val_labels is not None:
             raise ValueError("data.labels and data.val_labels both give labels: leave one out")
         return self
@@ -63,24 +66,29 @@ class SourceConfig(Section):
         return value
 
 
-_OPTIONS = ("image_column", "label_column", "class_names", "val_labels")
+_OPTIONS = ("image_column", "label_column", "class_names", "val_labels", "labels", "label_separator")
+_FLAGS = ("multi_label", "allow_missing_val_classes")
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Adds keys of `SourceConfig` as options of a command."""
     parser.add_argument("--kind", dest="data_source", choices=KINDS, help="what the data is (default: recognized)")
-    for key in _OPTIONS:
-        option, text = (
-            f"--{key.replace('_', '-')}",
-            " ".join((SourceConfig.model_fields[key].description or "").split()),
-        )
-        parser.add_argument(option, dest=f"data_{key}", metavar=key.split("_")[-1].upper(), help=text)
+    for key in (*_OPTIONS, *_FLAGS):
+        option = f"--{key.replace('_', '-')}"
+        text = " ".join((SourceConfig.model_fields[key].description or "").split())
+        how: dict[str, Any] = {"action": "store_true", "default": None}
+        if key in _OPTIONS:
+            how = {"metavar": key.split("_")[-1].upper()}
+        parser.add_argument(option, dest=f"data_{key}", help=text, **how)
 
 
 def source_config(arguments: argparse.Namespace) -> SourceConfig:
-    """The configuration that the options of `add_source_options` give."""
-    given = {key: getattr(arguments, f"data_{key}") for key in ("source", *_OPTIONS)}
-    return SourceConfig(**{key: value for key, value in given.items() if value is not None})
+    """The configuration that the options of `add_source_options` give; ConfigError where they contradict."""
+    given = {key: getattr(arguments, f"data_{key}") for key in ("source", *_OPTIONS, *_FLAGS)}
+    try:
+        return SourceConfig(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError("; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())) from None
 
 
 class ImageSource(Protocol):
@@ -146,6 +154,7 @@ class NamedImages:
     classes: list[str]
     labels: np.ndarray  # int32 (N,)
     keys: Names  # (N,)
+    others: Counter[str] = field(default_factory=Counter, kw_only=True)  # files of `OTHER_IMAGES` that are left out
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -2,15 +2,17 @@
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from ddfnet.data.sources.base import ImageSource, Names, SourceConfig, canonical_order
+from ddfnet.data.sources.base import ImageSource, NamedImages, Names, SourceConfig, canonical_order
 from ddfnet.data.sources.classes import compare_classes, names_of_file, some_names
 from ddfnet.data.sources.folder import list_images
+from ddfnet.data.sources.store import LABEL_SETS, META, Store, open_store, read_meta
 from ddfnet.data.sources.table import DELIMITERS, IMAGE_COLUMNS, LABEL_COLUMNS, Table, column_of
 from ddfnet.utils.errors import DataError
 
@@ -18,13 +20,27 @@ SEPARATORS = "|;,"  # looked for in this order, where none is given
 NO_CLASS = "(none)"
 
 
-@dataclass(frozen=True, eq=False)
-class LabelSets(Table):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LabelSets(NamedImages):
     """Images with any number of classes each. In place of a class, an image has the label of its set of classes:
     `classes` are the sets, by their names, as "cat|dog"."""
 
     names: list[str]  # of the classes, in the order of outputs
     members: np.ndarray  # bool (sets, classes): which classes a set holds
+
+    def counts(self) -> np.ndarray:
+        """Images of each class, int64 (classes,)."""
+        return np.bincount(self.labels, minlength=len(self.classes)) @ self.members
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LabelTable(LabelSets, Table):
+    """Image files with any number of classes each."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LabelStore(LabelSets, Store):
+    """A prepared store of images with any number of classes each."""
 
 
 def class_names(source: ImageSource) -> list[str]:
@@ -32,12 +48,14 @@ def class_names(source: ImageSource) -> list[str]:
     return source.names if isinstance(source, LabelSets) else list(source.classes)
 
 
-def open_labels(root: str, path: str, key: str, *, classes: list[str] | None, config: SourceConfig) -> Table:
+def open_labels(
+    root: str, path: str, key: str, *, classes: list[str] | None, config: SourceConfig
+) -> Table | LabelStore:
     """Source of one split whose labels stand in `config.labels`, or, with `config.multi_label`, in a list of images.
 
     Args:
         root: `data.root`, from where the label file is looked for.
-        path: the split: a folder of images (in it and its sub-folders), or a list (.csv, .tsv).
+        path: the split: a folder of images (in it and its sub-folders), a list (.csv, .tsv), or a store made of these.
         key: its key, `train` or `val`, for messages.
         classes: names of the classes in the order of outputs. None: all that occur, sorted, or `config.class_names`.
 
@@ -47,6 +65,9 @@ def open_labels(root: str, path: str, key: str, *, classes: list[str] | None, co
     Raises:
         DataError: the file cannot be read, an image has no line in it, or (without multi_label) not exactly one label.
     """
+    if os.path.exists(os.path.join(path, META)):
+        return _open_label_store(path, classes, config)
+    others: Counter[str] = Counter()
     if config.labels is None:
         if Path(path).suffix.lower() not in DELIMITERS:
             raise DataError(
@@ -61,7 +82,7 @@ def open_labels(root: str, path: str, key: str, *, classes: list[str] | None, co
         labels = read_labels(file, config)
         if not os.path.isdir(folder):
             raise DataError(f"data.labels={config.labels}: data.{key} must be a folder of images, {folder} is none")
-        images = list_images(folder)
+        images = list_images(folder, others)
         found = _lines_of(images, labels, root, folder, file)
     if not images:
         raise DataError(f"{path} holds no images; give the data of another place")
@@ -70,8 +91,10 @@ def open_labels(root: str, path: str, key: str, *, classes: list[str] | None, co
         raise DataError(f"{file} names {lost}: there is no file {os.path.join(folder, lost)}")
     sets = [labels[found[image]] for image in images]
     names = _settled_names(file, sets, classes, config)
+    if not names:
+        raise DataError(f"{file} gives no image of {path} a class: correct its column of labels")
     table = _label_sets if config.multi_label else _single_labels
-    return table(path, folder, images, sets, names)
+    return table(path, folder, images, sets, names, others)
 
 
 def read_labels(path: str, config: SourceConfig) -> dict[str, tuple[str, ...]]:
@@ -160,7 +183,9 @@ def _settled_names(
     return list(expected)
 
 
-def _single_labels(path: str, folder: str, images: list[str], sets: list[tuple[str, ...]], names: list[str]) -> Table:
+def _single_labels(
+    path: str, folder: str, images: list[str], sets: list[tuple[str, ...]], names: list[str], others: Counter[str]
+) -> Table:
     wrong = next((i for i, own in enumerate(sets) if len(own) != 1), None)
     if wrong is not None:
         raise DataError(
@@ -170,10 +195,13 @@ def _single_labels(path: str, folder: str, images: list[str], sets: list[tuple[s
     position = {name: i for i, name in enumerate(names)}
     labels = np.array([position[own[0]] for own in sets], np.int32)
     order = canonical_order(labels, images)
-    return Table(path, names, labels[order], Names([images[i] for i in order.tolist()]), folder, np.argsort(order))
+    keys = Names([images[i] for i in order.tolist()])
+    return Table(path, names, labels[order], keys, folder, np.argsort(order), others=others)
 
 
-def _label_sets(path: str, folder: str, images: list[str], sets: list[tuple[str, ...]], names: list[str]) -> LabelSets:
+def _label_sets(
+    path: str, folder: str, images: list[str], sets: list[tuple[str, ...]], names: list[str], others: Counter[str]
+) -> LabelTable:
     kinds = sorted(set(sets))
     position, column = {own: i for i, own in enumerate(kinds)}, {name: i for i, name in enumerate(names)}
     members = np.zeros((len(kinds), len(names)), bool)
@@ -182,4 +210,39 @@ def _label_sets(path: str, folder: str, images: list[str], sets: list[tuple[str,
     labels = np.array([position[own] for own in sets], np.int32)
     order = canonical_order(labels, images)
     keys, titles = Names([images[i] for i in order.tolist()]), ["|".join(own) or NO_CLASS for own in kinds]
-    return LabelSets(path, titles, labels[order], keys, folder, np.argsort(order), names, members)
+    return LabelTable(
+        root=path,
+        classes=titles,
+        labels=labels[order],
+        keys=keys,
+        folder=folder,
+        order=np.argsort(order),
+        others=others,
+        names=names,
+        members=members,
+    )
+
+
+def _open_label_store(path: str, classes: list[str] | None, config: SourceConfig) -> LabelStore:
+    """A store that was prepared with `multi_label`, its classes in the order of `classes`."""
+    for key in ("labels", "class_names"):
+        if (value := getattr(config, key)) is not None:
+            raise DataError(f"data.{key}={value}: the store {path} brings its labels with it: leave the key out")
+    store, about = open_store(path, label_sets=True), read_meta(path)[LABEL_SETS]
+    try:
+        own = [str(name) for name in about["names"]]
+        members = np.zeros((len(store.classes), len(own)), bool)
+        for row, columns in zip(members, about["sets"], strict=True):
+            row[columns] = True
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(f"{path}: {META} is damaged ({error!r}); prepare the store again") from None
+    if classes is not None:
+        present = {own[column] for column in np.flatnonzero(members.any(0)).tolist()}
+        compare_classes(path, present, set(classes), missing_is_wrong=not config.allow_missing_val_classes)
+        ordered = np.zeros((len(members), len(classes)), bool)
+        for column, name in enumerate(own):
+            if name in present:
+                ordered[:, classes.index(name)] = members[:, column]
+        own, members = list(classes), ordered
+    parts = {field.name: getattr(store, field.name) for field in fields(store)}
+    return LabelStore(**parts, names=own, members=members)

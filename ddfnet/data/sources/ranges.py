@@ -1,7 +1,7 @@
 """A source whose images are ranges of bytes of a few files: tars, Arrow files, prepared stores."""
 
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -78,6 +78,7 @@ def byte_ranges(
     size: np.ndarray,
     *,
     named: bool = True,
+    others: Counter[str] | None = None,
 ) -> ByteRanges:
     """A `ByteRanges` with its images put in order; `named`: whether the keys are names to order by."""
     order = canonical_order(labels, keys if named else None)
@@ -90,4 +91,5 @@ def byte_ranges(
         file=file[order].astype(np.int32),
         start=start[order].astype(np.int64),
         size=size[order].astype(np.int64),
+        others=Counter() if others is None else others,
     )

@@ -16,6 +16,7 @@ from ddfnet.data.sources.ranges import ByteRanges, read_range
 from ddfnet.utils.errors import DataError
 
 META, STATE, INDEX = "store.json", "prepare.json", "index.npz"  # the first makes a store, the second an unfinished one
+LABEL_SETS = "label_sets"  # key of META: of images with any number of classes their names, and the classes of each set
 FORMAT = 1
 ARRAYS = {
     "labels": np.int32,
@@ -53,10 +54,24 @@ class Store(ByteRanges):
 
 
 def open_store(
-    path: str, *, classes: list[str] | None = None, allow_empty: bool = False, allow_absent: bool = False
+    path: str,
+    *,
+    classes: list[str] | None = None,
+    allow_empty: bool = False,
+    allow_absent: bool = False,
+    label_sets: bool | None = False,
 ) -> Store:
-    """The store in a folder. See `open_source`; DataError where it is unfinished, incomplete or damaged."""
+    """The store in a folder. See `open_source`; DataError where it is unfinished, incomplete or damaged, or not of the
+    kind that `label_sets` asks for: of images with one class each, or any number; None: either."""
     meta = read_meta(path)
+    if label_sets is not None and label_sets != (LABEL_SETS in meta):
+        raise DataError(
+            f"{path} holds images with any number of classes each: set data.multi_label=true (--multi-label) and "
+            "loss.name=bce"
+            if LABEL_SETS in meta
+            else f"data.multi_label=true: {path} holds images with one class each; leave the key out, or prepare the "
+            "store again with --multi-label"
+        )
     try:
         content = load_arrays(Path(path) / INDEX)
         arrays = {name: content[name].astype(kind, casting="same_kind") for name, kind in ARRAYS.items()}
@@ -98,6 +113,11 @@ def open_store(
         sizes=np.stack([chosen["width"], chosen["height"]], axis=1),
         crc=chosen["crc"],
     )
+
+
+def has_label_sets(path: str | os.PathLike) -> bool:
+    """Whether a path is a store of images with any number of classes each."""
+    return (Path(path) / META).is_file() and LABEL_SETS in read_meta(Path(path))
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:

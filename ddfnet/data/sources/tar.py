@@ -2,13 +2,14 @@
 
 import os
 import posixpath
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 from ddfnet.data.sources.base import SourceConfig
 from ddfnet.data.sources.classes import refuse_empty_classes, settle_names, some_names
-from ddfnet.data.sources.folder import IMAGE_EXTENSIONS, is_image_name
+from ddfnet.data.sources.folder import IMAGE_EXTENSIONS, NOT_DATA, OTHER_IMAGES, is_image_name
 from ddfnet.data.sources.imagenet import validation_labels
 from ddfnet.data.sources.ranges import ByteRanges, byte_ranges, read_range
 from ddfnet.data.sources.tar_index import TarIndex, index_tars
@@ -35,7 +36,8 @@ def open_tars(
     no folder is a validation set as ImageNet publishes it: its labels come from `config.val_labels`.
     """
     index = index_tars(files)
-    samples = _samples(index, files, config)
+    others: Counter[str] = Counter()
+    samples = _samples(index, files, config, others)
     members = np.array([sample.image for sample in samples], np.int64)
     if not len(members):
         raise DataError(f"{root} holds no images; known extensions are {', '.join(sorted(IMAGE_EXTENSIONS))}")
@@ -61,11 +63,11 @@ def open_tars(
     labels, known = settle_names(root, texts, classes=classes, config=config, where=member_of)
     refuse_empty_classes(root, labels, known, allow_empty)
     columns = (index.file[members], index.start[members], index.size[members])
-    return byte_ranges(root, known, labels, keys, files, *columns)
+    return byte_ranges(root, known, labels, keys, files, *columns, others=others)
 
 
-def _samples(index: TarIndex, files: list[str], config: SourceConfig) -> list[_Sample]:
-    """The samples that have an image, in order."""
+def _samples(index: TarIndex, files: list[str], config: SourceConfig, others: Counter[str]) -> list[_Sample]:
+    """The samples that have an image, in order. `others` counts the members of `OTHER_IMAGES`, by extension."""
     samples: dict[tuple[int, int, str], _Sample] = {}
     image_extension = config.image_column and config.image_column.lower()
     label_extension = (config.label_column or _LABEL_EXTENSION).lower()
@@ -73,7 +75,7 @@ def _samples(index: TarIndex, files: list[str], config: SourceConfig) -> list[_S
         name = index.names[m]
         folder, base = posixpath.split(name)
         key, _, extension = base.partition(".")
-        if base.startswith("."):  # what file managers leave behind
+        if base.startswith(".") or not NOT_DATA.isdisjoint(folder.split("/")):  # what file managers leave behind
             continue
         extension = extension.lower()
         if extension == label_extension:
@@ -83,6 +85,9 @@ def _samples(index: TarIndex, files: list[str], config: SourceConfig) -> list[_S
             # A name with several dots that is no pair of image and label: all of it is the key.
             key = base if image_extension is None and "." in extension else key
         else:
+            kind = posixpath.splitext(base)[1].lower()
+            if kind in OTHER_IMAGES and image_extension is None:
+                others[kind] += 1
             continue
         sample = samples.setdefault((int(index.file[m]), int(index.tar_of[m]), posixpath.join(folder, key)), _Sample())
         if getattr(sample, part) >= 0:

@@ -185,7 +185,8 @@ def _fit(tile: Tile, height: int, width: int) -> Tile:
     least = max(32 * tile.warps // tile.block_channels, 1)
     blocks = max(_power_of_two(needed, tile.blocks), min(least, tile.blocks))
     warps = max(min(tile.warps, blocks * tile.block_channels // 32), 1)
-    return replace(tile, blocks=blocks, warps=warps)
+    fits = (blocks, warps) == (tile.blocks, tile.warps)
+    return tile if fits else replace(tile, blocks=blocks, warps=warps)
 
 
 def _power_of_two(at_least: int, at_most: int) -> int:

@@ -99,13 +99,14 @@ def weight_gradients(
     settings: Settings,
 ) -> tuple[Tensor, ...]:
     """Gradients of all weights and biases, of that of the spatial branch's padded weight (padded heads * taps, C)."""
-    heads, area = settings.heads, padded_area(settings.kernel_size)
+    heads, area, padded = settings.heads, settings.kernel_size**2, padded_area(settings.kernel_size)
     grad_bias = grad_logits.sum(0, dtype=torch.float32)
-    grad_spatial, grad_bias = (
-        grad.unflatten(0, (-1, area))[:heads, : settings.kernel_size**2] for grad in (grad_spatial, grad_bias)
-    )
-    of_branch = channel_branch.weight_gradients(of_channel, activations)
-    return grad_spatial.flatten(0, 1), grad_bias.reshape(-1), *of_branch
+    if heads == 1:
+        of_spatial = grad_spatial[:area], grad_bias[:area]
+    else:
+        grad_spatial = grad_spatial.view(-1, padded, grad_spatial.shape[1])
+        of_spatial = grad_spatial[:heads, :area].flatten(0, 1), grad_bias.view(-1, padded)[:heads, :area].flatten()
+    return *of_spatial, *channel_branch.weight_gradients(of_channel, activations)
 
 
 def spatial_filters(
@@ -122,7 +123,7 @@ def spatial_filters(
     filters = x.new_empty((batch, weight.shape[0], *size))
     inverse_std = x.new_empty((batch, settings.heads, *size), dtype=torch.float32)
     partials = x.new_empty((batch, tiles, channels), dtype=torch.float32)
-    weight = weight.reshape(-1, channels).contiguous()
+    weight = weight.contiguous()
     bias_or_any = weight if bias is None else bias.contiguous()
     tensors = (x, weight, bias_or_any, filters, inverse_std, partials, x if x_affine is None else x_affine)
     has = {"HAS_BIAS": bias is not None, "ACTIVATE_X": x_affine is not None}
@@ -149,10 +150,10 @@ def spatial_logits_backward(
     grad_partials: (B, partial sums, G*k*k, Ho, Wo) of the gradient of the spatial filter. With x_statistics, grad_x is
     brought before the ReLU of a batch normalization, and norm_partials (`spatial_tiles`, 2, C) get its sums.
     """
-    batch, channels, height, width = x.shape
+    batch, _, height, width = x.shape
     heads, area = settings.heads, padded_area(settings.kernel_size)
     grad_logits = x.new_empty((batch, height * width, padded_heads(heads) * area))
-    given = (grad_partials, grad_pooled, weight.reshape(-1, channels).contiguous(), spatial_filter, inverse_std)
+    given = (grad_partials, grad_pooled, weight.contiguous(), spatial_filter, inverse_std)
     programs, parts = spatial_tiles(x), grad_partials.shape[1]
     # As in `spatial_filters`. Without, some tensor that is not written: torch.compile would copy one that is.
     norm = (inverse_std,) * 3

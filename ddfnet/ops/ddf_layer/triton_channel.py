@@ -40,7 +40,7 @@ def predict(pool_partials: Tensor, weights: Weights, settings: Settings) -> tupl
     batch, tiles, channels = pool_partials.shape
     hidden_channels, bias = weights.squeeze.shape[0], weights.squeeze_bias
     pooled, hidden = pool_partials.new_empty((batch, channels)), pool_partials.new_empty((batch, hidden_channels))
-    weight = weights.squeeze.reshape(hidden_channels, channels).contiguous()
+    weight = weights.squeeze.contiguous()
     tensors = (pool_partials, weight, weight if bias is None else bias.contiguous(), pooled, hidden)
     sizes, programs = (channels, tiles, hidden_channels), batch * cdiv(hidden_channels, _HIDDEN)
     _launch(
@@ -64,7 +64,7 @@ def backward(
     _launch_norm(channel_filters_backward_kernel, tensors, batch, channels, settings, channel_partials.shape[1])
     grad = grads[0] @ _matrix(weights.excite)
     grad_hidden, grad_pooled = torch.empty_like(hidden), torch.empty_like(activations.pooled)
-    weight = weights.squeeze.reshape(hidden_channels, channels).contiguous()
+    weight = weights.squeeze.contiguous()
     programs = batch * cdiv(channels, _CHANNELS)
     tensors = (grad, hidden, weight, grad_hidden, grad_pooled)
     _launch(channel_squeeze_backward_kernel, programs, *tensors, channels, hidden_channels, **_BLOCKS)

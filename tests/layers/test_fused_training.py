@@ -341,3 +341,27 @@ def test_gradients_of_a_layer_have_the_strides_of_its_weights(memory_format):
     for call in (ddf_layer, lambda x, *given: torch.ops.ddfnet.ddf_layer(x, *given[0], *given[1])[0]):
         grads = torch.autograd.grad(call(images(8), weights, settings).sum(), weights)
         assert [grad.stride() for grad in grads] == [weight.stride() for weight in weights]
+
+
+class Stopped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_no_gradient_comes_from_behind(registered, fused, monkeypatch):
+    """Then none goes on."""
+    if registered:
+        monkeypatch.setattr("ddfnet.ops.ddf_layer.training.is_plain", lambda *_: False)
+    block, _ = make()
+    x = images().requires_grad_()
+    (Stopped.apply(block(x)).sum() + x.sum()).backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    assert fused == TRAINED
+    for name, parameter in block.named_parameters():
+        assert parameter.grad is None, name

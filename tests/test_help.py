@@ -56,7 +56,8 @@ def test_help_of_scripts_fits_80_columns(script, help_of, monkeypatch):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_help_of_the_package_fits_80_columns(module, help_of):
+def test_help_of_the_package_fits_80_columns(module, help_of, monkeypatch):
+    monkeypatch.delitem(sys.modules, f"{module}.__main__", raising=False)  # else runpy warns
     for part in MODULES[module]:
         text = help_of(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True), *part.split())
         assert "usage:" in text

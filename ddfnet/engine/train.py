@@ -281,9 +281,8 @@ def _summary(config: Config, plan: RunPlan, distributed: Distributed, model: nn.
 
 
 def _operator_path(device: str, compiled: bool) -> str:
-    gpu = "on the GPU: Triton kernels, compiled before the first step: once per image size"
-    where = {"cuda": gpu, "mps": "on mps: their PyTorch formulation"}
-    return f"DDF operators {where[device]}" if device in where else cpu_path(compiled=compiled)
+    where = {"cuda": "the GPU: Triton kernels, compiled once per image size", "mps": "mps: their PyTorch formulation"}
+    return f"DDF operators on {where[device]}" if device in where else cpu_path(compiled=compiled)
 
 
 def _farewell(finished: bool, trainer: Trainer, folder: Path | None, stop: StopSignal) -> str:

@@ -128,7 +128,6 @@ def _train(
     config, format_notes = trainable_format(config, model, distributed.device)
     task.config = config
     notes += [*task.notes, *format_notes]  # after the network: a task may have something to say of it
-    parameters = sum(p.numel() for p in model.parameters())
     if config.train.sync_bn and distributed.world_size == 1:
         notes.append("note: train.sync_bn has no effect: there is one process")
     resumes = folder is not None and bool(resumable(folder))
@@ -157,7 +156,7 @@ def _train(
         if not locked:
             stack.enter_context(run_folder_lock(folder))
         with storage_errors(folder):
-            write_run_folder(folder, loaded, plan, {"parameters": parameters})
+            write_run_folder(folder, loaded, plan, {"parameters": sum(p.numel() for p in model.parameters())})
             if note := restore_run(folder, trainer.state, several=config.checkpoints.best > 1):
                 log.warning(note)
     with storage_errors(folder) if folder is not None else nullcontext():

@@ -7,7 +7,7 @@
 
 overhead: train.py's own run on batches that are in memory, and between blocks of its steps blocks of a bare loop
 (forward, loss, backward, step of the optimizer; DistributedDataParallel where there are two processes) on a second
-network of the same kind, with the same batches, in the same processes. Each block of train.py has one log line.
+network of the same kind, with the same batches, in the same processes. A block of 50 steps has one log line.
 saves: milliseconds that saving a checkpoint takes from the training thread, and how long the other thread writes.
 start: seconds from the start of the process to its first finished step, of a new run and of one that resumes.
 """
@@ -36,7 +36,7 @@ from scripts.benchmarks.engine_loops import CLASSES, measure, write_config
 
 def _config(folder: Path, options: argparse.Namespace, *, processes: int, workers: int) -> Path:
     steps = max(40, options.blocks * options.block + 2)  # an epoch does not end while something is measured
-    sizes = {"size": options.size, "batch": options.batch, "steps": steps, "log_every": options.block}
+    sizes = {"size": options.size, "batch": options.batch, "steps": steps}
     return write_config(folder, options.model, processes=processes, workers=workers, **sizes)
 
 
@@ -147,8 +147,8 @@ def main(arguments: list[str]) -> int:
     add("--size", type=at_least(8), default=32, help="pixels (default %(default)s)")
     add("--batch", type=at_least(2), default=32, help="images of all processes (default %(default)s)")
     add("--processes", type=at_least(1), nargs="+", default=[1], help="of overhead (default 1)")
-    add("--block", type=at_least(1), default=10, help="steps of one loop before the other has its turn (default 10)")
-    add("--blocks", type=at_least(4), default=30, help="of each loop, the first 2 are not counted (default 30)")
+    add("--block", type=at_least(1), default=50, help="steps of one loop before the other has its turn (default 50)")
+    add("--blocks", type=at_least(4), default=14, help="of each loop, the first 2 are not counted (default 14)")
     add("--threads", type=at_least(1), default=1, help="of each process (default 1)")
     add("--disk", type=writable_folder, metavar="FOLDER", help="where saves go (default: the temporary folder)")
     add("--timm", type=Path, metavar="CHECKOUT", help="start: its train.py, too")

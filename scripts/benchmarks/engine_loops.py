@@ -27,7 +27,7 @@ model: {{name: {model}, num_classes: {classes}}}
 data: {{root: {root}, workers: {workers}, input: {{size: {size}}}}}
 optim: {{lr: 0.01}}
 train: {{epochs: 100, batch_size: {batch}, device_batch_size: {device_batch}}}
-run: {{dir: {folder}, log_every: {log_every}, tensorboard: false}}
+run: {{dir: {folder}, tensorboard: false}}
 """
 
 
@@ -99,9 +99,7 @@ def make_images(root: Path, size: int, count: int) -> None:
                 os.link(first, path)
 
 
-def write_config(
-    folder: Path, model: str, *, size: int, batch: int, processes: int, workers: int, steps: int, log_every: int
-) -> Path:
+def write_config(folder: Path, model: str, *, size: int, batch: int, processes: int, workers: int, steps: int) -> Path:
     """A configuration, and images for epochs of so many steps."""
     if not (folder / "images").exists():
         make_images(folder / "images", size, batch * steps)
@@ -109,7 +107,7 @@ def write_config(
     path.write_text(
         CONFIG.format(
             model=model, classes=CLASSES, root=folder / "images", workers=workers, size=size,
-            batch=batch, device_batch=batch // processes, folder=folder / "run", log_every=log_every,
+            batch=batch, device_batch=batch // processes, folder=folder / "run",
         )
     )  # fmt: skip
     return path

@@ -89,7 +89,9 @@ def files(attack: Attack, index: int) -> Outcome:
     resumed = code == 0 and same_run(target, whole)
     good = None
     if "Traceback" not in output:
-        warned = any(words in output for words in ("cannot be used", "is damaged", "has lost its file"))
+        warned = any(
+            words in output for words in ("cannot be used", "is damaged", "has lost its file", "is made again")
+        )
         good = "a sentence, exit code 2" if sentence else None
         good = f"the same bits{', and a warning' if warned else ''}" if resumed else good
     return Outcome.of(f"{file}: {name}", good, output)

@@ -387,4 +387,6 @@ def test_ddf_resnet50(kind, tmp_path):
     ],
 )
 def test_files_of_other_runs_and_formats_have_other_names(arguments, name):
+    if "onnx" in arguments:
+        pytest.importorskip("onnxscript")
     assert exporting.ExportOptions(**vars(export.parse_arguments(arguments))).path.stem == name

@@ -42,7 +42,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     command = commands.add_parser("export", parents=[run, weights], help="the weights of one as .safetensors")
     command.add_argument("file", metavar="FILE", nargs="?", default=BEST, help="default %(default)s")
     command = commands.add_parser("rewind", parents=[run], help="resume from an older one")
-    command.add_argument("file", metavar="FILE")
+    command.add_argument("file", metavar="FILE", help="one of RUN, see list")
     return parser.parse_args(arguments)
 
 

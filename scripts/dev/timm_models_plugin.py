@@ -65,9 +65,9 @@ class _Recorder:
 
 
 def _model_of(case: str) -> str:
-    """The model in the parameters of a case, as `1-ddf_mul_resnet50]` has them."""
+    """The model in the parameters of a case, as `1-ddf_mul_resnet50.imagenet]` has them, with its tag."""
     parts = case.rstrip("]").split("-")
-    return next(part for part in parts if part in ddfnet.list_models())
+    return next(part for part in parts if part.partition(".")[0] in ddfnet.list_models())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -75,8 +75,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     names = set(ddfnet.list_models())
     kept = []
     for item in items:
-        name = item.callspec.params.get("model_name") if hasattr(item, "callspec") else None
-        if name not in names:
+        name = item.callspec.params.get("model_name", "") if hasattr(item, "callspec") else ""
+        if name.partition(".")[0] not in names:
             continue
         if "torchscript" in item.name and _refuses_torchscript(name):
             item.add_marker(pytest.mark.xfail(reason=NO_TORCHSCRIPT, raises=RuntimeError, strict=True))

@@ -121,7 +121,7 @@ def _timm_tests(record: dict[str, Any] | None) -> str:
         for model, outcome in outcomes.items()
         if outcome == "failed"
     ]
-    models = {model for outcomes in record["tests"].values() for model in outcomes}
+    models = {model.partition(".")[0] for outcomes in record["tests"].values() for model in outcomes}  # without tags
     missing = sorted(set(list_models()) - models)
     lines = f"timm {record['timm']}, PyTorch {record['torch']}, on a CPU, {record['date']}: {len(models)} models."
     lines += f" Not run: {', '.join(missing)}." * bool(missing) + f" Failed: {', '.join(failed)}." * bool(failed)

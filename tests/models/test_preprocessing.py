@@ -148,7 +148,9 @@ def test_a_file_whose_mean_is_of_pixels_up_to_255_is_remarked_on_and_used(tmp_pa
 
 def test_a_crop_mode_reaches_prediction_export_and_publishing(tmp_path):
     """squash: an image twice as wide as high is seen whole, as timm's transform has it."""
+    torch.manual_seed(0)
     network = timm.create_model("resnet10t", num_classes=3).eval()
+    torch.nn.init.normal_(network.fc.weight)  # so that the outputs depend on the pixels
     args = argparse.Namespace(crop_mode="squash", img_size=64, crop_pct=0.8, mean=[0.4] * 3)
     torch.save({"arch": "resnet10t", "args": args, "state_dict": network.state_dict()}, tmp_path / "w.pth")
     pixels = np.random.default_rng(0).integers(0, 256, (6, 12, 3)).astype(np.uint8)

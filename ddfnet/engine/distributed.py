@@ -4,6 +4,7 @@ import inspect
 import os
 import signal
 import subprocess
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ def distributed_session(device: str = "auto", timeout: float = 1800.0) -> Iterat
     """
     rank, world_size, local_rank, local_world_size = _position()
     chosen = _apple_gpu(world_size) if device == "mps" else _pick_device(device, local_rank, local_world_size)
+    # Of 1 x 1 convolutions in channels_last; the copy it speaks of costs next to nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     elif chosen.type == "cpu":

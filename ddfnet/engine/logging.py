@@ -122,7 +122,7 @@ class RunLog:
     def tick(self, step: int) -> None:
         """Moves the progress bar; touches nothing else, so it may be called at every step."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=step)
+            self._progress.update(self._task, completed=step, total=self._total_steps)
 
     def train(self, step: int, total: int, record: dict[str, Any]) -> None:
         """One training record: averages since the last one."""
@@ -137,7 +137,7 @@ class RunLog:
         )
         where = f"epoch {record['epoch']:.2f}"
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, description=where, text=facts)
+            self._progress.update(self._task, completed=step, total=self._total_steps, description=where, text=facts)
         elif not self.quiet:
             self.message(f"{where}  step {step}/{total}  {facts}")
 
@@ -151,9 +151,13 @@ class RunLog:
 
     def progress(self, name: str) -> ProgressBar:
         """Shows how far an evaluation is: in the place of the last training record, or as plain lines."""
-        progress, task = self._progress, self._task
-        show = None if progress is None else lambda text: progress.update(task, description=name, text=text)
-        return ProgressBar(name, quiet=self.quiet or not self.active, show=show)
+
+        def show(done: int, total: int, text: str) -> None:
+            assert self._progress is not None
+            self._progress.update(self._task, completed=done, total=total, description=name, text=text)
+
+        quiet = self.quiet or not self.active
+        return ProgressBar(name, quiet=quiet, show=None if self._progress is None else show)
 
     def rewind(self, step: int, *, evaluation_due: bool) -> None:
         """Drops the records of what the run is going to do again from `step` on, as `start` does."""

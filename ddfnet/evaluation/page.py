@@ -157,7 +157,7 @@ def _most_confused(both: list[tuple[int, int, int, int, int]], names: list[str],
         for label, other, count in ((a, b, there), (b, a, back))
         if count
     ]
-    return {"a": names[a], "b": names[b], "text": f"{total:,} mistakes: {', '.join(ways)}."}
+    return {"a": names[a], "b": names[b], "text": f"{plural(total, 'mistake')}: {', '.join(ways)}."}
 
 
 def _mistakes_text(chosen: Chosen, wrong: int, shown: int) -> str:

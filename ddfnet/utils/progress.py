@@ -29,12 +29,13 @@ class ProgressBar:
         title: what is done.
         unit: of the counts, in the plural.
         quiet: show nothing.
-        show: gets the text on a terminal, in place of a bar: where there is one of other work already.
+        show: gets both and the text on a terminal, in place of a bar: where there is one of other work already.
     """
 
     def __init__(
-        self, title: str = "", *, unit: str = "images", quiet: bool = False, show: Callable[[str], None] | None = None
-    ) -> None:
+        self, title: str = "", *, unit: str = "images", quiet: bool = False,
+        show: Callable[[int, int, str], None] | None = None,
+    ) -> None:  # fmt: skip
         first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
         self.title, self.unit, self.quiet, self._show = title, unit, quiet or _off[0] or not first, show
         self._looked = -1.0
@@ -52,7 +53,7 @@ class ProgressBar:
         self._looked = now
         self._first = done if self._first is None else self._first  # of earlier work that is kept
         if self._show is not None:
-            self._show(self._text(done, total, now))
+            self._show(done, total, self._text(done, total, now))
         elif self._console.is_terminal:
             self._show_bar(done, total, now)
         elif now - self._shown >= _SECONDS_TO_A_LINE or (done == total and now - self._started >= _SECONDS_TO_A_LINE):

@@ -84,7 +84,7 @@ def test_many_calls_look_at_the_clock_alone(clock, capsys, monkeypatch):
 
 def test_where_there_is_a_bar_already_the_text_goes_to_it(clock, capsys):
     texts = []
-    bar = ProgressBar("val", show=texts.append)
+    bar = ProgressBar("val", show=lambda done, total, text: texts.append(text))
     for done in (0, 5, 10):
         bar(done, 10)
         clock[0] += 1

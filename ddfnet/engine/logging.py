@@ -77,6 +77,7 @@ class RunLog:
         self.console = _Console(highlight=False, soft_wrap=True)
         self._total_steps, self.trackers = total_steps, trackers or Trackers()
         self._progress: Progress | None = None
+        self._latest: tuple[str, str] | None = None  # epoch and figures of the last training record
         self._task = TaskID(0)
         self._unwritten = ""  # records that are not in metrics.jsonl yet
         if active:
@@ -122,7 +123,8 @@ class RunLog:
     def tick(self, step: int) -> None:
         """Moves the progress bar; touches nothing else, so it may be called at every step."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, total=self._total_steps)
+            where, facts = self._latest or ("training", f"step {step:,} of {self._total_steps:,}")
+            self._progress.update(self._task, completed=step, total=self._total_steps, description=where, text=facts)
 
     def train(self, step: int, total: int, record: dict[str, Any]) -> None:
         """One training record: averages since the last one."""
@@ -136,8 +138,9 @@ class RunLog:
             f"wait {record['data_wait']:.0%}  eta {duration(record['eta_seconds'])}"
         )
         where = f"epoch {record['epoch']:.2f}"
+        self._latest = where, facts
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, total=self._total_steps, description=where, text=facts)
+            self.tick(step)
         elif not self.quiet:
             self.message(f"{where}  step {step}/{total}  {facts}")
 

@@ -35,8 +35,11 @@ FREE_KEYS |= {f"checkpoints.{key}" for key in CheckpointsConfig.model_fields if 
 _log = logging.getLogger("ddfnet")
 
 
-def check_same_run(folder: Path, loaded: LoadedConfig) -> None:
+def check_same_run(folder: Path, loaded: LoadedConfig) -> list[str]:
     """Checks that a run may start or resume in a folder; writes nothing.
+
+    Returns:
+        With `run.allow_changes`, what is changed: one line, or none.
 
     Raises:
         ConfigError: it was started with a configuration that computes something else, or holds a `best.pt` without the
@@ -49,11 +52,16 @@ def check_same_run(folder: Path, loaded: LoadedConfig) -> None:
                 f"{folder} holds {best.name} but no last.pt to resume from, and a new run would write over it: "
                 f"take run.dir=NEW_FOLDER, with model.init_checkpoint={best} if you like"
             )
-        return
+        return []
     saved = folder / "config.yaml"
-    if loaded.config.run.allow_changes or not saved.exists():
-        return
-    old = with_present_names(type(loaded.config), read_yaml(saved)[0])
+    if not saved.exists():
+        return []
+    try:
+        old = with_present_names(type(loaded.config), read_yaml(saved)[0])
+    except ConfigError:
+        if loaded.config.run.allow_changes:
+            return [f"{saved} cannot be read: what is changed is not known"]
+        raise
     with suppress(ConfigError):  # written by a version with other keys: compared as it is
         old = check_config(old).model_dump(mode="json")  # keys that were added since have their defaults
     before, now = flat(old), flat(loaded.config.model_dump(mode="json"))
@@ -62,11 +70,14 @@ def check_same_run(folder: Path, loaded: LoadedConfig) -> None:
         for key in sorted({*before, *now})
         if before.get(key, "absent") != now.get(key, "absent") and not _is_free(key)
     ]
+    if differences and loaded.config.run.allow_changes:
+        return [f"run.allow_changes: {'; '.join(differences)}"]
     if differences:
         raise ConfigError(
             f"{folder} holds a run with another configuration:\n    " + "\n    ".join(differences) + "\n"
             "  start a new run with run.dir=NEW_FOLDER, or continue this one with run.allow_changes=true"
         )
+    return []
 
 
 @contextmanager

@@ -137,7 +137,7 @@ def _train(
     if not resumes:
         task.prepare_start(model)
     if folder is not None:
-        check_same_run(folder, loaded)
+        notes += check_same_run(folder, loaded)
     trackers = _trackers(loaded, task, folder) if folder is not None and distributed.is_main else Trackers()
     log = RunLog(folder, active=distributed.is_main, total_steps=plan.total_steps, trackers=trackers, quiet=quiet)
     stack.callback(log.close)

@@ -90,6 +90,32 @@ def test_evaluations_show_how_far_they_are(tmp_path, capsys, monkeypatch, termin
         assert terminal or out.out == ""
 
 
+def test_the_bar_is_that_of_what_it_counts(monkeypatch):
+    """Training before the first record, an evaluation, then training again."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    log = make(None)
+    log.start(0)
+    (task,) = log._progress.tasks
+
+    def shown():
+        return task.completed, task.total, task.description, task.fields["text"]
+
+    log.tick(3)
+    assert shown() == (3, 100, "training", "step 3 of 100")
+    bar = log.progress("val")
+    bar(0, 60)
+    assert shown() == (0, 60, "val", "0 of 60 images")
+    log.evaluation(3, 0.5, "val", {"top1": 50.0, "n": 2})
+    log.train(7, 100, RECORD)
+    latest = shown()
+    assert latest[:2] == (7, 100)
+    assert latest[2].startswith("epoch ")
+    log.progress("val")(0, 60)
+    log.tick(8)
+    assert shown() == (8, *latest[1:])
+    log.close()
+
+
 def test_other_processes_are_silent(tmp_path, capsys):
     log = make(tmp_path, active=False)
     log.start(0)

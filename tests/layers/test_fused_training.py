@@ -355,7 +355,7 @@ class Stopped(torch.autograd.Function):
 
 @pytest.mark.parametrize("registered", [False, True])
 def test_no_gradient_comes_from_behind(registered, fused, monkeypatch):
-    """Then none goes on."""
+    """Then none is passed on."""
     if registered:
         monkeypatch.setattr("ddfnet.ops.ddf_layer.training.is_plain", lambda *_: False)
     block, _ = make()

@@ -34,7 +34,8 @@ OP = "scripts/benchmarks/op.py --keep-caches --budget 0.2"
 MODEL = "scripts/benchmarks/model.py --keep-caches --models ddf_mul_resnet50 resnet50"
 UNFUSED = "ddf_mul_resnet50:fused_norms=none"  # what inference gains from normalizing in the layer's kernels
 # Training with the same, which no GPU has run.
-TRAINED = "scripts/benchmarks/model.py --keep-caches --models ddf_mul_resnet50:fused_norms=all ddf_mul_resnet50"
+TRAINED = "scripts/benchmarks/model.py --keep-caches --baseline ddf_mul_resnet50"
+TRAINED += " --models ddf_mul_resnet50:fused_norms=all ddf_mul_resnet50"
 COMPILED = "--keep-caches --modes compiled --batch 256"
 # Seconds and commands of each part; several commands run at once. What tells most comes first: a part gets its own
 # limit or the seconds that are left, whichever is less. Tests are named one by one (-v), so that a cut leaves a list of

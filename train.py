@@ -29,7 +29,8 @@ import signal
 def end_before_the_start(number: int, frame: object) -> None:
     """What a signal does until training has handlers of its own: there is nothing to save yet."""
     try:
-        os.write(2, b"train.py: stopped by a signal before there was a step to save: start again\n")
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun ends the others so where one has found a mistake
+            os.write(2, b"train.py: stopped by a signal before there was a step to save: start again\n")
     finally:  # the terminal may have gone
         os._exit(75)
 

@@ -47,7 +47,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*.pt"))
-        hint = f"it holds {', '.join(inside)}: name one of them" if inside else "expected a file"
+        hint = (
+            f"it holds {', '.join(inside)}: name one of them"
+            if inside
+            else f"expected a file; a folder of the hub is local-dir:{path}"
+        )
         raise CheckpointError(f"checkpoint {path} is a folder: {hint}")
     if not path.is_file():
         raise CheckpointError(f"checkpoint not found: {path}")

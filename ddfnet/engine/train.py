@@ -1,5 +1,6 @@
 """A whole training run, from a loaded configuration to its last checkpoint."""
 
+import os
 import sys
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
@@ -18,9 +19,9 @@ from ddfnet.engine.evaluate import check_precision
 from ddfnet.engine.logging import RunLog
 from ddfnet.engine.memory_format import trainable_format
 from ddfnet.engine.numerics import make_deterministic
-from ddfnet.engine.resume_notes import resume_notes
-from ddfnet.engine.run_checkpoints import BEST, LAST, restore_run, resumable, storage_errors
+from ddfnet.engine.run_checkpoints import restore_run, resumable, storage_errors
 from ddfnet.engine.run_folder import check_same_run, flat, run_folder_lock, write_run_folder
+from ddfnet.engine.run_notes import farewell, resume_notes
 from ddfnet.engine.signals import EXIT_INTERRUPTED, Interrupted, StopSignal
 from ddfnet.engine.start_signals import obeyed_while_waiting
 from ddfnet.engine.tracker_libraries import RunFacts
@@ -80,8 +81,9 @@ def train(loaded: LoadedConfig, *, dry_run: bool = False, quiet: bool = False) -
                 watch.end()
     except Interrupted as interrupted:  # out of the session, which would wait for the others
         saved = "in the middle of a step" if interrupted.in_step else "before there was a step to save"
-        with suppress(OSError):  # the terminal may have gone
-            print(f"stopped by {interrupted} {saved}: start again", file=sys.stderr, flush=True)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun ends the others so where one has found a mistake
+            with suppress(OSError):  # the terminal may have gone
+                print(f"stopped by {interrupted} {saved}: start again", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
 
 
@@ -163,7 +165,7 @@ def _train(
         log.start(trainer.state.step, evaluation_due=trainer.state.evaluation_due)
     finished = trainer.fit(stop)
     trackers.outcome = "finished" if finished else "interrupted"
-    log.message(_farewell(finished, trainer, folder, stop))
+    log.message(farewell(finished, trainer.state, folder, stop.received))
     return 0 if finished else EXIT_INTERRUPTED
 
 
@@ -282,18 +284,3 @@ def _summary(config: Config, plan: RunPlan, distributed: Distributed, model: nn.
 def _operator_path(device: str, compiled: bool) -> str:
     where = {"cuda": "the GPU: Triton kernels, compiled once per image size", "mps": "mps: their PyTorch formulation"}
     return f"DDF operators on {where[device]}" if device in where else cpu_path(compiled=compiled)
-
-
-def _farewell(finished: bool, trainer: Trainer, folder: Path | None, stop: StopSignal) -> str:
-    state = trainer.state
-    if folder is None:
-        return "dry run finished"
-    if not finished:
-        if state.step == 0:
-            return f"stopped by {stop.received} before there was a step to save: start again"
-        signal = stop.received or "a signal to another process"
-        return f"stopped by {signal} at step {state.step}; saved {folder / LAST}: start again to resume"
-    if state.best["step"] is None:
-        return f"finished at step {state.step}; no evaluation gave a finite {state.metric}: there is no {BEST}"
-    where = folder / BEST if (folder / BEST).is_file() else f"its file is gone; {LAST} is the newest"
-    return f"finished at step {state.step}; best {state.metric} {state.best['value']:.2f}: {where}"

@@ -10,7 +10,7 @@ from typing import Any
 from ddfnet.evaluation.class_names import readable_names
 from ddfnet.evaluation.multilabel import ClassScore
 from ddfnet.evaluation.report import PAGE, Report
-from ddfnet.evaluation.report_page import FIGURES
+from ddfnet.evaluation.report_page import FIGURES, weakest_title
 from ddfnet.utils.files import write_json, write_text
 from ddfnet.utils.markdown import plain, table
 
@@ -78,7 +78,7 @@ class MultiLabelReport(Report):
         parts = [
             f"# {settings.model} on {self.data}",
             table(("", "result"), figures),
-            f"## The {len(rows)} weakest of {len(weakest)} classes",
+            weakest_title(len(rows), len(weakest)),
             table(("class", "average precision", "precision", "recall", "images"), rows),
             f"No image has {len(absent)} classes, which count in no mean: {', '.join(absent)}." if absent else "",
             "## How it was measured",

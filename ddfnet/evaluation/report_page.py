@@ -19,6 +19,11 @@ FIGURES = {
 _MOST = 10  # rows of the tables
 
 
+def weakest_title(shown: int, classes: int) -> str:
+    """Heading of a table of the weakest classes, or of all."""
+    return "## All classes, the weakest first" if shown == classes else f"## The {shown} weakest of {classes} classes"
+
+
 def report_page(report: "PredictionReport", rows: Sequence[ClassRow]) -> str:
     """report.md; rows of `class_rows`."""
     settings, result, names = report.settings, report.results, [plain(name) for name in report.names]
@@ -42,7 +47,7 @@ def report_page(report: "PredictionReport", rows: Sequence[ClassRow]) -> str:
         for row in sorted(rows, key=lambda row: (row.top1 / row.n, row.label))[:_MOST]
     ]  # fmt: skip
     columns = ("class", "top-1", "correct", "mean confidence", "most often predicted as")
-    parts += [f"## The {len(weakest)} weakest of {len(rows)} classes", table(columns, weakest)]
+    parts += [weakest_title(len(weakest), len(rows)), table(columns, weakest)]
     confused = [
         (names[pair.target], names[pair.predicted], str(pair.count), f"{100 * pair.count / counts[pair.target]:.1f} %")
         for pair in pairs[:_MOST]

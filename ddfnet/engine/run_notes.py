@@ -1,5 +1,8 @@
-"""What a run says at its start of settings that do not do what was expected, because of the step it starts from."""
+"""What a run says at its start, of settings that do not do what was expected because of its step, and at its end."""
 
+from pathlib import Path
+
+from ddfnet.engine.run_checkpoints import BEST, LAST
 from ddfnet.engine.training_state import TrainingState
 from ddfnet.tasks import Config
 from ddfnet.tasks.plan import RunPlan
@@ -29,3 +32,18 @@ def resume_notes(state: TrainingState, config: Config, plan: RunPlan) -> list[st
                 f"{plan.total_steps - 1}"
             )
     return notes
+
+
+def farewell(finished: bool, state: TrainingState, folder: Path | None, signal: str | None) -> str:
+    """The last line of a run. `signal`: that this process got, if any."""
+    if folder is None:
+        return "dry run finished"
+    if not finished:
+        if state.step == 0:
+            return f"stopped by {signal} before there was a step to save: start again"
+        signal = signal or "a signal to another process"
+        return f"stopped by {signal} at step {state.step}; saved {folder / LAST}: start again to resume"
+    if state.best["step"] is None:
+        return f"finished at step {state.step}; no evaluation gave a finite {state.metric}: there is no {BEST}"
+    where = folder / BEST if (folder / BEST).is_file() else f"its file is gone; {LAST} is the newest"
+    return f"finished at step {state.step}; best {state.metric} {state.best['value']:.2f}: {where}"

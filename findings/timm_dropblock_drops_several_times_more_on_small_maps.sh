@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Finding (2026-11): timm's DropBlock with a rate of 10 % drops 15 % of a 7x7 map, 24 % of a 4x4 map and 94 % where the
+# Finding (2026-11): timm's DropBlock with a rate of 10 % drops 15 % of a 7x7 map, 24 % of a 4x4 map and 93 % where the
 # block is as large as the map; torchvision's drops 9 to 10 % throughout.
 #
 # Expected: the rate is the share of the map that is set to zero, about; that is what the formula of the paper for
@@ -7,7 +7,7 @@
 # Real: timm uses that formula for the probability of a center, but draws centers everywhere, also where the block hangs
 #   over the border. On large maps it is nearly the same. On a map not much larger than the block, too few places are
 #   assumed and far too many centers drawn: 49 instead of 1 for a block of 7 on 7x7, with the probability that was
-#   meant for the one. What is left is scaled up to the old mean, so 6 % of the pixels carry everything.
+#   meant for the one. What is left is scaled up to the old mean, so 7 % of the pixels carry everything.
 # Why it matters: DropBlock is for the last stages, where the maps are small. timm's ResNets (drop_block_rate=0.1) put
 #   blocks of 3 on the last stage: 7x7 for images of 224 pixels, 4x4 for 128 pixels. So the strength of the regularization
 #   depends on the image size, progressive resizing changes it on the way, and a rate taken from a paper, or from

@@ -124,7 +124,8 @@ for limit in (None, 16, 9, 8, 4, 3, 5, 2):
             changed.append(f"N={limit}: {reason}")
         continue
     wished = max(image.max() for image in images[IMAGES - left :]) if left else 0
-    print(f"  N={limit}: range up to {top:.2f}, that of the last {left:2d} images is {wished:.0f}; largest error {error:.2f}")
+    print(f"  N={limit}: range up to {top:.2f}, that of the last {left:2d} images is {wished:.0f}", end="; ")
+    print(f"largest error {error:.2f}")
     if abs(top - wished) > 0.05:
         changed.append(f"N={limit}: {top}")
 top, error = calibrated(CalibStridedMinMax=5)

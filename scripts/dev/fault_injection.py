@@ -131,11 +131,12 @@ def disk(attack: Attack, index: int) -> Outcome:
 
 
 def _fill(mount: Path, left: int) -> None:
-    """Takes the space of a disk, all but so many bytes."""
-    size = shutil.disk_usage(mount).free - left
+    """Takes the space of a disk, all but so many bytes; what the run writes meanwhile leaves less to take."""
     with (mount / "filler").open("wb") as file:
-        if size > 0:
-            os.posix_fallocate(file.fileno(), 0, size)
+        while (size := shutil.disk_usage(mount).free - left) > 0:
+            with suppress(OSError):
+                os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END) + size)
+                return
 
 
 def elastic(attack: Attack, index: int) -> Outcome:

@@ -201,10 +201,12 @@ def ddf_backward_filters_kernel(
     MULTIPLE: tl.constexpr = (
         8 if HEAD_CHANNELS % 8 == 0 else 4 if HEAD_CHANNELS % 4 == 0 else 2 if HEAD_CHANNELS % 2 == 0 else 1
     )
-    TOGETHER: tl.constexpr = min(
-        MULTIPLE, BLOCK_CHANNELS, 128 // x.dtype.element_ty.primitive_bitwidth, max(BLOCKS * BLOCK_CHANNELS // 32, 1)
+    MOST: tl.constexpr = min(
+        BLOCK_CHANNELS, 128 // x.dtype.element_ty.primitive_bitwidth, max(BLOCKS * BLOCK_CHANNELS // 32, 1)
     )
-    SHARED: tl.constexpr = CHANNELS_LAST and BLOCK_CHANNELS > TOGETHER  # several lanes have the same pixel
+    TOGETHER: tl.constexpr = min(MULTIPLE, MOST)
+    # Several lanes have the same pixel. (Of channels that no load takes together the exchanges spill registers.)
+    SHARED: tl.constexpr = CHANNELS_LAST and BLOCK_CHANNELS > TOGETHER and TOGETHER == MOST
     sums = zeros(TAP_ROWS * KERNEL_SIZE if NEED_CHANNEL else 0, BLOCKS, BLOCK_CHANNELS, ACC)
     for iteration in range(iterations):
         first_block = (chunk * iterations + iteration) * BLOCKS

@@ -44,5 +44,7 @@ def _listen(reader: int, over: threading.Event) -> None:
     while (number := os.read(reader, 1)) != _OVER:
         if number[0] in _ENDING and not over.wait(_PATIENCE_SECONDS):
             with suppress(OSError):
-                os.write(2, b"stopped by a signal while waiting for the other processes: start again\n")
+                # The first process of a machine speaks: torchrun ends the others so where one has found a mistake.
+                if os.environ.get("LOCAL_RANK", "0") == "0":
+                    os.write(2, b"stopped by a signal while waiting for the other processes: start again\n")
             os._exit(EXIT_INTERRUPTED)

@@ -254,7 +254,7 @@ def _dry_run_config(config: Config, distributed: Distributed, train_images: int)
     batch = world_size * device_batch * accumulation
     notes.append(
         f"dry run: {DRY_RUN_STEPS} steps of {batch} images instead of {train.batch_size} "
-        f"({accumulation} micro-batch(es) of {device_batch} per process), nothing is written"
+        f"({plural(accumulation, 'micro-batch', 'micro-batches')} of {device_batch} per process), nothing is written"
     )
     lr = peak_learning_rate(config.optim, config.schedule, train.batch_size)  # not that of the smaller batch
     changes = {

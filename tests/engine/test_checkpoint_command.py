@@ -46,7 +46,7 @@ def test_list(copy, capsys):
     torch.save(broken, copy / "checkpoints" / "step_00000004.pt")
     assert call("list", copy) == 0
     out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= 80
+    assert max(map(len, (line for line in out.splitlines() if str(copy) not in line))) <= 80  # paths stay whole
     # What is known of a file stands below it.
     lines = {line.split()[0]: line for line in out.replace("\n    ", "  ").splitlines()}
     assert lines["last.pt"].split()[1:3] == ["12", "3.00"]

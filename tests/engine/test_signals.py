@@ -110,7 +110,7 @@ def test_a_signal_while_the_other_process_does_not_come(tiny_config, tmp_path, r
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "start again" in output
+    assert ("start again" in output) is (rank == "0")  # the first process of a machine speaks
 
 
 def test_a_second_interrupt_ends_at_once(start, tmp_path):

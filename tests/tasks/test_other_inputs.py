@@ -198,7 +198,8 @@ def test_the_command_line_of_prediction(image_tree):
         [sys.executable, ROOT / "scripts/predict.py", str(path), *options], capture_output=True, text=True, check=True
     )
     assert "images: 24 x 40 px (--input-size), border crop (--crop-mode) 1" in done.stdout
-    assert "mean 0.5 0.5 0.5 (--mean), std 0.247 0.243 0.262; from the checkpoint" in done.stdout
+    printed = " ".join(done.stdout.split())
+    assert "mean 0.5 0.5 0.5 (--mean), std 0.247 0.243 0.262; from the checkpoint" in printed
 
 
 def test_a_configuration_of_before_there_were_channels_is_the_same(tiny_config):

@@ -143,6 +143,20 @@ def test_small_models_agree_in_onnxruntime(model, kwargs, tmp_path, capsys):
     assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
 
 
+def test_a_transformer_is_exported_for_another_image_size(tmp_path, capsys):
+    """Its position embeddings are resized."""
+    small = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+    checkpoint = random_checkpoint(tmp_path / "w.safetensors", "vit_tiny_patch16_224", 224, **small)
+    output = tmp_path / "vit.pt2"
+    options = ["--format", "torch", "--standalone", "--input-size", 64, "--output", output]
+    assert call("--checkpoint", checkpoint, *options) == 0
+    assert "of the largest logit" in " ".join(capsys.readouterr().out.split())
+    program = torch.export.load(output).module()
+    assert program(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+    with pytest.raises((RuntimeError, ValueError, AssertionError), match="224|64"):
+        program(torch.zeros(1, 3, 224, 224))
+
+
 @pytest.fixture(scope="module")
 def digits_standalone(tmp_path_factory):
     path = tmp_path_factory.mktemp("torch") / f"{NAME}_standalone.pt2"

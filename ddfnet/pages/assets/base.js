@@ -10,13 +10,13 @@ function fill(node, attributes, children) {
     else if (name === "style") node.style.cssText = value;
     else node.setAttribute(name, value === true ? "" : value);
   }
-  for (const child of children.flat(2)) if (child !== null && child !== undefined) node.append(child);
+  for (const child of children.flat(Infinity)) if (child !== null && child !== undefined) node.append(child);
   return node;
 }
 const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
 const svg = (tag, attributes, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-function show(parent, ...children) { parent.replaceChildren(...children.flat().filter((child) => child)); }
+function show(parent, ...children) { parent.replaceChildren(...children.flat(Infinity).filter((child) => child)); }
 
 // Numbers
 const count = (n) => n.toLocaleString("en-US");

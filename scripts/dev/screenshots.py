@@ -7,8 +7,8 @@
     python scripts/dev/screenshots.py --detections    # detections.png alone, of the command in docs/guides/tasks.md
 
 Evaluates the shipped digits network, explores three digits, and trains the demo for three epochs. Needs selenium,
-chromium, chromedriver and tensorboard. With --look nothing of docs/ is written. --detections trains a detector, 4 minutes of CPU, and needs pycocotools
-alone. Exit code 2: bad arguments.
+chromium, chromedriver and tensorboard. With --look nothing of docs/ is written. --detections trains a detector, 4
+minutes of CPU, and needs pycocotools and matplotlib alone. Exit code 2: bad arguments.
 """
 
 import argparse
@@ -42,6 +42,7 @@ WEIGHTS = "zoo:ddf_mul_resnet14_32px.digits"
 IMAGES = ("8/0040.png", "3/0446.png", "5/0033.png")  # of the validation set
 WIDE, NARROW = 1280, 390
 TABS = ("scalars", "images", "histograms", "text", "hparams")
+OVERFIT_EPOCHS = 40
 TAB_SECONDS = 6  # TensorBoard draws when it likes
 
 
@@ -132,7 +133,7 @@ def train(folder: str, data: Path) -> None:
 def detections(folder: Path, out: Path) -> None:
     """The overfit detector of docs/guides/tasks.md on four of its images."""
     shapes, run_folder = folder / "shapes", folder / "overfit"
-    val = ["data.train_images=val", "data.train_annotations=annotations/val.json", "train.epochs=40"]
+    val = ["data.train_images=val", "data.train_annotations=annotations/val.json", f"train.epochs={OVERFIT_EPOCHS}"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(ROOT / "train.py")]
     config = ["--quiet", "--config", str(ROOT / "configs/detection/shapes.yaml")]
     images = [str(shapes / "val" / f"{i:06d}.png") for i in range(4)]

@@ -28,6 +28,7 @@ function drawTable(body, { word, words, rows, columns, open, sorting }) {
   const search = el("input", { type: "search", placeholder: "filter by name", id: `${word}-filter`, oninput: () => { filter = search.value.toLowerCase(); update(); } });
   const heads = columns.map(([title, kind], i) => el("th", { scope: "col", class: kind },
     el("button", { type: "button", onclick: () => { sorting.up = sorting.column === i ? !sorting.up : !columns[i][4]; sorting.column = i; update(); } }, title)));
+  const table = el("table", {}, el("thead", {}, el("tr", {}, heads)), tableBody);
   function update() {
     const value = columns[sorting.column][2], way = sorting.up ? 1 : -1;
     const kept = rows.filter((row) => name(row).toLowerCase().includes(filter));
@@ -38,10 +39,11 @@ function drawTable(body, { word, words, rows, columns, open, sorting }) {
       head.firstChild.textContent = columns[i][0] + (own ? (sorting.up ? " ▲" : " ▼") : "");
     });
     show(tableBody, kept.map((row) => rowLink(() => open(row.label), name(row), columns.slice(1).map(([, kind, , cell]) => el("td", { class: kind }, cell(row))))));
+    arrowKeys(table);
     status.textContent = `${count(kept.length)} of ${count(rows.length)} ${words}`;
   }
   show(body, el("div", { class: "controls" }, el("label", {}, "filter", search), status),
-    el("div", { class: "tall", tabindex: "0", role: "region", "aria-label": `Table of all ${words}` }, el("table", {}, el("thead", {}, el("tr", {}, heads)), tableBody)));
+    el("div", { class: "tall", tabindex: "0", role: "region", "aria-label": `Table of all ${words}. Arrow keys go from row to row.` }, table));
   update();
 }
 
@@ -61,7 +63,7 @@ function drawMatrix(body, { rows, columns, axes, word, words, size, cells, near,
         "aria-label": `${tell(a, b)}: ${n} images`, title: `${tell(a, b)}: ${n} of ${size(a)}`,
         style: `background:${paint(shade)};color:${inkOn(shade)}` }, n ? (n > 999 ? `${Math.round(n / 1000)}k` : String(n)) : ""));
     })));
-    return el("div", { class: "scroll" }, el("table", { class: view.rows.length <= 12 ? "matrix roomy" : "matrix" }, el("thead", {}, head), el("tbody", {}, lines)));
+    return el("div", { class: "scroll" }, arrowKeys(el("table", { class: view.rows.length <= 12 ? "matrix roomy" : "matrix" }, el("thead", {}, head), el("tbody", {}, lines))));
   }
   if (N <= FEW) {
     const draw = () => show(body, grid());

@@ -222,6 +222,28 @@ def test_a_reader_finds_what_is_confused_and_why(browser, small_page, width, dar
     assert find(browser, "dialog[open] h2")[0].text == f"{HOSTILE}: 1 of 5 wrong"
     find(browser, "#dialog-close")[0].click()
 
+    # Matrix and table are one tab stop each; the arrow keys go from cell to cell with images, and from row to row.
+    focused = lambda: browser.switch_to.active_element  # noqa: E731
+    for body in ("#matrix-body tbody", "#classes-body tbody"):
+        stops = [button for button in find(browser, f"{body} button") if button.get_attribute("tabindex") == "0"]
+        assert len(stops) == 1
+    find(browser, '[data-cell="0,0"]')[0].send_keys("\ue014")  # right: (0, 1) to (0, 3) are empty
+    assert focused().get_attribute("data-cell") == "0,4"
+    focused().send_keys("\ue015")  # down: (4, 4) is the next below
+    assert focused().get_attribute("data-cell") == "4,4"
+    focused().send_keys("\ue015")  # there is none
+    assert focused().get_attribute("data-cell") == "4,4"
+    focused().send_keys("\ue007")  # enter
+    assert find(browser, "dialog[open] h2")[0].text.startswith(f"{NAMES[4]}: 5 of 5 correct")
+    focused().send_keys("\ue00c")  # escape: back to where it was
+    assert not find(browser, "dialog[open]")
+    assert focused().get_attribute("data-cell") == "4,4"
+    find(browser, "#class-filter")[0].clear()
+    find(browser, "#class-filter")[0].send_keys("i")
+    row = find(browser, "#classes-body tbody button")[0]
+    row.send_keys("\ue015")
+    assert focused().text == names()[1] != row.text
+
     # The filters follow the keyboard.
     stage = find(browser, "#filters-body-stage")[0]
     before = find(browser, "#filters-body .readout")[0].get_attribute("data-point")

@@ -39,10 +39,14 @@ def draw_curves(runs: list[Path]) -> Figure:
     quality = " and ".join(METRICS[metric] for metric in METRICS if metric in metrics) or METRICS["top1"]
     for axes, title in ((loss, "loss, nats"), (top1, f"{quality}{counted}"), (rate, "learning rate")):
         axes.set(title=title, xlabel="epoch")
+        axes.set_xlim(
+            left=0
+        )  # the first record comes later: what is before it, e.g. of a warm-up, is seen to be missing
         axes.grid(color="#E4E8EC")
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines and (axes is not rate or len(runs) > 1):
             axes.legend(frameon=False, fontsize=8)
+    rate.set_ylim(bottom=0)
     return figure
 
 

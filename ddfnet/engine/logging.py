@@ -145,12 +145,12 @@ class RunLog:
             self.message(f"{where}  step {step:>{len(str(total))}}/{total}  {facts}")
 
     def evaluation(self, step: int, epoch: float, name: str, metrics: dict[str, float], *, best: bool = False) -> None:
-        """One evaluation of one set of weights (`val`, `val_ema`); `best`: better than all before."""
+        """One evaluation of one set of weights (`val`, `val_ema`); `best`: of those so far, which a dry run has not."""
         if not self.active:
             return
         self._write(name, step, {"epoch": epoch, **metrics})
         text = "  ".join(f"{key} {_number(key, value)}" for key, value in metrics.items())
-        self.message(f"epoch {epoch:.2f}  {name}  {text}" + ("  new best" if best else ""))
+        self.message(f"epoch {epoch:.2f}  {name}  {text}" + ("  new best" if best and self.folder else ""))
 
     def progress(self, name: str) -> ProgressBar:
         """Shows how far an evaluation is: in the place of the last training record, or as plain lines."""

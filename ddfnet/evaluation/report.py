@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ddfnet.checkpoint import kind_note
 from ddfnet.data.decode import decode_error
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.evaluation.class_names import readable_names
@@ -51,7 +52,7 @@ class Settings:
 
     @property
     def network(self) -> str:
-        return f"{self.model} ({self.weights} weights), {self.parameters:,} parameters"
+        return f"{self.model}{kind_note(self.weights, ' weights')}, {self.parameters:,} parameters"
 
     @property
     def device_name(self) -> str:

@@ -48,11 +48,12 @@ def draw_curves(runs: list[Path]) -> Figure:
     for axes, title in ((loss, losses), (top1, f"{quality}{counted}"), (rate, "learning rate")):
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=0)  # the first record comes later: what is missing before it is seen to be
         axes.grid(color="#E4E8EC")
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines and (axes is not rate or len(runs) > 1):
             axes.legend(frameon=False, fontsize=8)
+    rate.set_ylim(bottom=0)
     return figure
 
 

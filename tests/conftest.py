@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,24 @@ schedule: {{warmup_epochs: 1}}
 train: {{epochs: 3, batch_size: 8, device_batch_size: 4}}
 run: {{log_every: 1, tensorboard: false, device: cpu}}
 """
+
+
+# Files of few tests that take minutes, slowest first. They start before all others: pytest-xdist starts files with few
+# tests last, and then one of these runs by itself when all else is done.
+LONG = ("tests/kernels/test_interpreter.py",)
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist, which need not be installed
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Files in the order they start in: those of `LONG`, then by the number of their tests."""
+    files = [item.nodeid.partition("::")[0] for item in items]
+    counts, tests = Counter(files), list(zip(files, items, strict=True))
+    tests.sort(key=lambda test: (LONG.index(test[0]) if test[0] in LONG else len(LONG), -counts[test[0]]))
+    items[:] = [item for _, item in tests]
 
 
 def draw(kind: str, rng: np.random.Generator, size: int = 18) -> Image.Image:

@@ -1,5 +1,6 @@
 """Small real runs: an image tree drawn here, a tiny configuration, and the two commands as subprocesses."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -117,6 +118,15 @@ def exit_code(main: Callable[[list[str]], int], arguments: list) -> int:
     with pytest.raises(SystemExit) as stop:
         run(lambda: main([str(argument) for argument in arguments]))
     return stop.value.code
+
+
+@pytest.fixture(autouse=True)
+def _no_log_stays():
+    """A log that a test leaves open would write in a later one, to a stream that pytest has closed since."""
+    yield
+    logger = logging.getLogger("ddfnet")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -92,7 +92,8 @@ def class_folders(root: str | os.PathLike) -> list[str]:
         one = "" if name in SPLIT_NAMES else f"if these are one class, give the folder around them, {around}; "
         raise DataError(
             f"{root} holds {images} images directly but no class folders. Every class needs a sub-folder; {one}"
-            "ImageNet's validation images come unsorted and must be moved into their 1000 synset folders (n01440764, ...) first"
+            "ImageNet's validation images come unsorted and must be moved into their 1000 synset folders (n01440764, "
+            "...) first"
         )
     raise DataError(f"{root} holds no class folders; give the folder with one sub-folder of images per class")
 

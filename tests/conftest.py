@@ -1,8 +1,10 @@
 """Small real runs: an image tree drawn here, a tiny configuration, and the two commands as subprocesses."""
 
+import logging
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +34,24 @@ schedule: {{warmup_epochs: 1}}
 train: {{epochs: 3, batch_size: 8, device_batch_size: 4}}
 run: {{log_every: 1, tensorboard: false, device: cpu}}
 """
+
+
+# Files of few tests that take minutes, slowest first. They start before all others: pytest-xdist starts files with few
+# tests last, and then one of these runs by itself when all else is done.
+LONG = ("tests/kernels/test_interpreter.py",)
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist, which need not be installed
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Files in the order they start in: those of `LONG`, then by the number of their tests."""
+    files = [item.nodeid.partition("::")[0] for item in items]
+    counts, tests = Counter(files), list(zip(files, items, strict=True))
+    tests.sort(key=lambda test: (LONG.index(test[0]) if test[0] in LONG else len(LONG), -counts[test[0]]))
+    items[:] = [item for _, item in tests]
 
 
 def draw(kind: str, rng: np.random.Generator, size: int = 18) -> Image.Image:
@@ -98,6 +118,15 @@ def exit_code(main: Callable[[list[str]], int], arguments: list) -> int:
     with pytest.raises(SystemExit) as stop:
         run(lambda: main([str(argument) for argument in arguments]))
     return stop.value.code
+
+
+@pytest.fixture(autouse=True)
+def _no_log_stays():
+    """A log that a test leaves open would write in a later one, to a stream that pytest has closed since."""
+    yield
+    logger = logging.getLogger("ddfnet")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

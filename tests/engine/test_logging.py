@@ -45,7 +45,9 @@ def test_console_line(tmp_path, capsys):
     log.train(93, 100, {**RECORD, "lr": 2.99e-4, "images_per_second": 8.25, "data_wait": 0.31, "eta_seconds": 9})
     log.evaluation(100, 1.0, "val", {"top1": 50.0, "n": 2}, best=True)
     log.close()
-    make(None).evaluation(2, 1.0, "val", {"top1": 50.0, "n": 2}, best=True)  # a dry run
+    dry = make(None)
+    dry.evaluation(2, 1.0, "val", {"top1": 50.0, "n": 2}, best=True)
+    dry.close()
     assert capsys.readouterr().out.splitlines() == [
         "epoch 0.50  step   7/100  loss 2.0000  lr 1.00e-01  12,346 img/s  wait  3%  eta 3d 02h",
         "epoch 0.50  step  93/100  loss 2.0000  lr 2.99e-04    8.2 img/s  wait 31%  eta 0:00:09",
@@ -60,7 +62,9 @@ def test_long_messages_break_between_words_on_a_terminal_alone(capsys, monkeypat
         if terminal:
             monkeypatch.setenv("FORCE_COLOR", "1")
             monkeypatch.setenv("COLUMNS", "80")
-        make(None).message(text)
+        log = make(None)
+        log.message(text)
+        log.close()
         lines = capsys.readouterr().out.splitlines()
         assert " ".join(line.strip() for line in lines) == text
         assert (len(lines) > 1 and max(map(len, lines)) < 80) is terminal

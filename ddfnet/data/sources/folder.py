@@ -10,7 +10,7 @@ import numpy as np
 
 from ddfnet.data.sources.base import hash_files
 from ddfnet.data.sources.classes import MissingClassesError, some_names
-from ddfnet.data.sources.nearby import folder_below, holds_classes
+from ddfnet.data.sources.nearby import SPLIT_NAMES, folder_below, holds_classes
 from ddfnet.utils.errors import DataError
 from ddfnet.utils.progress import ProgressBar, tracked
 
@@ -88,10 +88,12 @@ def class_folders(root: str | os.PathLike) -> list[str]:
         return names
     images = sum(is_image_name(entry.name) for entry in visible)
     if images:
+        around, name = os.path.split(os.path.abspath(root))
+        one = "" if name in SPLIT_NAMES else f"if these are one class, give the folder around them, {around}; "
         raise DataError(
-            f"{root} holds {images} images directly but no class folders. Every class needs a sub-folder: if these are "
-            f"one class, give the folder around them, {os.path.dirname(os.path.abspath(root))}. ImageNet's "
-            "validation images come unsorted and must be moved into their 1000 synset folders (n01440764, ...) first"
+            f"{root} holds {images} images directly but no class folders. Every class needs a sub-folder; {one}"
+            "ImageNet's validation images come unsorted and must be moved into their 1000 synset folders (n01440764, "
+            "...) first"
         )
     raise DataError(f"{root} holds no class folders; give the folder with one sub-folder of images per class")
 

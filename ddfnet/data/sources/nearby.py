@@ -10,7 +10,7 @@ from ddfnet.utils.errors import DataError
 _UP, _DOWN = 2, 3  # levels, as from ROOT/train/cat to ROOT, and from ROOT to ROOT/ILSVRC/Data/CLS-LOC of Kaggle
 _MOST_FOLDERS = 20  # in a folder that is looked into: more are those of classes
 _MOST_LOOKS = 200  # the disk may be a slow one
-_SPLITS = ("train", "training", "val", "valid", "validation", "test")
+SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test")
 
 
 def folder_below(root: str | os.PathLike, fits: Callable[[Path], bool]) -> Path | None:
@@ -33,7 +33,7 @@ def dataset_with(root: str | os.PathLike, part: str) -> Path | None:
     root = Path(root)
     inside = root.name
     for parent in root.parents[:_UP]:
-        if inside in (part, *_SPLITS) and has_split(parent, part):
+        if inside in (part, *SPLIT_NAMES) and has_split(parent, part):
             return parent
         inside = parent.name
     return folder_below(root, lambda folder: has_split(folder, part))

@@ -21,3 +21,15 @@ def each_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     else:
         monkeypatch.setattr(native, "is_usable", lambda *arguments: False)
     return request.param
+
+
+@pytest.fixture
+def built() -> None:
+    native_code()
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -11,8 +11,14 @@
 #   a browser shows the files upright.
 # Way out: read AVIF with Pillow and ImageOps.exif_transpose, or turn the pixels before the conversion.
 #
-# Versions: opencv-python-headless 5.0.0.93 (the wheels of 4.14.0.94 read no AVIF), Pillow 13.0.0, numpy 2.4.6, Python 3.11, x86-64. Date: 2026-11.
+# Versions: opencv-python-headless 4.14.0.94 and 5.0.0.93, Pillow 13.0.0, numpy 2.4.6, Python 3.11, x86-64. Date: 2026-11.
 # Output that was seen:
+#   opencv-python-headless 4.14.0.94 pillow 13.0.0
+#     JPEG  orientation 6: OpenCV 48x80 BRYG, IGNORE_ORIENTATION 80x48 RGBY, Pillow 48x80 BRYG
+#     PNG   orientation 6: OpenCV 48x80 BRYG, IGNORE_ORIENTATION 80x48 RGBY, Pillow 48x80 BRYG
+#     WEBP  orientation 6: OpenCV 48x80 BRYG, IGNORE_ORIENTATION 80x48 RGBY, Pillow 48x80 BRYG
+#     AVIF  orientation 6: OpenCV 80x48 RGBY, IGNORE_ORIENTATION 80x48 RGBY, Pillow 48x80 BRYG
+#     upright with OpenCV, of eight orientations: JPEG 8, PNG 8, WEBP 8, AVIF 1
 #   opencv-python-headless 5.0.0.93 pillow 13.0.0
 #     JPEG  orientation 6: OpenCV 48x80 BRYG, IGNORE_ORIENTATION 80x48 RGBY, Pillow 48x80 BRYG
 #     PNG   orientation 6: OpenCV 48x80 BRYG, IGNORE_ORIENTATION 80x48 RGBY, Pillow 48x80 BRYG
@@ -91,10 +97,12 @@ if upright_count != {"JPEG": 8, "PNG": 8, "WEBP": 8, "AVIF": 1}:
     failures.append(f"upright {upright_count}")
 if failures:
     sys.exit("CHANGED: " + "; ".join(failures))
-print("OK: behavior is as described")
 PY
 
-python3 -m venv "$work/venv"
-"$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-  opencv-python-headless==5.0.0.93 pillow==13.0.0 numpy==2.4.6
-"$work/venv/bin/python" "$work/check.py"
+for version in 4.14.0.94 5.0.0.93; do
+  python3 -m venv "$work/venv-$version"
+  "$work/venv-$version/bin/python" -m pip install --quiet --disable-pip-version-check \
+    "opencv-python-headless==$version" pillow==13.0.0 numpy==2.4.6
+  "$work/venv-$version/bin/python" "$work/check.py"
+done
+echo "OK: behavior is as described"

@@ -39,7 +39,7 @@ BRANCH_KERNELS = tuple(
     for name in ("spatial_filters", "channel_filters", "channel_squeeze")
     for part in ("", "_backward")
 )
-BRANCH_KERNELS += ("channel_weights_backward_kernel",)
+BRANCH_KERNELS += ("spatial_filters_backward_x_kernel", "channel_weights_backward_kernel")
 NORM_KERNELS = tuple(
     f"batch_norm_{name}_kernel" for name in ("affine", "moments", "merge", "relu", "relu_backward_sums", "backward")
 )
@@ -60,7 +60,8 @@ class Branch:
 
     def record(self) -> dict[str, offline.Launch]:
         """Launches by kernel name."""
-        return offline.record_layer((2, 128, 28, 28), **{**asdict(self), "dtype": DTYPES[self.dtype]})
+        with mock.patch.multiple(tiling, _MAX_STATIC_SHAPES=1000, _static_shapes=set()):
+            return offline.record_layer((2, 128, 28, 28), **{**asdict(self), "dtype": DTYPES[self.dtype]})
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ QUICK_VARIANTS = [
     Variant(scale=2),
 ]
 QUICK_BRANCHES = [Branch(), Branch("fp32", 3, 2), Between(), Between(stride=2), Trained(), Trained(stride=2)]
+QUICK_BRANCHES += [Branch(heads=2), Trained(heads=2)]  # whose logits another kernel adds to grad_x
 
 
 Job = tuple[Variant | Branch, str, int]  # a kernel of a variant for an architecture

@@ -27,8 +27,7 @@ CASES = [(kernel, 90, variant) for variant in compile_matrix.QUICK_VARIANTS for 
 BRANCH, BRANCH_FP32 = compile_matrix.Branch(), compile_matrix.Branch("fp32", 3, 2)
 CASES += [(kernel, 90, BRANCH_FP32) for kernel in BRANCH_FP32.record()]
 CASES += [(kernel, 80, BRANCH) for kernel in BRANCH.record()]
-TWO_HEADS = (compile_matrix.Branch(heads=2), compile_matrix.Trained(heads=2))
-CASES += [("spatial_filters_backward_x_kernel", 90, variant) for variant in TWO_HEADS]
+CASES += [(kernel, 90, variant) for variant, kernel in compile_matrix.MANY_LOGITS]
 BETWEEN = compile_matrix.Between()
 CASES += [(kernel, arch, BETWEEN) for kernel in BETWEEN.record() for arch in (80, 90)]
 TRAINED = compile_matrix.Trained()
@@ -97,14 +96,14 @@ def test_normalizing_in_the_kernels_takes_few_instructions():
     assert between.registers <= branch.registers  # else the compiler computes the normalized x twice
 
 
-def test_adding_the_branch_takes_no_more_instructions_than_passing_over_the_gradient_again():
-    """15 for the nine logits: 9 multiply-adds, and a load and a conversion for four of them. With the ReLU and the sums
-    of the normalization 13 more. No spills, and registers for as many warps as without."""
-    apart = compile_matrix.compile_job((compile_matrix.Variant(), "ddf_backward_x_kernel", 90))
-    trained = compile_matrix.compile_job((TRAINED, "ddf_backward_x_kernel", 90))
-    assert 9 <= trained[1] - apart[1] < 30
-    assert trained[0].registers <= 102
-    assert trained[0].spills == 0
+def test_writing_the_gradient_of_x_once_takes_few_instructions():
+    """15 for the nine logits, of which 9 are multiply-adds; 13 for the mask and the sums of a normalization. The kernels
+    that did so apart have 35, and another pass over memory."""
+    variants = (compile_matrix.Variant(), TRAINED)
+    apart, together = (compile_matrix.compile_job((variant, "ddf_backward_x_kernel", 90)) for variant in variants)
+    assert 9 + 4 < together[1] - apart[1] < 32
+    assert together[0].registers <= 128
+    assert together[0].spills == 0
 
 
 @pytest.mark.parametrize("kernel", ["batch_norm_merge_kernel", "batch_norm_backward_kernel"])

@@ -17,10 +17,10 @@ local-dir:FOLDER); bare state_dicts need --model. Prints top-1, top-5, expected
 calibration error, loss and the number of images, and writes a folder:
 report.json, report.md (one page to read), report.html (to look at mistakes and
 filters), per_class.csv, and with matplotlib calibration.png, confusion.png and
-mistakes.png. An earlier report there that was made with other options is kept,
-in its sub-folder earlier/. Checkpoints of other tasks are evaluated as their
-own configuration says (--data is its data.root), with their own metrics and
-report.json alone.
+mistakes.png (of multi-label checkpoints: no PNG). An earlier report there that
+was made with other options is kept, in its sub-folder earlier/. Checkpoints of
+other tasks are evaluated as their own configuration says (--data is its
+data.root), with their own metrics and report.json alone.
 
 --sets evaluates several sets in one go, a report folder for each, and writes
 sets.json and sets.md:

@@ -120,6 +120,11 @@ class Weights:
     changes: tuple[str, ...] = ()  # what reading changed: "stripped module.", "left out n_averaged"
 
 
+def kind_note(kind: str, after: str = "") -> str:
+    """The kind of `Weights` as ` (EMA)` or ` (raw)`, the words of --weights; "" of a file that has no choice."""
+    return {"ema": f" (EMA{after})", "model": f" (raw{after})"}.get(kind, "")
+
+
 def read_weights(path: str | Path, *, prefer: str = "auto") -> Weights:
     """Reads weights from a file of this package or of another trainer, or from a folder in the layout of the hub.
 

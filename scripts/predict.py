@@ -85,7 +85,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--top {top}: {checkpoint} has {outputs} classes")
     if not arguments.json:
         print(f"{classifier.name} of {checkpoint}, {outputs} classes")
-        print(wrap(classifier.preprocessing.line(classifier.origins), indent="  "))
+        print(classifier.input_text())
         if classifier.changes:
             print(wrap(f"weights: {classifier.changes}", indent="  "))
     answers = []

@@ -23,8 +23,9 @@ MODULES = {
     "ddfnet.zoo": ("", "convert"),
 }  # fmt: skip
 # Those for users. Commands of the package itself cannot: importing a part of it imports ddfnet, and so torch.
-QUICK = ("train.py", "eval.py", "scripts/predict.py", "scripts/export.py", "scripts/publish_weights.py",
-         "scripts/make_data.py", "scripts/visualize/__main__.py")  # fmt: skip
+QUICK = ("train.py", "eval.py", "scripts/check_data.py", "scripts/prepare_images.py", "scripts/predict.py",
+         "scripts/export.py", "scripts/publish_weights.py", "scripts/make_data.py",
+         "scripts/visualize/__main__.py")  # fmt: skip
 
 
 def too_wide(text):

@@ -155,3 +155,8 @@ class AugmentConfig(Section):
             yield "mixup_mode", "augment.mixup and augment.cutmix are 0"
         if not (self.mixup and self.cutmix):
             yield "mixup_switch_prob", "augment.mixup and augment.cutmix are not both on"
+        elif self.mixup_switch_prob in (0, 1):
+            off, always = ("cutmix", "mixup") if self.mixup_switch_prob == 0 else ("mixup", "cutmix")
+            yield off, f"augment.mixup_switch_prob is {self.mixup_switch_prob:g}, always {always}"
+        if self.mixes and self.mixup_prob == 0:
+            yield from ((key, "augment.mixup_prob is 0") for key in ("mixup", "cutmix") if getattr(self, key))

@@ -17,6 +17,7 @@ from ddfnet.data.sources import ImageSource, SourceConfig, open_part, split_path
 from ddfnet.data.sources.classes import some_names
 from ddfnet.data.sources.folder import files_not_counted
 from ddfnet.data.sources.label_sets import LabelSets, class_names, unused_lines
+from ddfnet.data.sources.nearby import refuse_dataset_below
 from ddfnet.utils.errors import DataError
 from ddfnet.utils.text import plural
 
@@ -76,6 +77,8 @@ def check_tree(
     config = config or SourceConfig()
     sources: list[ImageSource] = []
     present = {split: path for split in ("train", "val") if (path := split_path(root, split)) is not None}
+    if not present:
+        refuse_dataset_below(root)
     if len(present) == 1:
         report.problems.append(f"{root} has a folder {next(iter(present))} but not the other one of train and val")
     for split, path in present.items() or [("images", root)]:

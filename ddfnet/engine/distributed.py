@@ -1,5 +1,6 @@
 """One process, torchrun or SLURM: the same code; NCCL on GPUs, gloo on CPUs."""
 
+import gc
 import inspect
 import os
 import signal
@@ -102,6 +103,9 @@ def distributed_session(device: str = "auto", timeout: float = 1800.0) -> Iterat
     # Not in a `finally`: leaving waits for the other processes, and one that has failed must end, so that the launcher
     # sees it and ends the others.
     if dist.is_initialized():
+        # DDP refers to itself, and to the group: its threads would live until Python ends, and abort the process where
+        # one of them then waits for Python's lock. The group's last reference is that of PyTorch, which frees the lock.
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ddfnet.models.weights import classifier_names
 from ddfnet.utils.errors import ConfigError, did_you_mean
+from ddfnet.utils.text import plural
 
 ALL_BUT_HEAD = "all_but_head"
 
@@ -49,7 +50,8 @@ class Freeze:
             module.eval()
 
     def __str__(self) -> str:
-        return f"frozen: {self.parameters:,} parameters, and the statistics of {len(self.norms)} batch norms"
+        norms = f", and the statistics of {plural(len(self.norms), 'batch norm')}" if self.norms else ""
+        return f"frozen: {self.parameters:,} parameters{norms}"
 
 
 def _is_constant(module: nn.Module) -> bool:

@@ -98,7 +98,7 @@ class RunLog:
             logged = _keep_until(self.folder / "metrics.jsonl", step, evaluation_due)
             self.trackers.start(step, logged)
         if self.console.is_terminal and not self.quiet:
-            bar = BarColumn(bar_width=min(12, max(4, self.console.width - 74)))  # the rest takes up to 72 columns
+            bar = BarColumn(bar_width=min(12, max(4, self.console.width - 75)))  # the rest takes up to 75 columns
             columns = (TextColumn("{task.description}"), bar, TextColumn("{task.fields[text]}"))
             self._progress = Progress(*columns, console=self.console, transient=True)
             self._task = self._progress.add_task("starting", total=self._total_steps, completed=step, text="")
@@ -133,24 +133,24 @@ class RunLog:
         self._write("train", step, record)
         rate, loss = record["images_per_second"], record["loss"]
         mean = "-" if loss is None else f"{loss:.4f}"
-        facts = (
-            f"loss {mean}  lr {record['lr']:.3g}  {rate_text(rate)} img/s  "
-            f"wait {record['data_wait']:.0%}  eta {duration(record['eta_seconds'])}"
+        facts = (  # columns stay where they are from line to line
+            f"loss {mean}  lr {record['lr']:.2e}  {rate_text(rate):>5} img/s  "
+            f"wait {record['data_wait']:>3.0%}  eta {duration(record['eta_seconds'])}"
         )
         where = f"epoch {record['epoch']:.2f}"
         self._latest = where, facts
         if self._progress is not None:
             self.tick(step)
         elif not self.quiet:
-            self.message(f"{where}  step {step}/{total}  {facts}")
+            self.message(f"{where}  step {step:>{len(str(total))}}/{total}  {facts}")
 
-    def evaluation(self, step: int, epoch: float, name: str, metrics: dict[str, float]) -> None:
-        """One evaluation of one set of weights (`val`, `val_ema`)."""
+    def evaluation(self, step: int, epoch: float, name: str, metrics: dict[str, float], *, best: bool = False) -> None:
+        """One evaluation of one set of weights (`val`, `val_ema`); `best`: of those so far, which a dry run has not."""
         if not self.active:
             return
         self._write(name, step, {"epoch": epoch, **metrics})
         text = "  ".join(f"{key} {_number(key, value)}" for key, value in metrics.items())
-        self.message(f"epoch {epoch:.2f}  {name}  {text}")
+        self.message(f"epoch {epoch:.2f}  {name}  {text}" + ("  new best" if best and self.folder else ""))
 
     def progress(self, name: str) -> ProgressBar:
         """Shows how far an evaluation is: in the place of the last training record, or as plain lines."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddfnet.checkpoint import kind_note
 from ddfnet.config import LoadedConfig
 from ddfnet.data.sources.folder import not_counted_text
 from ddfnet.engine.agreement import check_same_config, check_same_data
@@ -209,7 +210,7 @@ def load_initial_weights(model: nn.Module, path: str | Path, *, meta: dict[str, 
     weights = read_source(str(path))
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
     changes = load_weights(model, weights, source=path, name=name, new_classifier=True)
-    lines = [f"weights from {path} ({weights.kind})" + (f"; {changes}" if changes else "")]
+    lines = [f"weights from {path}{kind_note(weights.kind)}" + (f"; {changes}" if changes else "")]
     meta = meta or {}
     about = weights.meta
     if about is None:

@@ -156,10 +156,9 @@ class Trainer:
             if state.step % run.log_every == 0 or epoch_ends:
                 self._log_interval()
             if epoch_ends:
-                due = state.step == plan.total_steps or round(self.epoch) % self.config.eval.every == 0
-                state.evaluation_due = due
+                state.evaluation_due = state.step == plan.total_steps or round(self.epoch) % self.config.eval.every == 0
                 self.save()  # first: an evaluation that fails must not cost the epoch
-                if due:
+                if state.evaluation_due:
                     self._evaluate_epoch(eval_batches)
                 self.meter.restart()
             elif run.save_every and state.step % run.save_every == 0:
@@ -280,21 +279,22 @@ class Trainer:
 
     def _evaluate_epoch(self, eval_batches: Any) -> None:
         self.watch.phase("evaluation", self.state.step)
-        metrics = self._evaluate("val", self.model, eval_batches)
+        metrics, ranked = self._evaluate("val", self.model, eval_batches)
         if self.state.ema is not None:
-            metrics = self._evaluate("val_ema", self.state.ema.module, eval_batches)
-        ranked = self.state.rank(metrics)
+            metrics, ranked = self._evaluate("val_ema", self.state.ema.module, eval_batches)
         self.state.plateau = next_plateau(metrics, self.state, self.config, self.plan)
         self.state.evaluation_due = False
         self.save(metrics, ranked=ranked)
 
-    def _evaluate(self, name: str, model: nn.Module, batches: Any) -> dict[str, float]:
+    def _evaluate(self, name: str, model: nn.Module, batches: Any) -> tuple[dict[str, float], bool]:
+        state = self.state
         with averaged_statistics(model, self.distributed):
             metrics = evaluate_in_training(
                 model, batches, self.task, self.config, self.distributed,
                 limit=self.max_eval_batches, log=self.log.message, stop=self.stop, watch=self.watch,
                 watched=self.pages.watched, bar=self.log.progress(name),
             )  # fmt: skip
-            self.log.evaluation(self.state.step, self.epoch, name, metrics)
-            self.pages.log_evaluation(name, model, self.state.step)
-        return metrics
+            ranked = (state.ema is None or model is not self.model) and state.rank(metrics)
+            self.log.evaluation(state.step, self.epoch, name, metrics, best=ranked and state.best["step"] == state.step)
+            self.pages.log_evaluation(name, model, state.step)
+        return metrics, ranked

@@ -79,8 +79,9 @@ class Watch:
             thread.start()
 
     def end(self) -> None:
-        """Watches no longer."""
+        """Watches no longer, and lets go of the trainer."""
         self._ended.set()
+        self.samples = lambda step: []
         # A thread that is still within the store when Python ends would abort the process, after all its work.
         for thread in self._threads:
             if thread is not threading.current_thread() and thread.ident is not None:

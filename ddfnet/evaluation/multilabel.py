@@ -29,11 +29,39 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     """
     if not truth.any():
         return float("nan")
+    _, hits, precision = ranked(scores, truth)
+    return float((np.diff(hits, prepend=0) * precision).sum() / hits[-1])
+
+
+def ranked(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The different scores, the highest first, and for each the positives among all scores at least as high, and their
+    precision. (N,) float and (N,) bool."""
     order = np.argsort(-scores, kind="stable")
     scores, hits = scores[order], np.cumsum(truth[order])
     last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of each group of equal scores
-    precision = hits[last] / (last + 1)
-    return float((np.diff(hits[last], prepend=0) * precision).sum() / hits[-1])
+    return scores[last], hits[last], hits[last] / (last + 1)
+
+
+def precision_recall_curve(scores: np.ndarray, truth: np.ndarray, most: int) -> np.ndarray:
+    """(points, 3) of score, precision, recall, where recall rises, the highest score first; (0, 3) without positives.
+
+    At most `most` points, evenly spread over those there are: with all of them, the sum of precision times the rise
+    of recall is `average_precision`.
+    """
+    if not truth.any():
+        return np.empty((0, 3))
+    thresholds, hits, precision = ranked(scores, truth)
+    rises = np.flatnonzero(np.diff(hits, prepend=0))
+    rises = rises[np.linspace(0, len(rises) - 1, min(most, len(rises))).round().astype(int)]
+    return np.stack([thresholds[rises], precision[rises], hits[rises] / hits[-1]], 1)
+
+
+def mistakes_together(missed: np.ndarray, alarms: np.ndarray) -> np.ndarray:
+    """Images (classes + 1, classes + 1) int64: cell a, b has those in which a was missed and b is a false alarm; the
+    last row has those in which nothing was missed, the last column those without a false alarm. Both (N, classes)."""
+    # float32 counts exactly up to 2^24 images.
+    rows, columns = (torch.from_numpy(np.column_stack([wrong, ~wrong.any(1)])).float() for wrong in (missed, alarms))
+    return (rows.T @ columns).long().numpy()
 
 
 def class_scores(logits: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> list[ClassScore]:
@@ -68,7 +96,8 @@ def summary(logits: np.ndarray, truth: np.ndarray, predicted: np.ndarray, rows: 
 
 
 class MultiLabelEvaluator:
-    """Keeps logits and targets of each image; `rows` has the figures of each class after `compute`.
+    """Keeps logits and targets of each image, after `compute` in the order of the set; `rows` has the figures of each
+    class then.
 
     Args:
         threshold: of the sigmoid, from which on a class is predicted.
@@ -78,6 +107,8 @@ class MultiLabelEvaluator:
         self.threshold = threshold
         self.batches: list[tuple[Tensor, ...]] = []
         self.rows: list[ClassScore] = []
+        self.logits: Tensor  # float32 (N, classes), on the CPU
+        self.truth: Tensor  # bool (N, classes)
 
     @torch.no_grad()
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
@@ -93,7 +124,7 @@ class MultiLabelEvaluator:
         """The figures of `summary`, mean binary cross-entropy `loss`, and `n`, over the states of all processes."""
         index, logits, truth = (torch.cat(column) for column in zip(*(s for s in states if s), strict=True))
         order = index.argsort()
-        logits, truth = logits[order], truth[order]
+        self.logits, self.truth = logits, truth = logits[order], truth[order]
         predicted = (logits.sigmoid() >= self.threshold).numpy()
         loss = F.binary_cross_entropy_with_logits(logits.double(), truth.double()).item()
         scores, targets = logits.numpy(), truth.numpy()

@@ -1,31 +1,31 @@
-"""The report of an evaluation of images with any number of classes: JSON, Markdown and CSV."""
+"""The report of an evaluation of images with any number of classes: JSON, Markdown, CSV and a page."""
 
 import csv
 import io
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from ddfnet.evaluation.class_names import readable_names
+from torch import Tensor
+
 from ddfnet.evaluation.multilabel import ClassScore
-from ddfnet.evaluation.report import PAGE, Report
-from ddfnet.evaluation.report_page import FIGURES, weakest_title
-from ddfnet.utils.files import write_json, write_text
+from ddfnet.evaluation.multilabel_page import multilabel_html
+from ddfnet.evaluation.page_parts import About
+from ddfnet.evaluation.report import PAGE, ImageReport
+from ddfnet.evaluation.report_page import weakest_title
 from ddfnet.utils.markdown import plain, table
 
-FILES = ("report.json", "report.md", "per_class.csv")
-NO_PAGE = "no report.html, which shows images with one label each"
 _MOST = 10  # rows of the table of weakest classes
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiLabelReport(Report):
-    """The results on one set, class by class."""
+class MultiLabelReport(ImageReport):
+    """The results on one set of images with any number of classes each."""
 
-    classes: list[str]
     rows: list[ClassScore]
     threshold: float
+    logits: Tensor  # float32 (N, classes)
+    truth: Tensor  # bool (N, classes)
 
     @cached_property
     def results(self) -> dict[str, Any]:
@@ -34,30 +34,25 @@ class MultiLabelReport(Report):
 
     def console(self) -> str:
         """Settings and metrics in lines."""
-        note = f"predicted from {self.threshold:g} of the sigmoid on; {NO_PAGE}"
-        return f"{super().console()}\n\n{note}"
+        return f"{super().console()}\n\npredicted from {self.threshold:g} of the sigmoid on"
 
-    def write(self, folder: Path) -> "MultiLabelReport":
-        """Writes report.json, report.md and per_class.csv, in place of those of an earlier report."""
-        for name in (PAGE, *FIGURES):  # of the same folder, by weights with one label for each image
-            (folder / name).unlink(missing_ok=True)
-        report = replace(self, files=FILES)
-        write_text(folder / "per_class.csv", report.csv())
-        write_text(folder / "report.md", report.page())
-        write_json(folder / "report.json", report.to_dict())
-        return report
+    def _page(self, about: About) -> str:
+        threshold = ("threshold", f"{self.threshold:g} of the sigmoid")
+        loss = ("loss (binary cross-entropy)", f"{self.metrics['loss']:.4f} nats, mean of all decisions")
+        about = replace(about, facts=[*about.facts[:3], threshold, loss, *about.facts[3:]])
+        return multilabel_html(self.logits, self.truth, self.threshold, self.rows, about)
 
-    def csv(self) -> str:
+    def _csv(self) -> str:
         """One line for each class; a fraction that is not defined is empty."""
         text = io.StringIO()
         write = csv.writer(text, lineterminator="\n").writerow
         write(["class", "name", "positives", "predicted", "average_precision", "precision", "recall", "f1"])
-        for own, name, row in zip(self.classes, readable_names(self.classes), self.rows, strict=True):
+        for own, name, row in zip(self.classes, self.names, self.rows, strict=True):
             fractions = [row.average_precision, row.precision, row.recall, row.f1]
             write([own, name, row.positives, row.predicted, *(_percent(value, "") for value in fractions)])
         return text.getvalue()
 
-    def page(self) -> str:
+    def _markdown(self) -> str:
         """report.md."""
         settings, metrics = self.settings, self.metrics
         figures = [
@@ -68,12 +63,13 @@ class MultiLabelReport(Report):
             ("loss (binary cross-entropy)", f"{metrics['loss']:.4f}"),
             ("images", f"{metrics['n']:,}"),
         ]
-        named = list(zip(map(plain, readable_names(self.classes)), self.rows, strict=True))
+        named = list(zip(map(plain, self.names), self.rows, strict=True))
         weakest = sorted((pair for pair in named if pair[1].positives), key=lambda pair: pair[1].average_precision)
         rows = [
             (name, _percent(row.average_precision), _percent(row.precision), _percent(row.recall), str(row.positives))
             for name, row in weakest[:_MOST]
         ]
+        page = f" To look at the images: [{PAGE}]({PAGE})." if PAGE in self.files else ""
         absent = [name for name, row in named if not row.positives]
         parts = [
             f"# {settings.model} on {self.data}",
@@ -84,7 +80,7 @@ class MultiLabelReport(Report):
             "## How it was measured",
             f"{'; '.join(settings.lines)}. Checkpoint `{settings.checkpoint}`. `{settings.command}`, "
             f"{settings.date[:10]}. Machine and versions: [report.json](report.json); each class: "
-            "[per_class.csv](per_class.csv).",
+            f"[per_class.csv](per_class.csv).{page}",
         ]
         return "\n\n".join(part.strip() for part in parts if part) + "\n"
 

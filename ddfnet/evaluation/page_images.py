@@ -73,7 +73,7 @@ def choose(predictions: Predictions, both: Sequence[tuple[int, ...]], classes: i
     wanted = chosen.of_pair + wanted
     wanted += chosen.correct
     queues = [iter(cell) for cell in sorted(cells.values(), key=len, reverse=True)]
-    wanted += _in_turn(queues, MOST_THUMBNAILS)
+    wanted += in_turn(queues, MOST_THUMBNAILS)
     chosen.thumbnails = list(dict.fromkeys(wanted))[:MOST_THUMBNAILS]
     return chosen
 
@@ -89,7 +89,7 @@ def _correct(predictions: Predictions, labels: set[int]) -> list[int]:
     return [i for label in sorted(kept) for i in kept[label]]
 
 
-def _in_turn(queues: list[Iterator[int]], most: int) -> list[int]:
+def in_turn(queues: list[Iterator[int]], most: int) -> list[int]:
     """The first of each queue, then the second of each, ..."""
     taken: list[int] = []
     while queues and len(taken) < most:

@@ -7,16 +7,18 @@ from datetime import datetime, timezone
 from functools import cached_property
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
+from ddfnet.checkpoint import kind_note
 from ddfnet.data.decode import decode_error
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.evaluation.class_names import readable_names
 from ddfnet.evaluation.figures import draw_figures
 from ddfnet.evaluation.image_sets import ImageSet
 from ddfnet.evaluation.page import report_html
+from ddfnet.evaluation.page_parts import About
 from ddfnet.evaluation.predictions import Predictions
 from ddfnet.evaluation.report_page import FIGURES, loss_text, report_page, settings_rows
 from ddfnet.evaluation.statistics import BINS, calibration, class_rows, per_class_csv
@@ -27,6 +29,7 @@ from ddfnet.utils.text import plural, printable, rate_text, with_weights, wrap
 
 TEXTS = ("report.json", "report.md", "per_class.csv")
 PAGE = "report.html"
+R = TypeVar("R", bound="ImageReport")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class Settings:
 
     @property
     def network(self) -> str:
-        return f"{self.model} ({self.weights} weights), {self.parameters:,} parameters"
+        return f"{self.model}{kind_note(self.weights, ' weights')}, {self.parameters:,} parameters"
 
     @property
     def device_name(self) -> str:
@@ -109,11 +112,10 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictionReport(Report):
-    """The results on one set, image by image."""
+class ImageReport(Report):
+    """The results on one set, image by image: texts, report.html and figures."""
 
     images: ImageSet
-    predictions: Predictions
     classes: list[str]  # names of the scored outputs, which may be more than the classes of the data
     network: nn.Module | None = None  # report.html shows its filters; None: not
 
@@ -121,6 +123,73 @@ class PredictionReport(Report):
     def names(self) -> list[str]:
         """Readable names of the classes."""
         return readable_names(self.classes)
+
+    def write(self: R, folder: Path) -> R:
+        """Writes the texts, then the page and the figures; those of an earlier report are removed.
+
+        A page or figure that cannot be made is missing in `files`, and a line on stderr says why.
+        """
+        report = replace(self, files=TEXTS)
+        report._write_texts(folder)
+        for name in (PAGE, *FIGURES):
+            (folder / name).unlink(missing_ok=True)
+        if page := self._html():
+            write_text(folder / PAGE, page)
+            report = replace(self, files=(*TEXTS, PAGE))
+            report._write_texts(folder)
+        figures = self._figures()
+        for name, png in figures.items():
+            write_atomically(folder / name, methodcaller("write", png))
+        if figures:
+            report = replace(report, files=(*report.files, *figures))
+            report._write_texts(folder)
+        return report
+
+    def _html(self) -> str:
+        """The text of report.html; none where it cannot be made."""
+        where = f"{self.images.name} ({self.data})" if self.images.name else self.data
+        about = About(
+            images=self.images,
+            names=self.names,
+            preprocessing=self.settings.facts["preprocessing"],
+            network=self.network,
+            precision=self.settings.precision,
+            results=self.results,
+            heading=with_weights(self.settings.model, self.settings.checkpoint),
+            subject=printable(where),
+            facts=[(key, printable(value).replace("`", "")) for key, value in settings_rows(self)],
+        )
+        try:
+            return self._page(about)
+        except Exception as error:  # hours of evaluation must not end without a report for the sake of a page
+            print(f"no {PAGE}: {decode_error(error)}", file=sys.stderr, flush=True)
+            return ""
+
+    def _write_texts(self, folder: Path) -> None:
+        """Writes `TEXTS`."""
+        write_text(folder / "per_class.csv", self._csv())
+        write_text(folder / "report.md", self._markdown())
+        write_json(folder / "report.json", self.to_dict())
+
+    def _page(self, about: About) -> str:
+        raise NotImplementedError
+
+    def _csv(self) -> str:
+        raise NotImplementedError
+
+    def _markdown(self) -> str:
+        raise NotImplementedError
+
+    def _figures(self) -> dict[str, bytes]:
+        """PNG files by name."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionReport(ImageReport):
+    """The results on one set of images with one label each."""
+
+    predictions: Predictions
 
     @cached_property
     def results(self) -> dict[str, Any]:
@@ -158,52 +227,17 @@ class PredictionReport(Report):
             f"{result['ece']:>7.2f} %{loss_text(result):>9}{rate_text(self.images_per_second):>10}"
         )
 
-    def write(self, folder: Path) -> "PredictionReport":
-        """Writes the texts, then the page and the figures; those of an earlier report are removed.
+    def _page(self, about: About) -> str:
+        return report_html(self.predictions, about)
 
-        A page or figure that cannot be made is missing in `files`, and a line on stderr says why.
-        """
-        report = replace(self, files=TEXTS)
-        report._write_texts(folder)
-        for name in (PAGE, *FIGURES):
-            (folder / name).unlink(missing_ok=True)
-        if page := self._html():
-            write_text(folder / PAGE, page)
-            report = replace(self, files=(*TEXTS, PAGE))
-            report._write_texts(folder)
-        figures = draw_figures(self.images, self.predictions, self.names, self.settings.facts["preprocessing"])
-        for name, png in figures.items():
-            write_atomically(folder / name, methodcaller("write", png))
-        if figures:
-            report = replace(report, files=(*report.files, *figures))
-            report._write_texts(folder)
-        return report
+    def _csv(self) -> str:
+        return per_class_csv(class_rows(self.predictions), self.classes, self.names)
 
-    def _html(self) -> str:
-        """The text of report.html; none where it cannot be made."""
-        where = f"{self.images.name} ({self.data})" if self.images.name else self.data
-        try:
-            return report_html(
-                images=self.images,
-                predictions=self.predictions,
-                names=self.names,
-                preprocessing=self.settings.facts["preprocessing"],
-                network=self.network,
-                results=self.results,
-                precision=self.settings.precision,
-                heading=with_weights(self.settings.model, self.settings.checkpoint),
-                subject=printable(where),
-                facts=[(key, printable(value).replace("`", "")) for key, value in settings_rows(self)],
-            )
-        except Exception as error:  # hours of evaluation must not end without a report for the sake of a page
-            print(f"no {PAGE}: {decode_error(error)}", file=sys.stderr, flush=True)
-            return ""
+    def _markdown(self) -> str:
+        return report_page(self, class_rows(self.predictions))
 
-    def _write_texts(self, folder: Path) -> None:
-        rows = class_rows(self.predictions)
-        write_text(folder / "per_class.csv", per_class_csv(rows, self.classes, self.names))
-        write_text(folder / "report.md", report_page(self, rows))
-        write_json(folder / "report.json", self.to_dict())
+    def _figures(self) -> dict[str, bytes]:
+        return draw_figures(self.images, self.predictions, self.names, self.settings.facts["preprocessing"])
 
 
 @dataclass(frozen=True, kw_only=True)

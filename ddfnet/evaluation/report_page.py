@@ -9,7 +9,7 @@ from ddfnet.utils.markdown import plain, table
 from ddfnet.utils.text import rate_text
 
 if TYPE_CHECKING:
-    from ddfnet.evaluation.report import PredictionReport
+    from ddfnet.evaluation.report import ImageReport, PredictionReport
 
 FIGURES = {
     "calibration.png": "Calibration",
@@ -72,7 +72,7 @@ def _settings_table(report: "PredictionReport") -> str:
     return table(("", "value"), settings_rows(report))
 
 
-def settings_rows(report: "PredictionReport") -> list[tuple[str, str]]:
+def settings_rows(report: "ImageReport") -> list[tuple[str, str]]:
     """How a report was measured, as names and values."""
     settings, facts, machine = report.settings, report.settings.facts, report.settings.environment
     how = facts["preprocessing"]
@@ -81,7 +81,7 @@ def settings_rows(report: "PredictionReport") -> list[tuple[str, str]]:
     return [
         ("model", f"{settings.model}{f' ({kwargs})' if kwargs else ''}, {settings.parameters:,} parameters"),
         ("checkpoint", f"`{settings.checkpoint}`, {settings.weights} weights"),
-        ("data", f"`{report.data}`, {report.metrics['n']:,} images, {len(report.images.classes):,} classes"),
+        ("data", f"`{report.data}`, {report.metrics['n']:,} images, {report.results['classes']:,} classes"),
         ("images", Preprocessing.from_dict(how).summary()),
         ("test-time augmentation", "mirror image" if facts["tta"] else "none"),
         ("precision", settings.precision),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ddfnet.evaluation.predictions import Predictions
 
@@ -39,7 +40,7 @@ class Confusion:
 class Calibration:
     """Confidence against accuracy in bins of equal width; means in [0, 1], NaN in an empty bin."""
 
-    counts: list[int]  # images in each bin
+    counts: list[int]  # images, or decisions, in each bin
     accuracy: list[float]
     confidence: list[float]
     ece: float  # expected calibration error in percent: mean |accuracy - confidence|, bins weighted by their images
@@ -106,13 +107,18 @@ def per_class_csv(rows: Sequence[ClassRow], classes: Sequence[str], names: Seque
 
 def calibration(predictions: Predictions, *, bins: int = BINS) -> Calibration:
     """Bins of confidence, ((i) / bins, (i + 1) / bins], as in Guo et al., arXiv 1706.04599."""
+    return calibrated(predictions.confidence, predictions.correct, bins=bins)
+
+
+def calibrated(confidence: Tensor, correct: Tensor, *, bins: int = BINS) -> Calibration:
+    """`calibration` of (N,) probabilities, float64, of something that was so or not, (N,) bool."""
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:]
-    bin_of = torch.bucketize(predictions.confidence, edges).clamp_(max=bins - 1)
+    bin_of = torch.bucketize(confidence, edges).clamp_(max=bins - 1)
     counts = torch.bincount(bin_of, minlength=bins).double()
-    hits = torch.bincount(bin_of, predictions.correct.double(), minlength=bins)
-    confidence = torch.bincount(bin_of, predictions.confidence, minlength=bins)
-    ece = 100 * ((hits - confidence).abs().sum() / len(predictions)).item()
-    return Calibration(counts.int().tolist(), (hits / counts).tolist(), (confidence / counts).tolist(), ece)
+    hits = torch.bincount(bin_of, correct.double(), minlength=bins)
+    means = torch.bincount(bin_of, confidence, minlength=bins)
+    ece = 100 * ((hits - means).abs().sum() / len(confidence)).item()
+    return Calibration(counts.int().tolist(), (hits / counts).tolist(), (means / counts).tolist(), ece)
 
 
 def worst_mistakes(predictions: Predictions, most: int) -> list[int]:

@@ -23,7 +23,6 @@ from ddfnet.models.fold import fold_batch_norm
 from ddfnet.utils.errors import UserError, did_you_mean
 from ddfnet.utils.files import scratch_folder, sync_folder
 from ddfnet.utils.progress import no_progress, note
-from ddfnet.utils.text import wrap
 from ddfnet.zoo.entries import ZOO
 
 TOLERANCE = 1e-4  # of the largest logit
@@ -127,7 +126,7 @@ def export(options: ExportOptions) -> list[Comparison]:
 def _export(options: ExportOptions) -> list[Comparison]:
     changes = {"input_size": options.input_size}
     classifier = load_classifier(options.checkpoint, model=options.model, changes=changes)
-    print(wrap(classifier.preprocessing.line(classifier.origins), indent="  "))
+    print(classifier.input_text())
     path, exporter = options.path, find_format(options.format)
     network, size = classifier.network.to(options.device), classifier.preprocessing.input_size
     exported_network = copy.deepcopy(network) if options.fuse_bn else network  # compared with the network as it was

@@ -65,7 +65,7 @@ def _publish(
     loaded = build_classifier(read_weights(path, prefer=weights), source=path, model=model, entry=entry)
     if loaded.changes:
         print(wrap(f"weights: {loaded.changes}", indent="  "))
-    print(wrap(loaded.preprocessing.line(loaded.origins), indent="  "))
+    print(loaded.input_text())
     architecture = loaded.cfg["architecture"]
     _check_timm(architecture)
     if entry:

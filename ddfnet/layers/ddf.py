@@ -13,6 +13,7 @@ from ddfnet.layers.checks import (
     check_int,
     check_kernel_size,
     describe,
+    refuse_others,
 )
 from ddfnet.layers.filter_norm import FilterNorm, normalization_layer
 from ddfnet.layers.tracing import TracedAsLeaf
@@ -62,7 +63,7 @@ class DDF(TracedAsLeaf):
         self,
         channels: int,
         kernel_size: int = 3,
-        *,
+        *others: Any,
         stride: int = 1,
         dilation: int = 1,
         heads: int = 1,
@@ -74,8 +75,10 @@ class DDF(TracedAsLeaf):
         fused_filters: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        refuse_others(type(self), others, unknown)
         for name, value in (("channels", channels), ("stride", stride), ("dilation", dilation), ("heads", heads)):
             check_int(name, value)
             check_at_least(name, value)

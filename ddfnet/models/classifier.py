@@ -15,10 +15,11 @@ from ddfnet.data.decode import CHANNELS
 from ddfnet.data.preprocessing import Preprocessing, height_width, size_text
 from ddfnet.models.claims import check_network, check_sizes
 from ddfnet.models.factory import check_describes_network, create_model
-from ddfnet.models.input_size import create_for_size, size_argument
+from ddfnet.models.input_size import create_for_size, size_argument, unseen_border
 from ddfnet.models.preprocessing import foreign_preprocessing, noted_beyond_scale, overridden
 from ddfnet.models.weights import count_channels, count_classes, load_weights
 from ddfnet.utils.errors import CheckpointError, UserError
+from ddfnet.utils.text import wrap
 from ddfnet.zoo.download import locate
 from ddfnet.zoo.entries import Entry
 
@@ -45,6 +46,12 @@ class Classifier:
     def parameters(self) -> int:
         """Number of trainable values."""
         return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def input_text(self) -> str:
+        """The preprocessing and who states it, and a note where the network does not see the borders of the images."""
+        how = self.preprocessing
+        lines = [how.line(self.origins), *filter(None, [unseen_border(self.network, how.size)])]
+        return "\n".join(wrap(line, indent="  ") for line in lines)
 
     def meta(self) -> dict[str, Any]:
         """The meta with which `build_classifier` needs nothing but the weights."""

@@ -147,6 +147,14 @@ def accumulator_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def std_mean(taps: Tensor) -> tuple[Tensor, Tensor]:
+    """`torch.std_mean` over dimension 2, which stays with size 1, without its warning of an empty batch."""
+    if any(isinstance(size, int) and size == 0 for size in taps.shape):  # a symbolic one is not asked
+        shape = (*taps.shape[:2], 1, *taps.shape[3:])
+        return taps.new_zeros(shape), taps.new_zeros(shape)
+    return torch.std_mean(taps, dim=2, keepdim=True)
+
+
 def memory_format_of(x: Tensor) -> torch.memory_format:
     """channels_last for a tensor that is channels_last only; contiguous for everything else.
 

@@ -23,7 +23,6 @@ from ddfnet.models.preprocessing import FLAGS
 from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
 from ddfnet.tasks.multilabel import multilabel_images, multilabel_set, training_source
 from ddfnet.utils.errors import DataError, UserError
-from ddfnet.utils.text import wrap
 from ddfnet.zoo.entries import Entry
 
 BATCH_SIZE = 128
@@ -58,11 +57,7 @@ def classification_evaluation(
         precision=loaded.precision if options.precision == "auto" else options.precision,
         batch_size=options.batch_size or BATCH_SIZE,
         channels_last=loaded.channels_last,
-        notes=[
-            *([f"weights of {path}: {loaded.changes}"] if loaded.changes else []),
-            wrap(how.line(loaded.origins), first="", indent="  "),
-            *left_out,
-        ],
+        notes=[*([f"weights of {path}: {loaded.changes}"] if loaded.changes else []), loaded.input_text(), *left_out],
         facts={"model_kwargs": loaded.kwargs, "preprocessing": how.to_dict(), "tta": options.tta, **folded},
         sets=sets,
     )

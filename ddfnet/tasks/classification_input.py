@@ -1,8 +1,10 @@
 """`data.input` of a classification run, from its model's record where the configuration is silent; and the network for
 it."""
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from timm.models import get_pretrained_cfg
@@ -136,7 +138,8 @@ def input_lines(config: Any, origins: Mapping[KeyPath, str]) -> list[str]:
     """The preprocessing of a checked configuration in one line, and a note where it is not its model's record."""
     how = config.data.input
     who = {key: _origin(key, origins) for key in Preprocessing.model_fields}
-    lines = [how.line(who)]
+    # What nobody states of these two is a default of this package, and no news.
+    lines = [how.line({key: said for key, said in who.items() if said != USUAL or key not in ("crop_mode", "resize")})]
     stated = stated_by_record(config.model.model_dump())
     other = []
     for key, (value, _) in stated.items():
@@ -150,8 +153,9 @@ def input_lines(config: Any, origins: Mapping[KeyPath, str]) -> list[str]:
 
 
 def _origin(key: str, origins: Mapping[KeyPath, str]) -> str:
-    said = next((origins[path] for path in (("data", "input", key), ("data", "input")) if path in origins), USUAL)
-    return said.rpartition("/")[2] if ".yaml:" in said else said  # the folder of a file is of no interest here
+    said = origins.get(("data", "input", key), USUAL)
+    file, is_file, _ = said.rpartition(":") if re.search(r":\d+$", said) else (said, "", "")
+    return Path(file).name if is_file else said  # its folder and line are of no interest here
 
 
 def _record(name: str) -> Mapping[str, Any] | None:

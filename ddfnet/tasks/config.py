@@ -10,6 +10,7 @@ from ddfnet.data.image_file import MAX_PIXELS
 from ddfnet.data.loader import LoaderConfig
 from ddfnet.optim import OptimConfig, ScheduleConfig
 from ddfnet.tasks.checkpoints import CheckpointsConfig
+from ddfnet.utils.text import plural
 
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
@@ -182,8 +183,20 @@ class Config(Section):
         return self
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        if self.train.early_stop is not None and self.train.early_stop >= self.train.epochs:
-            yield "train.early_stop", f"the run has {self.train.epochs} epochs"
+        train, evaluations = self.train, -(-self.train.epochs // self.eval.every)
+        if train.early_stop is not None and train.early_stop >= train.epochs:
+            yield "train.early_stop", f"the run has {train.epochs} epochs"
+        elif train.early_stop is not None and evaluations == 1:
+            yield "train.early_stop", f"the run has one evaluation (eval.every is {self.eval.every})"
+        every = self.checkpoints.every_epochs
+        if every is not None and every > train.epochs:
+            yield "checkpoints.every_epochs", f"the run has {train.epochs} epochs"
+        if self.schedule.name == "plateau" and self.schedule.patience + 2 >= evaluations:
+            # The first evaluation is the best so far; after the last one there is no step.
+            patience = f"schedule.patience is {self.schedule.patience}, the run has {plural(evaluations, 'evaluation')}"
+            yield "schedule.name", f"plateau never lowers the rate: {patience}"
+        if train.freeze == "all_but_head":
+            yield from self._without_effect_on_the_head()
         schedule, end = self.schedule, f"is after the end, {self.train.epochs} epochs"
         before = schedule.warmup_epochs if schedule.warmup_prefix else 0
         if before:
@@ -193,3 +206,14 @@ class Config(Section):
             yield "schedule.milestones", f"{' and '.join(late)} {end}"
         if schedule.decay_epochs is not None and before + schedule.decay_epochs >= self.train.epochs:
             yield "schedule.decay_epochs", f"{schedule.decay_epochs:g} {end}"
+
+    def _without_effect_on_the_head(self) -> Iterator[tuple[str, str]]:
+        """Of a run in which the classifier alone trains."""
+        alone = "train.freeze=all_but_head trains the classifier alone"
+        yield "optim.kwargs.layer_decay", f"{alone}, the last layer, whose rate it leaves as it is"
+        if self.train.grad_checkpointing:
+            yield "train.grad_checkpointing", f"{alone}, and what is before it has no gradients"
+        if self.train.sync_bn:
+            yield "train.sync_bn", f"{alone}: batch norms keep their statistics"
+        if self.optim.clip_grad is not None and self.optim.clip_mode == "agc":
+            yield "optim.clip_grad", f"{alone}, which optim.clip_mode=agc does not clip"

@@ -16,6 +16,7 @@ from ddfnet.data.sources.classes import some_names
 from ddfnet.data.sources.label_sets import LabelSets, class_names, open_labels, unused_lines
 from ddfnet.data.sources.store import has_label_sets
 from ddfnet.data.sources.table import DELIMITERS
+from ddfnet.evaluation.image_sets import ImageSet
 from ddfnet.evaluation.multilabel import MultiLabelEvaluator
 from ddfnet.evaluation.multilabel_report import MultiLabelReport
 from ddfnet.models.classifier import Classifier
@@ -118,6 +119,16 @@ def multilabel_set(
         )
 
     def report(evaluator: MultiLabelEvaluator, **about: Any) -> MultiLabelReport:
-        return MultiLabelReport(classes=class_names(index), rows=evaluator.rows, threshold=threshold, **about)
+        classes = class_names(index)
+        return MultiLabelReport(
+            images=ImageSet("", index, classes),
+            classes=classes,
+            network=loaded.network,
+            rows=evaluator.rows,
+            threshold=threshold,
+            logits=evaluator.logits,
+            truth=evaluator.truth,
+            **about,
+        )
 
     return EvaluationSet("", index.root, len(index), batches, lambda device: MultiLabelEvaluator(threshold), report)

@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ddfnet.pages.palette import SERIES
 from ddfnet.utils.errors import UserError
@@ -12,12 +13,18 @@ from ddfnet.utils.files import read_jsonl
 
 Records = list[dict[str, Any]]
 KINDS = {"train": (":", "training"), "val": ("-", "validation"), "val_ema": ("--", "validation, EMA weights")}
-METRICS = {"top1": "top-1, %", "map_macro": "mAP (mean over classes), %"}
+# Of each task what ranks its checkpoints: its title, the loss, and whether the highest is best.
+METRICS = {
+    "top1": ("top-1, %", "loss, nats", True),
+    "map_macro": ("mAP (mean over classes), %", "loss, nats", True),
+    "map": ("mAP (boxes), %", "loss", True),
+    "rmse": ("RMSE, cm", "loss", False),
+}
 
 
 def draw_curves(runs: list[Path]) -> Figure:
-    """Loss, top-1 (or mAP of multi-label runs) and learning rate over epochs; one color per run, one line style per
-    kind of record."""
+    """Loss, what ranks the checkpoints (top-1, mAP or RMSE) and learning rate over epochs; one color per run, one line
+    style per kind of record."""
     figure = Figure(figsize=(12, 3.9), dpi=120, layout="constrained")
     loss, top1, rate = figure.subplots(1, 3)
     sizes: set[int] = set()  # of the validation sets
@@ -36,13 +43,17 @@ def draw_curves(runs: list[Path]) -> Figure:
         _mark_best(top1, records, metric, color)
         sizes |= {record["n"] for record in records if record["kind"] == "val" and "n" in record}
     counted = f", n = {', '.join(f'{n:,}' for n in sorted(sizes))} images" if sizes else ""
-    quality = " and ".join(METRICS[metric] for metric in METRICS if metric in metrics) or METRICS["top1"]
-    for axes, title in ((loss, "loss, nats"), (top1, f"{quality}{counted}"), (rate, "learning rate")):
+    shown = [METRICS[metric] for metric in METRICS if metric in metrics]
+    quality, losses = (" and ".join(dict.fromkeys(titles)) for titles in ([s[0] for s in shown], [s[1] for s in shown]))
+    for axes, title in ((loss, losses), (top1, f"{quality}{counted}"), (rate, "learning rate")):
         axes.set(title=title, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        axes.set_xlim(left=0)  # the first record comes later: what is missing before it is seen to be
         axes.grid(color="#E4E8EC")
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines and (axes is not rate or len(runs) > 1):
             axes.legend(frameon=False, fontsize=8)
+    rate.set_ylim(bottom=0)
     return figure
 
 
@@ -67,5 +78,5 @@ def _mark_best(axes: Axes, records: Records, metric: str, color: str) -> None:
     kind = "val_ema" if any(r["kind"] == "val_ema" for r in records) else "val"
     points = [(r[metric], r["epoch"]) for r in records if r["kind"] == kind and r.get(metric) is not None]
     if points:
-        value, epoch = max(points, key=lambda point: point[0])
+        value, epoch = (max if METRICS[metric][2] else min)(points, key=lambda point: point[0])
         axes.plot([epoch], [value], "o", color=color, ms=6, label=f"best: {value:.2f}")

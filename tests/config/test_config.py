@@ -9,30 +9,9 @@ from ddfnet.optim import learning_rate
 from ddfnet.tasks import check_config, load_config
 from ddfnet.tasks.plan import plan_run
 from ddfnet.utils.errors import ConfigError
+from tests.config.conftest import MINIMAL
 
 ROOT = Path(__file__).parents[2]
-MINIMAL = """
-model: {name: resnet18}
-data: {root: somewhere}
-optim: {lr: 0.1}
-train: {epochs: 3, batch_size: 8, device_batch_size: 4}
-"""
-
-
-@pytest.fixture
-def write(tmp_path):
-    def _write(name, text):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        return path
-
-    return _write
-
-
-@pytest.fixture
-def minimal(write):
-    return write("minimal.yaml", MINIMAL)
 
 
 def fails(path, *overrides):
@@ -254,83 +233,6 @@ def test_paper_recipe_is_the_released_one():
     assert config.augment.rand_augment == "rand-m7-mstd0.5-inc1"
     assert config.augment.erasing.model_dump() == {"p": 0.4, "mode": "pixel", "count": 3}
     assert (config.loss.label_smoothing, config.optim.weight_decay, config.schedule.min_lr) == (0.1, 1e-4, 1e-5)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "key", "reason"),
-    [
-        (["augment.color_jitter=0.3", "augment.rand_augment=rand-m7"], "augment.color_jitter", "rand_augment"),
-        (["augment.color_jitter=0.3", "augment.trivial_augment=true"], "augment.color_jitter", "trivial_augment"),
-        (["augment.crop=pad", "augment.scale=[0.5, 1]"], "augment.scale", "crop is pad"),
-        (["augment.where=cpu", "augment.color_jitter=0"], "augment.where", "are off"),
-        (["augment.erasing.count=2"], "augment.erasing.count", "erasing.p is 0"),
-        (["augment.mixup_prob=0.5"], "augment.mixup_prob", "are 0"),
-        (["augment.mixup_switch_prob=0.1", "augment.mixup=0.2"], "augment.mixup_switch_prob", "not both"),
-        (["loss.bce_threshold=0.2"], "loss.bce_threshold", "loss.name is cross_entropy"),
-        (["loss.name=bce", "loss.bce_threshold=0.2"], "loss.bce_threshold", "0 and 1 already"),
-        (["eval.threshold=0.4"], "eval.threshold", "data.multi_label is false"),
-        (["data.label_separator=;"], "data.label_separator", "data.multi_label is false"),
-        (["distill={teacher: a.pt, kind: hard, temperature: 3}"], "distill.temperature", "distill.kind is hard"),
-        (["loss.bce_sum=true"], "loss.bce_sum", "loss.name is cross_entropy"),
-        (["loss.bce_pos_weight=2"], "loss.bce_pos_weight", "loss.name is cross_entropy"),
-        (
-            ["loss.name=bce", "loss.bce_threshold=0.2", "loss.label_smoothing=0.1"],
-            "loss.label_smoothing",
-            "bce_threshold makes the targets 0 and 1 again",
-        ),
-        (["optim.base_batch=512"], "optim.base_batch", "optim.lr is used"),
-        (["optim.clip_mode=value"], "optim.clip_mode", "clip_grad is null"),
-        (["optim.name=adamw", "optim.momentum=0.5"], "optim.momentum", "adamw has none"),
-        (
-            ["model.in_chans=1", "augment.color_jitter=0", "data.decoder=torchcodec"],
-            "data.decoder",
-            "images of 1 channel are decoded by Pillow",
-        ),
-        (["data.workers=0", "data.timeout=60"], "data.timeout", "data.workers is 0"),
-        (["data.workers=0", "data.start_method=spawn"], "data.start_method", "data.workers is 0"),
-        (["augment.mixup_mode=elem"], "augment.mixup_mode", "are 0"),
-        (["schedule.patience=3"], "schedule.patience", "schedule.name is cosine"),
-        (["schedule.power=2"], "schedule.power", "schedule.name is cosine"),
-        (["schedule.name=tanh", "schedule.k_decay=2"], "schedule.k_decay", "schedule.name is tanh"),
-        (["schedule.cycle_decay=0.1"], "schedule.cycle_decay", "schedule.cycles is 1"),
-        (["schedule.warmup_prefix=true"], "schedule.warmup_prefix", "warmup_epochs is 0"),
-        (["optim.base_scaling=sqrt"], "optim.base_scaling", "optim.lr is used"),
-        (["train.early_stop=3"], "train.early_stop", "the run has 3 epochs"),
-        (["schedule.warmup_lr=1e-5"], "schedule.warmup_lr", "warmup_epochs is 0"),
-        (["schedule={name: step, milestones: [1, 3, 4.5]}"], "schedule.milestones", ": 3 and 4.5 is after the end, 3"),
-        (
-            ["schedule={name: step, milestones: [1.5, 2], warmup_epochs: 1, warmup_prefix: true}"],
-            "schedule.milestones",
-            ": 2 from the end of the warm-up (schedule.warmup_prefix), epoch 1, is after the end, 3 epochs",
-        ),
-        (["schedule={name: step, decay_epochs: 3}"], "schedule.decay_epochs", ": 3 is after the end, 3 epochs"),
-        (
-            ["schedule={name: step, decay_epochs: 2, warmup_epochs: 1, warmup_prefix: true}"],
-            "schedule.decay_epochs",
-            ": 2 from the end of the warm-up (schedule.warmup_prefix), epoch 1, is after the end, 3 epochs",
-        ),
-    ],
-)
-def test_keys_without_effect_are_said(minimal, overrides, key, reason):
-    (note,) = load_config(minimal, overrides).ineffective_keys()
-    assert note.startswith(f"note: {key} (command line) has no effect")
-    assert reason in note
-
-
-def test_effective_and_unwritten_keys_are_not_noted(minimal):
-    assert load_config(minimal).ineffective_keys() == []
-    for schedule in ("milestones: [1, 2.5]", "decay_epochs: 2.5", "decay_epochs: 2, warmup_epochs: 1"):
-        assert load_config(minimal, [f"schedule={{name: step, {schedule}}}"]).ineffective_keys() == []
-    assert load_config(minimal, ["data.decoder=torchcodec"]).ineffective_keys() == []
-    assert load_config(minimal, ["data.decoder=pillow", "model.in_chans=1"]).ineffective_keys() == []
-    assert load_config(minimal, ["augment.color_jitter=0.3", "optim.momentum=0.5"]).ineffective_keys() == []
-    mixed = ["loss.name=bce", "loss.bce_threshold=0.2", "loss.label_smoothing=0.1", "augment.mixup=0.1"]
-    assert load_config(minimal, mixed).ineffective_keys() == []
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_configs_write_nothing_in_vain(path):
-    assert load_config(path, ["data.root=somewhere"]).ineffective_keys() == []
 
 
 def test_a_schedule_above_its_peak_is_refused():

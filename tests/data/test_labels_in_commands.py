@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddfnet.data.sources import SourceConfig, open_source, open_split
+from ddfnet.data.sources import SourceConfig, base, open_source, open_split
 from ddfnet.data.sources.label_sets import LabelStore
 from ddfnet.data.sources.store import META
 from ddfnet.utils.errors import DataError
+from scripts.source_options import FLAGS, KINDS, OPTIONS
 from tests.conftest import draw, exit_code
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -181,6 +182,13 @@ def test_no_class_at_all_is_refused(root):
     write(root, [""] * len(TAGS))
     with pytest.raises(DataError, match=r"gives no image of .* a class"):
         open_split(root, "train", key="train", config=MULTI)
+
+
+def test_every_key_of_a_source_is_an_option_in_other_words():
+    options = {"source": "", **{key: text for key, (_, text) in OPTIONS.items()}, **FLAGS}
+    assert options.keys() == SourceConfig.model_fields.keys()
+    assert KINDS == base.KINDS
+    assert not any("null" in text for text in options.values())
 
 
 def test_keys_that_contradict_are_one_line(command, root, tmp_path, capsys):

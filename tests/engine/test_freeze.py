@@ -44,8 +44,9 @@ def test_patterns_name_modules_and_parameters():
                                             ("deit_tiny_distilled_patch16_224", {"head", "head_dist"})])  # fmt: skip
 def test_all_but_head_leaves_the_classifier(name, head):
     model = ddfnet.create_model(name, num_classes=3)
-    Freeze(model, "all_but_head")
+    freeze = Freeze(model, "all_but_head")
     assert {parameter.rpartition(".")[0] for parameter in trainable(model)} == head
+    assert ("statistics" in str(freeze)) is (name == "resnet14_32px")  # the others have no batch norms
 
 
 def test_norms_that_train_in_part_keep_taking_statistics():

@@ -39,12 +39,19 @@ def test_not_a_number_stays_valid_json(tmp_path):
 
 
 def test_console_line(tmp_path, capsys):
-    log = make(None)
+    log = make(tmp_path)
     log.start(0)
     log.train(7, 100, RECORD)
+    log.train(93, 100, {**RECORD, "lr": 2.99e-4, "images_per_second": 8.25, "data_wait": 0.31, "eta_seconds": 9})
+    log.evaluation(100, 1.0, "val", {"top1": 50.0, "n": 2}, best=True)
     log.close()
-    line = capsys.readouterr().out.strip()
-    assert line == "epoch 0.50  step 7/100  loss 2.0000  lr 0.1  12,346 img/s  wait 3%  eta 3d 02h"
+    make(None).evaluation(2, 1.0, "val", {"top1": 50.0, "n": 2}, best=True)  # a dry run
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 0.50  step   7/100  loss 2.0000  lr 1.00e-01  12,346 img/s  wait  3%  eta 3d 02h",
+        "epoch 0.50  step  93/100  loss 2.0000  lr 2.99e-04    8.2 img/s  wait 31%  eta 0:00:09",
+        "epoch 1.00  val  top1 50.00  n 2  new best",
+        "epoch 1.00  val  top1 50.00  n 2",
+    ]
 
 
 def test_long_messages_break_between_words_on_a_terminal_alone(capsys, monkeypatch):

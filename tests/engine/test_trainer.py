@@ -22,7 +22,7 @@ def run(config, folder, *overrides):
     return train(load_config(config, [f"run.dir={folder}", *overrides]))
 
 
-def test_run_folder_holds_config_provenance_metrics_and_checkpoints(tiny_config, tmp_path):
+def test_run_folder_holds_config_provenance_metrics_and_checkpoints(tiny_config, tmp_path, capsys):
     folder = tmp_path / "run"
     assert run(tiny_config, folder, "run.tensorboard=true", "train.ema={decay: 0.5}") == 0
     assert {p.name for p in folder.iterdir()} == {
@@ -41,6 +41,10 @@ def test_run_folder_holds_config_provenance_metrics_and_checkpoints(tiny_config,
     assert best["meta"]["model"] == {"name": "ddf_mul_resnet14_32px", "num_classes": 5, "kwargs": {}}
     evaluations = [r for r in records if r["kind"] == "val_ema"]
     assert best["meta"]["metrics"]["top1"] == max(r["top1"] for r in evaluations)
+    printed = [line for line in capsys.readouterr().out.splitlines() if "  val" in line]
+    marks = [line.endswith("  new best") for line in printed if "  val_ema  " in line]
+    assert marks == [r["top1"] > max([-1, *(e["top1"] for e in evaluations[:i])]) for i, r in enumerate(evaluations)]
+    assert not any("best" in line for line in printed if "  val  " in line)  # the EMA weights rank
 
 
 def test_learning_happens(tiny_config, tmp_path):

@@ -16,6 +16,7 @@ from ddfnet.data.sources.folder import index_folder
 from ddfnet.evaluation import page_images
 from ddfnet.evaluation.image_sets import ImageSet
 from ddfnet.evaluation.page import report_html
+from ddfnet.evaluation.page_parts import About
 from ddfnet.evaluation.predictions import Predictions
 from ddfnet.evaluation.statistics import Confusion, confused_both_ways, wilson_interval
 from tests.browser import NARROW, WIDE, chromium, click, find, no_errors, page_data, unpacked, visit
@@ -47,11 +48,12 @@ def predictions_of(target, predicted, *, classes, seed=0):
 def page_of(images, predictions, names, network=None, size=16, precision="fp32"):
     n, hits = len(predictions), int(predictions.correct.sum())
     results = {"n": n, "top1": 100 * hits / n, "top1_count": hits, "top5_count": int(predictions.correct5.sum())}
-    return report_html(
-        images=images, predictions=predictions, names=names, network=network, precision=precision,
+    about = About(
+        images=images, names=names, network=network, precision=precision,
         preprocessing=Preprocessing(size=size, crop_pct=1.0).to_dict(), results={**results, "loss": 1.0, "note": ""},
         heading="network", subject="val", facts=[("command", "eval.py")],
     )  # fmt: skip
+    return report_html(predictions, about)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +196,7 @@ def test_a_reader_finds_what_is_confused_and_why(browser, small_page, width, dar
     visit(browser, small_page, width=width, dark=dark)
     (confused,) = find(browser, "#confused")
     assert f"ring and {HOSTILE}" in confused.find_element("css selector", "h2").text
-    shots = find(browser, "#most-shots .shot")
+    shots = find(browser, "#top-shots .shot")
     assert len(shots) == 3
     for shot in shots:
         image = shot.find_element("css selector", "img")
@@ -219,6 +221,28 @@ def test_a_reader_finds_what_is_confused_and_why(browser, small_page, width, dar
     click(browser, find(browser, "#classes-body tbody tr")[0])
     assert find(browser, "dialog[open] h2")[0].text == f"{HOSTILE}: 1 of 5 wrong"
     find(browser, "#dialog-close")[0].click()
+
+    # Matrix and table are one tab stop each; the arrow keys go from cell to cell with images, and from row to row.
+    focused = lambda: browser.switch_to.active_element  # noqa: E731
+    for body in ("#matrix-body tbody", "#classes-body tbody"):
+        stops = [button for button in find(browser, f"{body} button") if button.get_attribute("tabindex") == "0"]
+        assert len(stops) == 1
+    find(browser, '[data-cell="0,0"]')[0].send_keys("\ue014")  # right: (0, 1) to (0, 3) are empty
+    assert focused().get_attribute("data-cell") == "0,4"
+    focused().send_keys("\ue015")  # down: (4, 4) is the next below
+    assert focused().get_attribute("data-cell") == "4,4"
+    focused().send_keys("\ue015")  # there is none
+    assert focused().get_attribute("data-cell") == "4,4"
+    focused().send_keys("\ue007")  # enter
+    assert find(browser, "dialog[open] h2")[0].text.startswith(f"{NAMES[4]}: 5 of 5 correct")
+    focused().send_keys("\ue00c")  # escape: back to where it was
+    assert not find(browser, "dialog[open]")
+    assert focused().get_attribute("data-cell") == "4,4"
+    find(browser, "#class-filter")[0].clear()
+    find(browser, "#class-filter")[0].send_keys("i")
+    row = find(browser, "#classes-body tbody button")[0]
+    row.send_keys("\ue015")
+    assert focused().text == names()[1] != row.text
 
     # The filters follow the keyboard.
     stage = find(browser, "#filters-body-stage")[0]

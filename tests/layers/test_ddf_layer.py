@@ -174,3 +174,13 @@ def test_a_second_number_that_looks_like_channels_is_explained():
 def test_an_input_of_another_shape_is_named(shape):
     with pytest.raises(ValueError, match=r"x: got shape .*, expected \(B, 8, H, W\)"):
         DDF(8)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("filters", ["both", "spatial", "channel"])
+def test_an_empty_batch_has_gradients_and_no_warning(filters, recwarn):
+    layer, x = DDF(8, filters=filters, stride=2), torch.randn(0, 8, 5, 5, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert (y.shape, x.grad.shape) == ((0, 8, 3, 3), (0, 8, 5, 5))
+    assert all((parameter.grad == 0).all() for parameter in layer.parameters())
+    assert not recwarn.list

@@ -181,7 +181,7 @@ def test_a_run_can_start_from_the_zoo(classes, shipped):
     network = ddfnet.create_model(NAME, num_classes=classes)
     note = load_initial_weights(network, f"zoo:{TAGGED}")
     assert_same(network, shipped, without="" if classes == 10 else "fc.")
-    assert note.startswith(f"weights from zoo:{TAGGED} (model)")
+    assert note.startswith(f"weights from zoo:{TAGGED} (raw)")
     assert ("new classifier: fc.weight, fc.bias" in note) == (classes == 4)
 
 

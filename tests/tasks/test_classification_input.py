@@ -62,6 +62,20 @@ def test_the_origins_are_printed_and_kept_with_the_run(load):
     assert "resize: torch  # default" in text
 
 
+@pytest.mark.parametrize("given", ["{size: 32, mean: [0.4, 0.4, 0.4], std: [0.5, 0.5, 0.5]}",
+                                   "\n    size: 32\n    mean: [0.4, 0.4, 0.4]\n    std: [0.5, 0.5, 0.5]"])  # fmt: skip
+def test_a_file_is_named_for_what_it_states_alone(load, given):
+    text = SILENT.replace("vit_tiny_patch16_224", "resnet14_32px").replace("unused}", f"unused, input: {given}}}")
+    if "\n" in given:
+        text = text.replace("data: {root: unused, input: ", "data:\n  root: unused\n  input: ").replace(
+            "}\noptim", "\noptim"
+        )
+    assert load(text=text).notes == (
+        "images: 32 px, center crop 0.875 (ImageNet's usual), bicubic (ImageNet's usual), resize by torch, "
+        "mean 0.4 0.4 0.4, std 0.5 0.5 0.5; from run.yaml",
+    )
+
+
 @pytest.mark.parametrize("name", ["ddf_mul_resnet50", "ddf_mul_resnet14_32px", "resnet14_32px"])
 def test_models_of_ddfnet_that_start_at_random_have_imagenets_usual(load, name):
     loaded = load(f"model.name={name}")

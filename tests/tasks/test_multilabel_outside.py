@@ -9,6 +9,7 @@ import torch
 from ddfnet.checkpoint import read_weights, save_safetensors
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 from ddfnet.engine.train import train
+from ddfnet.evaluation.multilabel_images import FOUND, MISSED
 from ddfnet.inference.export import ExportOptions, export
 from ddfnet.inference.predict import predict, predict_images
 from ddfnet.inference.publish import publish
@@ -17,6 +18,7 @@ from ddfnet.tasks import load_config
 from ddfnet.utils.errors import DataError
 from scripts import predict as predict_script
 from scripts.visualize.explore_images import open_subject
+from tests.browser import page_data, unpacked
 from tests.conftest import TINY
 
 TAGS = {"cross": "cross", "disc": "disc|round", "grid": "grid", "ring": "round", "stripes": ""}
@@ -50,14 +52,44 @@ def listed(image_tree, tmp_path):
     return path
 
 
-def test_the_report_says_that_it_has_no_page_and_removes_that_of_others(best, tmp_path, capsys):
+def test_the_report_has_a_page_in_place_of_that_of_others(best, image_tree, tmp_path, capsys):
     folder = tmp_path / "report"
     folder.mkdir()
-    (folder / "report.html").write_text("of other weights")
+    for name in ("report.html", "confusion.png"):
+        (folder / name).write_text("of other weights")
     report = evaluate_checkpoint(best, device="cpu", workers=0, output=folder, quiet=True)
-    assert "no report.html, which shows images with one label each" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "predicted from 0.3 of the sigmoid on\n" in out
+    assert "report.json, report.md, per_class.csv, report.html\n" in out
     assert sorted(report.files) == sorted(path.name for path in folder.iterdir())
-    assert not (folder / "report.html").exists()
+    assert "[report.html](report.html)" in (folder / "report.md").read_text()
+    page = (folder / "report.html").read_text()
+    data = page_data(page)
+    assert data["names"] == NAMES
+    assert [row["positives"] for row in data["rows"]] == [row.positives for row in report.rows]
+    # What the page says of an image is what predict.py says of the file.
+    loaded, labels = load_classifier(best), unpacked(data["items"]["label"]).astype(int)
+    for at, name in enumerate(data["items"]["name"]):
+        shown = unpacked(data["items"]["probability"])[at]
+        assert shown == pytest.approx(predict(loaded, image_tree / "val" / name)[labels[at]].numpy(), abs=2e-3)
+        true = set(TAGS[name.split("/")[0]].split("|")) - {""}
+        kinds = unpacked(data["items"]["kind"])[at]
+        assert {NAMES[label] for label, kind in zip(labels[at], kinds, strict=True) if kind in (FOUND, MISSED)} == true
+    metrics = report.metrics
+    for key in ("map_macro", "map_micro", "f1_macro", "f1_micro"):
+        assert f"{metrics[key]:.1f} %" in page
+    assert "0.3 of the sigmoid" in page
+
+
+def test_a_page_that_cannot_be_made_does_not_lose_the_report(best, tmp_path, capsys, monkeypatch):
+    def fails(*args):
+        raise MemoryError("no memory for it")
+
+    monkeypatch.setattr("ddfnet.evaluation.multilabel_report.multilabel_html", fails)
+    report = evaluate_checkpoint(best, device="cpu", workers=0, output=tmp_path / "report", quiet=True)
+    assert report.files == ("report.json", "report.md", "per_class.csv")
+    assert "report.html" not in (tmp_path / "report" / "report.md").read_text()
+    assert "no report.html: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])

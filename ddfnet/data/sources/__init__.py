@@ -6,30 +6,22 @@ A further kind of dataset is one file beside this one, a line in `locate.py` tha
 
 import os
 
-from ddfnet.data.sources.base import TIMM, ImageSource, SourceConfig, add_source_options, source_config
+from ddfnet.data.sources.base import TIMM, ImageSource, SourceConfig
 from ddfnet.data.sources.classes import MissingClassesError
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.data.sources.huggingface import open_huggingface
 from ddfnet.data.sources.label_sets import open_labels
 from ddfnet.data.sources.locate import locate, split_path, uses
+from ddfnet.data.sources.nearby import dataset_with
 from ddfnet.data.sources.parquet import close_parquet
 from ddfnet.data.sources.ranges import close_files
 from ddfnet.data.sources.store import open_store
 from ddfnet.data.sources.table import open_table
 from ddfnet.data.sources.tar import open_tars
 from ddfnet.data.sources.timm_reader import open_timm
-from ddfnet.utils.errors import DataError
+from ddfnet.utils.errors import DataError, did_you_mean
 
-__all__ = [
-    "ImageSource",
-    "SourceConfig",
-    "add_source_options",
-    "open_part",
-    "open_source",
-    "open_split",
-    "source_config",
-    "split_path",
-]
+__all__ = ["ImageSource", "SourceConfig", "open_part", "open_source", "open_split", "split_path"]
 
 
 def open_source(
@@ -123,9 +115,20 @@ def _open_split(
         return open_timm(own if local else root, part, classes=classes, allow_empty=allow_empty, config=config)
     path = split_path(root, part)
     if path is None:
-        state = f"has no folder {part}" if os.path.exists(root) else "does not exist"
-        raise DataError(
-            f"data.root={root} {state}: it holds {part}/ with one folder per class, or {part} as another source of "
-            f"docs/guides/data.md (set data.{key} where the name differs)"
-        )
+        raise DataError(_no_split(root, part, key))
     return open_part(root, path, key, classes=classes, allow_empty=allow_empty, config=config)
+
+
+def _no_split(root: str, part: str, key: str) -> str:
+    """That a split is not there, and where it is likely to be."""
+    state = f"has no folder {part}" if os.path.exists(root) else "does not exist"
+    if (meant := dataset_with(root, part)) is not None:
+        return f"data.root={root} {state}, but {meant} has: set data.root={meant}"
+    needs = (
+        f"it holds {part}/ with one folder per class, or {part} as another source of docs/guides/data.md "
+        f"(set data.{key} where the name differs)"
+    )
+    looked, name = (root, part) if os.path.isdir(root) else os.path.split(os.path.normpath(root))
+    names = os.listdir(looked or ".") if os.path.isdir(looked or ".") else []
+    near = did_you_mean(name, [other for other in names if not other.startswith(".")], most=1)
+    return f"data.root={root} {state}{near and f' ({near})'}: {needs}"

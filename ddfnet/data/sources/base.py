@@ -1,18 +1,17 @@
 """What all sources share: the protocol, the section of the configuration, and the order of images."""
 
-import argparse
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from ddfnet.config import Section
-from ddfnet.utils.errors import ConfigError, did_you_mean
+from ddfnet.utils.errors import did_you_mean
 
 KINDS = ("auto", "folder", "table", "huggingface", "tar", "store")
 TIMM = "timm:"
@@ -64,31 +63,6 @@ class SourceConfig(Section):
             expected = f"expected one of {', '.join(KINDS)}, or timm:NAME"
             raise ValueError(f"data.source={value!r} is not known: {did_you_mean(value, KINDS, otherwise=expected)}")
         return value
-
-
-_OPTIONS = ("image_column", "label_column", "class_names", "val_labels", "labels", "label_separator")
-_FLAGS = ("multi_label", "allow_missing_val_classes")
-
-
-def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """Adds keys of `SourceConfig` as options of a command."""
-    parser.add_argument("--kind", dest="data_source", choices=KINDS, help="what the data is (default: recognized)")
-    for key in (*_OPTIONS, *_FLAGS):
-        option = f"--{key.replace('_', '-')}"
-        text = " ".join((SourceConfig.model_fields[key].description or "").split())
-        how: dict[str, Any] = {"action": "store_true", "default": None}
-        if key in _OPTIONS:
-            how = {"metavar": key.split("_")[-1].upper()}
-        parser.add_argument(option, dest=f"data_{key}", help=text, **how)
-
-
-def source_config(arguments: argparse.Namespace) -> SourceConfig:
-    """The configuration that the options of `add_source_options` give; ConfigError where they contradict."""
-    given = {key: getattr(arguments, f"data_{key}") for key in ("source", *_OPTIONS, *_FLAGS)}
-    try:
-        return SourceConfig(**{key: value for key, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise ConfigError("; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())) from None
 
 
 class ImageSource(Protocol):

@@ -10,6 +10,7 @@ import numpy as np
 
 from ddfnet.data.sources.base import hash_files
 from ddfnet.data.sources.classes import MissingClassesError, some_names
+from ddfnet.data.sources.nearby import folder_below, holds_classes
 from ddfnet.utils.errors import DataError
 from ddfnet.utils.progress import ProgressBar, tracked
 
@@ -88,7 +89,8 @@ def class_folders(root: str | os.PathLike) -> list[str]:
     images = sum(is_image_name(entry.name) for entry in visible)
     if images:
         raise DataError(
-            f"{root} holds {images} images directly but no class folders. Every class needs a sub-folder; ImageNet's "
+            f"{root} holds {images} images directly but no class folders. Every class needs a sub-folder: if these are "
+            f"one class, give the folder around them, {os.path.dirname(os.path.abspath(root))}. ImageNet's "
             "validation images come unsorted and must be moved into their 1000 synset folders (n01440764, ...) first"
         )
     raise DataError(f"{root} holds no class folders; give the folder with one sub-folder of images per class")
@@ -185,7 +187,10 @@ def _compare_classes(root: str, folders: set[str], expected: set[str], allow_abs
     parts = [f"{len(missing)} missing ({some_names(missing)})"] * bool(missing and not allow_absent)
     parts += [f"{len(extra)} not expected ({some_names(extra)})"] * bool(extra)
     if parts:
+        fix = "use the tree that belongs to them, with the same folder names"
+        if not folders & expected and (meant := folder_below(root, lambda folder: holds_classes(folder, expected))):
+            fix = f"is {meant} meant? Give that folder"
         raise (DataError if extra else MissingClassesError)(
             f"the class folders of {root} differ from the {len(expected)} classes of the training set or checkpoint: "
-            f"{' and '.join(parts)}; use the tree that belongs to them, with the same folder names"
+            f"{' and '.join(parts)}; {fix}"
         )

@@ -22,6 +22,7 @@ from ddfnet.ops.common import (
     is_plain,
     output_size,
     runs_on_triton,
+    std_mean,
 )
 from ddfnet.ops.ddf_layer.arguments import (
     Activations,
@@ -61,12 +62,12 @@ def plain_ddf_layer(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         None if weight is None else weight.to(wide) for weight in weights
     )
     taps = F.conv2d(x.to(wide), spatial, spatial_bias, stride=stride).unflatten(1, (heads, area))
-    std, mean = torch.std_mean(taps, dim=2, keepdim=True)
+    std, mean = std_mean(taps)
     spatial_filter = ((taps - mean) / (std + 1e-10) * alpha).flatten(1, 2).to(x.dtype).contiguous()
     pooled = x.mean((2, 3), dtype=wide)
     hidden = F.linear(pooled, squeeze.flatten(1), squeeze_bias).relu()
     logits = F.linear(hidden, excite.flatten(1), excite_bias)
-    channel_std, channel_mean = torch.std_mean(logits.unflatten(1, (-1, area)), dim=2, keepdim=True)
+    channel_std, channel_mean = std_mean(logits.unflatten(1, (-1, area)))
     channel_filter = ((logits.unflatten(1, (-1, area)) - channel_mean) / (channel_std + 1e-10)).flatten(
         1
     ) * channel_alpha
@@ -157,7 +158,7 @@ def plain_ddf_layer_backward(
     options = (k, stride, settings.dilation, settings.multiply, 1, True, True, True)
     grad_x, grad_c, grad_s = torch.ops.ddfnet.ddf_backward(grad_y, x, channel_filter, spatial_filter, *options)
 
-    std, mean = torch.std_mean(logits.unflatten(1, (-1, k * k)), dim=2, keepdim=True)
+    std, mean = std_mean(logits.unflatten(1, (-1, k * k)))
     normal = (logits.unflatten(1, (-1, k * k)) - mean) / (std + 1e-10)
     grad_c = grad_c.flatten(2).to(wide)
     grad_alpha = (grad_c * normal).sum(0).flatten()

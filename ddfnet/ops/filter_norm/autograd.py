@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfnet.ops.common import DECOMPOSITIONS, accumulator_dtype, define_native_op, is_plain, memory_format_of
+from ddfnet.ops.common import DECOMPOSITIONS, accumulator_dtype, define_native_op, is_plain, memory_format_of, std_mean
 from ddfnet.ops.filter_norm import native
 
 _EPSILON = 1e-10
@@ -39,7 +39,7 @@ def plain_filter_norm(logits: Tensor, alpha: Tensor | None, constant: float, gro
     """The definition, in PyTorch."""
     work = logits.to(accumulator_dtype(logits))
     taps = work.unflatten(1, (groups, -1))
-    std, mean = torch.std_mean(taps, dim=2, keepdim=True)
+    std, mean = std_mean(taps)
     normal = ((taps - mean) / (std + _EPSILON)).flatten(1, 2)
     if alpha is None:
         return (normal * constant).to(logits.dtype)
@@ -52,7 +52,7 @@ def plain_backward(
     """Gradients of logits and alpha, in their dtypes, for that of the filters; differentiable itself."""
     work = logits.to(accumulator_dtype(logits))
     taps, grad = work.unflatten(1, (groups, -1)), grad.to(work.dtype)
-    std, mean = torch.std_mean(taps, dim=2, keepdim=True)
+    std, mean = std_mean(taps)
     inverse = 1 / (std + _EPSILON)
     normal = (taps - mean) * inverse
     weighted = grad * (constant if alpha is None else alpha.to(work.dtype).view(1, -1, 1, 1))

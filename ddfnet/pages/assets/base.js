@@ -10,13 +10,13 @@ function fill(node, attributes, children) {
     else if (name === "style") node.style.cssText = value;
     else node.setAttribute(name, value === true ? "" : value);
   }
-  for (const child of children.flat(2)) if (child !== null && child !== undefined) node.append(child);
+  for (const child of children.flat(Infinity)) if (child !== null && child !== undefined) node.append(child);
   return node;
 }
 const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
 const svg = (tag, attributes, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-function show(parent, ...children) { parent.replaceChildren(...children.flat().filter((child) => child)); }
+function show(parent, ...children) { parent.replaceChildren(...children.flat(Infinity).filter((child) => child)); }
 
 // Numbers
 const count = (n) => n.toLocaleString("en-US");
@@ -69,9 +69,35 @@ function ramps() {  // of the theme that is shown now; each takes a number to [r
   };
 }
 const paint = (channels) => `rgb(${channels.join(",")})`;
-const inkOn = (channels) => channels[0] * .299 + channels[1] * .587 + channels[2] * .114 > 140 ? "#15191d" : "#ffffff";
+function inkOn(channels) {  // whichever is the easier to read, see ink_on of palette.py
+  const [r, g, b] = channels.map((value) => value / 255).map((part) => part <= .04045 ? part / 12.92 : ((part + .055) / 1.055) ** 2.4);
+  return .2126 * r + .7152 * g + .0722 * b > .179 ? "#000000" : "#ffffff";
+}
 const THEME = matchMedia("(prefers-color-scheme: dark)");
 const onTheme = (draw) => THEME.addEventListener("change", draw);
+
+// Of the buttons of a table, Tab reaches one; the arrow keys go from there to the others, which may be a thousand.
+function arrowKeys(table) {
+  const rowsOf = () => [...table.tBodies[0].rows].map((row) => [...row.cells].map((cell) => cell.querySelector("button")));
+  const every = rowsOf().flat().filter((button) => button && !button.disabled);
+  every.forEach((button, i) => { button.tabIndex = i ? -1 : 0; });
+  table.onkeydown = (event) => {
+    const [dy, dx] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] || [0, 0];
+    const rows = rowsOf(), own = event.target, y = rows.findIndex((row) => row.includes(own));
+    if ((!dx && !dy) || y < 0) return;
+    event.preventDefault();
+    const x = rows[y].indexOf(own);
+    for (let step = 1; ; step++) {  // the next one that can be chosen
+      const row = rows[y + step * dy], next = row && row[x + step * dx];
+      if (!row || x + step * dx < 0 || x + step * dx >= row.length) return;
+      if (!next || next.disabled) continue;
+      own.tabIndex = -1; next.tabIndex = 0;
+      next.focus();
+      return;
+    }
+  };
+  return table;
+}
 
 // The dialog
 function openDialog(title, ...children) {

@@ -117,7 +117,7 @@ function filterViewer(root, images) {
     show(headSelect, Array.from({ length: layer.heads }, (_, h) => el("option", { value: h, selected: h === headOf(state.channel) }, `${h + 1} of ${layer.heads}`)));
     headLabel.hidden = layer.heads < 2; headLabel.style.display = layer.heads < 2 ? "none" : "";
     channelInput.max = layer.channels.length - 1; channelInput.value = layer.channels.indexOf(state.channel);
-    channelLabel.textContent = `channel ${state.channel} of 0 to ${layer.C - 1}` + (layer.channels.length < layer.C ? `, of which ${layer.channels.length} are here` : "");
+    channelLabel.textContent = `channel ${state.channel} (of 0 to ${layer.C - 1})` + (layer.channels.length < layer.C ? `, of which ${layer.channels.length} are here` : "");
     photo.src = image.url; photo.className = image.width <= 64 ? "pixels" : "";
     stage.style.aspectRatio = `${image.width} / ${image.height}`;
     show(caption, el("b", {}, image.name), image.label ? ` · ${image.label}` : "");
@@ -130,7 +130,7 @@ function filterViewer(root, images) {
     const cells = values.map((value, t) => {
       const shade = ramp(limit ? value / limit : 0), x = (t % k) * side, y = Math.floor(t / k) * side;
       return [svg("rect", { x, y, width: side, height: side, fill: paint(shade), stroke: color("line"), "stroke-width": 1 }),
-        k <= 5 ? svg("text", { x: x + side / 2, y: y + side / 2 + 4, "text-anchor": "middle", style: `fill:${inkOn(shade)};font-size:${k > 3 ? 9.5 : 12}px` }, tap(value)) : null];
+        k <= 5 ? svg("text", { x: x + side / 2, y: y + side / 2 + 4, "text-anchor": "middle", style: `fill:${inkOn(shade)};font-size:${k > 3 ? 9.5 : 11.5}px` }, tap(value)) : null];
     });
     return el("figure", {}, el("figcaption", {}, sign ? el("span", { class: "sign" }, sign) : null, el("b", { class: kind }, title), el("br"), unit),
       svg("svg", { class: "kernel", viewBox: `0 0 ${k * side} ${k * side}`, role: "img", "aria-label": `${title}: ${values.map((v) => real(v, 3)).join(", ")}` }, cells));

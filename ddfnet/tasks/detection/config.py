@@ -1,5 +1,6 @@
 """The configuration of object detection."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -55,6 +56,12 @@ class DetectionModel(ModelSection):
                     "model.backbone_pretrained"
                 )
         return self
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        if self.init_checkpoint:
+            for key in ("backbone_checkpoint", "backbone_pretrained"):
+                if getattr(self, key):
+                    yield key, "model.init_checkpoint has the weights of the whole detector"
 
 
 class DetectionData(DataSection):

@@ -7,11 +7,16 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 
 from ddfnet.data.decode import open_rgb
 from ddfnet.pages.palette import SERIES, ink_on
 from ddfnet.tasks.detection.network import load_detector
+from ddfnet.utils.text import plural
+
+_FONT = 7.5  # points
+_CHARACTER, _LINE = 0.0175, 0.046  # width of a character and height of a line, as parts of a panel
 
 
 def draw_detections(images: list[Path], checkpoint: Path, *, threshold: float = 0.5) -> Figure:
@@ -22,26 +27,52 @@ def draw_detections(images: list[Path], checkpoint: Path, *, threshold: float = 
     detector, classes = load_detector(checkpoint)
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(4 * columns, 4 * rows), dpi=110, layout="constrained")
+    figure = Figure(figsize=(4 * columns, 4 * rows + 0.3), dpi=110, layout="constrained")
     panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for axes, path in zip(panels, images, strict=False):
         pixels = np.array(open_rgb(path.read_bytes()))
         with torch.inference_mode():
             detections = detector([torch.from_numpy(pixels).permute(2, 0, 1) / 255])[0]
         axes.imshow(pixels)
-        _draw_boxes(axes, detections, classes, threshold)
+        _draw_boxes(axes, detections, classes, threshold, max(pixels.shape[:2]))
         axes.set(xticks=[], yticks=[])
         axes.set_title(path.name, fontsize=8)
     for axes in panels[len(images) :]:
         axes.set_axis_off()
+    count = plural(len(images), "image")
+    figure.suptitle(f"boxes with a score of at least {threshold:g}, n = {count}", fontsize=10)
     return figure
 
 
-def _draw_boxes(axes: Axes, detections: dict[str, Tensor], classes: list[str], threshold: float) -> None:
-    for box, label, score in zip(detections["boxes"], detections["labels"], detections["scores"], strict=True):
-        if score < threshold:
-            continue
-        (left, top, right, bottom), color = box.tolist(), SERIES[int(label) % len(SERIES)]
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=color, lw=1.6))
-        text, bbox = f"{classes[int(label) - 1]} {score:.2f}", {"fc": color, "ec": "none", "pad": 1.2}
-        axes.text(left, top, text, fontsize=7, color=ink_on(color), va="bottom", bbox=bbox)
+def _draw_boxes(axes: Axes, detections: dict[str, Tensor], classes: list[str], threshold: float, side: int) -> None:
+    """Boxes in an image of `side` pixels, the highest score in front, each with its text at a free corner."""
+    taken: list[tuple[float, float, float, float]] = []
+    rows = zip(detections["boxes"].tolist(), detections["labels"].tolist(), detections["scores"].tolist(), strict=True)
+    shown = sorted((row for row in rows if row[2] >= threshold), key=lambda row: -row[2])
+    for order, ((left, top, right, bottom), label, score) in enumerate(shown):
+        color, text = SERIES[label % len(SERIES)], f"{classes[label - 1]} {score:.2f}"
+        layer = 3 + len(shown) - order
+        box = Rectangle((left, top), right - left, bottom - top, fill=False, color=color, lw=1.8, zorder=layer)
+        box.set_path_effects([Stroke(linewidth=3.4, foreground="white"), Normal()])  # seen on any ground
+        axes.add_patch(box)
+        x, y = _corner((left, top, right, bottom), len(text) * _CHARACTER * side, _LINE * side, side, taken)
+        style = {"fc": color, "ec": "none", "pad": 1.2}
+        axes.text(x, y, text, fontsize=_FONT, color=ink_on(color), va="top", bbox=style, zorder=layer + len(shown))
+
+
+def _corner(
+    box: tuple[float, float, float, float], width: float, height: float, side: int,
+    taken: list[tuple[float, float, float, float]],
+) -> tuple[float, float]:  # fmt: skip
+    """Where the text of a box begins, left and top: at the first of its corners where no other text is."""
+    left, top, right, bottom = box
+    outside = [(left, top - height), (left, bottom), (right - width, top - height), (right - width, bottom)]
+    inside = [(left, top), (left, bottom - height), (right - width, top), (right - width, bottom - height)]
+    places = [(min(max(x, 0), side - width), min(max(y, 0), side - height)) for x, y in (*outside, *inside)]
+    free = [
+        (x, y) for x, y in places
+        if not any(x < r and a < x + width and y < b and t < y + height for a, t, r, b in taken)
+    ]  # fmt: skip
+    x, y = (free or places)[0]
+    taken.append((x, y, x + width, y + height))
+    return x, y

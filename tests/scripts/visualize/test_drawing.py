@@ -52,6 +52,24 @@ def test_curves_are_the_recorded_values(tmp_path):
     assert rate.lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
+@pytest.mark.parametrize(
+    ("metric", "title", "loss", "best"),
+    [
+        ("map", "mAP (boxes), %", "loss", 60),
+        ("rmse", "RMSE, cm", "loss", 40),
+        ("map_macro", "mAP (mean", "loss, nats", 60),
+    ],
+)
+def test_curves_of_other_tasks_show_what_ranks_their_checkpoints(tmp_path, metric, title, loss, best):
+    path = write_run(tmp_path / "a") / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"top1"', f'"{metric}"').replace('"top5"', '"n"'))
+    losses, quality, _ = draw_curves([tmp_path / "a"]).axes
+    assert losses.get_title() == loss
+    assert quality.get_title().startswith(title)
+    assert quality.lines[0].get_ydata().tolist() == [40, 60, 55]
+    assert quality.lines[1].get_label() == f"best: {best:.2f}"
+
+
 def test_one_run_and_two_runs(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", offset=0.5)
     assert run("curves", a).returncode == 0

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddfnet.engine.train import train
 from ddfnet.optim import learning_rate
 from ddfnet.tasks import load_config
+from ddfnet.tasks.detection.config import DetectionModel
 from ddfnet.tasks.detection.network import create_backbone, create_detector
 from ddfnet.tasks.detection.pyramid import upsampler
 from ddfnet.tasks.detection.synthetic import render_shapes
@@ -117,3 +118,10 @@ def test_demo_overfits_twenty_images(tmp_path):
     report = json.loads((folder / "eval_best" / "report.json").read_text())
     assert report["n"] == 20
     assert report["map"] > 50
+
+
+def test_a_whole_detector_to_start_from_makes_weights_of_the_backbone_needless():
+    for key, value in (("backbone_checkpoint", "b.pt"), ("backbone_pretrained", True)):
+        given = DetectionModel(**{key: value})
+        assert not list(given.without_effect())
+        assert [key] == [key for key, _ in given.model_copy(update={"init_checkpoint": "a.pt"}).without_effect()]

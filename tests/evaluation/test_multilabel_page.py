@@ -1,0 +1,293 @@
+"""report.html of images with any number of labels: its numbers are those of the evaluation, and a reader finds which
+labels fail and which images show why."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ddfnet
+from ddfnet.data.preprocessing import Preprocessing
+from ddfnet.data.sources.folder import index_folder
+from ddfnet.evaluation.image_sets import ImageSet
+from ddfnet.evaluation.multilabel import (
+    average_precision,
+    class_scores,
+    mistakes_together,
+    precision_recall_curve,
+    summary,
+)
+from ddfnet.evaluation.multilabel_images import ALARM, FOUND, MISSED, NOTHING, OTHER, choose, decisions_of, item_data
+from ddfnet.evaluation.multilabel_page import multilabel_html
+from ddfnet.evaluation.page_parts import About
+from tests.browser import NARROW, WIDE, chromium, click, find, no_errors, page_data, unpacked, visit
+
+HOSTILE = '</script><b>cat & "dog"'
+NAMES = ["plain", HOSTILE, "third", "absent"]
+THRESHOLD = 0.5
+
+
+def page_of(images, probability, truth, names, network=None, size=16):
+    logits, truth = torch.logit(torch.as_tensor(probability, dtype=torch.float32)), torch.as_tensor(truth)
+    predicted = (logits.sigmoid() >= THRESHOLD).numpy()
+    scores = class_scores(logits.numpy(), truth.numpy(), predicted)
+    metrics = summary(logits.numpy(), truth.numpy(), predicted, scores)
+    about = About(
+        images=images, names=names, network=network, precision="fp32", heading="network", subject="val",
+        preprocessing=Preprocessing(size=size, crop_pct=1.0).to_dict(), facts=[("command", "eval.py")],
+        results={**metrics, "threshold": THRESHOLD},
+    )  # fmt: skip
+    return multilabel_html(logits, truth, THRESHOLD, scores, about)
+
+
+@pytest.fixture(scope="module")
+def small(image_tree):
+    """25 images, the last five without a label, six mistakes in five images."""
+    index = index_folder(image_tree / "val")
+    truth = np.zeros((25, 4), bool)
+    truth[0:10, 0] = truth[5:15, 1] = truth[15:20, 2] = True
+    probability = np.where(truth, 0.9, 0.1)
+    probability[[5, 6, 7], 1] = 0.2, 0.3, 0.4  # missed
+    probability[[5, 6], 2] = 0.8, 0.7  # in place of it
+    probability[15, 2] = 0.05
+    probability[20, 3] = 0.6
+    return ImageSet("", index, NAMES), probability, truth
+
+
+@pytest.fixture(scope="module")
+def small_page(small, tmp_path_factory):
+    torch.manual_seed(0)
+    network = ddfnet.create_model("ddf_mul_resnet14_32px", num_classes=4).eval()
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(page_of(*small, NAMES, network), encoding="utf-8")
+    return path
+
+
+def test_the_data_is_that_of_the_evaluation(small, small_page):
+    images, probability, truth = small
+    page = small_page.read_text()
+    data = page_data(page)
+    cells = {(a, b): n for a, b, n in unpacked(data["cells"]).tolist()}
+    assert cells == {(1, 2): 2, (1, 4): 1, (2, 4): 1, (4, 3): 1, (4, 4): 20}
+    assert data["nothing_missed"] == 21
+    rows = data["rows"]
+    assert [(r["positives"], r["predicted"], r["missed"], r["alarms"], r["negatives"]) for r in rows] == [
+        (10, 10, 0, 0, 15), (10, 7, 3, 0, 15), (5, 6, 1, 2, 20), (0, 1, 0, 1, 25),
+    ]  # fmt: skip
+    assert rows[2]["f1"] == pytest.approx(8 / 11)
+    assert (rows[3]["ap"], rows[3]["recall"], rows[3]["recall_interval"], rows[3]["precision"]) == (None, None, None, 0)
+    assert data["list"] == [2, 1, 3]  # by F1, those of no image last
+    assert "The label found worst: third" in page
+    assert "missed in 1 of the 5 images that have it, a false alarm in 2 of the 20 that do not." in page
+    assert "1 label of no image: what is not defined without one is a dash." in page
+    assert HOSTILE not in page
+
+    items = data["items"]
+    kinds, labels, p = (unpacked(items[key]) for key in ("kind", "label", "probability"))
+    row_of = {images.index.name(i).removeprefix(f"{images.index.root}/"): i for i in range(25)}
+    rows_shown = [row_of[name] for name in items["name"]]
+    assert {5, 6, 7, 15, 20} <= set(rows_shown)
+    for at, i in enumerate(rows_shown):
+        expected = [OTHER + FOUND * (t and q) + MISSED * (t and not q) + ALARM * (q and not t)
+                    for t, q in zip(truth[i], probability[i] >= THRESHOLD, strict=True)]  # fmt: skip
+        assert {int(label): int(kind) for label, kind in zip(labels[at], kinds[at], strict=True)} == dict(
+            enumerate(expected)
+        )
+        assert p[at] == pytest.approx(probability[i][labels[at].astype(int)], abs=1e-3)
+        assert (np.diff(p[at]) <= 0).all()
+    assert [rows_shown[at] for at in data["top"]] == [5, 15, 6]
+    assert [rows_shown[at] for at in data["missed"]] == [15, 5, 6, 7]
+    assert [rows_shown[at] for at in data["alarms"]] == [5, 6, 20]
+    assert len(data["thumbs"]) == len(items["name"])
+
+    counts = data["calibration"]["counts"]
+    assert sum(counts) == 100
+    bins = [(probability > low / 15) & (probability <= (low + 1) / 15) for low in range(15)]
+    gap = sum(abs((probability - truth)[of].sum()) for of in bins)  # in percent of 100 decisions
+    assert f"Expected calibration error {gap:.2f} %" in page
+
+
+def test_the_curve_encloses_the_average_precision():
+    rng = np.random.default_rng(0)
+    for levels in (5, 10_000):
+        scores, truth = rng.integers(levels, size=200) / levels, rng.random(200) < 0.4
+        curve = precision_recall_curve(scores, truth, 1000)
+        area = (np.diff(curve[:, 2], prepend=0) * curve[:, 1]).sum()
+        assert area == pytest.approx(average_precision(scores, truth))
+        for threshold, precision, recall in curve:
+            chosen = scores >= threshold
+            assert precision == pytest.approx(truth[chosen].mean())
+            assert recall == pytest.approx(chosen[truth].mean())
+    few = precision_recall_curve(scores, truth, 8)
+    assert len(few) == 8
+    assert (few[0] == curve[0]).all()
+    assert (few[-1] == curve[-1]).all()
+    assert precision_recall_curve(scores, np.zeros(200, bool), 8).shape == (0, 3)
+
+
+def test_mistakes_are_counted_in_pairs():
+    rng = np.random.default_rng(0)
+    missed, alarms = rng.random((40, 3)) < 0.2, rng.random((40, 3)) < 0.3
+    together = mistakes_together(missed, alarms)
+    for a in range(4):
+        for b in range(4):
+            rows = missed[:, a] if a < 3 else ~missed.any(1)
+            assert together[a, b] == (rows & (alarms[:, b] if b < 3 else ~alarms.any(1))).sum()
+
+
+def test_of_many_labels_the_mistakes_are_kept(small):
+    """An image with more labels than the page shows of one."""
+    images, _, _ = small
+    truth = np.zeros((1, 40), bool)
+    truth[0, :20] = True
+    probability = np.full((1, 40), 0.4, np.float32)
+    probability[0, :15], probability[0, 35:] = 0.9, 0.7  # 15 found, 5 missed, 5 false alarms
+    own = decisions_of(torch.logit(torch.tensor(probability)), torch.tensor(truth), THRESHOLD)
+    data = {key: unpacked(value)[0] for key, value in item_data(own, images, [0]).items() if key != "name"}
+    assert (data["missed"], data["alarms"], len(data["label"])) == (5, 5, 12)
+    assert {*data["label"][data["kind"] == MISSED]} == {*range(15, 20)}
+    assert {*data["label"][data["kind"] == ALARM]} == {*range(35, 40)}
+    assert (data["kind"] == FOUND).sum() == 2
+    assert choose(own, [15], []).top == [0]
+
+
+def test_few_labels_of_an_image_are_not_padded_with_all(small):
+    images, _, _ = small
+    truth = np.zeros((1, 40), bool)
+    truth[0, 7] = True
+    own = decisions_of(torch.where(torch.tensor(truth), 3.0, -3.0), torch.tensor(truth), THRESHOLD)
+    kind = unpacked(item_data(own, images, [0])["kind"])[0]
+    assert ((kind == FOUND).sum(), (kind == OTHER).sum(), (kind == NOTHING).sum()) == (1, 4, 7)
+
+
+def test_a_perfect_network_has_no_mistakes_to_show(small):
+    images, _, truth = small
+    page = page_of(images, np.where(truth, 0.9, 0.1), truth, NAMES)
+    assert 'id="weakest"' not in page
+    assert 'id="mistakes"' not in page
+    assert len(page_data(page)["items"]["name"]) == 6  # two of each label that some image has
+
+
+def test_a_network_that_answers_nan_has_a_page(small):
+    images, probability, truth = small
+    data = page_data(page_of(images, np.full_like(probability, np.nan), truth, NAMES))
+    assert np.isnan(unpacked(data["items"]["probability"])).all()
+    assert data["rows"][0]["missed"] == 10
+
+
+def test_one_label(small):
+    images, probability, truth = small
+    data = page_data(page_of(images, probability[:, 2:3], truth[:, 2:3], NAMES[2:3]))
+    assert unpacked(data["cells"]).tolist() == [[1, 1, 22], [1, 0, 2], [0, 1, 1]]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as driver:
+        yield driver
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_a_reader_finds_which_labels_fail_and_why(browser, small_page, width, dark):
+    visit(browser, small_page, width=width, dark=dark)
+    (weakest,) = find(browser, "#weakest")
+    assert weakest.find_element("css selector", "h2").text == "The label found worst: third"
+    shots = find(browser, "#top-shots .shot")
+    for shot in shots:
+        image = shot.find_element("css selector", "img")
+        assert browser.execute_script("return arguments[0].complete && arguments[0].naturalWidth", image) == 16
+    first = shots[0].text.split("\n")
+    assert f"true: plain · {HOSTILE}" in first
+    assert f"missed: {HOSTILE}" in first
+    assert "false alarm: third" in first
+    assert "+ third" in first
+
+    # The table sorts; what is not defined comes last either way, and is no zero.
+    names = lambda: [cell.text for cell in find(browser, "#classes-body tbody td:first-child")]  # noqa: E731
+    assert names()[0] == "absent"  # by F1, which false alarms make 0
+    heads = find(browser, "#classes-body th button")
+    for _ in range(2):
+        click(browser, heads[3])
+        assert names()[-1] == "absent"
+    assert find(browser, "#classes-body tbody tr:last-child td:nth-child(4)")[0].text == "\u2013"
+    find(browser, "#label-filter")[0].send_keys("cat &")
+    assert names() == [HOSTILE]
+
+    # A label opens its curve and its mistakes: by the keyboard, too.
+    button = find(browser, "#classes-body tbody button")[0]
+    button.send_keys("\ue007")  # enter
+    assert find(browser, "dialog[open] h2")[0].text == HOSTILE
+    dialog = find(browser, "#dialog-body")[0]
+    assert "10 of n = 25 images have it; predicted for 7." in dialog.text
+    assert "Missed in 3 of 10, the least probable first" in dialog.text
+    assert [shot.get_attribute("data-item") for shot in find(browser, "#dialog-body .shot")] == [
+        str(at) for at in (1, 2, 3)
+    ]
+    before = find(browser, "#curve-readout")[0].text
+    assert "precision 100.0 %, recall 70.0 %" in before  # at the threshold
+    find(browser, "#curve-point")[0].send_keys("\ue014")  # arrow right
+    assert "precision 100.0 %, recall 80.0 %" in find(browser, "#curve-readout")[0].text
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    find(browser, "#dialog-close")[0].click()
+
+    # A cell opens its images.
+    click(browser, find(browser, '[data-cell="1,2"]')[0])
+    assert find(browser, "dialog[open] h2")[0].text == f"missed: {HOSTILE}; false alarm: third; 2 of 10 images"
+    assert len(find(browser, "#dialog-body .shot")) == 2
+    find(browser, "#dialog-close")[0].click()
+    click(browser, find(browser, '[data-cell="4,4"]')[0])
+    assert find(browser, "dialog[open] h2")[0].text == "no mistake; 20 of 21 images"
+    assert "true: no label" not in find(browser, "#dialog-body")[0].text
+    find(browser, "#dialog-close")[0].click()
+
+    # A label of no image.
+    find(browser, "#label-filter")[0].clear()
+    find(browser, "#label-filter")[0].send_keys("absent")
+    click(browser, find(browser, "#classes-body tbody tr")[0])
+    assert "No image has this label" in find(browser, "#dialog-body")[0].text
+    assert "true: no label" in find(browser, "#dialog-body")[0].text
+    find(browser, "#dialog-close")[0].click()
+
+    # Calibration and filters by the keyboard.
+    find(browser, "#calibration-body svg")[0].send_keys("\ue014")
+    assert find(browser, "#calibration-body [role=status]")[0].text.startswith("Probability 0 % to 7 %: 1 decisions")
+    stage = find(browser, "#filters-body-stage")[0]
+    point = find(browser, "#filters-body .readout")[0].get_attribute("data-point")
+    stage.send_keys("\ue014")
+    assert find(browser, "#filters-body .readout")[0].get_attribute("data-point") != point
+    no_errors(browser)
+
+
+def test_fifty_thousand_images_of_many_labels(browser, tmp_path):
+    rng = np.random.default_rng(0)
+    n, labels = 50_000, 24
+    truth = rng.random((n, labels)) < 0.035
+    probability = 1 / (1 + np.exp(-rng.normal(np.where(truth, 1.0, -3.0), 1.5)))
+    file = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "PNG")
+
+    class Noise:
+        root = "/data/coco/val"
+
+        def name(self, i):
+            return f"{self.root}/{i:012d}.jpg"
+
+        def read(self, i):
+            return file.getvalue()
+
+    page = tmp_path / "report.html"
+    names = [f"label number {i}" for i in range(labels)]
+    page.write_text(page_of(ImageSet("", Noise(), names), probability, truth, names, size=32), encoding="utf-8")
+    assert page.stat().st_size < 25e6
+    visit(browser, page)
+    assert len(find(browser, "#classes-body tbody tr")) == labels
+    field = find(browser, "#matrix-class")[0]
+    field.clear()
+    field.send_keys("(nothing missed)\n")
+    assert find(browser, "#matrix-body tbody th")[0].text == "(nothing missed)"
+    click(browser, find(browser, "#matrix-body tbody tr:first-child button:enabled")[1])
+    assert len(find(browser, "#dialog-body .shot")) == 60
+    visit(browser, page, width=NARROW, dark=True)

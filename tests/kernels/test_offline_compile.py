@@ -97,8 +97,8 @@ def test_normalizing_in_the_kernels_takes_few_instructions():
 
 
 def test_writing_the_gradient_of_x_once_takes_few_instructions():
-    """15 for the nine logits, 9 of them multiply-adds; 13 for the mask and the sums of a normalization. The kernels that
-    did so apart have 35, and another pass over memory."""
+    """15 for the nine logits, 9 of them multiply-adds; 13 for the mask and the sums of a normalization. A kernel
+    that did so apart had 35, and another pass over memory."""
     variants = (compile_matrix.Variant(), TRAINED)
     apart, together = (compile_matrix.compile_job((variant, "ddf_backward_x_kernel", 90)) for variant in variants)
     assert 9 + 4 < together[1] - apart[1] < 32

@@ -142,19 +142,19 @@ def batch_norm_relu_backward_sums_kernel(
 @triton.jit
 def batch_norm_backward_kernel(
     grad_y, x, statistics, sums, grad_x, grad_weight, grad_logits, weight_partials, rows, channels,
-    RELU: tl.constexpr, PADDED_TAPS: tl.constexpr,
+    RELU: tl.constexpr, LOGITS: tl.constexpr, PADDED_LOGITS: tl.constexpr,
     ITERATIONS: tl.constexpr, ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """grad_x = scale * (g - mean(g) - normal * mean(g * normal)), with normal = (x - mean) / deviation and g the
     gradient behind the normalization: grad_y, or with RELU what it is before the ReLU that follows.
 
-    With PADDED_TAPS, which is not 0 for the normalization before the layer, x is read for another gradient as well:
-    weight_partials[part,t,c] = sum over rows of grad_logits[row,t] * relu(x * scale + shift), that of the weight of the
+    With LOGITS, which is not 0 for the normalization before the layer, x is read for another gradient as well:
+    weight_partials[part,t,c] = sum over rows of grad_logits[t,row] * relu(x * scale + shift), that of the weight of the
     layer's spatial branch, as a product rounded to the dtype of x.
 
     sums: float32 (2, C), of g and of g * (x - mean). grad_weight: float32 (C,), of the weight of the normalization,
-    written by the programs of the first part. grad_logits: (rows, PADDED_TAPS), in the dtype of x. weight_partials:
-    float32 (parts, PADDED_TAPS, C).
+    written by the programs of the first part. grad_logits: (LOGITS, rows), in the dtype of x. weight_partials: float32
+    (parts, LOGITS, C).
     One program has ITERATIONS x ROWS rows and BLOCK_CHANNELS channels.
     """
     part, channel, channel_ok = part_of(channels, BLOCK_CHANNELS)
@@ -165,9 +165,11 @@ def batch_norm_backward_kernel(
     tl.store(grad_weight + channel, along * inverse, mask=channel_ok & (part == 0))
     along = along / rows * inverse * inverse
     average = tl.load(sums + channel, mask=channel_ok, other=0.0) / rows
-    if PADDED_TAPS > 0:
-        tap = tl.arange(0, PADDED_TAPS)
-        total = tl.zeros((PADDED_TAPS, BLOCK_CHANNELS), tl.float32)
+    if LOGITS > 0:
+        logit = tl.arange(0, PADDED_LOGITS)
+        logit_ok = logit < LOGITS
+        logit_block = grad_logits + logit.to(tl.int64)[:, None] * rows
+        total = tl.zeros((PADDED_LOGITS, BLOCK_CHANNELS), tl.float32)
     for iteration in range(ITERATIONS):
         first = (part * ITERATIONS + iteration) * ROWS
         offset, mask = rows_of(first, rows, channel, channels, channel_ok, ROWS)
@@ -177,12 +179,12 @@ def batch_norm_backward_kernel(
             grad = before_relu(grad, value, scale, shift, mask)
         grad = (grad - average[None, :] - (value - mean[None, :]) * along[None, :]) * scale[None, :]
         tl.store(grad_x + offset, grad.to(grad_x.dtype.element_ty), mask=mask)
-        if PADDED_TAPS > 0:
+        if LOGITS > 0:
             row = first + tl.arange(0, ROWS)
-            logits = grad_logits + row[None, :] * PADDED_TAPS + tap[:, None]
-            logits = tl.load(logits, mask=tl.broadcast_to((row < rows)[None, :], logits.shape), other=0.0)
+            logits_mask = logit_ok[:, None] & (row < rows)[None, :]
+            logits = tl.load(logit_block + row[None, :], mask=logits_mask, other=0.0)
             value = tl.where(mask, activate(value, scale, shift), 0.0).to(x.dtype.element_ty)
             total = tl.dot(logits, value, total, input_precision="ieee")
-    if PADDED_TAPS > 0:
-        target = weight_partials + part * PADDED_TAPS * channels + tap[:, None] * channels + channel[None, :]
-        tl.store(target, total, mask=tl.broadcast_to(channel_ok[None, :], total.shape))
+    if LOGITS > 0:
+        target = weight_partials + part * LOGITS * channels + logit[:, None] * channels + channel[None, :]
+        tl.store(target, total, mask=logit_ok[:, None] & channel_ok[None, :])

@@ -75,8 +75,12 @@ def true_affine_of(statistics, channel, channels, channel_ok):
 
 @triton.jit
 def before_relu(grad, value, scale, shift, mask):
-    """The gradient of value * scale + shift, of that of its ReLU: 0 where that is 0, or masked. NaN is let through."""
-    return tl.where(mask & ~(activate(value, scale, shift) <= 0.0), grad, 0.0)
+    """The gradient of value * scale + shift, of that of its ReLU: 0 where that is 0, or masked. NaN is let through.
+
+    Scale and shift are of channels.
+    """
+    below = tl.fma(value, tl.broadcast_to(scale[None, :], value.shape), tl.broadcast_to(shift[None, :], value.shape))
+    return tl.where(mask & ~(below <= 0.0), grad, 0.0)
 
 
 @triton.jit

@@ -2,19 +2,35 @@
 
 import triton
 import triton.language as tl
-from ddfnet.kernels.common import block_positions, channels_of, load, multiply_accumulate, zeros
+from ddfnet.kernels.common import (
+    before_relu,
+    block_positions,
+    channels_of,
+    load,
+    multiply_accumulate,
+    replace,
+    true_affine_of,
+    zeros,
+)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def ddf_backward_x_kernel(
     grad_y,
     channel_filter,
     spatial_filter,
     grad_x,
+    grad_logits,
+    weight,
+    grad_pooled,
+    x,
+    x_statistics,
+    norm_partials,
     height,
     width,
     head_channels,
     heads,
+    pixels,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     HEAD_CHANNELS: tl.constexpr,
@@ -33,6 +49,8 @@ def ddf_backward_x_kernel(
     BLOCKS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     TAP_ROWS: tl.constexpr,
+    LOGITS: tl.constexpr,
+    ACTIVATE_X: tl.constexpr,
 ):
     """grad_x[b,c,q] = sum over phases and taps t of grad_y[b,c,phase,p] * weight[b,c,phase,t,p], where p meets q by t.
 
@@ -45,6 +63,17 @@ def ddf_backward_x_kernel(
 
     Layouts and flags are those of `ddf_forward_kernel`; grad_y and grad_x are in the memory format of x. If SCALE > 1,
     STRIDE is 1.
+
+    With LOGITS, which is not 0 for a DDF layer's operator, its gradient is the sum of three, and written once:
+    grad_x[b,c,q] += sum over logits t of grad_logits[t,b,q] * weight[t,c] + grad_pooled[b,c] / (H * W).
+    grad_logits: (LOGITS, B*H*W), of `spatial_filters_backward_kernel`; pixels: B*H*W. weight: (LOGITS, C), any float
+    dtype. grad_pooled: float32 (B, C).
+
+    With ACTIVATE_X as well, the layer had relu(x * scale + shift), a batch normalization in training, of x_statistics
+    (see `batch_norm_training.py`): grad_x becomes that behind the normalization, 0 where the ReLU let nothing through.
+    x: as grad_x. norm_partials: float32 (B * programs for one channel of an image, 2, C), what the normalization's
+    gradient needs of each program, the sums of grad_x and of grad_x * (x - mean).
+    What is not used is not read or written.
     """
     ACC: tl.constexpr = tl.float64 if grad_y.dtype.element_ty == tl.float64 else tl.float32
     AREA: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
@@ -91,6 +120,10 @@ def ddf_backward_x_kernel(
     channel_filter += image * (SCALE * SCALE * AREA) * channels + channel
 
     sums = zeros(BLOCK_Y * BLOCK_X, BLOCKS, BLOCK_CHANNELS, ACC)
+    if LOGITS > 0:  # where the sums start, rather than one more addition
+        pooled = load(grad_pooled + image * channels + channel, channel_ok, ACC) / (height * width)
+        for i in tl.static_range(BLOCK_Y * BLOCK_X):
+            sums = replace(sums, i, tl.broadcast_to(pooled[None, :], (BLOCKS, BLOCK_CHANNELS)))
     for phase in range(SCALE * SCALE):
         for outer in range(KERNEL_SIZE // TAP_ROWS):
             for inner in tl.static_range(TAP_ROWS):
@@ -142,10 +175,46 @@ def ddf_backward_x_kernel(
                                     sums, oy * BLOCK_X + ox, value, f, s, MULTIPLY, HAS_CHANNEL, HAS_SPATIAL
                                 )
 
+    if LOGITS > 0:  # after the taps: before them, these would be more values to hold on to
+        pixels = tl.cast(pixels, tl.int64)
+        logit_block = grad_logits + image * height * width + (row * width + column)
+        for logit in tl.static_range(LOGITS):
+            w = load(weight + logit * channels + channel, channel_ok, ACC)
+            w = tl.broadcast_to(w[None, :], (BLOCKS, BLOCK_CHANNELS))
+            for oy in tl.static_range(BLOCK_Y):
+                for ox in tl.static_range(BLOCK_X):
+                    # with a stride, pixels off its grid have none: known here, or zeros in memory
+                    if not ALIGNED or (oy % STRIDE == 0 and ox % STRIDE == 0):
+                        ok = block_ok & (row + oy * STEP < height) & (column + ox * STEP < width)
+                        g = load(logit_block + (oy * STEP * width + ox * STEP), ok, ACC)
+                        sums = multiply_accumulate(sums, oy * BLOCK_X + ox, w, 0.0, g, MULTIPLY, False, True)
+            logit_block += pixels
+
     if not CHANNELS_LAST:
         channel_stride = height * width
     grad_x += image * channels * height * width
-    x_block = grad_x + (row * width + column)[:, None] * column_stride + (channel * channel_stride)[None, :]
+    pixel = (row * width + column)[:, None] * column_stride
+    channel_offset = (channel * channel_stride)[None, :]
+    if ACTIVATE_X:
+        scale, shift = true_affine_of(x_statistics, channel, channels, channel_ok)
+        center = tl.load(x_statistics + 3 * channels + channel, mask=channel_ok, other=0.0)
+        x += image * channels * height * width
+        value_block = x + pixel + channel_offset
+        total = tl.zeros((BLOCKS, BLOCK_CHANNELS), ACC)
+        along = tl.zeros((BLOCKS, BLOCK_CHANNELS), ACC)
+        for oy in tl.static_range(BLOCK_Y):
+            for ox in tl.static_range(BLOCK_X):
+                ok = block_ok & (row + oy * STEP < height) & (column + ox * STEP < width)
+                mask = ok[:, None] & channel_ok[None, :]
+                value = load(value_block + (oy * STEP * width + ox * STEP) * column_stride, mask, ACC)
+                grad = before_relu(sums[oy * BLOCK_X + ox], value, scale, shift, mask)
+                total += grad
+                along += grad * (value - center[None, :])
+                sums = replace(sums, oy * BLOCK_X + ox, grad)
+        target = norm_partials + (image * block_tiles + block_tile) * 2 * channels + channel
+        tl.store(target, tl.sum(total, axis=0), mask=channel_ok)
+        tl.store(target + channels, tl.sum(along, axis=0), mask=channel_ok)
+    x_block = grad_x + pixel + channel_offset
     for oy in tl.static_range(BLOCK_Y):
         for ox in tl.static_range(BLOCK_X):
             ok = block_ok & (row + oy * STEP < height) & (column + ox * STEP < width)

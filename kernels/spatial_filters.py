@@ -124,48 +124,100 @@ def spatial_filters_kernel(
     tl.store(inverse_std + each_head[None, :] * out_pixels + out_pixel[:, None], inverse, mask=head_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["all_pixels"])
 def spatial_filters_backward_kernel(
     grad_partials,
-    grad_pooled,
-    weight,
     spatial_filter,
     inverse_std,
-    grad_x,
     grad_logits,
+    bias_partials,
+    height,
+    width,
+    all_pixels,
+    alpha,
+    HEADS: tl.constexpr,
+    AREA: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PARTIALS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+):
+    """The gradients of the logits, of which the other gradients of the spatial branch are made; for BLOCK_PIXELS pixels
+    and one head of an image.
+
+    With z the normalized logits and g the gradient of z, which is alpha times the sum of the partial sums:
+    grad_logits = (g - mean(g) - z * sum(g*z) / (AREA-1)) / std.
+    A thread has all taps of its pixels: their sums cross no lanes.
+
+    grad_partials: contiguous (B, PARTIALS, G*AREA, Ho, Wo), of the gradient of spatial_filter, which is contiguous
+    (B, G*AREA, Ho, Wo). grad_logits: (G*AREA, B*H*W) in the dtype of x, 0 for pixels off the grid of the stride;
+    all_pixels: B*H*W. bias_partials: float32 (B * tiles, G*AREA), the sums of each program's pixels.
+    """
+    pixels = height * width
+    tiles = tl.cdiv(pixels, BLOCK_PIXELS)
+    program = tl.program_id(0)
+    head, program = program % HEADS, program // HEADS
+    tile = program % tiles
+    image = (program // tiles).to(tl.int64)
+    pixel = tile * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+    pixel_ok = pixel < pixels
+    on_grid, out_pixel, out_pixels = pixels_on_grid(pixel, pixel_ok, height, width, STRIDE)
+
+    grad_partials += (image * PARTIALS * HEADS + head) * AREA * out_pixels
+    spatial_filter += (image * HEADS + head) * AREA * out_pixels
+    inverse = load(inverse_std + (image * HEADS + head) * out_pixels + out_pixel, on_grid, tl.float32)
+    grads = ()
+    filters = ()
+    total = tl.zeros((BLOCK_PIXELS,), tl.float32)
+    along = tl.zeros((BLOCK_PIXELS,), tl.float32)
+    for tap in tl.static_range(AREA):
+        grad = tl.zeros((BLOCK_PIXELS,), tl.float32)
+        for partial in tl.static_range(PARTIALS):
+            part = tl.cast(partial * HEADS * AREA + tap, tl.int64) * out_pixels
+            grad += load(grad_partials + part + out_pixel, on_grid, tl.float32)
+        value = load(spatial_filter + tl.cast(tap, tl.int64) * out_pixels + out_pixel, on_grid, tl.float32)
+        total += grad
+        along += grad * value
+        grads = grads + (grad,)
+        filters = filters + (value,)
+
+    mean = total / AREA
+    scale = alpha * inverse
+    slope = along * inverse / (alpha * (AREA - 1))
+    grad_logits += tl.cast(head * AREA, tl.int64) * all_pixels + image * pixels
+    bias_partials += (image * tiles + tile) * (HEADS * AREA) + head * AREA
+    for tap in tl.static_range(AREA):
+        value = (grads[tap] - mean) * scale - filters[tap] * slope
+        target = grad_logits + tl.cast(tap, tl.int64) * all_pixels + pixel
+        tl.store(target, value.to(grad_logits.dtype.element_ty), mask=pixel_ok)
+        tl.store(bias_partials + tap, tl.sum(value, axis=0))
+
+
+@triton.jit(do_not_specialize=["all_pixels"])
+def spatial_filters_backward_x_kernel(
+    grad_logits,
+    weight,
+    grad_pooled,
+    grad_x,
     x,
     x_statistics,
     norm_partials,
     channels,
     height,
     width,
-    alpha,
+    all_pixels,
     HEADS: tl.constexpr,
     AREA: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PARTIALS: tl.constexpr,
     ACTIVATE_X: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
     PADDED_AREA: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """Adds to grad_x what comes from the filters and the pool, and gives the gradients of the logits; for BLOCK_PIXELS
-    pixels of one image.
+    """Adds to grad_x what comes from the filters and the pool; for BLOCK_PIXELS pixels of one image.
 
-    With z the normalized logits and g the gradient of z, which is alpha times the sum of the partial sums:
-    grad_logits = (g - mean(g) - z * sum(g*z) / (AREA-1)) / std,
-    grad_x[b,p,c] += sum over taps of grad_logits[p,t] * weight[t,c] + grad_pooled[b,c] / pixels.
-
-    grad_partials: contiguous (B, PARTIALS, G*AREA, Ho, Wo), of the gradient of spatial_filter, which is contiguous
-    (B, G*AREA, Ho, Wo). grad_pooled: float32 (B, C).
-    grad_x: channels_last. grad_logits: (B, H*W, PADDED_HEADS*PADDED_AREA) in the dtype of x, 0 for padded taps and for
-    pixels off the grid of the stride; a matrix product makes the gradients of weight and bias of it.
-
-    With ACTIVATE_X the layer had relu(x * scale + shift), a batch normalization in training, of x_statistics (see
-    `batch_norm_training.py`). This is the last kernel that adds to grad_x: it becomes that behind the normalization,
-    0 where the ReLU let nothing through. norm_partials: float32 (B * tiles, 2, C), what the normalization's gradient
-    needs of each program, the sums of grad_x and of grad_x * (x - mean). They are not read or written otherwise.
+    grad_x[b,p,c] += sum over logits of grad_logits[t,b,p] * weight[t,c] + grad_pooled[b,c] / pixels.
+    For where `ddf_backward_x_kernel` would not do so: of many logits this is a matrix product. Arguments and ACTIVATE_X
+    as there, norm_partials: float32 (B * tiles, 2, C).
     """
     pixels = height * width
     tiles = tl.cdiv(pixels, BLOCK_PIXELS)
@@ -174,31 +226,9 @@ def spatial_filters_backward_kernel(
     image = (program // tiles).to(tl.int64)
     pixel = tile * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
     pixel_ok = pixel < pixels
-    tap, tap_ok, row_of_weight = padded_taps(HEADS, AREA, PADDED_HEADS, PADDED_AREA)
-
-    on_grid, out_pixel, out_pixels = pixels_on_grid(pixel, pixel_ok, height, width, STRIDE)
-    offset = image * (HEADS * AREA) * out_pixels + row_of_weight[None, :] * out_pixels + out_pixel[:, None]
-    mask = on_grid[:, None] & tap_ok[None, :]
-    partial_size = tl.cast(HEADS * AREA * out_pixels, tl.int64)
-    grad_partials += image * (PARTIALS - 1) * partial_size + offset
-    grad = tl.load(grad_partials, mask=mask, other=0.0).to(tl.float32)
-    for partial in tl.static_range(1, PARTIALS):
-        grad += tl.load(grad_partials + partial * partial_size, mask=mask, other=0.0).to(tl.float32)
-    grad *= alpha
-    normal = tl.load(spatial_filter + offset, mask=mask, other=0.0).to(tl.float32) / alpha
-    each_head = tl.arange(0, PADDED_HEADS).to(tl.int64)
-    head_mask = on_grid[:, None] & (each_head < HEADS)[None, :]
-    std_block = inverse_std + (image * HEADS + each_head[None, :]) * out_pixels + out_pixel[:, None]
-    inverse = tl.load(std_block, mask=head_mask, other=0.0)
-    grad = tl.reshape(grad, (BLOCK_PIXELS, PADDED_HEADS, PADDED_AREA))
-    normal = tl.reshape(normal, (BLOCK_PIXELS, PADDED_HEADS, PADDED_AREA))
-    mean = tl.sum(grad, axis=2) / AREA
-    along = tl.sum(grad * normal, axis=2) / (AREA - 1)
-    grad = (grad - mean[:, :, None] - normal * along[:, :, None]) * inverse[:, :, None]
-    grad = tl.reshape(grad, (BLOCK_PIXELS, PADDED_HEADS * PADDED_AREA))
-    grad = tl.where(mask, grad, 0.0).to(grad_logits.dtype.element_ty)
-    logit_offset = (image * pixels + pixel)[:, None] * (PADDED_HEADS * PADDED_AREA) + tap[None, :]
-    tl.store(grad_logits + logit_offset, grad, mask=tl.broadcast_to(pixel_ok[:, None], grad.shape))
+    _, tap_ok, logit = padded_taps(HEADS, AREA, PADDED_HEADS, PADDED_AREA)
+    logit_block = grad_logits + logit[None, :] * all_pixels + (image * pixels + pixel)[:, None]
+    grad = tl.load(logit_block, mask=pixel_ok[:, None] & tap_ok[None, :], other=0.0)
 
     grad_x += image * pixels * channels
     grad_pooled += image * channels
@@ -206,7 +236,7 @@ def spatial_filters_backward_kernel(
         channel = first + tl.arange(0, BLOCK_CHANNELS)
         channel_ok = channel < channels
         w_mask = tap_ok[:, None] & channel_ok[None, :]
-        w = tl.load(weight + row_of_weight[:, None] * channels + channel[None, :], mask=w_mask, other=0.0)
+        w = tl.load(weight + logit[:, None] * channels + channel[None, :], mask=w_mask, other=0.0)
         total = tl.dot(grad, w.to(grad.dtype), input_precision="ieee")
         total += tl.load(grad_pooled + channel, mask=channel_ok, other=0.0)[None, :] / pixels
         x_mask = pixel_ok[:, None] & channel_ok[None, :]

@@ -53,12 +53,17 @@ SIZES = {"sizes": ["constant", "argument"]}
 PIXELS = {"block": [(1, 1), (1, 2), (2, 2), (1, 4), (2, 4)], "blocks": [8, 16], "warps": [2, 4, 8]} | SIZES
 SUMS = {"block": [(1, 1), (1, 2), (2, 2)], "blocks": [4, 8, 16], "channels": [64, 128], "warps": [1, 2, 4]} | SIZES
 BRANCH = {"pixels": [32, 64, 128], "channels": [64, 128], "warps": [2, 4, 8]}
+LOGITS = {"pixels": [32, 64, 128, 256], "warps": [1, 2, 4]}
 CHOICES: dict[str, dict[str, list]] = {
     **{"ddf_forward_kernel": PIXELS, "ddf_backward_x_kernel": PIXELS},
     "ddf_backward_filters_kernel": {**SUMS, "chunk": [64, 128, 256, 784], "rows": [1, 3]},
-    **{"spatial_filters_kernel": BRANCH, "spatial_filters_backward_kernel": BRANCH},
+    **{"spatial_filters_kernel": BRANCH, "spatial_filters_backward_kernel": LOGITS},
+    # A layer's gradient of x: written once, or by the operator's kernel and this one, one after the other.
+    **{"layer_backward_x": PIXELS, "spatial_filters_backward_x_kernel": BRANCH},
 }
 ORDER = list(CHOICES)
+LOGITS_OF_PIXEL = 9  # in place of channels, of the kernel that has none
+OF_X = ("ddf_backward_x_kernel", "layer_backward_x")  # the same kernel
 TABLE = bench.Table({"kernel": 36, "variant": 77, "us": 7, "kernel us": 9, "GB/s": 6, "% of floor": 10, "/ policy": 8})
 MAX_ERROR = 1e-2  # relative L2
 Launch = tuple[Any, tuple[int], tuple, dict[str, Any]]  # kernel, grid, arguments, constants with warps and stages
@@ -117,17 +122,22 @@ def calls(shape: tuple[int, ...], device: str) -> dict[str, Callable[[], Any]]:
     dense = normal(batch, 1, 9, channels)  # as the kernels read it, so that no copy is timed
     filters = (dense.view(batch, 3, 3, channels).permute(0, 3, 1, 2), half(batch, 9, out, out))
     weight, bias = normal(9, channels, 1, 1) / math.sqrt(channels), normal(9)
-    grads, inverse_std = (half(batch, 1, 9, out, out), normal(batch, channels)), normal(batch, 1, out, out).abs() + 0.5
+    grad_filters, inverse_std = half(batch, 1, 9, out, out), normal(batch, 1, out, out).abs() + 0.5
+    on_grid = torch.zeros_like(x[:, :1]).expand(9, -1, -1, -1, -1).clone()
+    on_grid[..., ::stride, ::stride] = half(9, batch, 1, out, out)
+    of_branch = triton_launch.Branch(on_grid.reshape(9, -1), weight, normal(batch, channels))
     given, branch = Arguments(x, *filters, 3, stride, 1, True, 1), Settings(3, stride, 1, 1, True, 0.47)
     read, needed = given._replace(channel_filter=dense), Needed(False, True, True)
     grad_x = torch.zeros_like(x)  # the last kernel adds to it, call by call: no result that can be compared
-    spatial = (*grads, x, weight, filters[1], inverse_std, grad_x, branch)
+    logits = (grad_filters, filters[1], inverse_std, x, branch)
     functions = (
         partial(triton_launch.forward, given),
         partial(triton_launch.backward_x, dy, read),
         partial(triton_launch._backward_filters, dy, read, given, needed),
         lambda: _summed(*layer_launch.spatial_filters(x, weight, bias, branch)),
-        partial(layer_launch.spatial_logits_backward, *spatial),
+        lambda: _summed_logits(*layer_launch.spatial_logits_backward(*logits)),
+        partial(triton_launch.backward_x, dy, read, of_branch),
+        lambda: layer_launch.add_branch(grad_x, x, of_branch, branch) or (),
     )
     return dict(zip(ORDER, functions, strict=True))
 
@@ -135,6 +145,11 @@ def calls(shape: tuple[int, ...], device: str) -> dict[str, Callable[[], Any]]:
 def _summed(filters: torch.Tensor, inverse_std: torch.Tensor, partials: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """With the average of x, whose parts are the tiles."""
     return filters, inverse_std, partials.sum(1)
+
+
+def _summed_logits(grad_logits: torch.Tensor, partials: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """With their sums, whose parts are the tiles."""
+    return grad_logits, partials.sum(0)
 
 
 def record(kernel: str, shape: tuple[int, ...], changes: dict[str, Any]) -> Launch:
@@ -152,7 +167,7 @@ def variants(kernel: str, shape: tuple[int, ...]) -> list[Variant]:
     """The policy's own choice, then what differs in one choice, then in two; the most alike in registers first."""
     constants, candidates = record(kernel, shape, {})[3], []
     own = {"block": (constants.get("BLOCK_Y"), constants.get("BLOCK_X")), "blocks": constants.get("BLOCKS")}
-    own |= {"pixels": constants.get("BLOCK_PIXELS"), "channels": constants["BLOCK_CHANNELS"]}
+    own |= {"pixels": constants.get("BLOCK_PIXELS"), "channels": constants.get("BLOCK_CHANNELS", LOGITS_OF_PIXEL)}
     own |= {"warps": constants["num_warps"], "chunk": tiling._CHUNK_PIXELS, "rows": constants.get("TAP_ROWS")}
     own["sizes"] = "constant" if constants.get("HEIGHT") else "argument"
     own = {name: value for name, value in own.items() if name in CHOICES[kernel] or name == "channels"}
@@ -160,9 +175,9 @@ def variants(kernel: str, shape: tuple[int, ...]) -> list[Variant]:
         choices = own | dict(zip(CHOICES[kernel], values[1:], strict=True))
         changes = {name: value for name, value in choices.items() if value != own[name]}
         many, stride = [_elements(kernel, c) for c in (choices, own)], shape[-1]
-        most = 128 if kernel in ORDER[3:] else 16 if kernel == ORDER[2] else 64  # above, registers are spilled
+        most = 128 if "pixels" in CHOICES[kernel] else 16 if kernel == ORDER[2] else 64  # above, registers are spilled
         fits = 2 <= many[0] <= most and (choices["channels"] <= max(own["channels"], shape[1]))
-        if kernel == ORDER[1] and changes != {"block": (1, 1)}:  # other blocks gather a stride with masks
+        if kernel in OF_X and changes != {"block": (1, 1)}:  # other blocks gather a stride with masks
             fits = fits and all(n % stride == 0 for n in choices["block"])
         if fits and (len(changes) == 1 or (len(changes) == 2 and "sizes" not in changes)):
             candidates.append((len(changes), abs(math.log2(many[0] / many[1])), choices, changes))

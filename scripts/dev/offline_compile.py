@@ -46,10 +46,12 @@ class Launch:
 
     @property
     def elements_per_thread(self) -> int:
-        """Elements of x, y or a filter that a thread has in one step of the loop of its program, if it has one."""
+        """Elements of x, y, a filter or logits that a thread has in a step of its program's loop, if it has one."""
         sizes = ["BLOCK_Y", "BLOCK_X", "BLOCKS", "BLOCK_PIXELS", "BLOCK_CHANNELS", "PHASES", "ROWS"]
         if self.kernel.fn.__name__.startswith("channel"):
             sizes += ["PADDED_AREA", "BLOCK_HIDDEN", "BLOCK_ROWS", "BLOCK_COLUMNS"]
+        elif "BLOCK_CHANNELS" not in self.constants:  # of logits alone
+            sizes += ["AREA"]
         return math.prod(self.constants.get(size, 1) for size in sizes) // (32 * self.num_warps)
 
 
@@ -132,14 +134,15 @@ def record_launches(
 def record_layer(
     shape: tuple[int, int, int, int], *, dtype: torch.dtype, kernel_size: int, stride: int, heads: int
 ) -> dict[str, Launch]:
-    """Launches of a whole DDF layer that are not the operator's, by kernel name."""
+    """Launches of a whole DDF layer, by kernel name, without those that the operator makes alone as well."""
     x, weights, settings = _layer(shape, dtype, kernel_size, stride, heads)
 
     def call() -> None:
         y, activations = layer_launch.forward(x, weights, settings)
         layer_launch.backward(y, x, weights, activations, settings, True, True)
 
-    return {name: launch for name, launch in _recorded(call).items() if not name.startswith("ddf_")}
+    launches = _recorded(call).items()
+    return {name: launch for name, launch in launches if not name.startswith("ddf_") or launch.constants.get("LOGITS")}
 
 
 def record_between(
@@ -168,6 +171,7 @@ def record_trained(
 
     launches = _recorded(call, first)
     changed = ("batch_norm", "spatial_filters", "ddf_forward", "ddf_backward_filters")
+    changed += ("ddf_backward_x",) if launches["ddf_backward_x_kernel"].constants["LOGITS"] else ()
     return {name: launch for name, launch in launches.items() if name.startswith(changed)}
 
 

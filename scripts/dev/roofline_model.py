@@ -12,12 +12,12 @@ STEPS = (
     "layers apart",
     "spatial branch in one kernel, as measured",
     "one operator a layer",
-    "+ batch norm and ReLU folded in, inference: as it is",
-    "+ the same in training: fused_norms=all",
-    "+ grad_x written once",
+    "+ batch norm and ReLU folded in, inference",
     "+ filter kernel at 45 instructions",
+    "+ grad_x written once, logits without padding: as it is",
+    "+ batch norm and ReLU folded in, training: fused_norms=all",
 )
-APART, MEASURED_STEP, ONE_OPERATOR, FOLDED, NORMALIZED, ONE_GRADIENT, FAST_FILTERS = range(len(STEPS))
+APART, MEASURED_STEP, ONE_OPERATOR, FOLDED, FAST_FILTERS, ONE_GRADIENT, NORMALIZED = range(len(STEPS))
 PIXELS = 64  # of a program of the spatial branch
 CHUNK = 128  # pixels that one partial sum of the channel filter's gradient covers
 
@@ -104,16 +104,24 @@ class Sizes:
         return self.spatial if tiles == 1 else 2 * tiles * self.spatial
 
     @property
-    def norm_partials(self) -> float:  # float32, two for each partial sum of the pool
-        return 2 * self.pool
+    def norm_partials(self) -> float:  # two float32 for each 64 pixels of x, as those of the pool; 128 with a stride
+        return 2 * self.pool / (2 if self.size < self.size_in else 1)
 
     @property
     def moments(self) -> float:  # three float32 for each 64 pixels of y, the outputs of a program in one channel
         return 12 * self.batch * -(-(self.size**2) // 64) * self.channels
 
     @property
-    def logits(self) -> float:  # gradients, padded to 16 taps
+    def logits(self) -> float:  # gradients, 9 a pixel of x
+        return 18 * self.batch * self.size_in**2
+
+    @property
+    def padded_logits(self) -> float:  # the same padded to 16
         return 32 * self.batch * self.size_in**2
+
+    @property
+    def logit_sums(self) -> float:  # 9 float32, as those of the pool
+        return 9 * self.pool / self.channels
 
 
 def ddf_forward(s: Sizes, step: int, training: bool) -> list[Work]:
@@ -136,22 +144,26 @@ def ddf_backward(s: Sizes, step: int) -> list[Work]:
         Work("ddf_backward_filters", filters, outputs=s.outputs),
         Work("ddf_backward_x", s.y + s.spatial + s.channel + s.x, outputs=s.outputs),
     ]
+    logits = s.logits if step >= ONE_GRADIENT else s.padded_logits
     if step == APART:  # FilterNorm's ten passes, the 1x1 convolution's two gradients, two sums of gradients of x
-        passes = s.spatial_partials + 20 * s.spatial + 2 * s.x + 2 * s.logits + s.x + 6 * s.x
+        passes = s.spatial_partials + 20 * s.spatial + 2 * s.x + 2 * logits + s.x + 6 * s.x
         return [*works, Work("pointwise", passes, launches=14), Work("small", launches=15)]
-    branch = s.spatial_partials + s.spatial + 4 * s.pixels + s.logits + 2 * s.x  # reads grad_x and adds to it
-    weight, more = 2 * s.logits + s.x, 0.0
-    if step >= NORMALIZED:  # the last pass of batch norm 1, which reads x, makes the weight's gradient on its way
-        branch += s.norm_partials  # x, which it reads, is a pass in `around`
-        weight, more = 2 * s.logits, s.norm_partials
+    branch = s.spatial_partials + s.spatial + 4 * s.pixels + logits + 2 * s.x  # reads grad_x and adds to it
+    weight, more = 2 * logits + s.x, 0.0
     small = 5  # FilterNorm of the channel branch, excite, squeeze with ReLU, their weights, a cast
     if step == MEASURED_STEP:  # the gradient of x is written, and added by autograd; partial sums are added up before
-        branch = 2 * s.spatial + 4 * s.pixels + s.logits + s.x
+        branch = 2 * s.spatial + 4 * s.pixels + logits + s.x
         small = 48
         works.append(Work("sums", 3 * s.x))
-    if step >= ONE_GRADIENT:  # gives the gradients of the logits; the kernel of grad_x reads those
-        branch -= 2 * s.x
-        works[1] = works[1]._replace(bytes=works[1].bytes + s.logits)
+    if step >= ONE_GRADIENT:  # gives the gradients of the logits and their sums; the kernel of grad_x reads the former
+        branch += s.logit_sums - 2 * s.x
+        weight += s.logit_sums - logits  # the sum for the bias
+        works[1] = works[1]._replace(bytes=works[1].bytes + logits)
+    if step >= NORMALIZED:  # the last pass of batch norm 1, which reads x, makes the weight's gradient on its way
+        weight -= s.x
+        # x, which the kernel of grad_x reads, is a pass in `around`
+        works[1] = works[1]._replace(bytes=works[1].bytes + s.norm_partials)
+        more = s.norm_partials
     works.append(Work("spatial_filters_backward", branch))
     works.append(Work("weight gradient", weight, launches=2))
     return [*works, Work("small", s.channel_partials + 3 * s.channel + more, launches=small)]

@@ -10,10 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.dev.roofline_model import FAST_FILTERS, MEASURED_STEP, NORMALIZED, Work, network
+from scripts.dev.roofline_model import FAST_FILTERS, MEASURED_STEP, NORMALIZED, ONE_GRADIENT, Work, network
 
-# Of the filter kernel, an output: of the tile that was measured, more to activate x on load, and fewer as hoped for.
-FILTER_INSTRUCTIONS, ACTIVATING, SAVED = 60, 16, 15
+# Instructions an output of the kernels that gradients take longest in: of the tile that was measured, and what steps of
+# the design add to them since.
+INSTRUCTIONS = {"ddf_backward_filters": 60, "ddf_backward_x": 31}
+ADDED = {
+    ("ddf_backward_filters", FAST_FILTERS): -15,
+    ("ddf_backward_filters", NORMALIZED): 16,  # x is activated on load
+    ("ddf_backward_x", ONE_GRADIENT): 15,  # what comes from the logits
+    ("ddf_backward_x", NORMALIZED): 13,  # the ReLU's mask, and sums
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,8 @@ def total(works: Iterable[Work], gpu: GPU) -> dict[str, float]:
 
 def predict(step: int | None, training: bool, compiled: bool, gpu: GPU, new_tiles: bool = True) -> dict[str, float]:
     """Milliseconds of the device by kind."""
-    reached, sums = fractions(), {}
+    reached = fractions()
+    sums: dict[str, float] = {}
     for work in network(step, training, compiled):
         if work.kind == "rest":
             time = MEASURED["training" if training else "inference"]["rest"][0]
@@ -98,9 +106,8 @@ def predict(step: int | None, training: bool, compiled: bool, gpu: GPU, new_tile
             time = SMALL * work.launches + floor(work, gpu)
         elif work.kind in TILES:
             start, slope = fit(work.kind, new_tiles)
-            if work.kind == "ddf_backward_filters" and step is not None:
-                more = ACTIVATING * (step >= NORMALIZED) - SAVED * (step >= FAST_FILTERS)
-                slope *= 1 + more / FILTER_INSTRUCTIONS
+            added = (more for (kind, since), more in ADDED.items() if kind == work.kind and (step or 0) >= since)
+            slope *= 1 + sum(added) / INSTRUCTIONS.get(work.kind, 1)
             time = max(floor(work, gpu) / 0.75, start + slope * work.outputs)  # no variant reached more
         else:
             fraction = reached.get(work.kind if training else f"{work.kind}, inference", reached.get(work.kind))

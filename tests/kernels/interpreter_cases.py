@@ -300,7 +300,7 @@ def test_layer(channels, kernel_size, heads, stride, dilation, combine, dtype, b
         present = [leaf for leaf in leaves if leaf is not None]
         return [y, *torch.autograd.grad(y, present, grad_y)]
 
-    # the gradients meet the spatial filter as it was rounded, and x once more where their two parts are added
+    # the gradients meet the spatial filter as it was rounded, and x once more where two kernels add up its gradient
     tolerance = 2e-6 if dtype == torch.float32 else 3e-3
     exact = evaluate(lambda x, weights: plain_ddf_layer(x, *weights, *settings)[0], torch.float64)
     registered = torch.ops.ddfnet.ddf_layer.default
@@ -323,7 +323,7 @@ def test_a_training_step_of_the_layer_launches_ten_triton_kernels(launches, monk
     layer(x).sum().backward()
     forward = ["spatial_filters_kernel", "channel_squeeze_kernel", "channel_filters_kernel", "ddf_forward_kernel"]
     backward = ["ddf_backward_filters_kernel", "channel_filters_backward_kernel", "channel_squeeze_backward_kernel"]
-    backward += ["ddf_backward_x_kernel", "spatial_filters_backward_kernel", "channel_weights_backward_kernel"]
+    backward += ["spatial_filters_backward_kernel", "ddf_backward_x_kernel", "channel_weights_backward_kernel"]
     assert launches == [*forward, *backward]
 
 

@@ -18,19 +18,19 @@ from ddfnet import DDF
 from ddfnet.kernels import batch_norm_training as kernels
 from ddfnet.layers.normalized_ddf import normalized_ddf, one_by_one
 from ddfnet.models.ddf_resnet import DDFBottleneck
-from ddfnet.ops.ddf import ddf_reference
+from ddfnet.ops.ddf import ddf_reference, tiling
 from ddfnet.ops.ddf import triton as operator_launch
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 from ddfnet.ops.ddf_layer import triton as layer_launch
 from ddfnet.ops.ddf_layer import triton_channel, triton_training
-from ddfnet.ops.ddf_layer.arguments import INVERSE, MEAN, SCALE, SHIFT, TRUE_SCALE, VARIANCE, TrainedNorm
+from ddfnet.ops.ddf_layer.arguments import INVERSE, MEAN, SCALE, SHIFT, TRUE_SCALE, VARIANCE, Settings, TrainedNorm
 
 MERGE = "batch_norm_merge_kernel"
 FORWARD = ["batch_norm_moments_kernel", MERGE, "spatial_filters_kernel", "channel_squeeze_kernel"]
 FORWARD += ["channel_filters_kernel", "ddf_forward_kernel", MERGE, "batch_norm_relu_kernel"]
 BACKWARD = ["batch_norm_relu_backward_sums_kernel", "batch_norm_backward_kernel", "ddf_backward_filters_kernel"]
-BACKWARD += ["channel_filters_backward_kernel", "channel_squeeze_backward_kernel", "ddf_backward_x_kernel"]
-BACKWARD += ["spatial_filters_backward_kernel", "batch_norm_backward_kernel", "channel_weights_backward_kernel"]
+BACKWARD += ["channel_filters_backward_kernel", "channel_squeeze_backward_kernel", "spatial_filters_backward_kernel"]
+BACKWARD += ["ddf_backward_x_kernel", "batch_norm_backward_kernel", "channel_weights_backward_kernel"]
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,9 @@ def test_a_step_is_that_of_the_layers(channels, kernel_size, heads, stride, dila
     launches.clear()
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         actual = step(layers, x)
-    assert launches == FORWARD + BACKWARD
+    at_once = kernel_size == 3 and heads == 1
+    added = [] if at_once else ["spatial_filters_backward_x_kernel"]  # behind `ddf_backward_x_kernel`
+    assert launches == FORWARD + BACKWARD[:-2] + added + BACKWARD[-2:]
     assert actual[0].is_contiguous(memory_format=torch.channels_last)
     assert actual[1].is_contiguous(memory_format=torch.channels_last)
     assert [t.dtype for t in actual] == [dtype, dtype, *(p.dtype for p in layers.parameters())]
@@ -158,6 +160,53 @@ def test_moments_and_filters_of_bfloat16(options):
     assert relative_error(total, variance) <= 1e-6
 
 
+OF_X = [
+    # stride, dilation, dtype, heads, with a normalization, written at once
+    (1, 1, torch.float32, 1, True, True),
+    (1, 1, torch.float32, 1, True, False),
+    (2, 1, torch.bfloat16, 1, True, True),
+    (1, 2, torch.bfloat16, 1, False, True),
+    (4, 1, torch.float32, 2, True, True),  # blocks that are no multiples of the stride, more logits than by the rule
+    (2, 1, torch.float16, 2, True, False),
+]
+
+
+@pytest.mark.parametrize("stride, dilation, dtype, heads, normalized, at_once", OF_X)  # noqa: PT006
+def test_the_gradient_of_x_at_once_and_by_two_kernels(stride, dilation, dtype, heads, normalized, at_once, launches):  # noqa: F811
+    """Either way for the same arguments, against the formula in float64; with the sums of the normalization."""
+    generator = torch.Generator().manual_seed(0)
+    make_random = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+    x = make_random(2, 20, 7, 9).to(dtype).contiguous(memory_format=torch.channels_last)
+    size, logits = ((7 - 1) // stride + 1, (9 - 1) // stride + 1), 9 * heads
+    channel, spatial = make_random(2, 9, 20), make_random(2, logits, *size).to(dtype)
+    grad_y = make_random(2, 20, *size).to(dtype).contiguous(memory_format=torch.channels_last)
+    grad_logits = torch.zeros(logits, 2, 7, 9, dtype=dtype)
+    grad_logits[..., ::stride, ::stride] = make_random(logits, 2, *size).to(dtype)
+    weight, pooled, statistics = make_random(logits, 20), make_random(2, 20), make_random(6, 20)
+    settings = Settings(3, stride, dilation, heads, True, 0.5)
+    args = Arguments(x, channel, spatial, 3, stride, dilation, True, 1)
+    branch = operator_launch.Branch(grad_logits.flatten(1), weight, pooled)
+    with mock.patch.object(tiling, "backward_x_at_once", return_value=at_once):
+        given = statistics if normalized else None
+        grad_x, partials = layer_launch.backward_x(grad_y, args, branch, settings, given)
+    assert launches == ["ddf_backward_x_kernel", "spatial_filters_backward_x_kernel"][: 2 - at_once]
+
+    leaf = x.double().requires_grad_()
+    filters = channel.double().transpose(1, 2).reshape(2, 20, 3, 3), spatial.double()
+    y = ddf_reference(leaf, *filters, stride=stride, dilation=dilation)
+    (expected,) = torch.autograd.grad(y, leaf, grad_y.double())
+    expected = expected + torch.einsum("tbij,tc->bcij", grad_logits.double(), weight.double())
+    expected = expected + (pooled.double() / 63)[..., None, None]
+    if normalized:
+        _, shift, scale, mean, *_ = statistics.double()[..., None, None]
+        expected = expected * (x.double() * scale + shift > 0)
+        sums = torch.stack([expected.sum((0, 2, 3)), (expected * (x.double() - mean)).sum((0, 2, 3))])
+        assert relative_error(partials.sum(0), sums) <= (2e-6 if at_once or dtype == torch.float32 else 1e-3)
+    else:
+        assert partials is None
+    assert relative_error(grad_x, expected) <= {torch.float32: 2e-6, torch.float16: 1e-3}.get(dtype, 2**-7)
+
+
 def test_the_norm_behind_the_layer_in_bfloat16():
     """Forward and backward of normalization and ReLU, which have no matrix product; against autograd in float64."""
     generator = torch.Generator().manual_seed(0)
@@ -171,7 +220,9 @@ def test_the_norm_behind_the_layer_in_bfloat16():
     given = (grad_z, x, statistics, partials)
     triton_training._launch(kernels.batch_norm_relu_backward_sums_kernel, x, given, ITERATIONS=16)
     given = (grad_z, x, statistics, partials[0], grad_x, grad_weight, x, x)
-    triton_training._launch(kernels.batch_norm_backward_kernel, x, given, ITERATIONS=1, RELU=True, PADDED_TAPS=0)
+    triton_training._launch(
+        kernels.batch_norm_backward_kernel, x, given, ITERATIONS=1, RELU=True, LOGITS=0, PADDED_LOGITS=16
+    )
 
     leaves = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
     expected = F.batch_norm(leaves[0], None, None, *leaves[1:], training=True, eps=1e-3).relu()

@@ -79,6 +79,16 @@ def backward_x_tile(args: Arguments) -> Tile:
     )
 
 
+def backward_x_at_once(args: Arguments) -> bool:
+    """Whether `ddf_backward_x_kernel` also adds what comes from a layer's logits, or another kernel does afterwards.
+
+    Each logit of a pixel is a multiply-add for each of its channels: with loads 15 instructions an element for the nine
+    logits of a 3x3 filter, by their number half the time that it takes to write and read the element once more. The 25
+    of a 5x5 filter would take as long as that, and of many heads a matrix product is better. Never measured.
+    """
+    return args.heads * args.area <= 9
+
+
 def backward_filters_tile(args: Arguments) -> Tile:
     """For `ddf_backward_filters_kernel`.
 

@@ -3,7 +3,7 @@
 "Dense" arguments are laid out as the kernels read them (`_dense`).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,13 +73,54 @@ def backward(grad_y: Tensor, args: Arguments, needed: Needed) -> tuple[Tensor, T
     return grad_x, grad_channel, grad_spatial
 
 
-def backward_x(grad_y: Tensor, args: Arguments) -> Tensor:
-    """The gradient of x; grad_y in its memory format, dense arguments."""
+class Branch(NamedTuple):
+    """What a DDF layer's other ways add to the gradient of x, which is channels_last (B, C, H, W).
+
+    grad_logits: (G*k*k, B*H*W), in the dtype of x, of the logits of the spatial filter; 0 off the grid of the stride.
+    weight: contiguous (G*k*k, C, ...), which made the logits of x. grad_pooled: float32 (B, C), of the average of x.
+    """
+
+    grad_logits: Tensor
+    weight: Tensor
+    grad_pooled: Tensor
+
+
+def backward_x(
+    grad_y: Tensor,
+    args: Arguments,
+    branch: Branch | None = None,
+    x_statistics: Tensor | None = None,
+    norm_partials: Tensor | None = None,
+) -> Tensor:
+    """The gradient of x; grad_y in its memory format, dense arguments. With `branch`, that of the layer.
+
+    With x_statistics, float32 (6, C), as well, it is brought before the ReLU of a batch normalization in training, and
+    norm_partials, float32 (`backward_x_parts`, 2, C), get the sums that the normalization's gradient needs.
+    """
     grad_x = empty(args.x, args.x.shape, args.memory_format)
     tile = tiling.backward_x_tile(args)
-    programs = _block_programs(tile, args, *args.x.shape[2:])
-    _launch(ddf_backward_x_kernel, programs, tile, args, (grad_y, *_filters(args), grad_x), **_weights(args))
+    logits, pixels = (0, 0) if branch is None else branch.grad_logits.shape
+    more: tuple[Tensor | None, ...] = branch or (None,) * 3
+    more += (None,) * 3 if x_statistics is None else (args.x, x_statistics, norm_partials)
+    tensors = (grad_y, *_filters(args), grad_x, *(grad_y if tensor is None else tensor for tensor in more))
+    _launch(
+        ddf_backward_x_kernel,
+        _block_programs(tile, args, *args.x.shape[2:]),
+        tile,
+        args,
+        tensors,
+        pixels,
+        LOGITS=logits,
+        ACTIVATE_X=x_statistics is not None,
+        **_weights(args),
+    )
     return grad_x
+
+
+def backward_x_parts(args: Arguments) -> int:
+    """Programs of `backward_x` that have pixels of one channel: parts of the sums over the gradient of x."""
+    tile = tiling.backward_x_tile(args)
+    return args.x.shape[0] * cdiv(tiling.block_count(tile, args, *args.x.shape[2:]), tile.blocks)
 
 
 def _backward_spatial(grad_y: Tensor, args: Arguments) -> Tensor:

@@ -1,8 +1,8 @@
 """The DDF layer as one operator: both filter branches, their normalization, and `ddf`.
 
 As separate layers the branches read x twice, pass some ten times over the logits, add two gradients of the size of x,
-and launch 52 kernels in a training step; this launches 15. Only Triton has it; elsewhere the layers are called one by
-one, and `plain_ddf_layer`, which defines it, is what exporters get.
+and launch 52 kernels in a training step; this launches 15, or 16 with more than nine logits. Only Triton has it;
+elsewhere the layers are called one by one, and `plain_ddf_layer`, which defines it, is what exporters get.
 """
 
 from math import prod

@@ -6,8 +6,13 @@ import torch
 from torch import Tensor
 
 from ddfnet.kernels.batch_norm import batch_norm_affine_kernel
-from ddfnet.kernels.spatial_filters import spatial_filters_backward_kernel, spatial_filters_kernel
-from ddfnet.ops.common import cdiv, empty, launch, output_size
+from ddfnet.kernels.spatial_filters import (
+    spatial_filters_backward_kernel,
+    spatial_filters_backward_x_kernel,
+    spatial_filters_kernel,
+)
+from ddfnet.ops.common import cdiv, launch, output_size
+from ddfnet.ops.ddf import tiling
 from ddfnet.ops.ddf import triton as operator
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 from ddfnet.ops.ddf_layer import triton_channel as channel_branch
@@ -67,14 +72,18 @@ def backward(
     grad_y = operator.aligned(grad_y, torch.channels_last)
     arguments = operator_arguments(x, activations, settings)
     spatial_partials, of_channel = backward_filters(grad_y, arguments, weights, activations, settings)
-    grad_x = operator.backward_x(grad_y, arguments) if need_x else empty(x, x.shape, torch.channels_last)
-    saved = (x, weights.spatial, activations.spatial_filter, activations.inverse_std)
-    grad_logits = spatial_logits_backward(spatial_partials, of_channel.pooled, *saved, grad_x, settings)
+    grad_logits, bias_partials = spatial_logits_backward(
+        spatial_partials, activations.spatial_filter, activations.inverse_std, x, settings
+    )
+    grad_x = x.new_empty(0)
+    if need_x:
+        branch = operator.Branch(grad_logits, weights.spatial.contiguous(), of_channel.pooled)
+        grad_x, _ = backward_x(grad_y, arguments, branch, settings)
     if not need_weights:
         return grad_x, ()
     # Long sums over pixels: a matrix product, which splits them over the GPU. x is a matrix already: pixels x channels.
-    grad_spatial = grad_logits.t() @ x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-    return grad_x, weight_gradients(grad_spatial, grad_logits, of_channel, activations, settings)
+    grad_spatial = grad_logits @ x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    return grad_x, (grad_spatial, bias_partials.sum(0), *channel_branch.weight_gradients(of_channel, activations))
 
 
 def backward_filters(
@@ -89,24 +98,6 @@ def backward_filters(
     needed = Needed(False, True, True)
     channel_partials, spatial_partials = operator.filter_partials(grad_y, arguments, needed, x_affine)
     return spatial_partials, channel_branch.backward(channel_partials, weights, activations, settings)
-
-
-def weight_gradients(
-    grad_spatial: Tensor,
-    grad_logits: Tensor,
-    of_channel: ChannelGradients,
-    activations: Activations,
-    settings: Settings,
-) -> tuple[Tensor, ...]:
-    """Gradients of all weights and biases, of that of the spatial branch's padded weight (padded heads * taps, C)."""
-    heads, area, padded = settings.heads, settings.kernel_size**2, padded_area(settings.kernel_size)
-    grad_bias = grad_logits.sum(0, dtype=torch.float32)
-    if heads == 1:
-        of_spatial = grad_spatial[:area], grad_bias[:area]
-    else:
-        grad_spatial = grad_spatial.view(-1, padded, grad_spatial.shape[1])
-        of_spatial = grad_spatial[:heads, :area].flatten(0, 1), grad_bias.view(-1, padded)[:heads, :area].flatten()
-    return *of_spatial, *channel_branch.weight_gradients(of_channel, activations)
 
 
 def spatial_filters(
@@ -129,41 +120,78 @@ def spatial_filters(
     has = {"HAS_BIAS": bias is not None, "ACTIVATE_X": x_affine is not None}
     # 32 channels at a time keep registers, hence warps on a multiprocessor, as they are without the affine map
     policy = {"num_stages": 2} if x_affine is None else {"num_stages": 1, "BLOCK_CHANNELS": 32}
-    _launch(spatial_filters_kernel, batch * tiles, tensors, x, settings, **has, **policy)
+    sizes = (channels, height, width, settings.alpha)
+    options = {"STRIDE": settings.stride, "BLOCK_CHANNELS": _BLOCK_CHANNELS, **has, **policy}
+    _launch(spatial_filters_kernel, batch * tiles, tensors, sizes, settings, **options)
     return filters, inverse_std, partials
 
 
 def spatial_logits_backward(
-    grad_partials: Tensor,
-    grad_pooled: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    spatial_filter: Tensor,
-    inverse_std: Tensor,
+    grad_partials: Tensor, spatial_filter: Tensor, inverse_std: Tensor, x: Tensor, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the logits (G*k*k, B*H*W) in the dtype of x, and float32 parts (parts, G*k*k) of their sums.
+
+    grad_partials: (B, partial sums, G*k*k, Ho, Wo) of the gradient of the spatial filter.
+    """
+    (batch, _, height, width), area = x.shape, settings.kernel_size**2
+    block = _BLOCK_PIXELS if settings.kernel_size <= 5 else 32  # of large filters a thread can hold one pixel's taps
+    parts, pixels = batch * cdiv(height * width, block), batch * height * width
+    grad_logits = x.new_empty((settings.heads * area, pixels))
+    bias_partials = x.new_empty((parts, settings.heads * area), dtype=torch.float32)
+    launch(
+        spatial_filters_backward_kernel,
+        (parts * settings.heads,),
+        *(grad_partials, spatial_filter, inverse_std, grad_logits, bias_partials),
+        *(height, width, pixels, settings.alpha),
+        HEADS=settings.heads,
+        AREA=area,
+        STRIDE=settings.stride,
+        PARTIALS=grad_partials.shape[1],
+        BLOCK_PIXELS=block,
+        num_warps=1,  # whose sums over pixels need no barrier
+        num_stages=1,
+    )
+    return grad_logits, bias_partials
+
+
+def backward_x(
+    grad_y: Tensor,
+    arguments: Arguments,
+    branch: operator.Branch,
+    settings: Settings,
+    x_statistics: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The layer's gradient of x. With x_statistics it is brought before the ReLU of a batch normalization, and parts
+    (parts, 2, C) of its sums come with it."""
+    x, at_once = arguments.x, tiling.backward_x_at_once(arguments)
+    partials = None
+    if x_statistics is not None:
+        parts = operator.backward_x_parts(arguments) if at_once else spatial_tiles(x)
+        partials = x.new_empty((parts, 2, x.shape[1]), dtype=torch.float32)
+    if at_once:
+        return operator.backward_x(grad_y, arguments, branch, x_statistics, partials), partials
+    grad_x = operator.backward_x(grad_y, arguments)
+    add_branch(grad_x, x, branch, settings, x_statistics, partials)
+    return grad_x, partials
+
+
+def add_branch(
     grad_x: Tensor,
+    x: Tensor,
+    branch: operator.Branch,
     settings: Settings,
     x_statistics: Tensor | None = None,
     norm_partials: Tensor | None = None,
-) -> Tensor:
-    """Adds to grad_x; the gradients of the logits (B*H*W, padded heads * padded taps) in the dtype of x.
-
-    grad_partials: (B, partial sums, G*k*k, Ho, Wo) of the gradient of the spatial filter. With x_statistics, grad_x is
-    brought before the ReLU of a batch normalization, and norm_partials (`spatial_tiles`, 2, C) get its sums.
-    """
-    batch, _, height, width = x.shape
-    heads, area = settings.heads, padded_area(settings.kernel_size)
-    grad_logits = x.new_empty((batch, height * width, padded_heads(heads) * area))
-    given = (grad_partials, grad_pooled, weight.contiguous(), spatial_filter, inverse_std)
-    programs, parts = spatial_tiles(x), grad_partials.shape[1]
-    # As in `spatial_filters`. Without, some tensor that is not written: torch.compile would copy one that is.
-    norm = (inverse_std,) * 3
-    if x_statistics is not None and norm_partials is not None:
-        norm = (x, x_statistics, norm_partials)
-    tensors = (*given, grad_x, grad_logits, *norm)
-    constants = {"PARTIALS": parts, "ACTIVATE_X": x_statistics is not None, "num_stages": 1}
-    constants |= {} if x_statistics is None else {"BLOCK_CHANNELS": 32}
-    _launch(spatial_filters_backward_kernel, programs, tensors, x, settings, **constants)
-    return grad_logits.flatten(0, 1)
+) -> None:
+    """To the gradient of x that the operator wrote: a kernel of its own, with as many parts as `spatial_tiles`."""
+    # Without, some tensor that is not written: torch.compile would copy one that is.
+    norm = tuple(x if tensor is None else tensor for tensor in (x_statistics, norm_partials))
+    # 32 channels at a time as in `spatial_filters`
+    options = {"num_stages": 1, "BLOCK_CHANNELS": _BLOCK_CHANNELS if x_statistics is None else 32}
+    sizes = (*x.shape[1:], branch.grad_logits.shape[1])
+    tensors, activate = (*branch, grad_x, x, *norm), x_statistics is not None
+    programs = spatial_tiles(x)
+    _launch(spatial_filters_backward_x_kernel, programs, tensors, sizes, settings, ACTIVATE_X=activate, **options)
 
 
 def spatial_tiles(x: Tensor) -> int:
@@ -178,19 +206,17 @@ def operator_arguments(x: Tensor, activations: Activations, settings: Settings) 
 
 
 def _launch(
-    kernel: Any, programs: int, tensors: tuple[Tensor, ...], x: Tensor, settings: Settings, **constants: Any
+    kernel: Any, programs: int, tensors: tuple[Any, ...], sizes: tuple[Any, ...], settings: Settings, **constants: Any
 ) -> None:
     launch(
         kernel,
         (programs,),
         *tensors,
-        *x.shape[1:],
-        settings.alpha,
+        *sizes,
         HEADS=settings.heads,
         AREA=settings.kernel_size**2,
-        STRIDE=settings.stride,
         PADDED_HEADS=padded_heads(settings.heads),
         PADDED_AREA=padded_area(settings.kernel_size),
         BLOCK_PIXELS=_BLOCK_PIXELS,
-        **{"BLOCK_CHANNELS": _BLOCK_CHANNELS, "num_warps": 4, **constants},
+        **{"num_warps": 4, **constants},
     )

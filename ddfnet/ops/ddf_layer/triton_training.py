@@ -15,16 +15,8 @@ from ddfnet.kernels.batch_norm_training import (
 from ddfnet.ops.common import cdiv, empty, launch
 from ddfnet.ops.ddf import triton as operator
 from ddfnet.ops.ddf_layer import triton as layer
-from ddfnet.ops.ddf_layer.arguments import (
-    STATISTICS,
-    Activations,
-    NormState,
-    Settings,
-    TrainedNorm,
-    Weights,
-    padded_area,
-    padded_heads,
-)
+from ddfnet.ops.ddf_layer import triton_channel as channel_branch
+from ddfnet.ops.ddf_layer.arguments import STATISTICS, Activations, NormState, Settings, TrainedNorm, Weights
 
 _CHANNELS = 64  # of a program, and rows below: 16 elements a thread
 _ROWS = 32
@@ -61,27 +53,31 @@ def backward(
     grad_y = empty(y, y.shape, torch.channels_last)
     y_weight = y.new_empty(y.shape[1], dtype=torch.float32)
     tensors = (grad_z, y, state.y_statistics, y_sums, grad_y, y_weight, y, y)
-    _launch(batch_norm_backward_kernel, y, tensors, ITERATIONS=1, RELU=True, PADDED_TAPS=0)
+    _launch(batch_norm_backward_kernel, y, tensors, ITERATIONS=1, RELU=True, **_logits(0))
 
     arguments = layer.operator_arguments(x, activations, settings)
     spatial_partials, of_channel = layer.backward_filters(
         grad_y, arguments, weights, activations, settings, state.x_statistics
     )
-    between = operator.backward_x(grad_y, arguments)
-    saved = (x, weights.spatial, activations.spatial_filter, activations.inverse_std, between)
-    partials = x.new_empty((layer.spatial_tiles(x), 2, x.shape[1]), dtype=torch.float32)
-    grad_logits = layer.spatial_logits_backward(
-        spatial_partials, of_channel.pooled, *saved, settings, state.x_statistics, partials
+    grad_logits, bias_partials = layer.spatial_logits_backward(
+        spatial_partials, activations.spatial_filter, activations.inverse_std, x, settings
     )
-    x_sums = partials.sum(0)
+    branch = operator.Branch(grad_logits, weights.spatial.contiguous(), of_channel.pooled)
+    between, x_partials = layer.backward_x(grad_y, arguments, branch, settings, state.x_statistics)
+    x_sums = x_partials.sum(0)  # type: ignore[union-attr]  # there are some
     grad_x = empty(x, x.shape, torch.channels_last)
-    taps = padded_heads(settings.heads) * padded_area(settings.kernel_size)
-    weight_partials = x.new_empty((_parts(x), taps, x.shape[1]), dtype=torch.float32)
+    logits = grad_logits.shape[0]
+    weight_partials = x.new_empty((_parts(x), logits, x.shape[1]), dtype=torch.float32)
     x_weight = torch.empty_like(y_weight)
     tensors = (between, x, state.x_statistics, x_sums, grad_x, x_weight, grad_logits, weight_partials)
-    _launch(batch_norm_backward_kernel, x, tensors, ITERATIONS=_ITERATIONS, RELU=False, PADDED_TAPS=taps)
-    grads = layer.weight_gradients(weight_partials.sum(0), grad_logits, of_channel, activations, settings)
+    _launch(batch_norm_backward_kernel, x, tensors, ITERATIONS=_ITERATIONS, RELU=False, **_logits(logits))
+    grads = (weight_partials.sum(0), bias_partials.sum(0), *channel_branch.weight_gradients(of_channel, activations))
     return grad_x, (x_weight, x_sums[0]), grads, (y_weight, y_sums[0])
+
+
+def _logits(count: int) -> dict[str, int]:
+    """Constants of `batch_norm_backward_kernel`: a matrix product has at least 16 rows."""
+    return {"LOGITS": count, "PADDED_LOGITS": max(16, 1 << (count - 1).bit_length())}
 
 
 def _moments(x: Tensor) -> Tensor:

@@ -219,6 +219,7 @@ def test_the_cuda_path_traces_into_triton_launches(no_gpu_needed, scale, stride)
 # What the kernels of a layer write, by name and in order.
 BRANCHES = [["inverse_std", "pool_partials", "spatial_filter"], ["hidden", "pooled"], ["channel_filter"]]
 FILTER_GRADIENTS = [["channel_partials", "spatial_partials"], ["grads"], ["grad_hidden", "grad_pooled"]]
+LOGITS = ["bias_partials", "grad_logits"]
 WEIGHTS = ["alpha", "excite", "excite_bias", "squeeze", "squeeze_bias"]
 
 
@@ -261,8 +262,8 @@ def test_the_layer_between_norms_traces_into_its_kernels_in_training_on_cuda(no_
         ["partials"],
         ["grad_weight", "grad_x"],
         *FILTER_GRADIENTS,
-        ["grad_x"],
-        ["grad_logits", "grad_x", "norm_partials"],
+        LOGITS,
+        ["grad_x", "norm_partials"],
         ["grad_weight", "grad_x", "weight_partials"],
         WEIGHTS,
     ]
@@ -282,17 +283,18 @@ def without_biases(tensors):
     return [tensors[i] for i in (0, 1, 3, 5, 7)]
 
 
-@pytest.mark.parametrize("channels", [64, 128])  # one tile of channels, or two, whose partial sums are added up
-def test_the_fused_backward_traces_on_cuda(no_gpu_needed, channels):
-    tensors = layer_tensors(channels, 1, 14, device="cuda", dtype=torch.bfloat16)
-    settings = (3, 1, 1, 1, True, 0.5)
+# one tile of channels, or two, whose partial sums are added up; many logits, which another kernel adds to grad_x
+@pytest.mark.parametrize(("channels", "heads"), [(64, 1), (128, 1), (64, 2)])
+def test_the_fused_backward_traces_on_cuda(no_gpu_needed, channels, heads):
+    tensors = layer_tensors(channels, heads, 14, device="cuda", dtype=torch.bfloat16)
+    settings = (3, 1, 1, heads, True, 0.5)
 
     def both(*tensors):
         y, *activations = torch.ops.ddfnet.ddf_layer(*tensors, *settings)
         return torch.ops.ddfnet.ddf_layer_backward(y, *without_biases(tensors), *activations, *settings, True, True)
 
     written = [sorted(names) for names in written_by_kernels(both, *tensors)]
-    assert written == [*BRANCHES, ["y"], *FILTER_GRADIENTS, ["grad_x"], ["grad_logits", "grad_x"], WEIGHTS]
+    assert written == [*BRANCHES, ["y"], *FILTER_GRADIENTS, LOGITS, *[["grad_x"]] * heads, WEIGHTS]
 
 
 @pytest.mark.parametrize(("heads", "stride", "bias"), [(1, 1, True), (2, 2, False)])

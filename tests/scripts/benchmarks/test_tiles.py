@@ -19,6 +19,8 @@ KERNELS = (
     "ddf_backward_filters_kernel",
     "spatial_filters_kernel",
     "spatial_filters_backward_kernel",
+    "layer_backward_x",
+    "spatial_filters_backward_x_kernel",
 )
 SWEEP = """
 import sys

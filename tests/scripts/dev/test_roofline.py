@@ -11,6 +11,7 @@ from scripts.dev import roofline, roofline_model, roofline_time
 from scripts.dev.roofline_model import (
     MEASURED_STEP,
     NORMALIZED,
+    ONE_GRADIENT,
     ONE_OPERATOR,
     Sizes,
     ddf_backward,
@@ -34,7 +35,14 @@ def test_a_case_by_hand():
     backward = by_kind(ddf_backward(s, ONE_OPERATOR))
     assert backward["ddf_backward_filters"] == 2 * x + 2 * filters + 2 * channel  # one partial sum of each
     assert backward["spatial_filters_backward"] == 2 * x + 2 * filters + 2 * 64 * 4 + 2 * 64 * 16 * 2
-    assert sum(work.launches for work in (*ddf_forward(s, ONE_OPERATOR, True), *ddf_backward(s, ONE_OPERATOR))) == 15
+    backward, logits = by_kind(ddf_backward(s, ONE_GRADIENT)), 2 * 64 * 9 * 2
+    assert (
+        backward["spatial_filters_backward"] == 2 * filters + 2 * 64 * 4 + logits + 2 * 9 * 4
+    )  # one sum of each logit
+    assert backward["ddf_backward_x"] == 2 * x + filters + channel + logits
+    assert backward["weight gradient"] == x + logits + 2 * 9 * 4
+    for step in (ONE_OPERATOR, ONE_GRADIENT):
+        assert sum(work.launches for work in (*ddf_forward(s, step, True), *ddf_backward(s, step))) == 15
 
 
 def test_flops_and_outputs_of_resnet50():
@@ -68,7 +76,7 @@ class Recorded:
 
 @pytest.mark.parametrize(("channels", "size", "stride"), SHAPES)
 def test_bytes_are_those_of_the_launches(channels, size, stride):
-    """What the layer launches, each tensor once; the branch's backward kernel reads and writes grad_x."""
+    """What the layer launches, each tensor once."""
     pytest.importorskip("triton")
     from ddfnet.ops.ddf import triton as operator_launch
     from ddfnet.ops.ddf_layer import triton as layer_launch
@@ -80,9 +88,8 @@ def test_bytes_are_those_of_the_launches(channels, size, stride):
             stack.enter_context(mock.patch.object(module, "launch", layer.record))
         y, activations = layer_launch.forward(layer.x, layer.weights, layer.settings)
         layer_launch.backward(y, layer.x, layer.weights, activations, layer.settings, True, True)
-    layer.moved["spatial_filters_backward"] += layer.x.numel() * 2
     s = Sizes(256, channels, size, y.shape[2])
-    works = by_kind([*ddf_forward(s, ONE_OPERATOR, True), *ddf_backward(s, ONE_OPERATOR)])
+    works = by_kind([*ddf_forward(s, ONE_GRADIENT, True), *ddf_backward(s, ONE_GRADIENT)])
     for kind in (kind for kind in layer.moved if not kind.startswith("channel")):
         assert works[kind] == pytest.approx(layer.moved[kind], rel=0.02), kind  # weights, pooled gradients
 
@@ -105,7 +112,6 @@ def test_bytes_with_the_norms_in_training_are_those_of_the_launches(channels, si
         z, state, activations = triton_training.forward(*given)
         triton_training.backward(z, layer.x, layer.weights, state, activations, layer.settings)
     moved = {kind: count for kind, count in layer.moved.items() if not kind.startswith("channel")}
-    moved["spatial_filters_backward"] += layer.x.numel() * 2  # reads and writes grad_x
     s = Sizes(256, channels, size, z.shape[2])
     works = by_kind([*ddf_forward(s, NORMALIZED, True), *ddf_backward(s, NORMALIZED)])
     passes = 0

@@ -39,7 +39,7 @@ from ddfnet.utils.files import write_text
 from scripts.visualize.explore import explore
 
 WEIGHTS = "zoo:ddf_mul_resnet14_32px.digits"
-IMAGES = ("8/0040.png", "3/0446.png", "5/0033.png")  # of the validation set
+IMAGES = ("8/0040.png", "3/0446.png", "5/0074.png")  # of the validation set
 WIDE, NARROW = 1280, 390
 TABS = ("scalars", "images", "histograms", "text", "hparams")
 OVERFIT_EPOCHS = 40

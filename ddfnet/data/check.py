@@ -17,7 +17,7 @@ from ddfnet.data.sources import ImageSource, SourceConfig, open_part, split_path
 from ddfnet.data.sources.classes import some_names
 from ddfnet.data.sources.folder import files_not_counted
 from ddfnet.data.sources.label_sets import LabelSets, class_names, unused_lines
-from ddfnet.data.sources.nearby import refuse_dataset_below
+from ddfnet.data.sources.misplaced import refuse_dataset_below
 from ddfnet.utils.errors import DataError
 from ddfnet.utils.text import plural
 
@@ -78,7 +78,7 @@ def check_tree(
     sources: list[ImageSource] = []
     present = {split: path for split in ("train", "val") if (path := split_path(root, split)) is not None}
     if not present:
-        refuse_dataset_below(root)
+        refuse_dataset_below(root, config)
     if len(present) == 1:
         report.problems.append(f"{root} has a folder {next(iter(present))} but not the other one of train and val")
     for split, path in present.items() or [("images", root)]:

@@ -38,7 +38,8 @@ def test_nothing_is_guessed_where_several_or_none_fit(data, tmp_path):
     (tmp_path / "other").mkdir()
     text = error(open_split, tmp_path / "other", "train", key="train", config=SourceConfig())
     assert "has no folder train: it holds train/ with one folder per class" in text
-    (data.parent / "again" / "train").mkdir(parents=True)
+    for split in ("train", "val"):
+        (data.parent / "again" / split).mkdir(parents=True)
     assert ", but " not in error(open_split, data.parent, "train", key="train", config=SourceConfig())
 
 
@@ -50,6 +51,45 @@ def test_mistyped_names_are_corrected(data):
     assert "has no folder train (did you mean training?)" in error(
         open_split, data, "train", key="train", config=SourceConfig()
     )
+
+
+def test_a_class_with_a_folder_train_is_no_dataset(tmp_path):
+    for name in ("dog/train", "cat"):
+        (tmp_path / name).mkdir(parents=True)
+    assert "has no folder train: it holds" in error(open_split, tmp_path, "train", key="train", config=SourceConfig())
+
+
+def test_what_cannot_be_data_or_be_listed_is_not_suggested(tmp_path, monkeypatch):
+    def text():
+        return error(open_split, tmp_path, "train", key="train", config=SourceConfig())
+
+    for name in ("train.log", "train.zip"):
+        (tmp_path / name).touch()
+    assert "did you mean" not in text()
+    (tmp_path / "trains").mkdir()
+    assert "(did you mean trains?)" in text()
+    monkeypatch.setattr("ddfnet.data.sources.nearby._MOST_NAMES", 0)
+    assert "did you mean" not in text()
+    monkeypatch.undo()
+    monkeypatch.setattr("os.scandir", lambda _: (_ for _ in ()).throw(PermissionError("denied")))
+    assert "has no folder train: it holds" in text()
+
+
+def test_classes_and_labeled_folders_with_folders_of_these_names_pass(tmp_path):
+    paths = ("c/real/1.png", "c/fake/train/2.png", "c/fake/val/3.png", "l/images/train/1.png", "l/images/val/2.png")
+    for path in map(tmp_path.joinpath, paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    labels = tmp_path / "l" / "labels.csv"
+    labels.write_text("file,label\nimages/train/1.png,cat\nimages/val/2.png,dog\n")
+    one = {"c": SourceConfig(), "l": SourceConfig(labels="labels.csv")}
+    for name, images in (("c", {"fake": 2, "real": 1}), ("l", {"cat": 1, "dog": 1})):
+        report = check_tree(tmp_path / name, workers=0, config=one[name])
+        assert (report.problems, report.splits["images"].images_per_class) == ([], images)
+        options = ["--labels", "labels.csv"] if name == "l" else []
+        assert prepare([str(tmp_path / name), str(tmp_path / f"s{name}"), *options]) == 0
+    kind = SourceConfig(source="folder")
+    assert check_tree(tmp_path / "l", workers=0, config=kind).splits["images"].images == 2
 
 
 def test_evaluation_and_commands_name_it_too(data, tmp_path):

@@ -13,7 +13,7 @@ from ddfnet.data.prepare.write import StoreReport, verify_store, write_store
 from ddfnet.data.sources import SourceConfig, open_part, split_path
 from ddfnet.data.sources.folder import not_counted_text
 from ddfnet.data.sources.label_sets import class_names
-from ddfnet.data.sources.nearby import refuse_dataset_below
+from ddfnet.data.sources.misplaced import refuse_dataset_below
 from ddfnet.data.sources.store import has_label_sets, open_store
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.progress import ProgressBar
@@ -42,9 +42,12 @@ def prepare(
         raise UserError(f"--quality must be keep, lossless or 1 to 100, got {quality}")
     kind: Any = int(quality) if quality.isdecimal() else quality
     encoding = Encoding(quality=kind, short_side=short_side, max_pixels=max_pixels)
+    splits = _splits(root, config)
+    if not splits[0][0]:
+        refuse_dataset_below(root, config)
     corrupt = 0
     classes = None
-    for split, path, own in _splits(root, config):
+    for split, path, own in splits:
         source = open_part(root, path, split, classes=classes, config=own)
         classes = class_names(source)
         if note := not_counted_text(source):
@@ -85,7 +88,6 @@ def _splits(root: str, config: SourceConfig) -> list[tuple[str, str | Path, Sour
     """(name, path, configuration) of each split, or of `root` itself under no name."""
     present = [(split, path) for split in SPLITS if (path := split_path(root, split)) is not None]
     if not present:
-        refuse_dataset_below(root)
         return [("", root, config)]
     if len(present) == 1:
         missing = next(split for split in SPLITS if split != present[0][0])

@@ -12,14 +12,14 @@ from ddfnet.data.sources.folder import index_folder
 from ddfnet.data.sources.huggingface import open_huggingface
 from ddfnet.data.sources.label_sets import open_labels
 from ddfnet.data.sources.locate import locate, split_path, uses
-from ddfnet.data.sources.nearby import dataset_with
+from ddfnet.data.sources.nearby import dataset_with, similar_name
 from ddfnet.data.sources.parquet import close_parquet
 from ddfnet.data.sources.ranges import close_files
 from ddfnet.data.sources.store import open_store
 from ddfnet.data.sources.table import open_table
 from ddfnet.data.sources.tar import open_tars
 from ddfnet.data.sources.timm_reader import open_timm
-from ddfnet.utils.errors import DataError, did_you_mean
+from ddfnet.utils.errors import DataError
 
 __all__ = ["ImageSource", "SourceConfig", "open_part", "open_source", "open_split", "split_path"]
 
@@ -129,6 +129,5 @@ def _no_split(root: str, part: str, key: str) -> str:
         f"(set data.{key} where the name differs)"
     )
     looked, name = (root, part) if os.path.isdir(root) else os.path.split(os.path.normpath(root))
-    names = os.listdir(looked or ".") if os.path.isdir(looked or ".") else []
-    near = did_you_mean(name, [other for other in names if not other.startswith(".")], most=1)
+    near = similar_name(name, looked or ".")
     return f"data.root={root} {state}{near and f' ({near})'}: {needs}"

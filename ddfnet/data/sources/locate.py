@@ -14,6 +14,7 @@ from ddfnet.utils.errors import DataError
 _MOST_FOLDERS = 20  # more are those of classes, which hold no shards and take long to list
 _ARROW = (*huggingface.SUFFIXES, huggingface.STATE)
 _SHARDS = (*huggingface.SUFFIXES, ".tar")
+FILE_SUFFIXES = (*table.SUFFIXES, *_SHARDS)  # of files that are data
 _ALSO = {"val": "val|valid|validation", "validation": "val|valid|validation"}
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
@@ -40,7 +41,7 @@ def split_path(root: str | os.PathLike, part: str) -> Path | None:
     if glob.has_magic(part):
         pattern = Path(glob.escape(str(root))) / part
         return pattern if glob.glob(str(pattern)) else None
-    for suffix in (*table.SUFFIXES, *_SHARDS):
+    for suffix in FILE_SUFFIXES:
         for name in _ALSO.get(part, part).split("|"):
             if (root / (name + suffix)).is_file():
                 return root / (name + suffix)

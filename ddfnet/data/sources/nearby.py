@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
-from ddfnet.data.sources.locate import split_path
-from ddfnet.utils.errors import DataError
+from ddfnet.data.sources.locate import FILE_SUFFIXES, split_path
+from ddfnet.utils.errors import DataError, did_you_mean
 
 _UP, _DOWN = 2, 3  # levels, as from ROOT/train/cat to ROOT, and from ROOT to ROOT/ILSVRC/Data/CLS-LOC of Kaggle
 _MOST_FOLDERS = 20  # in a folder that is looked into: more are those of classes
+_MOST_NAMES = 1000  # to look for a similar one
 _MOST_LOOKS = 200  # the disk may be a slow one
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test")
 
@@ -36,14 +38,24 @@ def dataset_with(root: str | os.PathLike, part: str) -> Path | None:
         if inside in (part, *SPLIT_NAMES) and has_split(parent, part):
             return parent
         inside = parent.name
-    return folder_below(root, lambda folder: has_split(folder, part))
+    others = [name for name in SPLIT_NAMES if name[:3] != part[:3]]  # a class may hold a folder train, not a dataset
+
+    def is_dataset(folder: Path) -> bool:
+        return has_split(folder, part) and any(has_split(folder, other) for other in others)
+
+    return folder_below(root, is_dataset)
 
 
-def refuse_dataset_below(root: str | os.PathLike) -> None:
-    """DataError where `root`, which has no splits, holds a folder with train and val: its classes would be wrong."""
-    meant = folder_below(root, lambda folder: has_split(folder, "train") and has_split(folder, "val"))
-    if meant is not None:
-        raise DataError(f"{root} has no splits train and val, but {meant} has: give that folder")
+def similar_name(name: str, folder: str | os.PathLike) -> str:
+    """`did you mean NAME?` with the nearest name of a folder, or of a file that could be data, in a folder; or ""."""
+    try:
+        with os.scandir(folder) as entries:
+            visible = (entry for entry in entries if not entry.name.startswith("."))
+            fit = (entry.name for entry in visible if entry.name.endswith(FILE_SUFFIXES) or entry.is_dir())
+            names = list(islice(fit, _MOST_NAMES + 1))
+    except OSError:  # an error is being reported already
+        return ""
+    return did_you_mean(name, names, most=1) if len(names) <= _MOST_NAMES else ""
 
 
 def has_split(folder: Path, part: str) -> bool:

@@ -153,10 +153,15 @@ class AugmentConfig(Section):
         if not self.mixes:
             yield "mixup_prob", "augment.mixup and augment.cutmix are 0"
             yield "mixup_mode", "augment.mixup and augment.cutmix are 0"
+        elif self.mixup_prob == 0:
+            keys = ("mixup", "cutmix", "cutmix_minmax", "mixup_mode", "mixup_switch_prob", "mixup_off_epoch")
+            yield from ((key, "augment.mixup_prob is 0") for key in keys if getattr(self, key) not in (None, 0))
+            return
         if not (self.mixup and self.cutmix):
             yield "mixup_switch_prob", "augment.mixup and augment.cutmix are not both on"
         elif self.mixup_switch_prob in (0, 1):
             off, always = ("cutmix", "mixup") if self.mixup_switch_prob == 0 else ("mixup", "cutmix")
-            yield off, f"augment.mixup_switch_prob is {self.mixup_switch_prob:g}, always {always}"
-        if self.mixes and self.mixup_prob == 0:
-            yield from ((key, "augment.mixup_prob is 0") for key in ("mixup", "cutmix") if getattr(self, key))
+            reason = f"augment.mixup_switch_prob is {self.mixup_switch_prob:g}, always {always}"
+            yield off, reason
+            if off == "cutmix" and self.cutmix_minmax is not None:
+                yield "cutmix_minmax", reason

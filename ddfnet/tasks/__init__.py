@@ -59,7 +59,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
     if task in task_names():
         task_class(task).fill_in(values, origins)
     config = check_config(values, origins)
-    return LoadedConfig(config, origins, tuple(task_class(config.task).describe(config, origins)))
+    return LoadedConfig(config, origins, (*config.remarks(), *task_class(config.task).describe(config, origins)))
 
 
 def check_config(values: dict[str, Any], origins: dict[KeyPath, str] | None = None) -> Config:

@@ -10,7 +10,6 @@ from ddfnet.data.image_file import MAX_PIXELS
 from ddfnet.data.loader import LoaderConfig
 from ddfnet.optim import OptimConfig, ScheduleConfig
 from ddfnet.tasks.checkpoints import CheckpointsConfig
-from ddfnet.utils.text import plural
 
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
@@ -182,6 +181,19 @@ class Config(Section):
             )
         return self
 
+    def remarks(self) -> list[str]:
+        """What may not be meant, a line each, apart from keys without effect."""
+        schedule, every, epochs = self.schedule, self.eval.every, self.train.epochs
+        counted = sum(epoch >= schedule.warmup_epochs for epoch in {*range(every, epochs, every), epochs})
+        # The first evaluation is the best so far; after the last one there is no step.
+        if schedule.name != "plateau" or schedule.patience + 2 < counted:
+            return []
+        after = " after the warm-up" if schedule.warmup_epochs else ""
+        return [
+            f"note: the learning rate stays constant{after}: schedule.name=plateau waits for more than "
+            f"schedule.patience={schedule.patience} evaluations without a better one, and the run has {counted}{after}"
+        ]
+
     def without_effect(self) -> Iterator[tuple[str, str]]:
         train, evaluations = self.train, -(-self.train.epochs // self.eval.every)
         if train.early_stop is not None and train.early_stop >= train.epochs:
@@ -191,10 +203,6 @@ class Config(Section):
         every = self.checkpoints.every_epochs
         if every is not None and every > train.epochs:
             yield "checkpoints.every_epochs", f"the run has {train.epochs} epochs"
-        if self.schedule.name == "plateau" and self.schedule.patience + 2 >= evaluations:
-            # The first evaluation is the best so far; after the last one there is no step.
-            patience = f"schedule.patience is {self.schedule.patience}, the run has {plural(evaluations, 'evaluation')}"
-            yield "schedule.name", f"plateau never lowers the rate: {patience}"
         if train.freeze == "all_but_head":
             yield from self._without_effect_on_the_head()
         schedule, end = self.schedule, f"is after the end, {self.train.epochs} epochs"
@@ -215,5 +223,3 @@ class Config(Section):
             yield "train.grad_checkpointing", f"{alone}, and what is before it has no gradients"
         if self.train.sync_bn:
             yield "train.sync_bn", f"{alone}: batch norms keep their statistics"
-        if self.optim.clip_grad is not None and self.optim.clip_mode == "agc":
-            yield "optim.clip_grad", f"{alone}, which optim.clip_mode=agc does not clip"

@@ -48,15 +48,9 @@ from tests.conftest import ROOT
         (["train.early_stop=3"], "train.early_stop", "the run has 3 epochs"),
         (["train.early_stop=2", "eval.every=3"], "train.early_stop", "the run has one evaluation"),
         (["checkpoints.every_epochs=4"], "checkpoints.every_epochs", "the run has 3 epochs"),
-        (["schedule.name=plateau"], "schedule.name", "schedule.patience is 10, the run has 3 evaluations"),
         (["train.freeze=all_but_head", "optim.kwargs={layer_decay: 0.5}"], "optim.kwargs.layer_decay", "last layer"),
         (["train.freeze=all_but_head", "train.grad_checkpointing=true"], "train.grad_checkpointing", "no gradients"),
         (["train.freeze=all_but_head", "train.sync_bn=true"], "train.sync_bn", "keep their statistics"),
-        (
-            ["train.freeze=all_but_head", "optim.clip_grad=0.1", "optim.clip_mode=agc"],
-            "optim.clip_grad",
-            "which optim.clip_mode=agc does not clip",
-        ),
         (["augment.mixup=0.2", "augment.mixup_prob=0"], "augment.mixup", "augment.mixup_prob is 0"),
         (
             ["augment={mixup: 0.2, cutmix: 1, mixup_switch_prob: 1}"],
@@ -84,10 +78,42 @@ def test_keys_without_effect_are_said(minimal, overrides, key, reason):
     assert reason in note
 
 
+def test_all_keys_of_mixing_that_is_never_drawn_are_said_once(minimal):
+    mixing = {"mixup": "0.2", "cutmix": "1", "cutmix_minmax": "[0.2, 0.5]", "mixup_mode": "elem"}
+    mixing |= {"mixup_switch_prob": "1", "mixup_off_epoch": "2"}
+    overrides = [f"augment.{key}={value}" for key, value in mixing.items()]
+    assert load_config(minimal, [*overrides, "augment.mixup_prob=0"]).ineffective_keys() == [
+        f"note: augment.{key} (command line) has no effect: augment.mixup_prob is 0"
+        for key in ("mixup", "cutmix", "cutmix_minmax", "mixup_mode", "mixup_switch_prob", "mixup_off_epoch")
+    ]
+    notes = load_config(minimal, [*overrides, "augment.mixup_switch_prob=0"]).ineffective_keys()
+    assert [note.split()[1] for note in notes] == ["augment.cutmix", "augment.cutmix_minmax"]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "every", "counted"),
+    [
+        ("patience: 10", 1, "has 3"),
+        ("patience: 0", 2, "has 2"),
+        ("patience: 0, warmup_epochs: 2", 1, "has 2 after the warm-up"),
+        ("patience: 0, warmup_epochs: 1", 1, ""),
+        ("patience: 0", 1, ""),
+    ],
+)
+def test_a_plateau_that_never_lowers_the_rate_is_said(minimal, schedule, every, counted):
+    loaded = load_config(minimal, [f"schedule={{name: plateau, {schedule}}}", f"eval.every={every}"])
+    notes = [note for note in loaded.notes if "stays constant" in note]
+    assert loaded.ineffective_keys() == []
+    assert len(notes) == bool(counted)
+    assert all(note.endswith(counted) for note in notes)
+
+
 def test_effective_and_unwritten_keys_are_not_noted(minimal):
     assert load_config(minimal).ineffective_keys() == []
     for schedule in ("milestones: [1, 2.5]", "decay_epochs: 2.5", "decay_epochs: 2, warmup_epochs: 1"):
         assert load_config(minimal, [f"schedule={{name: step, {schedule}}}"]).ineffective_keys() == []
+    agc = ["train.freeze=all_but_head", "optim.clip_grad=0.1", "optim.clip_mode=agc"]  # clips an auxiliary head
+    assert load_config(minimal, agc).ineffective_keys() == []
     for freeze in ("train.freeze=all_but_head", "train.freeze=[conv1]"):
         assert load_config(minimal, [freeze, "optim.clip_grad=0.1"]).ineffective_keys() == []
     assert load_config(minimal, ["train.freeze=[conv1]", "optim.kwargs={layer_decay: 0.5}"]).ineffective_keys() == []

@@ -46,7 +46,7 @@ def dataset_with(root: str | os.PathLike, part: str) -> Path | None:
     return folder_below(root, is_dataset)
 
 
-def similar_name(name: str, folder: str | os.PathLike) -> str:
+def similar_name(name: str, folder: str) -> str:
     """`did you mean NAME?` with the nearest name of a folder, or of a file that could be data, in a folder; or ""."""
     try:
         with os.scandir(folder) as entries:

@@ -1,38 +1,8 @@
 """Checks of the layers' arguments, and how the layers describe themselves."""
 
-import inspect
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
-
-from ddfnet.utils.errors import did_you_mean
-
-# Arguments of nn.Conv2d that a layer in its place has no use for.
-_OF_CONVOLUTIONS = {
-    "padding": "it is implied, dilation * (kernel_size // 2)",
-    "padding_mode": "the padding is always with zeros",
-    "groups": "each channel is filtered by itself, as by a depthwise convolution",
-    "bias": "there is none; a normalization layer behind it adds one",
-    "in_channels": "`channels` is the number of both input and output channels",
-    "out_channels": "`channels` is the number of both input and output channels",
-}
-
-
-def refuse_others(layer: type[nn.Module], positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-    """Raises TypeError where a layer that takes the place of a convolution got arguments that it does not have: those
-    of nn.Conv2d with the reason, others with the nearest of its own."""
-    if positional:
-        raise TypeError(
-            f"{layer.__name__} takes `channels` and `kernel_size` by position, all else by name: "
-            f"nn.Conv2d(64, 64, 3, 2) is written {layer.__name__}(64, 3, stride=2)"
-        )
-    for name in named:
-        reason = _OF_CONVOLUTIONS.get(name)
-        parameters = inspect.signature(layer).parameters.values()
-        own = [one.name for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
-        fix = f"leave it out: {reason}" if reason else did_you_mean(name, own, otherwise=f"it has {', '.join(own)}")
-        raise TypeError(f"{layer.__name__}() got an unexpected keyword argument '{name}': {fix}")
 
 
 def check_int(name: str, value: int) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ddfnet.layers.as_convolution import explains_arguments
 from ddfnet.layers.checks import (
     check_at_least,
     check_choice,
@@ -13,7 +14,6 @@ from ddfnet.layers.checks import (
     check_int,
     check_kernel_size,
     describe,
-    refuse_others,
 )
 from ddfnet.layers.filter_norm import FilterNorm, normalization_layer
 from ddfnet.layers.tracing import TracedAsLeaf
@@ -59,11 +59,12 @@ class DDF(TracedAsLeaf):
             ratio that leaves no hidden channel, or either of them without its branch; the message names it.
     """
 
+    @explains_arguments
     def __init__(
         self,
         channels: int,
         kernel_size: int = 3,
-        *others: Any,
+        *,
         stride: int = 1,
         dilation: int = 1,
         heads: int = 1,
@@ -75,10 +76,8 @@ class DDF(TracedAsLeaf):
         fused_filters: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **unknown: Any,
     ) -> None:
         super().__init__()
-        refuse_others(type(self), others, unknown)
         for name, value in (("channels", channels), ("stride", stride), ("dilation", dilation), ("heads", heads)):
             check_int(name, value)
             check_at_least(name, value)

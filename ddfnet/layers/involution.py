@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddfnet.layers.checks import check_divides, check_kernel_size, check_reduction, describe, refuse_others
+from ddfnet.layers.as_convolution import explains_arguments
+from ddfnet.layers.checks import check_divides, check_kernel_size, check_reduction, describe
 from ddfnet.layers.tracing import TracedAsLeaf
 from ddfnet.ops.ddf import ddf
 
@@ -32,21 +33,20 @@ class Involution(TracedAsLeaf):
             that leaves no hidden channel.
     """
 
+    @explains_arguments
     def __init__(
         self,
         channels: int,
         kernel_size: int = 7,
-        *others: Any,
+        *,
         stride: int = 1,
         dilation: int = 1,
         group_channels: int = 16,
         reduction: int = 4,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **unknown: Any,
     ) -> None:
         super().__init__()
-        refuse_others(type(self), others, unknown)
         check_kernel_size(kernel_size)
         check_divides("group_channels", group_channels, channels)
         check_reduction(reduction, channels)

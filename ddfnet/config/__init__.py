@@ -2,9 +2,20 @@
 
 from ddfnet.config.check import check
 from ddfnet.config.loaded import LoadedConfig
-from ddfnet.config.sections import Fraction, NonNegative, Pair, Positive, Section, Triple, key_paths, section_type
+from ddfnet.config.sections import (
+    Contradiction,
+    Fraction,
+    NonNegative,
+    Pair,
+    Positive,
+    Section,
+    Triple,
+    key_paths,
+    section_type,
+)
 
 __all__ = [
+    "Contradiction",
     "Fraction",
     "LoadedConfig",
     "NonNegative",

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from ddfnet.config.loaded import flow
 from ddfnet.config.reader import KeyPath
-from ddfnet.config.sections import Section, key_paths, section_type
+from ddfnet.config.sections import Contradiction, Section, key_paths, section_type
 from ddfnet.utils.errors import ConfigError, did_you_mean
 
 S = TypeVar("S", bound=Section)
@@ -51,7 +51,8 @@ def faults_of(error: ValidationError, schema: type[Section], origins: dict[KeyPa
         elif wrong == "missing" and not isinstance(fault["loc"][-1], int):
             by_key[key] = f"{key} is required: add it to the file or give {key}=VALUE on the command line"
         elif wrong == "value_error":
-            message = str(fault["ctx"]["error"])
+            problem = fault["ctx"]["error"]
+            message = problem.text(origins) if isinstance(problem, Contradiction) else str(problem)
             by_key[message] = message
         elif key in by_key:  # each member of a union has its own complaint
             if not by_key[key].endswith(_expectation(fault)):

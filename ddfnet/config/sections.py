@@ -3,7 +3,7 @@
 Units stand in the names or descriptions: epochs are passes over the training set, steps are optimizer steps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,6 +30,35 @@ class Section(BaseModel):
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """(key below this section, reason) of keys that do nothing beside the values of the others."""
         yield from ()
+
+
+class Contradiction(ValueError):
+    """Two keys of which only one can be set.
+
+    Args:
+        values: both, `section.key`, with their values as they are written.
+        off: what switches a key off, where that is not null.
+    """
+
+    def __init__(self, values: dict[str, str], off: dict[str, str] | None = None) -> None:
+        self.values, self.off = values, off or {}
+        super().__init__(self.text({}))
+
+    def text(self, origins: Mapping[KeyPath, str]) -> str:
+        """The message, with the origins; its example keeps the key that was given last."""
+        known = list(origins)
+        stands = {key: _nearest(tuple(key.split(".")), origins) for key in self.values}
+        first = min(self.values, key=lambda key: known.index(path) if (path := stands[key]) else len(known))
+        both = [
+            f"{key}={value}" + (f" ({origins[path]})" if (path := stands[key]) else "")
+            for key, value in self.values.items()
+        ]
+        example = f"{first}={self.off.get(first, 'null')}"
+        return f"{' and '.join(both)} contradict: to use one, switch the other off (e.g. {example})"
+
+
+def _nearest(path: KeyPath, origins: Mapping[KeyPath, str]) -> KeyPath | None:
+    return next((path[:length] for length in range(len(path), 0, -1) if path[:length] in origins), None)
 
 
 def key_paths(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from pydantic import model_validator
 
-from ddfnet.config import Fraction, NonNegative, Pair, Positive, Section
+from ddfnet.config import Contradiction, Fraction, NonNegative, Pair, Positive, Section
 from ddfnet.data.policy import Policy
 from ddfnet.data.preprocessing import Interpolation, Preprocessing
 
@@ -75,10 +75,8 @@ class AugmentConfig(Section):
     @model_validator(mode="after")
     def _keys_agree(self) -> "AugmentConfig":
         if self.trivial_augment and self.rand_augment is not None:
-            raise ValueError(
-                f"augment.trivial_augment=true and augment.rand_augment={self.rand_augment} contradict: to use one, "
-                "switch the other off (augment.rand_augment=null or augment.trivial_augment=false)"
-            )
+            values = {"augment.trivial_augment": "true", "augment.rand_augment": self.rand_augment}
+            raise Contradiction(values, {"augment.trivial_augment": "false"})
         if self.mixup_off_epoch is not None and self.mixup == 0 and self.cutmix == 0:
             raise ValueError("augment.mixup_off_epoch is set but augment.mixup and augment.cutmix are 0: unset one")
         if self.rand_augment is not None and not any(re.fullmatch(f, self.rand_augment) for f in _AUGMENT_FORMATS):

@@ -10,7 +10,7 @@ from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.utils import adaptive_clip_grad
 from torch import Tensor, nn
 
-from ddfnet.config import Fraction, NonNegative, Positive, Section
+from ddfnet.config import Contradiction, Fraction, NonNegative, Positive, Section
 from ddfnet.utils.errors import ConfigError, did_you_mean
 
 
@@ -41,10 +41,7 @@ class OptimConfig(Section):
         if self.lr is None and self.base_lr is None:
             raise ValueError("no learning rate: set optim.lr (used as it is) or optim.base_lr (scaled with the batch)")
         if self.lr is not None and self.base_lr is not None:
-            raise ValueError(
-                f"optim.lr={self.lr:g} and optim.base_lr={self.base_lr:g} contradict: "
-                "to use one, set the other to null (e.g. optim.base_lr=null)"
-            )
+            raise Contradiction({"optim.lr": f"{self.lr:g}", "optim.base_lr": f"{self.base_lr:g}"})
         return self
 
     def without_effect(self) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from ddfnet.config import Fraction, Positive
+from ddfnet.config import Contradiction, Fraction, Positive
 from ddfnet.models.weights import TIMM
 from ddfnet.tasks.config import ModelSection
 from ddfnet.tasks.head_init import HeadInitConfig
@@ -49,10 +49,8 @@ class ModelConfig(ModelSection, HeadInitConfig):
     @model_validator(mode="after")
     def _one_start(self) -> "ModelConfig":
         if self.init_checkpoint and self.pretrained:
-            raise ValueError(
-                f"model.init_checkpoint={self.init_checkpoint} and model.pretrained=true contradict: "
-                "set one of them to null or false"
-            )
+            values = {"model.init_checkpoint": self.init_checkpoint, "model.pretrained": "true"}
+            raise Contradiction(values, {"model.pretrained": "false"})
         return self
 
     @model_validator(mode="after")

@@ -40,7 +40,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH", help="a file of a classifier, or zoo:NAME")
-    add("--format", required=True, metavar="FORMAT", help="one of the above")
+    formats = "torch|onnx|aoti|executorch|openvino|litert|coreml"  # FORMATS, which --help need not import
+    add("--format", required=True, metavar=formats, help="see above")
     help_text = "default: in this folder, named after the entry of the zoo, the run or the file"
     add("--output", type=Path, metavar="FILE", help=help_text)
     add("--model", metavar="NAME", help="model name, for a file that does not say it")

@@ -52,6 +52,30 @@ class _Console(Console):
         raise
 
 
+class _TerminalHandler(RichHandler):
+    """Information of the package's other parts looks as the lines of the log do; warnings name their level."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console=console, show_path=False, show_time=False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno > logging.INFO:
+            super().emit(record)
+            return
+        try:
+            self.console.print(_fitted(self.format(record), self.console), markup=False)
+        except Exception:  # as every handler does
+            self.handleError(record)
+
+
+def _fitted(text: str, console: Console) -> str:
+    """On a terminal that a line does not fit, several."""
+    if not console.is_terminal:
+        return text
+    lines = text.splitlines()
+    return "\n".join(wrap(line, indent="  ") if len(line) > console.width else line for line in lines)
+
+
 class RunLog:
     """Log of one run, on the main process only; on others every method does nothing.
 
@@ -82,8 +106,7 @@ class RunLog:
         self._unwritten = ""  # records that are not in metrics.jsonl yet
         if active:
             terminal = self.console.is_terminal
-            bar = RichHandler(console=self.console, show_path=False, show_time=False) if terminal else None
-            self._handler: logging.Handler = bar or logging.StreamHandler()
+            self._handler: logging.Handler = _TerminalHandler(self.console) if terminal else logging.StreamHandler()
             logger.addHandler(self._handler)
             logger.setLevel(logging.INFO)
 
@@ -106,12 +129,9 @@ class RunLog:
 
     def message(self, text: str) -> None:
         """A plain line on the console; on a terminal that it does not fit, several."""
-        if self.console.is_terminal:
-            lines = text.splitlines()
-            text = "\n".join(wrap(line, indent="  ") if len(line) > self.console.width else line for line in lines)
         if self.active:
             try:
-                self.console.print(text, markup=False)
+                self.console.print(_fitted(text, self.console), markup=False)
             except OSError as error:
                 self._console_lost(error)
 

@@ -88,7 +88,13 @@ def unseen_border(network: nn.Module, size: Size) -> str:
     if seen == shape:
         return ""
     patches, seen_pixels, pixels = (" x ".join(map(str, pair)) for pair in (embedding.patch_size, seen, shape))
-    return f"note: patches of {patches} pixels see {seen_pixels} of {pixels}: the last rows and columns are cut off"
+    above = tuple(-(-side // patch) * patch for side, patch in zip(shape, embedding.patch_size, strict=True))
+    near = [pair[0] if isinstance(size, int) and pair[0] == pair[1] else pair for pair in (seen, above) if min(pair)]
+    fits = f"{'sizes are' if len(near) > 1 else 'size is'} {' and '.join(map(size_text, near))}"
+    return (
+        f"note: patches of {patches} pixels see {seen_pixels} of {pixels}: the last rows and columns are cut off; the "
+        f"nearest whole {fits}"
+    )
 
 
 def _refusal(name: str, kwargs: dict[str, Any], size: Size, reason: str) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 
 import pytest
 
@@ -54,6 +55,20 @@ def test_console_line(tmp_path, capsys):
         "epoch 1.00  val  top1 50.00  n 2  new best",
         "epoch 1.00  val  top1 50.00  n 2",
     ]
+
+
+def test_information_of_other_parts_looks_as_the_lines_of_the_log(capsys, monkeypatch):
+    for terminal in (False, True):
+        if terminal:
+            monkeypatch.setenv("FORCE_COLOR", "1")
+        log = make(None, quiet=True)
+        logging.getLogger("ddfnet").info("/path: %d images [x]", 35)
+        log.warning("[y]")
+        log.close()
+        printed = capsys.readouterr()
+        lines = (printed.out + printed.err).splitlines()
+        assert lines[0] == "/path: 35 images [x]"
+        assert ("WARNING" in lines[1]) is terminal
 
 
 def test_long_messages_break_between_words_on_a_terminal_alone(capsys, monkeypatch):

@@ -24,6 +24,8 @@ def test_what_is_said_is_what_is_cut_off(size, seen):
     network = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=shape, num_classes=3).eval()
     note = unseen_border(network, size)
     assert (f"patches of 16 x 16 pixels see {seen}: the last rows" in note) if seen else note == ""
+    near = {50: "48 and 64", (50, 64): "48 x 64 and 64 x 64"}
+    assert note == "" or note.endswith(f"; the nearest whole sizes are {near[size]}")
     image = torch.randn(1, 3, *shape)
     other = image.clone()
     other[:, :, shape[0] // 16 * 16 :] = other[:, :, :, shape[1] // 16 * 16 :] = 0

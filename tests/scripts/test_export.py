@@ -18,7 +18,7 @@ from ddfnet.data.generated import render_digits
 from ddfnet.data.preprocessing import Preprocessing, eval_transform
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.inference import export as exporting
-from ddfnet.inference.formats import ABOUT, find_format, missing_packages, onnx_file, torch_program
+from ddfnet.inference.formats import ABOUT, FORMATS, find_format, missing_packages, onnx_file, torch_program
 from ddfnet.inference.programs import decomposed, traced
 from ddfnet.models.classifier import load_classifier
 from ddfnet.ops.ddf import ddf_reference, ddf_up_reference
@@ -405,3 +405,9 @@ def test_files_of_other_runs_and_formats_have_other_names(arguments, name):
     if "onnx" in arguments:
         pytest.importorskip("onnxscript")
     assert exporting.ExportOptions(**vars(export.parse_arguments(arguments))).path.stem == name
+
+
+def test_a_missing_format_lists_them(capsys):
+    with pytest.raises(SystemExit):
+        export.parse_arguments(["--checkpoint", DIGITS])
+    assert f"--format {'|'.join(FORMATS)}" in " ".join(capsys.readouterr().err.split())

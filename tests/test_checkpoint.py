@@ -14,7 +14,7 @@ from timm.models import save_for_hf
 import ddfnet
 from ddfnet.checkpoint import read_checkpoint, read_weights, save_checkpoint, save_safetensors, write_atomically
 from ddfnet.engine.train import load_initial_weights
-from ddfnet.models.preprocessing import trained_with
+from ddfnet.models.preprocessing import described, trained_with
 from ddfnet.models.weights import load_weights
 from ddfnet.utils.errors import CheckpointError
 
@@ -193,6 +193,11 @@ def test_initial_weights_of_other_images_or_classes_say_so(tmp_path):
     assert lines() == []
     (line,) = lines(preprocessing={"mean": [0.4] * 3, "std": [0.5] * 3})
     assert line == "note: these weights were trained with data.input mean [0.5, 0.5, 0.5], here [0.4, 0.4, 0.4]"
+    meta["preprocessing"] |= {"input_size": 32, "crop_pct": 1.0, "crop_mode": "center"}
+    save_safetensors(tmp_path / "w.safetensors", source.state_dict(), meta, kind="model")
+    assert lines(preprocessing={**meta["preprocessing"], "input_size": [32, 32]}) == []
+    (line,) = lines(preprocessing={**meta["preprocessing"], "input_size": [32, 48], "crop_pct": 0.875})
+    assert line.endswith("with data.input size 32, here 32 x 48; crop_pct 1.0, here 0.875")
     assert lines(classes=["a", "c"]) == [
         "note: these weights were trained on other classes; their classifier is kept as a start"
     ]
@@ -208,13 +213,14 @@ def test_initial_weights_of_a_hub_folder_say_what_its_record_does(tmp_path, key,
     (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
 
     def notes(network=network, **how):
-        meta = {"preprocessing": {**record, **how}}
+        meta = {"preprocessing": {**record, "input_size": 32, **how}}
         return load_initial_weights(network, f"local-dir:{tmp_path / 'hub'}", meta=meta).splitlines()[1:]
 
     assert notes() == []
     assert notes(**{key: value}) == [
         f"note: these weights were trained with data.input {key} [0.5, 0.5, 0.5], here {value}"
     ]
+    assert notes(input_size=48) == ["note: these weights were trained with data.input size 32, here 48"]
     gray = timm.create_model("resnet10t", num_classes=3, in_chans=1)
     assert notes(gray, mean=[0.5], std=[0.5]) == []
     assert notes(gray, **{"mean": [0.5], "std": [0.5], key: [0.25]}) == [
@@ -237,4 +243,5 @@ def test_args_of_a_training_come_before_a_record_and_nonsense_is_no_note():
     args, record = {"mean": [0.4], "std": None}, {"mean": [0.5] * 3, "std": [0.2] * 3}
     assert trained_with({"args": args, "record": record}, channels=3) == {"mean": [0.4] * 3, "std": [0.2] * 3}
     assert trained_with({"args": {"mean": 3}}, channels=3) == {}
+    assert described({"input_size": "abc"}) == described({"input_size": [1, 2, 3]}) == {}
     assert trained_with({"arch": "resnet10t", "args": {}}, channels=1) == {}

@@ -30,7 +30,7 @@ from ddfnet.engine.trackers import Trackers, check_trackers
 from ddfnet.engine.trainer import Trainer
 from ddfnet.engine.watch import Watch
 from ddfnet.layers import CARAFE, DDF, DDFUp, Involution
-from ddfnet.models.preprocessing import trained_with
+from ddfnet.models.preprocessing import described, trained_with
 from ddfnet.models.weights import load_weights, read_source
 from ddfnet.ops.ddf.native import cpu_path
 from ddfnet.optim import peak_learning_rate
@@ -224,8 +224,8 @@ def _differences(weights: dict[str, Any], run: dict[str, Any], *, new_classifier
     lines = []
     then, now = weights.get("preprocessing"), run.get("preprocessing")
     if then and now:
-        values = {key: list(then[key]) for key in ("mean", "std") if then.get(key)}
-        changed = [f"{key} {value}, here {now[key]}" for key, value in values.items() if value != list(now[key])]
+        before, here = described(then), described(now)
+        changed = [f"{key} {value}, here {here[key]}" for key, value in before.items() if here.get(key, value) != value]
         if changed:
             lines.append(f"note: these weights were trained with data.input {'; '.join(changed)}")
     then, now = weights.get("classes"), run.get("classes")

@@ -15,7 +15,7 @@ Each value is that of the first in this list who states it:
 from collections.abc import Mapping
 from typing import Any
 
-from ddfnet.data.preprocessing import Preprocessing, beyond_scale, check_scale
+from ddfnet.data.preprocessing import Preprocessing, beyond_scale, check_scale, size_text
 from ddfnet.utils.errors import CheckpointError, ConfigError, UserError
 
 Stated = dict[str, tuple[Any, str]]  # field of `Preprocessing` -> its value, and who says so
@@ -101,17 +101,31 @@ def foreign_preprocessing(
     return how, {**dict.fromkeys(Preprocessing.model_fields, USUAL), **{key: who for key, (_, who) in stated.items()}}
 
 
-def trained_with(origin: Mapping[str, Any], *, channels: int) -> dict[str, list[float]]:
-    """Mean and std that a file of another trainer states of its training, for a network of so many channels: from its
-    `args`, then its config.json or timm's record of the weights. Nothing of those that it does not state, or that
-    cannot be read."""
+def trained_with(origin: Mapping[str, Any], *, channels: int) -> dict[str, Any]:
+    """What a file of another trainer states of its training, for a network of so many channels: from its `args`, then
+    its config.json or timm's record of the weights. Keys are some of `Preprocessing.to_dict`; nothing of those that it
+    does not state, or that cannot be read."""
     try:
         stated = of_record(origin.get("record") or {}, test=False)
         stated |= of_training(origin.get("args") or {}, channels=channels)
-        stated = {key: stated[key] for key in ("mean", "std") if key in stated}
-        return {key: list(for_channels(stated, channels)[key][0]) for key in stated}
+        values: dict[str, Any] = {key: stated[key][0] for key in ("crop_pct", "crop_mode") if key in stated}
+        if "size" in stated:
+            values["input_size"] = stated["size"][0]
+        colors: Stated = {key: stated[key] for key in ("mean", "std") if key in stated}
+        return values | {key: list(for_channels(colors, channels)[key][0]) for key in colors}
     except TypeError:  # numbers are expected where the file has something else
         return {}
+
+
+def described(how: Mapping[str, Any]) -> dict[str, str]:
+    """Texts of mean, std, size and crop, by key of `data.input`, of a dict as `Preprocessing.to_dict` has it, where it
+    has them."""
+    texts = {key: str(list(how[key])) for key in ("mean", "std") if how.get(key)}
+    size = how.get("input_size")
+    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
+    if len(pair) == 2:  # a file may hold nonsense
+        texts["size"] = size_text(pair[0] if pair[0] == pair[1] else pair)
+    return texts | {key: str(how[key]) for key in ("crop_pct", "crop_mode") if how.get(key)}
 
 
 def noted_beyond_scale(how: Preprocessing, origins: Mapping[str, str]) -> dict[str, str]:

@@ -102,12 +102,16 @@ def check_channels(config: Any, channels: int | None) -> None:
 
 
 def fill_input(values: dict[str, Any], origins: dict[KeyPath, str]) -> None:
-    """Adds to a nested dict, before its check, what the model's record states and it does not, with the origins."""
+    """Adds to a nested dict, before its check, what the model's record states and it does not, with the origins. null
+    is not stated."""
     model, data = values.get("model"), values.get("data")
     if not isinstance(model, dict) or not isinstance(data, dict):
         return
     given = data.setdefault("input", {})
     if isinstance(given, dict):
+        for key in [key for key in Preprocessing.model_fields if key in given and given[key] is None]:
+            del given[key]
+            origins.pop(("data", "input", key), None)
         for key, (value, who) in stated_by_record(model).items():
             if key not in given:
                 given[key] = list(value) if isinstance(value, tuple) else value

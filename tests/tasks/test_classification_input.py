@@ -56,6 +56,15 @@ def test_what_the_configuration_states_counts_and_a_note_names_both(load):
     assert line.endswith(f"; from {record}")
 
 
+def test_null_is_not_stated(load):
+    how = load("data.input={size: null, mean: null, train_size: null}").config.data.input
+    assert (how.mean, how.size, how.train_size) == (HALF, 224, None)
+    assert load("model.name=resnet18", "data.input.size=null").config.data.input.size == 224
+    text = "data: {root: unused, input: {mean: [0.1, 0.2, 0.3]}}"
+    (line,) = load("data.input.mean=null", text=SILENT.replace("data: {root: unused}", text)).notes
+    assert "mean 0.5 0.5 0.5, std" in line
+
+
 def test_the_origins_are_printed_and_kept_with_the_run(load):
     text = load().to_yaml()
     assert "mean: [0.5, 0.5, 0.5]  # timm's record of vit_tiny_patch16_224.augreg_in21k_ft_in1k" in text

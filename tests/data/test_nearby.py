@@ -1,5 +1,7 @@
 """A folder too deep or too shallow: the error names the one that is likely meant."""
 
+import tarfile
+
 import pytest
 from PIL import Image
 
@@ -90,6 +92,16 @@ def test_classes_and_labeled_folders_with_folders_of_these_names_pass(tmp_path):
         assert prepare([str(tmp_path / name), str(tmp_path / f"s{name}"), *options]) == 0
     kind = SourceConfig(source="folder")
     assert check_tree(tmp_path / "l", workers=0, config=kind).splits["images"].images == 2
+
+
+def test_stores_to_verify_or_unpack_and_archives_are_not_looked_into(data, tmp_path):
+    assert "has no splits" not in error(prepare, [str(tmp_path / "x"), "--verify"])
+    assert prepare([str(tmp_path / "x"), str(tmp_path / "out"), "--unpack"]) == 0
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(data / "val" / "cat" / "0.png", "cat/0.png")
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "a.tar").rename(tmp_path / "tars" / "a.tar")
+    assert check_tree(tmp_path / "tars", workers=0).splits["images"].images == 1
 
 
 def test_evaluation_and_commands_name_it_too(data, tmp_path):

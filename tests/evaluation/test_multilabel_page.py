@@ -146,11 +146,31 @@ def test_of_many_labels_the_mistakes_are_kept(small):
     probability[0, :15], probability[0, 35:] = 0.9, 0.7  # 15 found, 5 missed, 5 false alarms
     own = decisions_of(torch.logit(torch.tensor(probability)), torch.tensor(truth), THRESHOLD)
     data = {key: unpacked(value)[0] for key, value in item_data(own, images, [0]).items() if key != "name"}
-    assert (data["missed"], data["alarms"], len(data["label"])) == (5, 5, 12)
+    assert (data["true"], data["missed"], data["alarms"], len(data["label"])) == (20, 5, 5, 12)
     assert {*data["label"][data["kind"] == MISSED]} == {*range(15, 20)}
     assert {*data["label"][data["kind"] == ALARM]} == {*range(35, 40)}
     assert (data["kind"] == FOUND).sum() == 2
     assert choose(own, [15], []).top == [0]
+
+
+def test_an_image_is_said_to_have_all_its_labels(browser, small, tmp_path):
+    """Also those of which the page keeps no name beside the mistakes."""
+    images, _, _ = small
+    truth = np.zeros((3, 20), bool)
+    truth[0, :3] = truth[1] = True
+    probability = np.where(truth, 0.9, 0.1)
+    probability[0, 3:17], probability[1] = 0.8, np.linspace(0.1, 0.2, 20)
+    probability[2, 4] = 0.6
+    path = tmp_path / "report.html"
+    path.write_text(page_of(images, probability, truth, [f"L{i}" for i in range(20)]), encoding="utf-8")
+    visit(browser, path)
+    shots = {shot.text.split("\n")[0]: shot for shot in find(browser, "#mistakes-body .shot")}
+    missed = "L11 · L10 · L9 · L8 · L7 · L6 · L5 · L4 · L3 · L2 · L1 · L0 and 8 more"
+    assert {*shots} == {"true: 3 labels", f"true: {missed}", "true: no label"}
+    assert f"missed: {missed}" in shots[f"true: {missed}"].text.split("\n")
+    assert "and 2 more" in shots["true: 3 labels"].text.split("\n")[1]
+    alts = [shot.find_element("css selector", "img").get_attribute("alt") for shot in shots.values()]
+    assert sorted(alt.split(",")[0] for alt in alts) == ["An image of 3 labels", "An image of L11", "An image of no label"]
 
 
 def test_few_labels_of_an_image_are_not_padded_with_all(small):

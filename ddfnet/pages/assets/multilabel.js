@@ -2,7 +2,7 @@
 // multilabel_images.py. A label is, for an image, one of these:
 const [OTHER, FOUND, MISSED, ALARM, NOTHING] = [0, 1, 2, 3, 4];
 const KINDS = { [OTHER]: ["", ""], [FOUND]: ["✓ ", "correct"], [MISSED]: ["− ", "wrong"], [ALARM]: ["+ ", "wrong"] };
-const items = Object.fromEntries(["label", "probability", "kind", "missed", "alarms"].map((key) => [key, unpack(DATA.items[key])]));
+const items = Object.fromEntries(["label", "probability", "kind", "true", "missed", "alarms"].map((key) => [key, unpack(DATA.items[key])]));
 const [ITEMS, width] = DATA.items.label.shape, rows = DATA.rows, near = unpack(DATA.cells), curves = unpack(DATA.curves), points = DATA.curves.shape[1];
 const cells = new Map(rows.map((row) => [`${row.label},${row.label}`, row.positives - row.missed]));
 for (let i = 0; i < near.length; i += 3) cells.set(`${near[i]},${near[i + 1]}`, near[i + 2]);
@@ -22,19 +22,21 @@ function probabilityOf(i, label) {
 const itemsWith = (test) => Array.from({ length: ITEMS }, (_, i) => i).filter(test);
 
 function shot(i) {
-  const bars = [], listed = (labels, total) => labels.map((label) => names[label]).join(" · ") + (total > labels.length ? ` and ${count(total - labels.length)} more` : "");
+  const bars = [];
+  const listed = (labels, total, join = " · ") => !labels.length ? `${count(total)} label${total === 1 ? "" : "s"}`  // none of them is among those kept
+    : labels.map((label) => names[label]).join(join) + (total > labels.length ? ` and ${count(total - labels.length)} more` : "");
   for (let at = i * width; at < (i + 1) * width; at++) {
     if (items.kind[at] === NOTHING) continue;
     const [mark, kind] = KINDS[items.kind[at]], name = names[items.label[at]], p = items.probability[at], line = bar(p, kind || "muted");
     line.append(el("b", { class: "tick", style: `left:${100 * DATA.threshold}%` }));
     bars.push(el("span", { class: kind, title: name }, mark + name), line, el("span", { class: "num" }, percent(p)));
   }
-  const own = labelsOf(i, FOUND, MISSED), missed = labelsOf(i, MISSED), alarms = labelsOf(i, ALARM);
-  const says = (title, labels, total, kind) => total ? el("div", {}, title, el("b", { class: kind }, listed(labels, total))) : null;
-  return card(i, `An image of ${own.map((label) => names[label]).join(", ") || "no label"}`,
-    own.length ? says("true: ", own, own.length, "correct") : el("div", {}, "true: no label"),
-    says("missed: ", missed, items.missed[i], "wrong"), says("false alarm: ", alarms, items.alarms[i], "wrong"),
-    missed.length || alarms.length ? null : el("div", {}, "no mistake"),
+  const own = labelsOf(i, FOUND, MISSED), total = items.true[i];
+  const says = (title, labels, n, kind) => n ? el("div", {}, title, el("b", { class: kind }, listed(labels, n))) : null;
+  return card(i, `An image of ${total ? listed(own, total, ", ") : "no label"}`,
+    total ? says("true: ", own, total, "correct") : el("div", {}, "true: no label"),
+    says("missed: ", labelsOf(i, MISSED), items.missed[i], "wrong"), says("false alarm: ", labelsOf(i, ALARM), items.alarms[i], "wrong"),
+    items.missed[i] || items.alarms[i] ? null : el("div", {}, "no mistake"),
     el("div", { class: "top", style: "margin-top:5px" }, bars));
 }
 

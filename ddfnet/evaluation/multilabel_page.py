@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddfnet.evaluation.multilabel import ClassScore, mistakes_together, precision_recall_curve
+from ddfnet.evaluation.multilabel import ClassScore, best_f1, mistakes_together, precision_recall_curve
 from ddfnet.evaluation.multilabel_images import Chosen, Decisions, choose, decisions_of, item_data
 from ddfnet.evaluation.page_parts import About, Section, Top, calibration_data, page, shown_images
 from ddfnet.evaluation.statistics import BINS, Calibration, calibrated, wilson_interval
@@ -50,13 +50,13 @@ def multilabel_html(logits: Tensor, truth: Tensor, threshold: float, scores: lis
     viewed = [*chosen.top, *chosen.missed[:3], *chosen.alarms[:3], *chosen.thumbnails]
     shown = shown_images(about, chosen.thumbnails, viewed[:24], lambda i: _label(own, i, about.names))
     item = {i: at for at, i in enumerate(chosen.items)}
+    curves = _curves(logits.numpy(), own)
     data = {
-        "rows": [_row(row, n) for row in rows],
+        "rows": [_row(row, n) | curve for row, curve in zip(rows, curves, strict=True)],
         "threshold": threshold,
         "n": n,
         "nothing_missed": int((~own.missed.any(1)).sum()),
         "cells": pack(np.array(cells[:MOST_CELLS], dtype=np.int64).reshape(-1, 3)),
-        "curves": pack(_curves(logits.numpy(), own.truth)),
         "calibration": calibration_data(curve),
         "items": item_data(own, about.images, chosen.items),
         "thumbs": [(item[i], url) for i, url in shown.urls.items()],
@@ -91,14 +91,29 @@ def _cells(together: np.ndarray) -> list[tuple[int, int, int]]:
     return list(zip(a[order].tolist(), b[order].tolist(), together[a, b][order].tolist(), strict=True))
 
 
-def _curves(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(labels, points, 3) of probability, precision, recall; NaN behind the last point of a label."""
-    curves = np.full((truth.shape[1], min(CURVE_POINTS, len(truth)), 3), np.nan)
-    for label, curve in enumerate(curves):
-        points = precision_recall_curve(logits[:, label], truth[:, label], len(curve))
-        points[:, 0] = torch.from_numpy(points[:, 0]).sigmoid().numpy()
-        curve[: len(points)] = points
+def _curves(logits: np.ndarray, own: Decisions) -> list[dict[str, Any]]:
+    """Of each label its precision-recall curve: for each point the `probability` from which on is predicted, and the
+    images `found` and `chosen` then; `at`: the last point that the threshold reaches, null if it reaches none; `best`:
+    probability and F1 of the highest F1, null without an image. Numbers in full: half precision would move a
+    probability over the threshold."""
+    curves = []
+    for label in range(own.truth.shape[1]):
+        scores, truth, predicted = logits[:, label], own.truth[:, label], own.predicted[:, label]
+        points = precision_recall_curve(scores, truth, CURVE_POINTS)
+        found = (points[:, 2] * truth.sum()).round()
+        reached = int((points[:, 0] >= scores[predicted].min()).sum()) if predicted.any() else 0
+        score, f1 = best_f1(scores, truth)
+        curves.append({
+            "probability": [_probability(value) for value in points[:, 0]],
+            "found": found.astype(int).tolist(), "chosen": (found / points[:, 1]).round().astype(int).tolist(),
+            "at": reached - 1 if reached else None, "best": None if f1 != f1 else (_probability(score), f1),
+        })  # fmt: skip
     return curves
+
+
+def _probability(score: float) -> float | None:
+    value = float(torch.tensor(score).sigmoid())
+    return None if value != value else round(value, 6)
 
 
 def _row(row: LabelRow, n: int) -> dict[str, Any]:

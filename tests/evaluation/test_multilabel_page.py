@@ -14,6 +14,7 @@ from ddfnet.data.sources.folder import index_folder
 from ddfnet.evaluation.image_sets import ImageSet
 from ddfnet.evaluation.multilabel import (
     average_precision,
+    best_f1,
     class_scores,
     mistakes_together,
     precision_recall_curve,
@@ -120,11 +121,39 @@ def test_the_curve_encloses_the_average_precision():
             chosen = scores >= threshold
             assert precision == pytest.approx(truth[chosen].mean())
             assert recall == pytest.approx(chosen[truth].mean())
+        f1 = {t: 2 * (truth & (scores >= t)).sum() / (truth.sum() + (scores >= t).sum()) for t in np.unique(scores)}
+        assert best_f1(scores, truth) == pytest.approx((max(f1, key=lambda t: (f1[t], t)), max(f1.values())))
     few = precision_recall_curve(scores, truth, 8)
     assert len(few) == 8
     assert (few[0] == curve[0]).all()
     assert (few[-1] == curve[-1]).all()
     assert precision_recall_curve(scores, np.zeros(200, bool), 8).shape == (0, 3)
+
+
+def test_the_curve_and_the_table_agree_at_the_threshold(browser, small, tmp_path):
+    """A probability just below the threshold, of which half precision makes 0.5; a label that nothing reaches."""
+    images, _, _ = small
+    truth, probability = np.zeros((25, 2), bool), np.full((25, 2), 0.1)
+    truth[:4, 0] = truth[:3, 1] = True
+    probability[:4, 0], probability[10, 0] = (0.9, 0.8, 0.49995, 0.2), 0.6
+    probability[:3, 1] = 0.3, 0.2, 0.1
+    path = tmp_path / "report.html"
+    path.write_text(page_of(images, probability, truth, ["close", "below"]), encoding="utf-8")
+    rows = page_data(path.read_text())["rows"]
+    assert rows[0]["probability"] == [0.9, 0.8, 0.49995, 0.2]
+    assert [(row["at"], row["found"], row["chosen"]) for row in rows] == [
+        (1, [1, 2, 3, 4], [1, 2, 4, 5]), (None, [1, 2, 3], [1, 2, 25]),
+    ]  # fmt: skip
+    assert [row["best"] for row in rows] == [[0.2, pytest.approx(8 / 9)], [0.2, pytest.approx(4 / 5)]]
+    visit(browser, path)
+    for name, legend, squares in (("close", "at the threshold 0.5", 1), ("below", "nothing reaches 0.5", 0)):
+        button = next(button for button in find(browser, "#classes-body tbody button") if button.text == name)
+        click(browser, button)
+        assert legend in find(browser, "#dialog-body .legend")[0].text
+        assert len(find(browser, "#dialog-body svg rect")) == squares
+        if name == "close":
+            assert "recall 50.0 %, F1 66.7 %" in find(browser, "#curve-readout")[0].text
+        find(browser, "#dialog-close")[0].click()
 
 
 def test_mistakes_are_counted_in_pairs():
@@ -170,7 +199,11 @@ def test_an_image_is_said_to_have_all_its_labels(browser, small, tmp_path):
     assert f"missed: {missed}" in shots[f"true: {missed}"].text.split("\n")
     assert "and 2 more" in shots["true: 3 labels"].text.split("\n")[1]
     alts = [shot.find_element("css selector", "img").get_attribute("alt") for shot in shots.values()]
-    assert sorted(alt.split(",")[0] for alt in alts) == ["An image of 3 labels", "An image of L11", "An image of no label"]
+    assert sorted(alt.split(",")[0] for alt in alts) == [
+        "An image of 3 labels",
+        "An image of L11",
+        "An image of no label",
+    ]
 
 
 def test_few_labels_of_an_image_are_not_padded_with_all(small):
@@ -246,10 +279,14 @@ def test_a_reader_finds_which_labels_fail_and_why(browser, small_page, width, da
     assert [shot.get_attribute("data-item") for shot in find(browser, "#dialog-body .shot")] == [
         str(at) for at in (1, 2, 3)
     ]
-    before = find(browser, "#curve-readout")[0].text
-    assert "precision 100.0 %, recall 70.0 %" in before  # at the threshold
+    best = "The highest F1 is 100.0 %, from 0.2 on."
+    assert find(browser, "#curve-readout")[0].text == (  # at the threshold
+        f"Predicted from 0.9 of the sigmoid on: precision 100.0 %, recall 70.0 %, F1 82.4 %. {best}"
+    )
     find(browser, "#curve-point")[0].send_keys("\ue014")  # arrow right
-    assert "precision 100.0 %, recall 80.0 %" in find(browser, "#curve-readout")[0].text
+    assert find(browser, "#curve-readout")[0].text == (
+        f"Predicted from 0.4 of the sigmoid on: precision 100.0 %, recall 80.0 %, F1 88.9 %. {best}"
+    )
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     find(browser, "#dialog-close")[0].click()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddfnet.evaluation.multilabel import ClassScore, best_f1, mistakes_together, precision_recall_curve
 from ddfnet.evaluation.multilabel_images import Chosen, Decisions, choose, decisions_of, item_data
-from ddfnet.evaluation.page_parts import About, Section, Top, calibration_data, page, shown_images
+from ddfnet.evaluation.page_parts import About, Section, Top, calibration_data, left_out, page, shown_images
 from ddfnet.evaluation.statistics import BINS, Calibration, calibrated, wilson_interval
 from ddfnet.pages.pack import pack
 from ddfnet.utils.text import plural
@@ -50,9 +50,10 @@ def multilabel_html(logits: Tensor, truth: Tensor, threshold: float, scores: lis
     viewed = [*chosen.top, *chosen.missed[:3], *chosen.alarms[:3], *chosen.thumbnails]
     shown = shown_images(about, chosen.thumbnails, viewed[:24], lambda i: _label(own, i, about.names))
     item = {i: at for at, i in enumerate(chosen.items)}
-    curves = _curves(logits.numpy(), own)
+    curves, rest = _curves(logits.numpy(), own), left_out([cell[2] for cell in cells], MOST_CELLS)
+    none = int((~own.truth.any(1)).sum())
     data = {
-        "rows": [_row(row, n) | curve for row, curve in zip(rows, curves, strict=True)],
+        "rows": [_row(row, n) | points for row, points in zip(rows, curves, strict=True)],
         "threshold": threshold,
         "n": n,
         "nothing_missed": int((~own.missed.any(1)).sum()),
@@ -68,11 +69,11 @@ def multilabel_html(logits: Tensor, truth: Tensor, threshold: float, scores: lis
         shown,
         script="multilabel.js",
         data=data,
-        lead=f"on {about.subject}: {plural(n, 'image')}, each with any number of {plural(classes, 'label')}; a label "
-        f"is predicted from {threshold:g} of the sigmoid on.",
+        lead=f"on {about.subject}: {plural(n, 'image')} ({none:,} without a label), each with any number of "
+        f"{plural(classes, 'label')}; a label is predicted from {threshold:g} of the sigmoid on.",
         tiles=_tiles(about.results, own, rows, curve),
         top=_top(worst[0], about.names, threshold, n) if worst else None,
-        sections=_sections(own, rows, chosen, curve, len(shown.urls)),
+        sections=_sections(own, rows, chosen, curve, len(shown.urls), rest),
     )
 
 
@@ -162,7 +163,9 @@ def _top(row: LabelRow, names: list[str], threshold: float, n: int) -> Top:
     return Top("weakest", "Weakest label", heading, f"{', '.join(parts)}.", "Labels with the lowest F1")
 
 
-def _sections(own: Decisions, rows: list[LabelRow], chosen: Chosen, curve: Calibration, shown: int) -> list[Section]:
+def _sections(
+    own: Decisions, rows: list[LabelRow], chosen: Chosen, curve: Calibration, shown: int, rest: str
+) -> list[Section]:
     n, decisions, absent = len(own.truth), own.truth.size, sum(not row.score.positives for row in rows)
     none = f" {plural(absent, 'label')} of no image: what is not defined without one is a dash." if absent else ""
     wrong = int((own.worst > 0).sum())
@@ -175,10 +178,10 @@ def _sections(own: Decisions, rows: list[LabelRow], chosen: Chosen, curve: Calib
             "mistakes.",
         ),
         Section(
-            *("matrix", "Mistakes together", "What was predicted in place of what was missed"),
+            *("matrix", "Mistakes together", "Missed labels and false alarms in the same images"),
             "Row: a label that was missed. Column: a false alarm in the same images. Diagonal: the label was found. "
             "Number: images; shade: fraction of the row's images. An image with several mistakes is in several cells. "
-            f"Choose a cell to see its images. n = {plural(n, 'image')}, {wrong:,} with a mistake.",
+            f"Choose a cell to see its images. n = {plural(n, 'image')}, {wrong:,} with a mistake.{rest}",
         ),
         Section(
             *("calibration", "Calibration", "Calibration"),

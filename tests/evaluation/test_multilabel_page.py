@@ -84,6 +84,9 @@ def test_the_data_is_that_of_the_evaluation(small, small_page):
     assert "missed in 1 of the 5 images that have it, a false alarm in 2 of the 20 that do not." in page
     assert "1 label of no image: what is not defined without one is a dash." in page
     assert HOSTILE not in page
+    assert "25 images (5 without a label), each with any number of 4 labels" in page
+    assert "Missed labels and false alarms in the same images" in page
+    assert "Left out" not in page
 
     items = data["items"]
     kinds, labels, p = (unpacked(items[key]) for key in ("kind", "label", "probability"))
@@ -108,6 +111,14 @@ def test_the_data_is_that_of_the_evaluation(small, small_page):
     bins = [(probability > low / 15) & (probability <= (low + 1) / 15) for low in range(15)]
     gap = sum(abs((probability - truth)[of].sum()) for of in bins)  # in percent of 100 decisions
     assert f"Expected calibration error {gap:.2f} %" in page
+
+
+def test_cells_without_room_are_said_to_be_left_out(small, monkeypatch):
+    monkeypatch.setattr("ddfnet.evaluation.multilabel_page.MOST_CELLS", 2)
+    images, probability, truth = small
+    page = page_of(images, probability, truth, NAMES)
+    assert unpacked(page_data(page)["cells"]).tolist() == [[4, 4, 20], [1, 2, 2]]
+    assert "5 with a mistake. Left out, and empty here: 3 cells of at most 1 image." in page
 
 
 def test_the_curve_encloses_the_average_precision():

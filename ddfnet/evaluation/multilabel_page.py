@@ -1,5 +1,6 @@
 """report.html of an evaluation of images with any number of labels: which labels fail, and which images show why."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,8 +114,12 @@ def _curves(logits: np.ndarray, own: Decisions) -> list[dict[str, Any]]:
 
 
 def _probability(score: float) -> float | None:
-    value = float(torch.tensor(score).sigmoid())
-    return None if value != value else round(value, 6)
+    """In six digits, rounded such that it is a threshold that this score reaches; null for NaN."""
+    value = torch.tensor(score, dtype=torch.float32).sigmoid()
+    if value.isnan():
+        return None
+    near = round(value.item(), 6)
+    return near if value >= near else math.floor(1e6 * value.item()) / 1e6
 
 
 def _row(row: LabelRow, n: int) -> dict[str, Any]:

@@ -146,16 +146,16 @@ def test_the_curve_and_the_table_agree_at_the_threshold(browser, small, tmp_path
     images, _, _ = small
     truth, probability = np.zeros((25, 2), bool), np.full((25, 2), 0.1)
     truth[:4, 0] = truth[:3, 1] = True
-    probability[:4, 0], probability[10, 0] = (0.9, 0.8, 0.49995, 0.2), 0.6
+    probability[:4, 0], probability[10, 0] = (0.9, 0.8, 0.49995, 0.2345678), 0.6
     probability[:3, 1] = 0.3, 0.2, 0.1
     path = tmp_path / "report.html"
     path.write_text(page_of(images, probability, truth, ["close", "below"]), encoding="utf-8")
     rows = page_data(path.read_text())["rows"]
-    assert rows[0]["probability"] == [0.9, 0.8, 0.49995, 0.2]
+    assert rows[0]["probability"] == [0.9, 0.8, 0.49995, 0.234567]  # none is above
     assert [(row["at"], row["found"], row["chosen"]) for row in rows] == [
         (1, [1, 2, 3, 4], [1, 2, 4, 5]), (None, [1, 2, 3], [1, 2, 25]),
     ]  # fmt: skip
-    assert [row["best"] for row in rows] == [[0.2, pytest.approx(8 / 9)], [0.2, pytest.approx(4 / 5)]]
+    assert [row["best"] for row in rows] == [[0.234567, pytest.approx(8 / 9)], [0.2, pytest.approx(4 / 5)]]
     visit(browser, path)
     for name, legend, squares in (("close", "at the threshold 0.5", 1), ("below", "nothing reaches 0.5", 0)):
         button = next(button for button in find(browser, "#classes-body tbody button") if button.text == name)

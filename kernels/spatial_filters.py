@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from ddfnet.kernels.common import activate, affine_of, before_relu, load, true_affine_of
+from ddfnet.kernels.common import activate, affine_of, before_relu, load, replace, true_affine_of
 
 
 @triton.jit
@@ -166,18 +166,20 @@ def spatial_filters_backward_kernel(
     spatial_filter += (image * HEADS + head) * AREA * out_pixels
     inverse = load(inverse_std + (image * HEADS + head) * out_pixels + out_pixel, on_grid, tl.float32)
     grads = ()
+    for _ in tl.static_range(AREA):
+        grads = grads + (tl.zeros((BLOCK_PIXELS,), tl.float32),)
+    for partial in range(PARTIALS):  # not unrolled: a thousand channels have 16, and compiling takes long enough
+        part = grad_partials + tl.cast(partial * HEADS * AREA, tl.int64) * out_pixels + out_pixel
+        for tap in tl.static_range(AREA):
+            grad = load(part + tl.cast(tap, tl.int64) * out_pixels, on_grid, tl.float32)
+            grads = replace(grads, tap, grads[tap] + grad)
     filters = ()
     total = tl.zeros((BLOCK_PIXELS,), tl.float32)
     along = tl.zeros((BLOCK_PIXELS,), tl.float32)
     for tap in tl.static_range(AREA):
-        grad = tl.zeros((BLOCK_PIXELS,), tl.float32)
-        for partial in tl.static_range(PARTIALS):
-            part = tl.cast(partial * HEADS * AREA + tap, tl.int64) * out_pixels
-            grad += load(grad_partials + part + out_pixel, on_grid, tl.float32)
         value = load(spatial_filter + tl.cast(tap, tl.int64) * out_pixels + out_pixel, on_grid, tl.float32)
-        total += grad
-        along += grad * value
-        grads = grads + (grad,)
+        total += grads[tap]
+        along += grads[tap] * value
         filters = filters + (value,)
 
     mean = total / AREA

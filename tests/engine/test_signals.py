@@ -19,6 +19,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and pro
 LONG = ("train.epochs=400", "run.save_every=2000")
 
 
+@pytest.fixture(autouse=True)
+def _no_nohup():
+    """Programs inherit that SIGHUP is ignored, and then ignore it: as these tests would, started with nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def start(tiny_config):
     """Starts train.py in a session of its own; all of its processes are gone afterwards."""

@@ -160,6 +160,26 @@ def test_moments_and_filters_of_bfloat16(options):
     assert relative_error(total, variance) <= 1e-6
 
 
+@pytest.mark.parametrize("kernel_size, heads, stride, parts", [(3, 1, 1, 1), (3, 2, 2, 5), (5, 1, 1, 3)])  # noqa: PT006
+def test_the_gradients_of_logits_from_any_number_of_parts(kernel_size, heads, stride, parts):
+    """Against autograd through the normalization in float64; with the sums for the bias."""
+    generator = torch.Generator().manual_seed(0)
+    area, size = kernel_size**2, ((7 - 1) // stride + 1, (9 - 1) // stride + 1)
+    logits = torch.randn(2, heads, area, *size, generator=generator, dtype=torch.float64, requires_grad=True)
+    gradients = torch.randn(2, parts, heads * area, *size, generator=generator)
+    deviation = logits.std(2, keepdim=True)
+    filters = 0.5 * (logits - logits.mean(2, keepdim=True)) / deviation
+    (expected,) = torch.autograd.grad(filters, logits, gradients.double().sum(1).view_as(logits))
+    every = torch.zeros(heads * area, 2, 7, 9, dtype=torch.float64)
+    every[..., ::stride, ::stride] = expected.flatten(1, 2).transpose(0, 1)
+
+    saved = filters.detach().float().flatten(1, 2), 1 / deviation.detach().float()[:, :, 0]
+    settings = Settings(kernel_size, stride, 1, heads, True, 0.5)
+    grad, sums = layer_launch.spatial_logits_backward(gradients, *saved, torch.empty(2, 4, 7, 9), settings)
+    assert relative_error(grad.view_as(every), every) <= 2e-6
+    assert relative_error(sums.sum(0), every.sum((1, 2, 3))) <= 1e-5
+
+
 OF_X = [
     # stride, dilation, dtype, heads, with a normalization, written at once
     (1, 1, torch.float32, 1, True, True),

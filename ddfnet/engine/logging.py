@@ -265,4 +265,5 @@ def _is_whole(record: dict[str, Any]) -> bool:
 
 
 def _number(key: str, value: float) -> str:
-    return f"{value:.2f}" if key.startswith("top") else f"{value:.4f}" if isinstance(value, float) else str(value)
+    percent = key.startswith(("top", "map_", "f1_"))
+    return f"{value:.2f}" if percent else f"{value:.4f}" if isinstance(value, float) else str(value)

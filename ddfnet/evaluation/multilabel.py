@@ -56,6 +56,17 @@ def precision_recall_curve(scores: np.ndarray, truth: np.ndarray, most: int) -> 
     return np.stack([thresholds[rises], precision[rises], hits[rises] / hits[-1]], 1)
 
 
+def best_f1(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """The score from which on to predict for the highest F1, and that F1; the highest such score, NaN without
+    positives. (N,) float and (N,) bool."""
+    if not truth.any():
+        return float("nan"), float("nan")
+    thresholds, hits, precision = ranked(scores, truth)
+    f1 = 2 * hits / (hits[-1] + hits / np.where(hits > 0, precision, 1))  # 0 where there is no hit
+    best = int(f1.argmax())
+    return float(thresholds[best]), float(f1[best])
+
+
 def mistakes_together(missed: np.ndarray, alarms: np.ndarray) -> np.ndarray:
     """Images (classes + 1, classes + 1) int64: cell a, b has those in which a was missed and b is a false alarm; the
     last row has those in which nothing was missed, the last column those without a false alarm. Both (N, classes)."""

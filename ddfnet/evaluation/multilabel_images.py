@@ -93,7 +93,8 @@ def choose(own: Decisions, labels: Sequence[int], cells: Sequence[tuple[int, int
 
 def item_data(own: Decisions, images: ImageSet, rows: Sequence[int]) -> dict[str, Any]:
     """What the page says of images: up to MOST_LABELS labels of each with their probability, the highest first, what
-    they are for it, and how many were missed and are false alarms in all. Packed: there may be tens of thousands."""
+    they are for it, and how many it has, were missed and are false alarms in all. Packed: there may be tens of
+    thousands."""
     parts: dict[str, list[np.ndarray]] = defaultdict(list)
     for start in range(0, len(rows), _ROWS):
         for key, values in _labels_of(own, np.asarray(rows[start : start + _ROWS])).items():
@@ -117,6 +118,7 @@ def _labels_of(own: Decisions, rows: np.ndarray) -> dict[str, np.ndarray]:
         "label": label,
         "probability": np.take_along_axis(probability, label, 1),
         "kind": np.where(kept, np.take_along_axis(kind, label, 1), NOTHING),
+        "true": truth.sum(1),
         "missed": own.missed[rows].sum(1),
         "alarms": own.alarms[rows].sum(1),
     }

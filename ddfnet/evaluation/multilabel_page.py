@@ -1,5 +1,6 @@
 """report.html of an evaluation of images with any number of labels: which labels fail, and which images show why."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddfnet.evaluation.multilabel import ClassScore, mistakes_together, precision_recall_curve
+from ddfnet.evaluation.multilabel import ClassScore, best_f1, mistakes_together, precision_recall_curve
 from ddfnet.evaluation.multilabel_images import Chosen, Decisions, choose, decisions_of, item_data
-from ddfnet.evaluation.page_parts import About, Section, Top, calibration_data, page, shown_images
+from ddfnet.evaluation.page_parts import About, Section, Top, calibration_data, left_out, page, shown_images
 from ddfnet.evaluation.statistics import BINS, Calibration, calibrated, wilson_interval
 from ddfnet.pages.pack import pack
 from ddfnet.utils.text import plural
@@ -50,13 +51,14 @@ def multilabel_html(logits: Tensor, truth: Tensor, threshold: float, scores: lis
     viewed = [*chosen.top, *chosen.missed[:3], *chosen.alarms[:3], *chosen.thumbnails]
     shown = shown_images(about, chosen.thumbnails, viewed[:24], lambda i: _label(own, i, about.names))
     item = {i: at for at, i in enumerate(chosen.items)}
+    curves, rest = _curves(logits.numpy(), own), left_out([cell[2] for cell in cells], MOST_CELLS)
+    none = int((~own.truth.any(1)).sum())
     data = {
-        "rows": [_row(row, n) for row in rows],
+        "rows": [_row(row, n) | points for row, points in zip(rows, curves, strict=True)],
         "threshold": threshold,
         "n": n,
         "nothing_missed": int((~own.missed.any(1)).sum()),
         "cells": pack(np.array(cells[:MOST_CELLS], dtype=np.int64).reshape(-1, 3)),
-        "curves": pack(_curves(logits.numpy(), own.truth)),
         "calibration": calibration_data(curve),
         "items": item_data(own, about.images, chosen.items),
         "thumbs": [(item[i], url) for i, url in shown.urls.items()],
@@ -68,11 +70,11 @@ def multilabel_html(logits: Tensor, truth: Tensor, threshold: float, scores: lis
         shown,
         script="multilabel.js",
         data=data,
-        lead=f"on {about.subject}: {plural(n, 'image')}, each with any number of {plural(classes, 'label')}; a label "
-        f"is predicted from {threshold:g} of the sigmoid on.",
+        lead=f"on {about.subject}: {plural(n, 'image')} ({none:,} without a label), each with any number of "
+        f"{plural(classes, 'label')}; a label is predicted from {threshold:g} of the sigmoid on.",
         tiles=_tiles(about.results, own, rows, curve),
         top=_top(worst[0], about.names, threshold, n) if worst else None,
-        sections=_sections(own, rows, chosen, curve, len(shown.urls)),
+        sections=_sections(own, rows, chosen, curve, len(shown.urls), rest),
     )
 
 
@@ -91,14 +93,33 @@ def _cells(together: np.ndarray) -> list[tuple[int, int, int]]:
     return list(zip(a[order].tolist(), b[order].tolist(), together[a, b][order].tolist(), strict=True))
 
 
-def _curves(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(labels, points, 3) of probability, precision, recall; NaN behind the last point of a label."""
-    curves = np.full((truth.shape[1], min(CURVE_POINTS, len(truth)), 3), np.nan)
-    for label, curve in enumerate(curves):
-        points = precision_recall_curve(logits[:, label], truth[:, label], len(curve))
-        points[:, 0] = torch.from_numpy(points[:, 0]).sigmoid().numpy()
-        curve[: len(points)] = points
+def _curves(logits: np.ndarray, own: Decisions) -> list[dict[str, Any]]:
+    """Of each label its precision-recall curve: for each point the `probability` from which on is predicted, and the
+    images `found` and `chosen` then; `at`: the last point that the threshold reaches, null if it reaches none; `best`:
+    probability and F1 of the highest F1, null without an image. Numbers in full: half precision would move a
+    probability over the threshold."""
+    curves = []
+    for label in range(own.truth.shape[1]):
+        scores, truth, predicted = logits[:, label], own.truth[:, label], own.predicted[:, label]
+        points = precision_recall_curve(scores, truth, CURVE_POINTS)
+        found = (points[:, 2] * truth.sum()).round()
+        reached = int((points[:, 0] >= scores[predicted].min()).sum()) if predicted.any() else 0
+        score, f1 = best_f1(scores, truth)
+        curves.append({
+            "probability": [_probability(value) for value in points[:, 0]],
+            "found": found.astype(int).tolist(), "chosen": (found / points[:, 1]).round().astype(int).tolist(),
+            "at": reached - 1 if reached else None, "best": None if f1 != f1 else (_probability(score), f1),
+        })  # fmt: skip
     return curves
+
+
+def _probability(score: float) -> float | None:
+    """In six digits, rounded such that it is a threshold that this score reaches; null for NaN."""
+    value = torch.tensor(score, dtype=torch.float32).sigmoid()
+    if value.isnan():
+        return None
+    near = round(value.item(), 6)
+    return near if value >= near else math.floor(1e6 * value.item()) / 1e6
 
 
 def _row(row: LabelRow, n: int) -> dict[str, Any]:
@@ -147,7 +168,9 @@ def _top(row: LabelRow, names: list[str], threshold: float, n: int) -> Top:
     return Top("weakest", "Weakest label", heading, f"{', '.join(parts)}.", "Labels with the lowest F1")
 
 
-def _sections(own: Decisions, rows: list[LabelRow], chosen: Chosen, curve: Calibration, shown: int) -> list[Section]:
+def _sections(
+    own: Decisions, rows: list[LabelRow], chosen: Chosen, curve: Calibration, shown: int, rest: str
+) -> list[Section]:
     n, decisions, absent = len(own.truth), own.truth.size, sum(not row.score.positives for row in rows)
     none = f" {plural(absent, 'label')} of no image: what is not defined without one is a dash." if absent else ""
     wrong = int((own.worst > 0).sum())
@@ -160,10 +183,10 @@ def _sections(own: Decisions, rows: list[LabelRow], chosen: Chosen, curve: Calib
             "mistakes.",
         ),
         Section(
-            *("matrix", "Mistakes together", "What was predicted in place of what was missed"),
+            *("matrix", "Mistakes together", "Missed labels and false alarms in the same images"),
             "Row: a label that was missed. Column: a false alarm in the same images. Diagonal: the label was found. "
             "Number: images; shade: fraction of the row's images. An image with several mistakes is in several cells. "
-            f"Choose a cell to see its images. n = {plural(n, 'image')}, {wrong:,} with a mistake.",
+            f"Choose a cell to see its images. n = {plural(n, 'image')}, {wrong:,} with a mistake.{rest}",
         ),
         Section(
             *("calibration", "Calibration", "Calibration"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ddfnet.evaluation.multilabel import ClassScore
+from ddfnet.evaluation.multilabel import METRICS, ClassScore
 from ddfnet.evaluation.multilabel_page import multilabel_html
 from ddfnet.evaluation.page_parts import About
 from ddfnet.evaluation.report import PAGE, ImageReport
@@ -22,6 +22,7 @@ _MOST = 10  # rows of the table of weakest classes
 class MultiLabelReport(ImageReport):
     """The results on one set of images with any number of classes each."""
 
+    percentages = METRICS
     rows: list[ClassScore]
     threshold: float
     logits: Tensor  # float32 (N, classes)
@@ -61,7 +62,7 @@ class MultiLabelReport(ImageReport):
             (f"F1 at {self.threshold:g}, mean over classes", f"{metrics['f1_macro']:.2f} %"),
             (f"F1 at {self.threshold:g}, all pairs", f"{metrics['f1_micro']:.2f} %"),
             ("loss (binary cross-entropy)", f"{metrics['loss']:.4f}"),
-            ("images", f"{metrics['n']:,}"),
+            ("images", f"{metrics['n']:,}, {int((~self.truth.any(1)).sum()):,} of them without a class"),
         ]
         named = list(zip(map(plain, self.names), self.rows, strict=True))
         weakest = sorted((pair for pair in named if pair[1].positives), key=lambda pair: pair[1].average_precision)

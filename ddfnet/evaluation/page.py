@@ -6,7 +6,7 @@ import numpy as np
 
 from ddfnet.evaluation.image_sets import ImageSet
 from ddfnet.evaluation.page_images import Chosen, choose, short_name
-from ddfnet.evaluation.page_parts import About, Section, Top, calibration_data, page, shown_images
+from ddfnet.evaluation.page_parts import About, Section, Top, calibration_data, left_out, page, shown_images
 from ddfnet.evaluation.predictions import Predictions
 from ddfnet.evaluation.statistics import (
     BINS,
@@ -55,7 +55,8 @@ def report_html(predictions: Predictions, about: About) -> str:
         Section(
             *("matrix", "Confusion matrix", "Confusion matrix"),
             "Row: true class. Column: predicted class. Number: images; shade: fraction of the row's images. Choose a "
-            f"cell to see its images. n = {plural(n, 'image')}; {wrong:,} not on the diagonal.",
+            f"cell to see its images. n = {plural(n, 'image')}; {wrong:,} not on the diagonal."
+            f"{left_out([pair.count for pair in pairs], MOST_PAIRS)}",
         ),
         Section(
             *("classes", "Classes", "Classes"),

@@ -135,6 +135,15 @@ def calibration_data(curve: Calibration) -> dict[str, Any]:
     return {"counts": curve.counts, "accuracy": curve.accuracy, "confidence": curve.confidence}
 
 
+def left_out(counts: Sequence[int], most: int) -> str:
+    """A sentence on cells of a matrix that the page has no room for; "" where all have. `counts`: the images of the
+    cells, the most frequent first; `most`: cells that there is room for."""
+    rest = counts[most:]
+    if not rest:
+        return ""
+    return f" Left out, and empty here: {plural(len(rest), 'cell')} of at most {plural(rest[0], 'image')}."
+
+
 def _filters(viewer: list[dict[str, Any]], about: About) -> list[Section]:
     if not viewer or about.network is None:
         return []

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from functools import cached_property
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
@@ -81,6 +81,8 @@ class Settings:
 class Report:
     """The results on one set of images."""
 
+    percentages: ClassVar[tuple[str, ...]] = ()  # metrics in percent
+
     settings: Settings
     data: str  # where the images are
     metrics: dict[str, float]  # of the task's evaluator; `n` is the number of images
@@ -101,8 +103,11 @@ class Report:
         settings, width = self.settings, max(map(len, self.metrics))
         head = [settings.network, f"{settings.task} on {self.data}"]
         head += [f"{settings.machine}, {rate_text(self.images_per_second)} images/s", ""]
-        formats = {key: "9d" if isinstance(value, int) else "9.4f" for key, value in self.metrics.items()}
-        return "\n".join(head + [f"  {key:{width}}  {self.metrics[key]:{how}}" for key, how in formats.items()])
+        units = dict.fromkeys(self.percentages, " %")
+        for key, value in self.metrics.items():
+            how = "9.2f" if key in units else "9d" if isinstance(value, int) else "9.4f"
+            head.append(f"  {key:{width}}  {value:{how}}{units.get(key, '')}")
+        return "\n".join(head)
 
     def write(self, folder: Path) -> "Report":
         """Writes report.json; returns the report with its `files`."""

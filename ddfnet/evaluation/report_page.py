@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ddfnet.checkpoint import kind_note
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.evaluation.statistics import BINS, ClassRow, confusions
 from ddfnet.utils.markdown import plain, table
@@ -80,7 +81,7 @@ def settings_rows(report: "ImageReport") -> list[tuple[str, str]]:
     kwargs = ", ".join(f"{key}={value!r}" for key, value in facts["model_kwargs"].items())
     return [
         ("model", f"{settings.model}{f' ({kwargs})' if kwargs else ''}, {settings.parameters:,} parameters"),
-        ("checkpoint", f"`{settings.checkpoint}`, {settings.weights} weights"),
+        ("checkpoint", f"`{settings.checkpoint}`{kind_note(settings.weights, ' weights')}"),
         ("data", f"`{report.data}`, {report.metrics['n']:,} images, {report.results['classes']:,} classes"),
         ("images", Preprocessing.from_dict(how).summary()),
         ("test-time augmentation", "mirror image" if facts["tta"] else "none"),

@@ -99,6 +99,7 @@ def test_multi_label_from_training_to_prediction(uneven_config, uneven_tree, tmp
     assert "best map_macro" in out
     records = [record for record in read_jsonl(folder / "metrics.jsonl") if record["kind"] == "val"]
     best_record = max(records, key=lambda record: record["map_macro"])
+    assert f"  val  map_macro {records[0]['map_macro']:.2f}  map_micro {records[0]['map_micro']:.2f}  f1" in out
     report = evaluate_checkpoint(best, device="cpu", workers=0)
     assert report.metrics == {key: best_record[key] for key in report.metrics}
     assert set(report.metrics) == {"map_macro", "map_micro", "f1_macro", "f1_micro", "loss", "n"}

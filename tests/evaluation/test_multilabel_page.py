@@ -14,6 +14,7 @@ from ddfnet.data.sources.folder import index_folder
 from ddfnet.evaluation.image_sets import ImageSet
 from ddfnet.evaluation.multilabel import (
     average_precision,
+    best_f1,
     class_scores,
     mistakes_together,
     precision_recall_curve,
@@ -83,6 +84,9 @@ def test_the_data_is_that_of_the_evaluation(small, small_page):
     assert "missed in 1 of the 5 images that have it, a false alarm in 2 of the 20 that do not." in page
     assert "1 label of no image: what is not defined without one is a dash." in page
     assert HOSTILE not in page
+    assert "25 images (5 without a label), each with any number of 4 labels" in page
+    assert "Missed labels and false alarms in the same images" in page
+    assert "Left out" not in page
 
     items = data["items"]
     kinds, labels, p = (unpacked(items[key]) for key in ("kind", "label", "probability"))
@@ -109,6 +113,14 @@ def test_the_data_is_that_of_the_evaluation(small, small_page):
     assert f"Expected calibration error {gap:.2f} %" in page
 
 
+def test_cells_without_room_are_said_to_be_left_out(small, monkeypatch):
+    monkeypatch.setattr("ddfnet.evaluation.multilabel_page.MOST_CELLS", 2)
+    images, probability, truth = small
+    page = page_of(images, probability, truth, NAMES)
+    assert unpacked(page_data(page)["cells"]).tolist() == [[4, 4, 20], [1, 2, 2]]
+    assert "5 with a mistake. Left out, and empty here: 3 cells of at most 1 image." in page
+
+
 def test_the_curve_encloses_the_average_precision():
     rng = np.random.default_rng(0)
     for levels in (5, 10_000):
@@ -120,11 +132,39 @@ def test_the_curve_encloses_the_average_precision():
             chosen = scores >= threshold
             assert precision == pytest.approx(truth[chosen].mean())
             assert recall == pytest.approx(chosen[truth].mean())
+        f1 = {t: 2 * (truth & (scores >= t)).sum() / (truth.sum() + (scores >= t).sum()) for t in np.unique(scores)}
+        assert best_f1(scores, truth) == pytest.approx((max(f1, key=lambda t: (f1[t], t)), max(f1.values())))
     few = precision_recall_curve(scores, truth, 8)
     assert len(few) == 8
     assert (few[0] == curve[0]).all()
     assert (few[-1] == curve[-1]).all()
     assert precision_recall_curve(scores, np.zeros(200, bool), 8).shape == (0, 3)
+
+
+def test_the_curve_and_the_table_agree_at_the_threshold(browser, small, tmp_path):
+    """A probability just below the threshold, of which half precision makes 0.5; a label that nothing reaches."""
+    images, _, _ = small
+    truth, probability = np.zeros((25, 2), bool), np.full((25, 2), 0.1)
+    truth[:4, 0] = truth[:3, 1] = True
+    probability[:4, 0], probability[10, 0] = (0.9, 0.8, 0.49995, 0.2345678), 0.6
+    probability[:3, 1] = 0.3, 0.2, 0.1
+    path = tmp_path / "report.html"
+    path.write_text(page_of(images, probability, truth, ["close", "below"]), encoding="utf-8")
+    rows = page_data(path.read_text())["rows"]
+    assert rows[0]["probability"] == [0.9, 0.8, 0.49995, 0.234567]  # none is above
+    assert [(row["at"], row["found"], row["chosen"]) for row in rows] == [
+        (1, [1, 2, 3, 4], [1, 2, 4, 5]), (None, [1, 2, 3], [1, 2, 25]),
+    ]  # fmt: skip
+    assert [row["best"] for row in rows] == [[0.234567, pytest.approx(8 / 9)], [0.2, pytest.approx(4 / 5)]]
+    visit(browser, path)
+    for name, legend, squares in (("close", "at the threshold 0.5", 1), ("below", "nothing reaches 0.5", 0)):
+        button = next(button for button in find(browser, "#classes-body tbody button") if button.text == name)
+        click(browser, button)
+        assert legend in find(browser, "#dialog-body .legend")[0].text
+        assert len(find(browser, "#dialog-body svg rect")) == squares
+        if name == "close":
+            assert "recall 50.0 %, F1 66.7 %" in find(browser, "#curve-readout")[0].text
+        find(browser, "#dialog-close")[0].click()
 
 
 def test_mistakes_are_counted_in_pairs():
@@ -146,11 +186,58 @@ def test_of_many_labels_the_mistakes_are_kept(small):
     probability[0, :15], probability[0, 35:] = 0.9, 0.7  # 15 found, 5 missed, 5 false alarms
     own = decisions_of(torch.logit(torch.tensor(probability)), torch.tensor(truth), THRESHOLD)
     data = {key: unpacked(value)[0] for key, value in item_data(own, images, [0]).items() if key != "name"}
-    assert (data["missed"], data["alarms"], len(data["label"])) == (5, 5, 12)
+    assert (data["true"], data["missed"], data["alarms"], len(data["label"])) == (20, 5, 5, 12)
     assert {*data["label"][data["kind"] == MISSED]} == {*range(15, 20)}
     assert {*data["label"][data["kind"] == ALARM]} == {*range(35, 40)}
     assert (data["kind"] == FOUND).sum() == 2
     assert choose(own, [15], []).top == [0]
+
+
+def test_an_image_is_said_to_have_all_its_labels(browser, small, tmp_path):
+    """Also those of which the page keeps no name beside the mistakes."""
+    images, _, _ = small
+    truth = np.zeros((3, 20), bool)
+    truth[0, :3] = truth[1] = True
+    probability = np.where(truth, 0.9, 0.1)
+    probability[0, 3:17], probability[1] = 0.8, np.linspace(0.1, 0.2, 20)
+    probability[2, 4] = 0.6
+    path = tmp_path / "report.html"
+    path.write_text(page_of(images, probability, truth, [f"L{i}" for i in range(20)]), encoding="utf-8")
+    visit(browser, path)
+    shots = {shot.text.split("\n")[0]: shot for shot in find(browser, "#mistakes-body .shot")}
+    missed = "L11 · L10 · L9 · L8 · L7 · L6 · L5 · L4 · L3 · L2 · L1 · L0 and 8 more"
+    assert {*shots} == {"true: 3 labels", f"true: {missed}", "true: no label"}
+    assert f"missed: {missed}" in shots[f"true: {missed}"].text.split("\n")
+    assert "and 2 more" in shots["true: 3 labels"].text.split("\n")[1]
+    alts = [shot.find_element("css selector", "img").get_attribute("alt") for shot in shots.values()]
+    assert {alt.split(",")[0] for alt in alts} == {"An image of 3 labels", "An image of L11", "An image of no label"}
+
+
+# Texts that are wider than their place, which an ellipsis hides; scrollWidth is rounded and does not tell.
+CUT = """return [...document.querySelectorAll(arguments[0])].filter((e) => {
+    const text = document.createRange();
+    text.selectNodeContents(e);
+    return text.getBoundingClientRect().width > e.getBoundingClientRect().width + .01;
+}).map((e) => e.textContent)"""
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_cards_cut_no_number_and_no_short_name(browser, small, tmp_path, width):
+    images, _, _ = small
+    truth = np.zeros((25, 3), bool)
+    truth[:5, 0] = truth[:9, 1] = True
+    probability = np.where(truth, 0.99999, 0.1)
+    probability[:3, 0], probability[:2, 2] = 0.2, 0.99999
+    path = tmp_path / "report.html"
+    names = ["triangle", "green", "a long name of 3 words"]
+    path.write_text(page_of(images, probability, truth, names), encoding="utf-8")
+    visit(browser, path, width=width)
+    click(browser, find(browser, "#classes-body tbody button")[0])
+    for place in ("#mistakes-body", "#dialog-body"):
+        assert "100.0 %" in browser.execute_script("return document.querySelector(arguments[0]).textContent", place)
+        assert browser.execute_script(CUT, f"{place} .top .num") == []
+        cut = {*browser.execute_script(CUT, f"{place} .top span:not(.num)")}
+        assert cut <= ({"+ a long name of 3 words", "a long name of 3 words"} if width == WIDE else set())
 
 
 def test_few_labels_of_an_image_are_not_padded_with_all(small):
@@ -226,10 +313,14 @@ def test_a_reader_finds_which_labels_fail_and_why(browser, small_page, width, da
     assert [shot.get_attribute("data-item") for shot in find(browser, "#dialog-body .shot")] == [
         str(at) for at in (1, 2, 3)
     ]
-    before = find(browser, "#curve-readout")[0].text
-    assert "precision 100.0 %, recall 70.0 %" in before  # at the threshold
+    best = "The highest F1 is 100.0 %, from 0.2 on."
+    assert find(browser, "#curve-readout")[0].text == (  # at the threshold
+        f"Predicted from 0.9 of the sigmoid on: precision 100.0 %, recall 70.0 %, F1 82.4 %. {best}"
+    )
     find(browser, "#curve-point")[0].send_keys("\ue014")  # arrow right
-    assert "precision 100.0 %, recall 80.0 %" in find(browser, "#curve-readout")[0].text
+    assert find(browser, "#curve-readout")[0].text == (
+        f"Predicted from 0.4 of the sigmoid on: precision 100.0 %, recall 80.0 %, F1 88.9 %. {best}"
+    )
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     find(browser, "#dialog-close")[0].click()
 

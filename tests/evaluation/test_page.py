@@ -98,7 +98,15 @@ def test_the_data_is_that_of_the_predictions(small, small_page):
     escaped = "&lt;/script&gt;&lt;b&gt;x"
     assert f"4 mistakes: 3 of 5 images of ring were predicted as {escaped}, 1 of 5 images of {escaped}" in page
     assert "25 images" in page
+    assert "Left out" not in page
     assert HOSTILE not in page
+
+
+def test_cells_without_room_are_said_to_be_left_out(small, monkeypatch):
+    monkeypatch.setattr("ddfnet.evaluation.page.MOST_PAIRS", 1)
+    page = page_of(*small, NAMES)
+    assert unpacked(page_data(page)["pairs"]).tolist() == [[3, 1, 3]]
+    assert "5 not on the diagonal. Left out, and empty here: 2 cells of at most 1 image." in page
 
 
 def test_a_perfect_network_has_no_mistakes_to_show(small):

@@ -63,6 +63,8 @@ def test_the_report_has_a_page_in_place_of_that_of_others(best, image_tree, tmp_
     assert "report.json, report.md, per_class.csv, report.html\n" in out
     assert sorted(report.files) == sorted(path.name for path in folder.iterdir())
     assert "[report.html](report.html)" in (folder / "report.md").read_text()
+    without = int((~report.truth.any(1)).sum())
+    assert f"{len(report.truth)}, {without} of them without a class" in (folder / "report.md").read_text()
     page = (folder / "report.html").read_text()
     data = page_data(page)
     assert data["names"] == NAMES
@@ -78,6 +80,10 @@ def test_the_report_has_a_page_in_place_of_that_of_others(best, image_tree, tmp_
     metrics = report.metrics
     for key in ("map_macro", "map_micro", "f1_macro", "f1_micro"):
         assert f"{metrics[key]:.1f} %" in page
+        assert f"  {key:9}  {metrics[key]:9.2f} %\n" in out
+    assert f"  loss       {metrics['loss']:9.4f}\n" in out
+    assert "(EMA weights)" in page or "(raw weights)" in page
+    assert "model weights" not in page + (folder / "report.md").read_text()
     assert "0.3 of the sigmoid" in page
 
 

@@ -2,8 +2,8 @@
 // multilabel_images.py. A label is, for an image, one of these:
 const [OTHER, FOUND, MISSED, ALARM, NOTHING] = [0, 1, 2, 3, 4];
 const KINDS = { [OTHER]: ["", ""], [FOUND]: ["✓ ", "correct"], [MISSED]: ["− ", "wrong"], [ALARM]: ["+ ", "wrong"] };
-const items = Object.fromEntries(["label", "probability", "kind", "missed", "alarms"].map((key) => [key, unpack(DATA.items[key])]));
-const [ITEMS, width] = DATA.items.label.shape, rows = DATA.rows, near = unpack(DATA.cells), curves = unpack(DATA.curves), points = DATA.curves.shape[1];
+const items = Object.fromEntries(["label", "probability", "kind", "true", "missed", "alarms"].map((key) => [key, unpack(DATA.items[key])]));
+const [ITEMS, width] = DATA.items.label.shape, rows = DATA.rows, near = unpack(DATA.cells);
 const cells = new Map(rows.map((row) => [`${row.label},${row.label}`, row.positives - row.missed]));
 for (let i = 0; i < near.length; i += 3) cells.set(`${near[i]},${near[i + 1]}`, near[i + 2]);
 const NONE = K;  // behind the last label: no label was missed, none is a false alarm
@@ -22,19 +22,21 @@ function probabilityOf(i, label) {
 const itemsWith = (test) => Array.from({ length: ITEMS }, (_, i) => i).filter(test);
 
 function shot(i) {
-  const bars = [], listed = (labels, total) => labels.map((label) => names[label]).join(" · ") + (total > labels.length ? ` and ${count(total - labels.length)} more` : "");
+  const bars = [];
+  const listed = (labels, total, join = " · ") => !labels.length ? `${count(total)} label${total === 1 ? "" : "s"}`  // none of them is among those kept
+    : labels.map((label) => names[label]).join(join) + (total > labels.length ? ` and ${count(total - labels.length)} more` : "");
   for (let at = i * width; at < (i + 1) * width; at++) {
     if (items.kind[at] === NOTHING) continue;
     const [mark, kind] = KINDS[items.kind[at]], name = names[items.label[at]], p = items.probability[at], line = bar(p, kind || "muted");
     line.append(el("b", { class: "tick", style: `left:${100 * DATA.threshold}%` }));
     bars.push(el("span", { class: kind, title: name }, mark + name), line, el("span", { class: "num" }, percent(p)));
   }
-  const own = labelsOf(i, FOUND, MISSED), missed = labelsOf(i, MISSED), alarms = labelsOf(i, ALARM);
-  const says = (title, labels, total, kind) => total ? el("div", {}, title, el("b", { class: kind }, listed(labels, total))) : null;
-  return card(i, `An image of ${own.map((label) => names[label]).join(", ") || "no label"}`,
-    own.length ? says("true: ", own, own.length, "correct") : el("div", {}, "true: no label"),
-    says("missed: ", missed, items.missed[i], "wrong"), says("false alarm: ", alarms, items.alarms[i], "wrong"),
-    missed.length || alarms.length ? null : el("div", {}, "no mistake"),
+  const own = labelsOf(i, FOUND, MISSED), total = items.true[i];
+  const says = (title, labels, n, kind) => n ? el("div", {}, title, el("b", { class: kind }, listed(labels, n))) : null;
+  return card(i, `An image of ${total ? listed(own, total, ", ") : "no label"}`,
+    total ? says("true: ", own, total, "correct") : el("div", {}, "true: no label"),
+    says("missed: ", labelsOf(i, MISSED), items.missed[i], "wrong"), says("false alarm: ", labelsOf(i, ALARM), items.alarms[i], "wrong"),
+    items.missed[i] || items.alarms[i] ? null : el("div", {}, "no mistake"),
     el("div", { class: "top", style: "margin-top:5px" }, bars));
 }
 
@@ -64,11 +66,8 @@ function openLabel(a) {
     row.missed + row.alarms ? null : el("p", { class: "empty" }, "No mistakes."));
 }
 function precisionRecall(a) {
-  const row = rows[a], list = [];
-  for (let i = 0; i < points; i++) {
-    const [p, precision, recall] = curves.subarray(3 * (a * points + i), 3 * (a * points + i) + 3);
-    if (!Number.isNaN(recall)) list.push({ p, precision, recall });
-  }
+  const row = rows[a];
+  const list = row.found.map((found, i) => ({ p: row.probability[i], precision: found / row.chosen[i], recall: found / row.positives, f1: 2 * found / (row.positives + row.chosen[i]) }));
   const narrow = innerWidth < 560, W = narrow ? 320 : 520, left = 58, top = 12, w = W - left - 22, h = narrow ? 200 : 230;
   const chart = unitChart({ W, H: top + h + 42, left, top, w, h, x: "recall", y: "precision", low: top + h }), { X, Y } = chart;
   let path = "", from = 0;  // a step curve: the area below it is the average precision
@@ -77,10 +76,11 @@ function precisionRecall(a) {
   const readout = el("p", { class: "note", role: "status", id: "curve-readout" });
   const slider = el("input", { type: "range", id: "curve-point", min: 0, max: list.length - 1, step: 1, oninput: () => move(Number(slider.value)) });
   function move(i) {
-    const { p, precision, recall } = list[i];
+    const { p, precision, recall, f1 } = list[i];
     slider.value = i;
     dot.setAttribute("cx", X(recall)); dot.setAttribute("cy", Y(precision));
-    readout.textContent = `Predicted from ${percent(p)} of the sigmoid on: precision ${percent(precision)}, recall ${percent(recall)}.`;
+    readout.textContent = `Predicted from ${p ?? "NaN"} of the sigmoid on: precision ${percent(precision)}, recall ${percent(recall)}, F1 ${percent(f1)}. `
+      + `The highest F1 is ${percent(row.best[1])}, from ${row.best[0] ?? "NaN"} on.`;
   }
   const board = chart.draw(`Precision against recall of ${names[a]}`, [
     svg("line", { x1: X(0), x2: X(1), y1: Y(base), y2: Y(base), stroke: "var(--muted)", "stroke-dasharray": "5 4" }),
@@ -91,9 +91,9 @@ function precisionRecall(a) {
     move(list.reduce((best, point, i) => Math.abs(point.recall - v) < Math.abs(list[best].recall - v) ? i : best, 0));
   };
   board.addEventListener("pointermove", follow); board.addEventListener("pointerdown", follow);
-  const last = list.reduce((best, point, i) => point.p >= DATA.threshold ? i : best, 0);
-  move(last);
-  return [el("div", { class: "legend" }, key("var(--accent)", list.length < row.positives ? `curve, ${list.length} points` : "curve"), key("var(--wrong)", `at the threshold ${DATA.threshold}`), el("span", {}, `dashed: precision of chance, ${percent(base)}`)),
+  move(row.at ?? 0);
+  const own = row.precision === null ? el("span", {}, `nothing reaches ${DATA.threshold}`) : key("var(--wrong)", `at the threshold ${DATA.threshold}`);
+  return [el("div", { class: "legend" }, key("var(--accent)", list.length < row.positives ? `curve, ${list.length} points` : "curve"), own, el("span", {}, `dashed: precision of chance, ${percent(base)}`)),
     board, el("div", { class: "controls", style: "margin-bottom:2px" }, el("label", {}, "another threshold, the highest first", slider)), readout];
 }
 

@@ -34,7 +34,7 @@ def draw_detections(images: list[Path], checkpoint: Path, *, threshold: float = 
         with torch.inference_mode():
             detections = detector([torch.from_numpy(pixels).permute(2, 0, 1) / 255])[0]
         axes.imshow(pixels)
-        _draw_boxes(axes, detections, classes, threshold, max(pixels.shape[:2]))
+        _draw_boxes(axes, detections, classes, threshold, pixels.shape[1], pixels.shape[0])
         axes.set(xticks=[], yticks=[])
         axes.set_title(path.name, fontsize=8)
     for axes in panels[len(images) :]:
@@ -44,9 +44,12 @@ def draw_detections(images: list[Path], checkpoint: Path, *, threshold: float = 
     return figure
 
 
-def _draw_boxes(axes: Axes, detections: dict[str, Tensor], classes: list[str], threshold: float, side: int) -> None:
-    """Boxes in an image of `side` pixels, the highest score in front, each with its text at a free corner."""
+def _draw_boxes(
+    axes: Axes, detections: dict[str, Tensor], classes: list[str], threshold: float, width: int, height: int
+) -> None:
+    """Boxes in an image of this size in pixels, the highest score in front, each with its text at a free corner."""
     taken: list[tuple[float, float, float, float]] = []
+    side = max(width, height)  # the panel is as large
     rows = zip(detections["boxes"].tolist(), detections["labels"].tolist(), detections["scores"].tolist(), strict=True)
     shown = sorted((row for row in rows if row[2] >= threshold), key=lambda row: -row[2])
     for order, ((left, top, right, bottom), label, score) in enumerate(shown):
@@ -55,20 +58,23 @@ def _draw_boxes(axes: Axes, detections: dict[str, Tensor], classes: list[str], t
         box = Rectangle((left, top), right - left, bottom - top, fill=False, color=color, lw=1.8, zorder=layer)
         box.set_path_effects([Stroke(linewidth=3.4, foreground="white"), Normal()])  # seen on any ground
         axes.add_patch(box)
-        x, y = _corner((left, top, right, bottom), len(text) * _CHARACTER * side, _LINE * side, side, taken)
+        size = len(text) * _CHARACTER * side, _LINE * side
+        x, y = _corner((left, top, right, bottom), size, (width, height), taken)
         style = {"fc": color, "ec": "none", "pad": 1.2}
         axes.text(x, y, text, fontsize=_FONT, color=ink_on(color), va="top", bbox=style, zorder=layer + len(shown))
 
 
 def _corner(
-    box: tuple[float, float, float, float], width: float, height: float, side: int,
+    box: tuple[float, float, float, float], size: tuple[float, float], image: tuple[int, int],
     taken: list[tuple[float, float, float, float]],
 ) -> tuple[float, float]:  # fmt: skip
-    """Where the text of a box begins, left and top: at the first of its corners where no other text is."""
-    left, top, right, bottom = box
+    """Where the text of a box begins, left and top: at the first of its corners where no other text is. `size` of the
+    text and of the `image`: width, height."""
+    (left, top, right, bottom), (width, height) = box, size
     outside = [(left, top - height), (left, bottom), (right - width, top - height), (right - width, bottom)]
     inside = [(left, top), (left, bottom - height), (right - width, top), (right - width, bottom - height)]
-    places = [(min(max(x, 0), side - width), min(max(y, 0), side - height)) for x, y in (*outside, *inside)]
+    most_x, most_y = max(image[0] - width, 0), max(image[1] - height, 0)  # what is wider begins at the left
+    places = [(min(max(x, 0), most_x), min(max(y, 0), most_y)) for x, y in (*outside, *inside)]
     free = [
         (x, y) for x, y in places
         if not any(x < r and a < x + width and y < b and t < y + height for a, t, r, b in taken)

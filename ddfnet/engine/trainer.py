@@ -261,11 +261,10 @@ class Trainer:
         images_per_second *= self.distributed.world_size
         if state.loss_count:
             self.last_finite_loss = loss.item()
-        lr = paced_learning_rate(state.step - 1, self.config, self.plan, state.plateau)  # of the step that is done
         record = {
             "epoch": self.epoch,
             "loss": self.last_finite_loss if state.loss_count else None,  # None: all steps were skipped
-            "lr": lr,
+            "lr": paced_learning_rate(state.step - 1, self.config, self.plan, state.plateau),  # of the step that is done
             "grad_norm": float(self.grad_norm),
             "images_per_second": images_per_second,
             "data_wait": data_wait,
@@ -279,14 +278,15 @@ class Trainer:
 
     def _evaluate_epoch(self, eval_batches: Any) -> None:
         self.watch.phase("evaluation", self.state.step)
-        metrics, ranked = self._evaluate("val", self.model, eval_batches)
+        metrics = self._evaluate("val", self.model, eval_batches)
         if self.state.ema is not None:
-            metrics, ranked = self._evaluate("val_ema", self.state.ema.module, eval_batches)
+            metrics = self._evaluate("val_ema", self.state.ema.module, eval_batches)
+        ranked = self.state.rank(metrics)
         self.state.plateau = next_plateau(metrics, self.state, self.config, self.plan)
         self.state.evaluation_due = False
         self.save(metrics, ranked=ranked)
 
-    def _evaluate(self, name: str, model: nn.Module, batches: Any) -> tuple[dict[str, float], bool]:
+    def _evaluate(self, name: str, model: nn.Module, batches: Any) -> dict[str, float]:
         state = self.state
         with averaged_statistics(model, self.distributed):
             metrics = evaluate_in_training(
@@ -294,7 +294,7 @@ class Trainer:
                 limit=self.max_eval_batches, log=self.log.message, stop=self.stop, watch=self.watch,
                 watched=self.pages.watched, bar=self.log.progress(name),
             )  # fmt: skip
-            ranked = (state.ema is None or model is not self.model) and state.rank(metrics)
-            self.log.evaluation(state.step, self.epoch, name, metrics, best=ranked and state.best["step"] == state.step)
+            best = (state.ema is None or model is not self.model) and state.leads(metrics)  # of two, the EMA's rank
+            self.log.evaluation(state.step, self.epoch, name, metrics, best=best)
             self.pages.log_evaluation(name, model, state.step)
-        return metrics, ranked
+        return metrics

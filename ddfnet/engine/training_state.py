@@ -71,15 +71,27 @@ class TrainingState:
     def rank(self, metrics: dict[str, float]) -> bool:
         """Whether these metrics are among the best so far, as many as are kept; notes it. A network that gives NaN,
         which its loss tells, is never among them."""
+        ranking = self._ranking_with(metrics)
+        if not ranking:
+            return False
+        self.ranking = ranking
+        self.best = {"value": ranking[0][0], "step": ranking[0][1]}
+        return any(step == self.step for _, step in ranking)
+
+    def leads(self, metrics: dict[str, float]) -> bool:
+        """Whether these metrics are the best so far; notes nothing."""
+        ranking = self._ranking_with(metrics)
+        return bool(ranking) and ranking[0][1] == self.step
+
+    def _ranking_with(self, metrics: dict[str, float]) -> list[tuple[float, int]]:
+        """`ranking` with these metrics in their place, if they are good enough; empty for those that have none."""
         value = metrics[self.metric]
         if not (math.isfinite(value) and math.isfinite(metrics.get("loss", 0.0))):
-            return False
+            return []
         entries = [entry for entry in self.ranking if entry[1] != self.step]
         entries.append((value, self.step))
         entries.sort(key=lambda entry: entry[0] if self.lower_is_better else -entry[0])  # stable: the earlier one leads
-        self.ranking = entries[: self.config.checkpoints.best]
-        self.best = {"value": self.ranking[0][0], "step": self.ranking[0][1]}
-        return (value, self.step) in self.ranking
+        return entries[: self.config.checkpoints.best]
 
     def snapshot(self, epoch: float, metrics: dict[str, float]) -> dict[str, Any]:
         """All that `last.pt` holds, copied to the memory of the CPU: what training does next does not change it.

@@ -264,7 +264,7 @@ class Trainer:
         record = {
             "epoch": self.epoch,
             "loss": self.last_finite_loss if state.loss_count else None,  # None: all steps were skipped
-            "lr": paced_learning_rate(state.step - 1, self.config, self.plan, state.plateau),  # of the step that is done
+            "lr": paced_learning_rate(state.step - 1, self.config, self.plan, state.plateau),  # of the last step
             "grad_norm": float(self.grad_norm),
             "images_per_second": images_per_second,
             "data_wait": data_wait,

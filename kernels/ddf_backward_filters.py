@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 from ddfnet.kernels.common import affine_of, block_positions, load, load_activated, replace, zeros
+from ddfnet.kernels.logit_gradients import load_normalized, store_bias_sums, store_logit_gradients, weights_of
 from ddfnet.kernels.tiles import column_sums, columns, row_sums, strided
 
 
@@ -85,7 +86,7 @@ def store_sums(
         store_sums(spatial_partials, out_pixels, totals, blocks, FIRST + SIZE, COUNT - SIZE, BLOCK_Y, BLOCK_X, STEP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["all_pixels"])
 def ddf_backward_filters_kernel(
     grad_y,
     x,
@@ -99,6 +100,11 @@ def ddf_backward_filters_kernel(
     head_channels,
     heads,
     iterations,
+    inverse_std,
+    grad_logits,
+    bias_partials,
+    all_pixels,
+    alpha,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     HEAD_CHANNELS: tl.constexpr,
@@ -118,6 +124,7 @@ def ddf_backward_filters_kernel(
     BLOCK_CHANNELS: tl.constexpr,
     TAP_ROWS: tl.constexpr,
     ACTIVATE_X: tl.constexpr,
+    LOGITS: tl.constexpr,
 ):
     """Partial sums of both filter gradients; with w[b,c,t,p] = grad_y[b,c,phase,p] * x[b,c,p+t]:
 
@@ -133,6 +140,10 @@ def ddf_backward_filters_kernel(
     Partials are contiguous: (B, chunks, phases, k*k, C) in the accumulator dtype, and
     (B, tiles per head, phases*G*k*k, Ho, Wo) in any dtype. Layouts and flags are those of `ddf_forward_kernel`.
     x_affine as well: what is filtered, and so multiplied here, is the activated x.
+
+    With LOGITS, for a DDF layer, no gradient of the spatial filter is stored, but that of the logits it was normalized
+    from, and sums for their bias: inverse_std to alpha as of `spatial_filters_backward_kernel`, with bias_partials of
+    (B * chunks, G*AREA). For one program of all channels, 3x3 taps, stride 1, and blocks of 1 x 2 pixels.
     """
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     AREA: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
@@ -207,6 +218,13 @@ def ddf_backward_filters_kernel(
     TOGETHER: tl.constexpr = min(MULTIPLE, MOST)
     # Several lanes have the same pixel. (Of channels that no load takes together the exchanges spill registers.)
     SHARED: tl.constexpr = CHANNELS_LAST and BLOCK_CHANNELS > TOGETHER and TOGETHER == MOST
+    if LOGITS:
+        tl.static_assert(SHARED and PRODUCT and NEED_CHANNEL and NEED_SPATIAL and PAIRS == 18 and BLOCK_X == 2)
+        tl.static_assert(STRIDE == 1 and SCALE == 1)
+        inverse_std += (image * heads + head) * out_pixels
+        grad_logits += tl.cast(head * AREA, tl.int64) * all_pixels + image * out_pixels
+        bias_partials += ((image * chunks + chunk) * heads + head) * AREA
+        bias_sums = (tl.zeros((2, BLOCKS, 4, 2), ACC), tl.zeros((1, BLOCKS, 4, 2), ACC))
     sums = zeros(TAP_ROWS * KERNEL_SIZE if NEED_CHANNEL else 0, BLOCKS, BLOCK_CHANNELS, ACC)
     for iteration in range(iterations):
         first_block = (chunk * iterations + iteration) * BLOCKS
@@ -247,9 +265,15 @@ def ddf_backward_filters_kernel(
                         else:
                             values = values + (load(x_block + x_offset, x_ok, ACC),)
             if PRODUCT and NEED_CHANNEL and SHARED and u == 0:
+                FIRST: tl.constexpr = 16 if LOGITS else 0
                 weights = load_weights(
-                    spatial_filter, tap_stride, filter_column_stride, blocks, 0, PAIRS, BLOCK_Y, BLOCK_X, STEP, ACC
+                    spatial_filter, tap_stride, filter_column_stride, blocks, FIRST, PAIRS - FIRST, BLOCK_Y, BLOCK_X, STEP, ACC
                 )
+                if LOGITS:
+                    normalized = load_normalized(
+                        spatial_filter, inverse_std, tap_stride, filter_column_stride, blocks, STEP, ACC
+                    )
+                    weights = weights_of(normalized[0]) + weights
             for v in tl.static_range(KERNEL_SIZE):
                 f = 1.0
                 if PRODUCT and NEED_SPATIAL:
@@ -277,8 +301,14 @@ def ddf_backward_filters_kernel(
                         if NEED_SPATIAL:
                             totals = totals + (sum_together(w, f, TOGETHER, PRODUCT),)
         # Exchanged and stored after the last load: the compiler merges and moves no loads across either.
-        if NEED_SPATIAL:
+        if LOGITS:
+            bias_sums = store_logit_gradients(
+                grad_logits, all_pixels, alpha, totals, normalized, bias_sums, blocks, STEP
+            )
+        elif NEED_SPATIAL:
             store_sums(spatial_partials, out_pixels, totals, blocks, 0, PAIRS, BLOCK_Y, BLOCK_X, STEP)
+    if LOGITS:
+        store_bias_sums(bias_partials, bias_sums)
     if NEED_CHANNEL:
         for t in tl.static_range(TAP_ROWS * KERNEL_SIZE):
             # An exchange has fewer instructions, but the assembler then takes more registers: with x activated sm_90

@@ -42,34 +42,47 @@ def columns(tile):
 
 
 @triton.jit
+def stacked(tiles, FIRST: tl.constexpr, COUNT: tl.constexpr):
+    """One tile (B, COUNT, L) of COUNT tiles (B, L) from number FIRST on."""
+    ROWS: tl.constexpr = tiles[0].shape[0]
+    WIDTH: tl.constexpr = tiles[0].shape[1]
+    tl.static_assert(COUNT <= 64)
+    joined = ()
+    for i in tl.static_range(COUNT):
+        joined = joined + (tiles[FIRST + i].reshape(ROWS, 1, WIDTH),)
+    for level in tl.static_range(6):
+        if 2**level < COUNT:
+            pairs = ()
+            for i in tl.static_range(COUNT // 2 ** (level + 1)):
+                pair = tl.join(joined[2 * i], joined[2 * i + 1]).permute((0, 3, 1, 2))
+                pairs = pairs + (pair.reshape(ROWS, 2 ** (level + 1), WIDTH),)
+            joined = pairs
+    return joined[0]
+
+
+@triton.jit
+def last_sums(tile):
+    """The sums (A, B) over the last axis of a tile (A, B, L), each of them made by one thread."""
+    WIDTH: tl.constexpr = tile.shape[2]
+    tl.static_assert(WIDTH <= 64)
+    for level in tl.static_range(6):
+        if 2**level < WIDTH:
+            a, b = tl.split(tile.reshape(tile.shape[0], tile.shape[1], WIDTH // 2 ** (level + 1), 2))
+            tile = a + b
+    return tile.reshape(tile.shape[0], tile.shape[1])
+
+
+@triton.jit
 def row_sums(tiles, FIRST: tl.constexpr, COUNT: tl.constexpr):
     """The sums of the rows of COUNT tiles (B, L) from number FIRST on, as the columns of one tile (B, COUNT).
 
     One exchange gives each thread whole rows of some of the tiles. Added up apart, each tile takes log2(L) exchanges
     between all threads of its rows.
     """
-    ROWS: tl.constexpr = tiles[0].shape[0]
-    WIDTH: tl.constexpr = tiles[0].shape[1]
-    tl.static_assert(WIDTH <= 64 and COUNT <= 64)
     if COUNT == 1:
         return tl.sum(tiles[FIRST], axis=1, keep_dims=True)
     else:
-        joined = ()
-        for i in tl.static_range(COUNT):
-            joined = joined + (tiles[FIRST + i].reshape(ROWS, 1, WIDTH),)
-        for level in tl.static_range(6):
-            if 2**level < COUNT:
-                pairs = ()
-                for i in tl.static_range(COUNT // 2 ** (level + 1)):
-                    pair = tl.join(joined[2 * i], joined[2 * i + 1]).permute((0, 3, 1, 2))
-                    pairs = pairs + (pair.reshape(ROWS, 2 ** (level + 1), WIDTH),)
-                joined = pairs
-        rows = joined[0]
-        for level in tl.static_range(6):
-            if 2**level < WIDTH:
-                a, b = tl.split(rows.reshape(ROWS, COUNT, WIDTH // 2 ** (level + 1), 2))
-                rows = a + b
-        return rows.reshape(ROWS, COUNT)
+        return last_sums(stacked(tiles, FIRST, COUNT))
 
 
 @triton.jit

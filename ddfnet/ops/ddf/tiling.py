@@ -112,6 +112,24 @@ def backward_filters_tile(args: Arguments) -> Tile:
     )
 
 
+def logits_at_once(args: Arguments) -> bool:
+    """Whether `ddf_backward_filters_kernel` also makes the gradients of a layer's logits, or another kernel does from
+    that of the spatial filter.
+
+    A program has to have all channels of its pixels, and all taps; and lanes two pixels in common, each with as many
+    channels as one load has. Filters that are added would take too many instructions more for it.
+    """
+    tile, together = backward_filters_tile(args), 16 // args.x.element_size()
+    return (
+        args.channels_last
+        and args.product
+        and (args.kernel_size, args.stride, args.scale) == (3, 1, 1)
+        and (tile.block_y, tile.block_x) == (1, 2)
+        and together < args.head_channels <= tile.block_channels
+        and args.head_channels % together == 0
+    )
+
+
 def backward_spatial_tile(args: Arguments) -> Tile:
     """For `ddf_backward_spatial_kernel`."""
     elements = _elements_of_taps(args, 128 if args.x.element_size() <= 4 else 64)

@@ -133,24 +133,37 @@ def _backward_spatial(grad_y: Tensor, args: Arguments) -> Tensor:
     return grad_spatial
 
 
+class Logits(NamedTuple):
+    """Of a DDF layer, whose spatial filter is alpha * (logits - mean) * inverse_std, over the taps.
+
+    inverse_std: float32 (B, G, Ho, Wo). For the results: grad_logits (G*k*k, B*H*W) in the dtype of x, and
+    bias_partials, float32 (B * `filter_chunks`, G*k*k), parts of their sums.
+    """
+
+    inverse_std: Tensor
+    grad_logits: Tensor
+    bias_partials: Tensor
+    alpha: float
+
+
 def filter_partials(
-    grad_y: Tensor, args: Arguments, needed: Needed, x_affine: Tensor | None = None
+    grad_y: Tensor, args: Arguments, needed: Needed, x_affine: Tensor | None = None, logits: Logits | None = None
 ) -> tuple[Tensor, Tensor]:
     """Partial sums of the gradients of the filters, an empty tensor for one not needed; dense arguments, and
     x_affine as in `forward_dense`.
 
     (B, chunks, phases, k*k, C) in the accumulator dtype, and (B, tiles per head, phases*G*k*k, Ho, Wo): one tile is the
-    gradient already, in the dtype of the spatial filter, several are in the accumulator dtype.
+    gradient already, in the dtype of the spatial filter, several are in the accumulator dtype. With `logits`, whose
+    results are written instead of the latter, an empty tensor. For `tiling.logits_at_once`.
     """
     batch, channels = args.x.shape[:2]
     tile = tiling.backward_filters_tile(args)
-    iterations = tiling.filter_iterations(tile, args)
-    chunks = cdiv(tiling.block_count(tile, args, *args.filter_size), tile.blocks * iterations)
+    chunks = filter_chunks(args)
     channel_tiles = cdiv(args.head_channels, tile.block_channels)
     channel_partials = spatial_partials = args.x.new_empty(0)
     if needed.channel:
         channel_partials = args.x.new_empty((batch, chunks, args.phases, args.area, channels), dtype=args.accumulator)
-    if needed.spatial and args.spatial_filter is not None:
+    if needed.spatial and args.spatial_filter is not None and logits is None:
         dtype = args.spatial_filter.dtype if channel_tiles == 1 else args.accumulator
         spatial_partials = args.x.new_empty((batch, channel_tiles, *args.spatial_filter.shape[1:]), dtype=dtype)
     _launch(
@@ -159,13 +172,24 @@ def filter_partials(
         tile,
         args,
         (grad_y, args.x, *_filters(args), channel_partials, spatial_partials, args.x if x_affine is None else x_affine),
-        iterations,
+        tiling.filter_iterations(tile, args),
+        *(logits or Logits(args.x, args.x, args.x, 0.0))[:3],
+        0 if logits is None else logits.grad_logits.shape[1],
+        0.0 if logits is None else logits.alpha,
         ACTIVATE_X=x_affine is not None,
+        LOGITS=logits is not None,
         PRODUCT=args.product,
         NEED_CHANNEL=needed.channel,
         NEED_SPATIAL=needed.spatial,
     )
     return channel_partials, spatial_partials
+
+
+def filter_chunks(args: Arguments) -> int:
+    """Programs of `filter_partials` that have one channel of an image: parts of the sums over pixels."""
+    tile = tiling.backward_filters_tile(args)
+    blocks = tile.blocks * tiling.filter_iterations(tile, args)
+    return cdiv(tiling.block_count(tile, args, *args.filter_size), blocks)
 
 
 def _backward_filters(grad_y: Tensor, args: Arguments, given: Arguments, needed: Needed) -> tuple[Tensor, Tensor]:
@@ -190,7 +214,7 @@ def _launch(
     tile: tiling.Tile,
     args: Arguments,
     tensors: tuple[Tensor, ...],
-    *more: int,
+    *more: Any,
     **constants: Any,
 ) -> None:
     """Launch `kernel` with `programs` for each head of each image; what all kernels are given is added here."""

@@ -71,10 +71,7 @@ def backward(
     x = operator.aligned(x, torch.channels_last)
     grad_y = operator.aligned(grad_y, torch.channels_last)
     arguments = operator_arguments(x, activations, settings)
-    spatial_partials, of_channel = backward_filters(grad_y, arguments, weights, activations, settings)
-    grad_logits, bias_partials = spatial_logits_backward(
-        spatial_partials, activations.spatial_filter, activations.inverse_std, x, settings
-    )
+    grad_logits, bias_partials, of_channel = backward_filters(grad_y, arguments, weights, activations, settings)
     grad_x = x.new_empty(0)
     if need_x:
         branch = operator.Branch(grad_logits, weights.spatial.contiguous(), of_channel.pooled)
@@ -93,11 +90,21 @@ def backward_filters(
     activations: Activations,
     settings: Settings,
     x_affine: Tensor | None = None,
-) -> tuple[Tensor, ChannelGradients]:
-    """Partial sums of the gradient of the spatial filter, and the gradients of the channel branch."""
-    needed = Needed(False, True, True)
-    channel_partials, spatial_partials = operator.filter_partials(grad_y, arguments, needed, x_affine)
-    return spatial_partials, channel_branch.backward(channel_partials, weights, activations, settings)
+) -> tuple[Tensor, Tensor, ChannelGradients]:
+    """The gradients of the logits and parts of their sums, see `spatial_logits_backward`; those of the channel branch."""
+    x, inverse_std, needed = arguments.x, activations.inverse_std, Needed(False, True, True)
+    logits = None
+    if tiling.logits_at_once(arguments):
+        taps, (batch, _, height, width) = weights.spatial.shape[0], x.shape
+        grad_logits = x.new_empty((taps, batch * height * width))
+        parts = batch * operator.filter_chunks(arguments)
+        bias_partials = x.new_empty((parts, taps), dtype=torch.float32)
+        logits = operator.Logits(inverse_std, grad_logits, bias_partials, settings.alpha)
+    channel_partials, spatial_partials = operator.filter_partials(grad_y, arguments, needed, x_affine, logits)
+    of_channel = channel_branch.backward(channel_partials, weights, activations, settings)
+    if logits is not None:
+        return logits.grad_logits, logits.bias_partials, of_channel
+    return *spatial_logits_backward(spatial_partials, activations.spatial_filter, inverse_std, x, settings), of_channel
 
 
 def spatial_filters(

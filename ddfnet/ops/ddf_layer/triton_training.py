@@ -56,11 +56,8 @@ def backward(
     _launch(batch_norm_backward_kernel, y, tensors, ITERATIONS=1, RELU=True, **_logits(0))
 
     arguments = layer.operator_arguments(x, activations, settings)
-    spatial_partials, of_channel = layer.backward_filters(
+    grad_logits, bias_partials, of_channel = layer.backward_filters(
         grad_y, arguments, weights, activations, settings, state.x_statistics
-    )
-    grad_logits, bias_partials = layer.spatial_logits_backward(
-        spatial_partials, activations.spatial_filter, activations.inverse_std, x, settings
     )
     branch = operator.Branch(grad_logits, weights.spatial.contiguous(), of_channel.pooled)
     between, x_partials = layer.backward_x(grad_y, arguments, branch, settings, state.x_statistics)

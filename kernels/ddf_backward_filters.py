@@ -267,7 +267,16 @@ def ddf_backward_filters_kernel(
             if PRODUCT and NEED_CHANNEL and SHARED and u == 0:
                 FIRST: tl.constexpr = 16 if LOGITS else 0
                 weights = load_weights(
-                    spatial_filter, tap_stride, filter_column_stride, blocks, FIRST, PAIRS - FIRST, BLOCK_Y, BLOCK_X, STEP, ACC
+                    spatial_filter,
+                    tap_stride,
+                    filter_column_stride,
+                    blocks,
+                    FIRST,
+                    PAIRS - FIRST,
+                    BLOCK_Y,
+                    BLOCK_X,
+                    STEP,
+                    ACC,
                 )
                 if LOGITS:
                     normalized = load_normalized(

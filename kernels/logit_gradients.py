@@ -1,8 +1,8 @@
 """The gradients of the spatial branch's logits, in the kernel that makes those of its filters: of 3x3 taps.
 
-A program that has all channels of two pixels of a block has the gradients of their 2 x 9 filter values. Here eight lanes share
-a block: each has two taps of one of its pixels, in tiles (2, blocks, 4, 2) of 4 * i + j for tap, block, j, pixel. So the
-normalization's sums over taps cross four lanes, by two steps. The ninth tap, (1, blocks, 4, 2), all four have.
+A program with all channels has the gradients of the 2 x 9 values of each block's two pixels. Of the eight lanes that
+share a block, each gets two taps of one pixel, in tiles (2, blocks, 4, 2): i, block, j, pixel for tap 4 * i + j. So sums
+over taps cross four lanes, in two steps. The ninth tap, in (1, blocks, 4, 2), all four have.
 """
 
 import triton
@@ -37,13 +37,21 @@ def load_normalized(
     pixel, ok = pixels_of(blocks, STEP)
     filters = spatial_filter + pixel * column_stride
     first = load(filters + first_taps() * tap_stride, ok, ACC)
-    return first, load(filters + 8 * tap_stride, ok, ACC), load(inverse_std + pixel, ok, ACC)
+    ninth = load(filters + 8 * tap_stride, ok, ACC)
+    return first, ninth, load(inverse_std + pixel, ok, ACC)
 
 
 @triton.jit
 def weights_of(first):
-    """The filters of the first eight taps as 16 tiles (blocks, 1), by an exchange: of taps, and of pixels of each."""
-    return columns(first.permute((1, 0, 2, 3)).reshape(first.shape[1], 16))
+    """The filters of the first eight taps as 16 tiles (blocks, 1): for each tap of both pixels.
+
+    Halves of the taps come last: a thread has both, and of two tiles taken apart first there would be two exchanges.
+    """
+    mixed = columns(first.permute((1, 2, 3, 0)).reshape(first.shape[1], 16))
+    weights = ()
+    for tap in tl.static_range(8):
+        weights = weights + (mixed[tap % 4 * 4 + tap // 4], mixed[tap % 4 * 4 + 2 + tap // 4])
+    return weights
 
 
 @triton.jit

@@ -91,10 +91,10 @@ def backward_filters(
     settings: Settings,
     x_affine: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, ChannelGradients]:
-    """The gradients of the logits and parts of their sums, see `spatial_logits_backward`; those of the channel branch."""
+    """As `spatial_logits_backward`: gradients of the logits, parts of their sums; and those of the channel branch."""
     x, inverse_std, needed = arguments.x, activations.inverse_std, Needed(False, True, True)
     logits = None
-    if tiling.logits_at_once(arguments):
+    if tiling.logits_at_once(arguments, x_affine is not None):
         taps, (batch, _, height, width) = weights.spatial.shape[0], x.shape
         grad_logits = x.new_empty((taps, batch * height * width))
         parts = batch * operator.filter_chunks(arguments)

@@ -1,8 +1,8 @@
 """The gradients of the spatial branch's logits, in the kernel that makes those of its filters: of 3x3 taps.
 
 A program with all channels has the gradients of the 2 x 9 values of each block's two pixels. Of the eight lanes that
-share a block, each gets two taps of one pixel, in tiles (2, blocks, 4, 2): i, block, j, pixel for tap 4 * i + j. So sums
-over taps cross four lanes, in two steps. The ninth tap, in (1, blocks, 4, 2), all four have.
+share a block, each gets two taps of one pixel, in tiles (2, blocks, 4, 2): i, block, j, pixel for tap 4 * i + j. So the
+sums over taps cross four lanes, in two steps. The ninth tap, in (1, blocks, 4, 2), all four have.
 """
 
 import triton
@@ -71,7 +71,7 @@ def store_logit_gradients(grad_logits, all_pixels, alpha, totals, filters, bias_
     WIDTH: tl.constexpr = totals[0].shape[1]
     rows = stacked(totals, 0, 16).reshape(BLOCKS, 2, 8, WIDTH).permute((1, 0, 2, 3))
     grads = last_sums(rows.reshape(2 * BLOCKS, 8, WIDTH)).reshape(2, BLOCKS, 4, 2)
-    # The sums of the ninth tap's two rows: after a step each lane keeps that of its own pixel.
+    # The ninth tap's two rows: after a step each lane keeps that of its own pixel.
     one = tl.sum(totals[16].reshape(BLOCKS, WIDTH // 2, 2), axis=2)[:, :, None]
     two = tl.sum(totals[17].reshape(BLOCKS, WIDTH // 2, 2), axis=2)[:, :, None]
     ninth = tl.sum(tl.where(tl.arange(0, 2)[None, None, :] == 1, two, one), axis=1)[None, :, None, :]

@@ -15,9 +15,10 @@ STEPS = (
     "+ batch norm and ReLU folded in, inference",
     "+ filter kernel at 45 instructions",
     "+ grad_x written once, logits without padding: as it is",
-    "+ batch norm and ReLU folded in, training: fused_norms=all",
+    "+ batch norm and ReLU folded in, training",
+    "+ gradients of logits by the filter kernel: fused_norms=all",
 )
-APART, MEASURED_STEP, ONE_OPERATOR, FOLDED, FAST_FILTERS, ONE_GRADIENT, NORMALIZED = range(len(STEPS))
+APART, MEASURED_STEP, ONE_OPERATOR, FOLDED, FAST_FILTERS, ONE_GRADIENT, NORMALIZED, ONE_FILTERS = range(len(STEPS))
 PIXELS = 64  # of a program of the spatial branch
 CHUNK = 128  # pixels that one partial sum of the channel filter's gradient covers
 
@@ -54,6 +55,7 @@ class Work(NamedTuple):
     flops: float = 0
     outputs: float = 0
     launches: int = 1
+    instructions: float = 0  # for each output, more than others of its kind
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,10 @@ class Sizes:
         return self.spatial if tiles == 1 else 2 * tiles * self.spatial
 
     @property
+    def logits_at_once(self) -> bool:  # as in tiling.py
+        return self.channels <= 64 and self.size == self.size_in
+
+    @property
     def norm_partials(self) -> float:  # two float32 for each 64 pixels of x, as those of the pool; 128 with a stride
         return 2 * self.pool / (2 if self.size < self.size_in else 1)
 
@@ -122,6 +128,10 @@ class Sizes:
     @property
     def logit_sums(self) -> float:  # 9 float32, as those of the pool
         return 9 * self.pool / self.channels
+
+    @property
+    def logit_sums_at_once(self) -> float:  # 9 float32, for each partial sum of the channel filter's gradient
+        return self.channel_partials / self.channels
 
 
 def ddf_forward(s: Sizes, step: int, training: bool) -> list[Work]:
@@ -164,7 +174,12 @@ def ddf_backward(s: Sizes, step: int) -> list[Work]:
         # x, which the kernel of grad_x reads, is a pass in `around`
         works[1] = works[1]._replace(bytes=works[1].bytes + s.norm_partials)
         more = s.norm_partials
-    works.append(Work("spatial_filters_backward", branch))
+    if step >= ONE_FILTERS and s.logits_at_once:  # writes them and their sums, not the gradient of the spatial filter
+        filters += 4 * s.pixels + s.logits + s.logit_sums_at_once - s.spatial_partials
+        works[0] = works[0]._replace(bytes=filters, instructions=2)
+        weight += s.logit_sums_at_once - s.logit_sums
+    else:
+        works.append(Work("spatial_filters_backward", branch))
     works.append(Work("weight gradient", weight, launches=2))
     return [*works, Work("small", s.channel_partials + 3 * s.channel + more, launches=small)]
 

@@ -107,7 +107,7 @@ def predict(step: int | None, training: bool, compiled: bool, gpu: GPU, new_tile
         elif work.kind in TILES:
             start, slope = fit(work.kind, new_tiles)
             added = (more for (kind, since), more in ADDED.items() if kind == work.kind and (step or 0) >= since)
-            slope *= 1 + sum(added) / INSTRUCTIONS.get(work.kind, 1)
+            slope *= 1 + (sum(added) + work.instructions) / INSTRUCTIONS.get(work.kind, 1)
             time = max(floor(work, gpu) / 0.75, start + slope * work.outputs)  # no variant reached more
         else:
             fraction = reached.get(work.kind if training else f"{work.kind}, inference", reached.get(work.kind))

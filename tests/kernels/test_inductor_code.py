@@ -13,16 +13,17 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 FORWARD = {"spatial_filters_kernel", "channel_squeeze_kernel", "channel_filters_kernel", "ddf_forward_kernel"}
-BACKWARD = {
+# Of the layer between its norms, whose filter kernel makes the gradients of the logits; else another does.
+TRAINED = {
     *("ddf_backward_filters_kernel", "channel_filters_backward_kernel", "channel_squeeze_backward_kernel"),
-    *("ddf_backward_x_kernel", "spatial_filters_backward_kernel", "channel_weights_backward_kernel"),
+    *("ddf_backward_x_kernel", "channel_weights_backward_kernel"),
 }
 OURS = {
     "forward": FORWARD,
     "between": {"batch_norm_affine_kernel", *FORWARD},
     "trained": {"batch_norm_moments_kernel", "batch_norm_merge_kernel", "batch_norm_relu_kernel", *FORWARD},
-    "trained_backward": {"batch_norm_relu_backward_sums_kernel", "batch_norm_backward_kernel", *BACKWARD},
-    "backward": BACKWARD,
+    "trained_backward": {"batch_norm_relu_backward_sums_kernel", "batch_norm_backward_kernel", *TRAINED},
+    "backward": {"spatial_filters_backward_kernel", *TRAINED},
 }
 
 

@@ -109,6 +109,17 @@ def test_writing_the_gradient_of_x_once_takes_few_instructions():
     assert together[0].spills == 0
 
 
+def test_gradients_of_logits_by_the_filter_kernel_take_few_instructions():
+    """Two for each output and no barrier, where another kernel had as many as four, and three passes over filters."""
+    kernel = "ddf_backward_filters_kernel"
+    at_once = compile_matrix.compile_job((TRAINED, kernel, 90))
+    with mock.patch.object(tiling, "logits_at_once", return_value=False):
+        apart = compile_matrix.compile_job((TRAINED, kernel, 90))
+    assert 1 < at_once[1] - apart[1] < 3
+    assert at_once[0].count("BAR") == apart[0].count("BAR")
+    assert at_once[0].spills == 0
+
+
 def test_many_channels_do_not_make_the_kernel_of_the_logits_longer():
     """Their partial sums are read in a loop: unrolled, a thousand channels took ten times as long to compile."""
     options = {"dtype": torch.bfloat16, "kernel_size": 3, "stride": 1, "heads": 1}

@@ -59,11 +59,11 @@ def load_activated(pointer, mask, scale, shift, ACC: tl.constexpr):
 
 @triton.jit
 def store_moments(moments, part, channel, channels, channel_ok, count, mean, squares):
-    """Writes those of one part."""
-    target = moments + part * 3 * channels + channel
-    tl.store(target, tl.broadcast_to(count, mean.shape), mask=channel_ok)
-    tl.store(target + channels, mean, mask=channel_ok)
-    tl.store(target + 2 * channels, squares, mask=channel_ok)
+    """Writes those of one part; the count, which all channels have in common, with channel 0."""
+    target = moments + part * (2 * channels + 4) + channel
+    tl.store(target, mean, mask=channel_ok)
+    tl.store(target + channels, squares, mask=channel_ok)
+    tl.store(target + 2 * channels, tl.broadcast_to(count, mean.shape), mask=channel == 0)
 
 
 @triton.jit

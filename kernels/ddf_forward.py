@@ -71,7 +71,7 @@ def ddf_forward_kernel(
     ACTIVATE_Y: y is relu(y * scale + shift), likewise: the batch normalizations around the operator. An affine that is
     not used is not read.
     MOMENTS, of `ddf` only: y_moments are those of y as `batch_norm_training.py` has them, a part being what one program
-    has of each channel: float32 (B * programs for one head and channel tile of an image, 3, C).
+    has of each channel: float32 (B * programs for one head and channel tile of an image, 2*C + 4).
     """
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     AREA: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE

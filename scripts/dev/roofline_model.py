@@ -114,8 +114,8 @@ class Sizes:
         return 2 * self.pool / (2 if self.size < self.size_in else 1)
 
     @property
-    def moments(self) -> float:  # three float32 for each 64 pixels of y, the outputs of a program in one channel
-        return 12 * self.batch * -(-(self.size**2) // 64) * self.channels
+    def moments(self) -> float:  # two float32 for each 64 pixels of y, the outputs of a program in one channel
+        return 8 * self.batch * -(-(self.size**2) // 64) * self.channels
 
     @property
     def logits(self) -> float:  # gradients, 9 a pixel of x

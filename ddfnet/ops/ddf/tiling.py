@@ -116,19 +116,20 @@ def logits_at_once(args: Arguments, activated: bool) -> bool:
     """Whether `ddf_backward_filters_kernel` also makes the gradients of a layer's logits, or another kernel does from
     that of the spatial filter.
 
-    A program has to have all channels of its pixels, and all taps; and lanes two pixels in common, each with as many
-    channels as one load has. Only of an x that is activated on load: of another the kernel has few enough registers for
-    12 warps on a multiprocessor, and would have 8 (`kernels/README.md`).
+    A program has to have all channels of its pixels, and all taps, and eight lanes two pixels in common. Only of an x
+    that is activated on load, in half precision: else the kernel has few enough registers for 12 warps on a
+    multiprocessor, and would have 8 to 11. With fewer channels it spills (`kernels/README.md`).
     """
-    tile, together = backward_filters_tile(args), 16 // args.x.element_size()
+    tile = backward_filters_tile(args)
     return (
         activated
+        and args.x.element_size() == 2
         and args.channels_last
         and args.product
         and (args.kernel_size, args.stride, args.scale) == (3, 1, 1)
         and (tile.block_y, tile.block_x) == (1, 2)
-        and together < args.head_channels <= tile.block_channels
-        and args.head_channels % together == 0
+        and 32 < args.head_channels <= tile.block_channels
+        and args.head_channels % 8 == 0
     )
 
 

@@ -30,7 +30,7 @@ def forward_dense(
     """The same of dense arguments, with ReLUs of affine maps around it: float32 (2, C), scale and shift, or None.
 
     y = relu(ddf(relu(x * scale + shift)) * scale + shift), the padding being zeros of what `ddf` filters. `y_moments`,
-    float32 (`forward_parts`, 3, C), gets those of y.
+    float32 (`forward_parts`, 2*C + 4), gets those of y.
     """
     y = args.empty_output()
     tile = tiling.forward_tile(args)

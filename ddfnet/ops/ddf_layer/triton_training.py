@@ -32,7 +32,7 @@ def forward(
     x_statistics = _statistics(_moments(x), before)
     activations = layer.predict_filters(x, weights, settings, x_statistics)
     arguments = layer.operator_arguments(x, activations, settings)
-    moments = x.new_empty((operator.forward_parts(arguments), 3, x.shape[1]), dtype=torch.float32)
+    moments = empty_moments(x, operator.forward_parts(arguments))
     y = operator.forward_dense(arguments, x_statistics, y_moments=moments)
     y_statistics = _statistics(moments, after)
     z = empty(y, y.shape, torch.channels_last)
@@ -78,19 +78,24 @@ def _logits(count: int) -> dict[str, int]:
 
 
 def _moments(x: Tensor) -> Tensor:
-    """Of x, float32 (parts, 3, C)."""
-    moments = x.new_empty((_parts(x), 3, x.shape[1]), dtype=torch.float32)
+    """Of x."""
+    moments = empty_moments(x, _parts(x))
     _launch(batch_norm_moments_kernel, x, (x, moments), ITERATIONS=_ITERATIONS)
     return moments
 
 
+def empty_moments(x: Tensor, parts: int) -> Tensor:
+    """For those of parts of x, or of y of as many channels, as `batch_norm_training.py` has them."""
+    return x.new_empty((parts, 2 * x.shape[1] + 4), dtype=torch.float32)
+
+
 def _statistics(moments: Tensor, norm: TrainedNorm) -> Tensor:
     """Float32 (6, C)."""
-    channels = moments.shape[2]
+    channels = norm.weight.shape[0]
     while True:
         parts, group, finish = moments.shape[0], _GROUP, moments.shape[0] <= _GROUP
         groups = cdiv(parts, group)
-        merged = moments.new_empty((STATISTICS, channels) if finish else (groups, 3, channels))
+        merged = moments.new_empty((STATISTICS, channels) if finish else (groups, moments.shape[1]))
         launch(
             batch_norm_merge_kernel,
             (groups * cdiv(channels, _CHANNELS),),

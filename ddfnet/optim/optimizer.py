@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.utils import adaptive_clip_grad
 from torch import Tensor, nn
 
-from ddfnet.config import Contradiction, Fraction, NonNegative, Positive, Section
+from ddfnet.config import Contradiction, Fault, Fraction, NonNegative, Positive, Section
 from ddfnet.utils.errors import ConfigError, did_you_mean
 
 
@@ -36,13 +36,12 @@ class OptimConfig(Section):
     clip_mode: Literal["norm", "value", "agc"] = "norm"
     """norm: global L2 norm; value: per element; agc: adaptive, by the norm of each parameter."""
 
-    @model_validator(mode="after")
-    def _one_learning_rate(self) -> "OptimConfig":
+    def faults(self) -> Iterator[Fault]:
         if self.lr is None and self.base_lr is None:
-            raise ValueError("no learning rate: set optim.lr (used as it is) or optim.base_lr (scaled with the batch)")
+            fix = "set optim.lr (used as it is) or optim.base_lr (scaled with the batch)"
+            yield Fault({}, f"no learning rate: {fix}")
         if self.lr is not None and self.base_lr is not None:
-            raise Contradiction({"optim.lr": f"{self.lr:g}", "optim.base_lr": f"{self.base_lr:g}"})
-        return self
+            yield Contradiction({"optim.lr": self.lr, "optim.base_lr": self.base_lr})
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.lr is not None:

@@ -193,4 +193,4 @@ def test_every_key_of_a_source_is_an_option_in_other_words():
 
 def test_keys_that_contradict_are_one_line(command, root, tmp_path, capsys):
     assert command("check_data", root, "--labels", "labels.csv", "--kind", "tar") == 2
-    assert "data.labels is for folders of images, not for data.source=tar" in capsys.readouterr().err
+    assert " and data.source=tar contradict: labels are for folders of images" in capsys.readouterr().err

@@ -22,7 +22,7 @@ def check(schema: type[S], values: dict[str, Any], origins: dict[KeyPath, str] |
         origins: where each value stands, for the messages.
 
     Raises:
-        ConfigError: all faults in one message, those between the values of a section once these are right by themselves.
+        ConfigError: all faults in one message; those between values of a section once each is right by itself.
     """
     try:
         return schema.model_validate(values)

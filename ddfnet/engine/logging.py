@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +18,6 @@ from ddfnet.utils.progress import ProgressBar
 from ddfnet.utils.text import rate_text, wrap
 
 logger = logging.getLogger("ddfnet")
-
-
-class Meter:
-    """Time and images since the last reading: images per second, and the share of time spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Starts a new interval, e.g. after an evaluation, which is not training time."""
-        self._started = time.perf_counter()
-        self._images = 0
-        self._waited = 0.0
-
-    def add(self, images: int, waited: float) -> None:
-        self._images += images
-        self._waited += waited
-
-    def read(self) -> tuple[float, float]:
-        """(images per second, data-wait share) since the last reading; starts a new interval."""
-        elapsed = max(time.perf_counter() - self._started, 1e-9)
-        rates = self._images / elapsed, min(1.0, self._waited / elapsed)
-        self.restart()
-        return rates
 
 
 class _Console(Console):

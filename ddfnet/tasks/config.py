@@ -212,6 +212,8 @@ class Config(Section):
         """Of a run in which the classifier alone trains."""
         alone = "train.freeze=all_but_head trains the classifier alone"
         yield "optim.kwargs.layer_decay", f"{alone}, the last layer, whose rate it leaves as it is"
+        if self.optim.clip_grad is not None and self.optim.clip_mode == "agc":
+            yield "optim.clip_grad", f"{alone}, which optim.clip_mode=agc leaves as it is"
         if self.train.grad_checkpointing:
             yield "train.grad_checkpointing", f"{alone}, and what is before it has no gradients"
         if self.train.sync_bn:

@@ -6,7 +6,8 @@ import logging
 
 import pytest
 
-from ddfnet.engine.logging import Meter, RunLog, duration
+from ddfnet.engine.logging import RunLog, duration
+from ddfnet.engine.training_records import Meter
 from ddfnet.utils import progress
 from ddfnet.utils.files import read_jsonl
 

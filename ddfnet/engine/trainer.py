@@ -279,6 +279,7 @@ class Trainer:
                 watched=self.pages.watched, bar=self.log.progress(name),
             )  # fmt: skip
             best = (state.ema is None or model is not self.model) and state.leads(metrics)  # of two, the EMA's rank
-            self.log.evaluation(state.step, self.epoch, name, metrics, best=best)
+            units = self.task.percentages
+            self.log.evaluation(state.step, self.epoch, name, metrics, percentages=units, best=best)
             self.pages.log_evaluation(name, model, state.step)
         return metrics

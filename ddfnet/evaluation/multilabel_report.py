@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,7 +23,7 @@ _MOST = 10  # rows of the table of weakest classes
 class MultiLabelReport(ImageReport):
     """The results on one set of images with any number of classes each."""
 
-    percentages = METRICS
+    percentages: Sequence[str] = METRICS
     rows: list[ClassScore]
     threshold: float
     logits: Tensor  # float32 (N, classes)

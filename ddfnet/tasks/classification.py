@@ -107,6 +107,7 @@ class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):
     config_class = ClassificationConfig
     best_metric = "top1"
     other_metrics: Sequence[tuple[str, bool]] = (("top5", False), ("loss", True))
+    percentages: Sequence[str] = ("top1", "top5")
     evaluation = staticmethod(classification_evaluation)
 
     def __init__(self, config: ClassificationConfig) -> None:
@@ -138,7 +139,7 @@ class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):
         self._loss, self.notes = build_loss(config.loss, counts, self.classes, outputs=self.num_classes)
         self.notes += label_notes(self._train, self._val, data.root, data)
         if data.multi_label:
-            self.best_metric, *others = MULTI_LABEL_METRICS
+            self.best_metric, *others = self.percentages = MULTI_LABEL_METRICS
             self.other_metrics = (*((name, False) for name in others), ("loss", True))
 
     @cached_property

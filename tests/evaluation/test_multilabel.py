@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddfnet.evaluation.multilabel import MultiLabelEvaluator, average_precision
+from ddfnet.evaluation.multilabel import MultiLabelEvaluator, Ranking
 
 
 def ranked_by_hand(scores, truth):
@@ -25,8 +25,9 @@ def test_average_precision_is_the_mean_over_the_positives(levels):
     for _ in range(20):
         scores, truth = rng.integers(levels, size=30) / levels, rng.random(30) < 0.3
         truth[0] = True
-        assert average_precision(scores, truth) == pytest.approx(ranked_by_hand(scores.tolist(), truth.tolist()))
-    assert math.isnan(average_precision(scores, np.zeros(30, bool)))
+        own = Ranking.of(scores, truth).average_precision
+        assert own == pytest.approx(ranked_by_hand(scores.tolist(), truth.tolist()))
+    assert math.isnan(Ranking.of(scores, np.zeros(30, bool)).average_precision)
 
 
 def evaluated(logits, truth, *, threshold=0.5, parts=3):

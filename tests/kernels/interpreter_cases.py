@@ -85,7 +85,7 @@ OPTIONS = {
     "int64": [False, True],
 }
 UP_OPTIONS = {
-    "scale": [2, 3, 4],
+    "scale": [2, 3],
     **{key: OPTIONS[key] for key in ("heads", "combine", "filters", "memory_format", "dtype", "constant_shapes")},
 }
 
@@ -153,7 +153,7 @@ def test_other_kernel_sizes(kernel_size, options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"scale": 5}, {"scale": 2, "dilation": 2}, {"scale": 2, "kernel_size": 5}], ids=str
+    "options", [{"scale": 4}, {"scale": 5}, {"scale": 2, "dilation": 2}, {"scale": 2, "kernel_size": 5}], ids=str
 )
 def test_other_upsampling(options):
     sizes = {key: value for key, value in options.items() if key != "dilation"}

@@ -12,9 +12,9 @@ def quicken() -> None:
     """Changes the interpreter of this process, if it is built as expected; else it stays slow.
 
     Each addition, subtraction and product of 32-bit integers is done once more in 64 bits, to see whether it overflows:
-    tensors of the tests are too small for that. And each call of a helper function replaces the functions of
-    `triton.language` by interpreted ones, which the call of the kernel around it has done before. And each value asks for
-    NumPy's name of its dtype, for which a table of all is made.
+    tensors of the tests are too small for that. Each call of a helper function replaces the functions of
+    `triton.language` by interpreted ones, which the call of the kernel around it has done before. And for each value a
+    table of all dtypes is made, to find NumPy's.
     """
     builder = interpreter.interpreter_builder
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)

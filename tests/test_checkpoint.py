@@ -243,5 +243,7 @@ def test_args_of_a_training_come_before_a_record_and_nonsense_is_no_note():
     args, record = {"mean": [0.4], "std": None}, {"mean": [0.5] * 3, "std": [0.2] * 3}
     assert trained_with({"args": args, "record": record}, channels=3) == {"mean": [0.4] * 3, "std": [0.2] * 3}
     assert trained_with({"args": {"mean": 3}}, channels=3) == {}
-    assert described({"input_size": "abc"}) == described({"input_size": [1, 2, 3]}) == {}
+    assert described({"input_size": "abc"}) == described({"input_size": [1, 2, 3]}) == described({"mean": 5}) == {}
+    whole = {"mean": [0, 0, 0], "std": [1, 1, 1], "crop_pct": 1}  # of a JSON file
+    assert described(whole) == described({"mean": [0.0] * 3, "std": (1.0,) * 3, "crop_pct": 1.0})
     assert trained_with({"arch": "resnet10t", "args": {}}, channels=1) == {}

@@ -16,7 +16,7 @@ from ddfnet.evaluation.multilabel import Ranking, class_scores, mistakes_togethe
 from ddfnet.evaluation.multilabel_images import ALARM, FOUND, MISSED, NOTHING, OTHER, choose, decisions_of, item_data
 from ddfnet.evaluation.multilabel_page import multilabel_html
 from ddfnet.evaluation.page_parts import About
-from tests.browser import NARROW, WIDE, chromium, click, find, no_errors, page_data, unpacked, visit
+from tests.browser import NARROW, WIDE, click, find, no_errors, page_data, unpacked, visit
 
 HOSTILE = '</script><b>cat & "dog"'
 NAMES = ["plain", HOSTILE, "third", "absent"]
@@ -269,12 +269,6 @@ def test_one_label(small):
     page = page_of(images, probability[:, 2:3], truth[:, 2:3], NAMES[2:3])
     data = page_data(page)
     assert unpacked(data["cells"]).tolist() == [[1, 1, 22], [1, 0, 2], [0, 1, 1]]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as driver:
-        yield driver
 
 
 @pytest.mark.parametrize("dark", [False, True])

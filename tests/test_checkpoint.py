@@ -197,7 +197,7 @@ def test_initial_weights_of_other_images_or_classes_say_so(tmp_path):
     save_safetensors(tmp_path / "w.safetensors", source.state_dict(), meta, kind="model")
     assert lines(preprocessing={**meta["preprocessing"], "input_size": [32, 32]}) == []
     (line,) = lines(preprocessing={**meta["preprocessing"], "input_size": [32, 48], "crop_pct": 0.875})
-    assert line.endswith("with data.input size 32, here 32 x 48; crop_pct 1.0, here 0.875")
+    assert line.endswith("with data.input size 32, here 32 x 48; crop_pct 1, here 0.875")
     assert lines(classes=["a", "c"]) == [
         "note: these weights were trained on other classes; their classifier is kept as a start"
     ]

@@ -173,7 +173,7 @@ def draw_calibration(
     filled = np.array(calibration.counts) > 0
     accuracy, confidence = np.array(calibration.accuracy)[filled], np.array(calibration.confidence)[filled]
 
-    reliability.bar(middles[filled], accuracy, width, color=CORRECT, label=f"{y} of the bin")
+    reliability.bar(middles[filled], accuracy, width, color=CORRECT, label=f"{y} in the bin")
     reliability.plot(confidence, confidence, "_", color=WRONG, ms=15, mew=2.5, label=f"{x}, mean of the bin")
     reliability.plot([0, 1], [0, 1], "--", color=GRAY, lw=1, label="perfect calibration")
     reliability.set(xlim=(0, 1), ylim=(0, 1.02), ylabel=y)
@@ -208,7 +208,8 @@ def draw_precision_recall(curves: Sequence[tuple[str, ClassScore]], present: int
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     which = f"all {present:,} labels" if len(curves) == present else f"{len(curves)} of {present:,} labels, lowest F1"
     figure.suptitle(f"precision and recall: {which}; square: at the threshold", fontsize=11)
-    legend = axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8, frameon=False)
+    columns = 2 if all(len(name) <= _LONGEST - 8 for name, _ in curves) else 1
+    legend = axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, fontsize=8, frameon=False)
     for text in legend.get_texts():
         text.set(**_PLAIN)
     axes.spines[["top", "right"]].set_visible(False)

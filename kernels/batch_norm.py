@@ -42,14 +42,17 @@ def batch_norm_affine_kernel(
 @triton.jit
 def batch_norm_kernel(
     x, weight, bias, mean, variance, residual, y, rows, channels, epsilon,
-    RELU: tl.constexpr, RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+    RELU: tl.constexpr, RESIDUAL: tl.constexpr,
+    ITERATIONS: tl.constexpr, ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """y = [relu](x * scale + shift [+ residual]), of ROWS rows and BLOCK_CHANNELS channels.
+    """y = [relu](x * scale + shift [+ residual]), of ITERATIONS x ROWS rows and BLOCK_CHANNELS channels.
 
     Maps are matrices of (rows, C), as in `batch_norm_training.py`. Each program makes scale and shift of its channels
-    anew: that is a launch less.
+    anew: that is a launch less. They take as many instructions as all else of ROWS rows, hence several of those.
     """
     part, channel, channel_ok = part_of(channels, BLOCK_CHANNELS)
     scale, shift = running_affine(weight, bias, mean, variance, epsilon, channel, channel_ok)
-    offset, mask = rows_of(part * ROWS, rows, channel, channels, channel_ok, ROWS)
-    store_normalized(x, residual, y, offset, mask, scale, shift, RELU, RESIDUAL)
+    for iteration in range(ITERATIONS):
+        first = (part * ITERATIONS + iteration) * ROWS
+        offset, mask = rows_of(first, rows, channel, channels, channel_ok, ROWS)
+        store_normalized(x, residual, y, offset, mask, scale, shift, RELU, RESIDUAL)

@@ -28,7 +28,7 @@ def normalize(x: Tensor, norm: BatchNorm, residual: Tensor | None, relu: bool) -
     x, residual, given = _maps(x, residual)
     y = empty(x, x.shape, torch.channels_last)
     affine = tuple(tensor.contiguous() for tensor in norm[:4])
-    launch_rows(batch_norm_kernel, x, (x, *affine, residual, y), norm.eps, RELU=relu, RESIDUAL=given)
+    launch_rows(batch_norm_kernel, x, (x, *affine, residual, y), norm.eps, RELU=relu, RESIDUAL=given, ITERATIONS=4)
     return y
 
 

@@ -299,10 +299,9 @@ def test_a_traced_block_leaves_its_end_to_the_compiler_on_cuda(no_gpu_needed):
         torch.nn.Conv2d(64, 256, 1, device="cuda"), torch.nn.BatchNorm2d(256, device="cuda")
     )
     x = torch.empty(2, 64, 14, 14, device="cuda").to(memory_format=torch.channels_last)
-    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        for training, count in ((True, 8), (False, 5)):
-            block.train(training)
-            assert len(written_by_kernels(lambda x: (block(x),), x)) == count
+    with torch.no_grad():
+        written = written_by_kernels(lambda x: (block.eval()(x),), x)
+    assert [sorted(names) for names in written] == [["affines"], *BRANCHES, ["y"]]
 
 
 def layer_tensors(channels, heads, size, device="cpu", dtype=torch.float32, hidden=4):

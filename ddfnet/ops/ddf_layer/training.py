@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ddfnet.ops.batch_norm import reference
+from ddfnet.ops.batch_norm.arguments import MEAN, STATISTICS, VARIANCE, TrainedNorm
 from ddfnet.ops.common import (
     DECOMPOSITIONS,
     accumulator_dtype,
@@ -24,13 +26,9 @@ from ddfnet.ops.common import (
     runs_on_triton,
 )
 from ddfnet.ops.ddf_layer.arguments import (
-    MEAN,
-    STATISTICS,
-    VARIANCE,
     Activations,
     NormState,
     Settings,
-    TrainedNorm,
     Weights,
     empty_activations,
     empty_weight_gradients,
@@ -71,38 +69,22 @@ def plain_ddf_layer_trained(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """The definition, in PyTorch: z, y, statistics and activations, for `ddfnet::ddf_layer_trained`'s arguments."""
     weights, (x_eps, y_eps, *settings) = split(arguments[_NORMS:])
     x_weight, x_bias, y_weight, y_bias = arguments[:_NORMS]
-    x_statistics = _plain_statistics(x, x_weight, x_bias, x_eps)
+    x_statistics = reference.batch_statistics(x, x_weight, x_bias, x_eps)
     y, spatial_filter, *activations = plain_ddf_layer(_activated(x, x_statistics), *weights, *settings)
     y, spatial_filter = y.to(x.dtype), spatial_filter.to(x.dtype)
-    y_statistics = _plain_statistics(y, y_weight, y_bias, y_eps)
+    y_statistics = reference.batch_statistics(y, y_weight, y_bias, y_eps)
     return _activated(y, y_statistics).to(x.dtype), y, x_statistics, y_statistics, spatial_filter, *activations
-
-
-def _plain_statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Rows as in `arguments.py`."""
-    wide = accumulator_dtype(x)
-    variance, mean = torch.var_mean(x.to(wide), (0, 2, 3), correction=0)
-    inverse = (variance + eps).rsqrt()
-    scale, count = weight.to(wide) * inverse, x.numel() // x.shape[1]
-    return torch.stack([scale, bias.to(wide) - mean * scale, scale, mean, inverse, variance * count / (count - 1)])
 
 
 def _activated(x: Tensor, statistics: Tensor) -> Tensor:
     """ReLU behind batch normalization, in the dtype of the sums."""
-    scale, shift, *_ = statistics[..., None, None]
-    return (x.to(statistics.dtype) * scale + shift).relu()
+    return reference.normalized(x, statistics, None, relu=True)
 
 
-def _plain_norm_backward(grad: Tensor, x: Tensor, statistics: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _norm_backward(grad: Tensor, x: Tensor, statistics: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Gradients of x, and of weight and bias, of the one behind ReLU and normalization; in the dtype of the sums."""
-    grad = torch.where(_activated(x, statistics) <= 0, 0, grad.to(statistics.dtype))  # NaN lets it through
-    _, _, scale, mean, inverse, _ = statistics[..., None, None]
-    normal = (x.to(statistics.dtype) - mean) * inverse
-    along = (grad * normal).mean((0, 2, 3), keepdim=True)
-    average = grad.mean((0, 2, 3), keepdim=True)
-    grad_x = scale * (grad - average - normal * along)
-    count = x.numel() // x.shape[1]
-    return grad_x, (along.flatten() * count, average.flatten() * count)
+    behind = reference.before_relu(grad, _activated(x, statistics), statistics.dtype)
+    return reference.batch_norm_backward(behind, x, statistics)
 
 
 def _forward(
@@ -176,10 +158,10 @@ def _backward(
 
             grad_x, of_x, grads, of_y = triton_training.backward(grad_z, x, weights, state, activations, settings)
         else:
-            grad_y, of_y = _plain_norm_backward(grad_z, y, y_statistics)
+            grad_y, of_y = _norm_backward(grad_z, y, y_statistics)
             inputs = (_activated(x, x_statistics), weights, activations, settings)
             between, grads = plain_ddf_layer_backward(grad_y, *inputs)
-            grad_x, of_x = _plain_norm_backward(between, x, x_statistics)
+            grad_x, of_x = _norm_backward(between, x, x_statistics)
             grad_x = grad_x.to(x.dtype).contiguous(memory_format=torch.channels_last)
     return grad_x, *of_x, *of_y, *grads  # type: ignore[return-value]
 

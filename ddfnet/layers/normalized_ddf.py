@@ -100,9 +100,11 @@ def _norms(layers: tuple[nn.Module, ...]) -> list[nn.BatchNorm2d]:
 def _trained(x: Tensor, before: nn.BatchNorm2d, after: nn.BatchNorm2d, layer: DDF) -> Tensor:
     """The operator of training, and the update of the normalizations' statistics."""
     weights, settings = layer.operands()
-    z, *moments = ddf_layer_trained(x, trained(before), weights, trained(after), settings)
-    update_statistics((before, after), moments)
-    return z
+
+    def update(*moments: tuple[Tensor, Tensor]) -> None:
+        update_statistics((before, after), moments)
+
+    return ddf_layer_trained(x, trained(before), weights, trained(after), settings, update)
 
 
 def _may_train(x: Tensor, *layers: nn.Module) -> bool:

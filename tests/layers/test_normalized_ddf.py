@@ -59,8 +59,9 @@ def trained(x, layers):
     """z and the batch's mean and unbiased variance before each normalization, by the operator."""
     before, _, ddf, after, *_ = layers
     weights, settings = ddf.operands()
-    norms = [TrainedNorm(norm.weight, norm.bias, norm.eps) for norm in (before, after)]
-    return ddf_layer_trained(x, norms[0], weights, norms[1], settings)
+    norms, moments = [TrainedNorm(norm.weight, norm.bias, norm.eps) for norm in (before, after)], []
+    z = ddf_layer_trained(x, norms[0], weights, norms[1], settings, lambda *given: moments.extend(given))
+    return z, *moments
 
 
 @pytest.mark.parametrize("options", [{}, {"stride": 2, "heads": 2, "combine": "add"}], ids=str)

@@ -11,6 +11,7 @@ from timm.layers import DropPath
 from timm.models.resnet import Bottleneck
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.utils.checkpoint import checkpoint
 
 from ddfnet.engine.batch_norm import GlooSyncBatchNorm2d
 from ddfnet.layers import normalized_sum as fusion
@@ -87,7 +88,10 @@ def test_the_definition_is_the_layers_one_by_one(residual, relu):
     norm.weight.data[2] = 0
     leaves = [x.requires_grad_(), *norm.parameters()] + [shortcut.requires_grad_()] * residual
     other = shortcut if residual else None
-    y, (mean, variance) = batch_norm_trained(x, TrainedNorm(norm.weight, norm.bias, norm.eps), other, relu)
+    moments = []
+    given = (x, TrainedNorm(norm.weight, norm.bias, norm.eps), other, relu)
+    y = batch_norm_trained(*given, lambda *of_x: moments.extend(of_x))
+    mean, variance = moments
     twin = copy.deepcopy(norm)
     expected = normalized_sum(x, norm, other, act if relu else None)
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
@@ -111,12 +115,12 @@ def test_gradcheck():
     x, residual = (t.contiguous(memory_format=torch.channels_last) for t in (x, residual))
 
     def call(x, weight, bias, residual):
-        return batch_norm_trained(x, TrainedNorm(weight, bias, 1e-3), residual, True)[0]
+        return batch_norm_trained(x, TrainedNorm(weight, bias, 1e-3), residual, True, lambda *_: None)
 
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias, residual)]
     assert torch.autograd.gradcheck(call, inputs)
     with pytest.raises(ValueError, match="without a ReLU"):
-        batch_norm_trained(x, TrainedNorm(weight, bias, 1e-3), residual, False)
+        batch_norm_trained(x, TrainedNorm(weight, bias, 1e-3), residual, False, lambda *_: None)
 
 
 @pytest.mark.parametrize("residual", [True, False])
@@ -164,6 +168,16 @@ def test_autocast(dtype, fused):
     assert actual[0].dtype == dtype
     assert fused == TRAINED * 2
     compare(actual, step(autocast(lambda x: Bottleneck.forward(other, x)), other, x), 0.2)
+
+
+def test_gradient_checkpointing_updates_statistics_as_the_layers_do(fused):
+    """Twice: the second pass ends with the last tensor that is saved, which is the operator's, after the update."""
+    block = make(2)
+    other, x = copy.deepcopy(block), images()
+    actual = step(lambda x: checkpoint(block, x, use_reentrant=False), block, x)
+    assert fused == TRAINED * 4
+    compare(actual, step(lambda x: checkpoint(Bottleneck.forward, other, x, use_reentrant=False), other, x))
+    assert block.bn3.num_batches_tracked == 2
 
 
 def test_which_modes_take_it(fused):

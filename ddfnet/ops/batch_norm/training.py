@@ -6,6 +6,7 @@ of the residual on their way, and three for the gradient of x, which read that. 
 are called one by one.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,21 +26,25 @@ from ddfnet.ops.common import (
 
 
 def batch_norm_trained(
-    x: Tensor, norm: TrainedNorm, residual: Tensor | None, relu: bool
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """[relu](norm(x) [+ residual]), (B, C, H, W), as x, and mean and unbiased variance of x, (C,) in float32, without a
-    gradient. Rounded to the dtype of x once. Differentiable once.
+    x: Tensor, norm: TrainedNorm, residual: Tensor | None, relu: bool, update: Callable[[Tensor, Tensor], None]
+) -> Tensor:
+    """[relu](norm(x) [+ residual]), (B, C, H, W), as x. Rounded to the dtype of x once. Differentiable once.
 
     Args:
         x: (B, C, H, W), for which `fusible` holds; more than one pixel.
         norm: in any float dtype.
         residual: as x.
         relu: always with a residual.
+        update: gets mean and unbiased variance of x, (C,) in float32, without a gradient. Before anything is saved for
+            the gradient: gradient checkpointing ends what it runs again with the last tensor saved, and the layers
+            have updated their statistics by then.
     """
     tensors = (x, norm.weight, norm.bias, residual)
-    call: Any = _Trained.apply if is_plain(*tensors) else _batch_norm_trained
-    y, statistics = call(*tensors, norm.eps, relu)
-    return y, (statistics[MEAN], statistics[VARIANCE])
+    if is_plain(*tensors):
+        return _Trained.apply(*tensors, norm.eps, relu, update)[0]
+    y, statistics = _batch_norm_trained(*tensors, norm.eps, relu)
+    update(statistics[MEAN], statistics[VARIANCE])
+    return y
 
 
 def plain_batch_norm_trained(
@@ -107,7 +112,7 @@ def _(grad_y: Tensor, x: Tensor, y: Tensor | None, *_: Any) -> tuple[Tensor, ...
     return grad_x, *of_norm, like if y is None else empty(x, x.shape, torch.channels_last)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _save_for_backward(ctx: Any, inputs: Sequence, output: tuple) -> None:
     x, weight, bias, residual, _, ctx.relu = inputs
     y, statistics = output
     ctx.mark_non_differentiable(statistics)
@@ -138,11 +143,15 @@ class _Trained(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = _forward(*inputs)
-        _save_for_backward(ctx, inputs, output)
-        return output
+        *arguments, update = inputs
+        y, statistics = _forward(*arguments)
+        update(statistics[MEAN], statistics[VARIANCE])
+        _save_for_backward(ctx, arguments, (y, statistics))
+        return y, statistics
 
-    backward = staticmethod(_first_order)
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return *_first_order(ctx, *grads), None
 
 
 _batch_norm_trained.register_autograd(_first_order, setup_context=_save_for_backward)

@@ -7,6 +7,7 @@ has it; elsewhere the layers are called one by one, and `plain_ddf_layer_trained
 get.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,19 +39,27 @@ from ddfnet.ops.ddf_layer.arguments import (
 )
 from ddfnet.ops.ddf_layer.autograd import Shape, layer_flops, no_second_order, plain_ddf_layer, plain_ddf_layer_backward
 
+Moments = tuple[Tensor, Tensor]
+
 _NORMS = 4  # weights and biases of the normalizations, which come before those of the layer
 
 
 def ddf_layer_trained(
-    x: Tensor, before: TrainedNorm, weights: Weights, after: TrainedNorm, settings: Settings
-) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """relu(after(layer(relu(before(x))))), (B, C, ceil(H/stride), ceil(W/stride)), as x, and of each normalization the
-    mean and the unbiased variance of its input, (C,) in float32 and without a gradient.
+    x: Tensor,
+    before: TrainedNorm,
+    weights: Weights,
+    after: TrainedNorm,
+    settings: Settings,
+    update: Callable[[Moments, Moments], None],
+) -> Tensor:
+    """relu(after(layer(relu(before(x))))), (B, C, ceil(H/stride), ceil(W/stride)), as x.
 
     Args:
         x: (B, C, H, W), for which `fusible` holds; more than one pixel, and so has the output.
         before, after: in any float dtype.
         weights, settings: see there.
+        update: gets of each normalization the mean and the unbiased variance of its input, (C,) in float32 and without
+            a gradient; when, see `batch_norm_trained`.
 
     The modules around the layer round to the dtype of x; here that is done to y and the result alone, and to the inputs
     of the spatial branch's matrix product. Differentiable once.
@@ -58,11 +67,14 @@ def ddf_layer_trained(
     tensors = (x, *before[:2], *after[:2], *weights)
     options = (before.eps, after.eps, *settings)
     if is_plain(*tensors):
-        z, x_statistics, y_statistics = _Trained.apply(*tensors, *options)
-    else:
-        z, _, x_statistics, y_statistics, *_ = _ddf_layer_trained(*tensors, *options)
-    of_x, of_y = ((statistics[MEAN], statistics[VARIANCE]) for statistics in (x_statistics, y_statistics))
-    return z, of_x, of_y
+        return _Trained.apply(*tensors, *options, update)
+    z, _, x_statistics, y_statistics, *_ = _ddf_layer_trained(*tensors, *options)
+    update(_moments(x_statistics), _moments(y_statistics))
+    return z
+
+
+def _moments(statistics: Tensor) -> Moments:
+    return statistics[MEAN], statistics[VARIANCE]
 
 
 def plain_ddf_layer_trained(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -190,7 +202,7 @@ def _(grad_z: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return empty(x, x.shape, torch.channels_last), *of_norms, *empty_weight_gradients(x, weights, wide)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _save_for_backward(ctx: Any, inputs: Sequence, output: tuple) -> None:
     x, *rest = inputs
     weights, (_, _, *ctx.settings) = split(rest[_NORMS:])
     ctx.save_for_backward(x, weights.spatial, weights.squeeze, weights.excite, weights.alpha, *output[1:])
@@ -220,14 +232,17 @@ class _Trained(torch.autograd.Function):
     """The registered op without the dispatcher, for `is_plain` calls."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = _forward(*inputs)
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *arguments, update = inputs
+        output = _forward(*arguments)
         z, _, x_statistics, y_statistics, *_ = output
-        ctx.mark_non_differentiable(x_statistics, y_statistics)
-        _save_for_backward(ctx, inputs, output)
-        return z, x_statistics, y_statistics
+        update(_moments(x_statistics), _moments(y_statistics))
+        _save_for_backward(ctx, arguments, output)
+        return z
 
-    backward = staticmethod(_first_order)
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor | None) -> tuple:
+        return *_first_order(ctx, grad_z), None
 
 
 _ddf_layer_trained.register_autograd(_first_order, setup_context=_mark_and_save)

@@ -3,11 +3,21 @@
 Importing the package registers its models with timm.
 """
 
-from ddfnet.inference.compiled import load_compiled
-from ddfnet.layers import CARAFE, DDF, DDFUp, FilterNorm, Involution
-from ddfnet.models import create_model, list_models
-from ddfnet.ops.compile_ahead import compile_ahead
-from ddfnet.ops.ddf import ddf, ddf_up
+import sys
+
+
+def _is_asked_for_help() -> bool:
+    """Whether this is `python -m ddfnet ... --help`, which imports the package first and need not wait for torch."""
+    being_located = sys.argv[:1] == ["-m"]  # Python puts the path of the command there before it runs it
+    return being_located and sys.orig_argv[-len(sys.argv)] == "ddfnet" and not {"-h", "--help"}.isdisjoint(sys.argv)
+
+
+if not _is_asked_for_help():
+    from ddfnet.inference.compiled import load_compiled
+    from ddfnet.layers import CARAFE, DDF, DDFUp, FilterNorm, Involution
+    from ddfnet.models import create_model, list_models
+    from ddfnet.ops.compile_ahead import compile_ahead
+    from ddfnet.ops.ddf import ddf, ddf_up
 
 __version__ = "0.1.0"
 

@@ -12,22 +12,16 @@ mean, 1 / sqrt(variance + epsilon), and the unbiased variance.
 
 import triton
 import triton.language as tl
-from ddfnet.kernels.common import activate, before_relu, load, store_moments, true_affine_of
-
-
-@triton.jit
-def rows_of(first, rows, channel, channels, channel_ok, ROWS: tl.constexpr):
-    """Offsets of ROWS rows from row `first` on, and which of their elements exist."""
-    row = first + tl.arange(0, ROWS).to(tl.int64)
-    return row[:, None] * channels + channel[None, :], (row < rows)[:, None] & channel_ok[None, :]
-
-
-@triton.jit
-def part_of(channels, BLOCK_CHANNELS: tl.constexpr):
-    """The part of a program, its channels, and which of them exist. Tiles of channels vary fastest."""
-    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
-    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    return (tl.program_id(0) // channel_tiles).to(tl.int64), channel, channel < channels
+from ddfnet.kernels.common import (
+    activate,
+    before_relu,
+    load,
+    part_of,
+    rows_of,
+    store_moments,
+    store_normalized,
+    true_affine_of,
+)
 
 
 @triton.jit
@@ -102,25 +96,28 @@ def batch_norm_merge_kernel(
 
 
 @triton.jit
-def batch_norm_relu_kernel(
-    x, statistics, y, rows, channels,
-    ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+def batch_norm_apply_kernel(
+    x, statistics, residual, y, rows, channels,
+    RELU: tl.constexpr, RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """y = relu(x * scale + shift), of ROWS rows and BLOCK_CHANNELS channels."""
+    """y = [relu](x * scale + shift [+ residual]), of ROWS rows and BLOCK_CHANNELS channels."""
     part, channel, channel_ok = part_of(channels, BLOCK_CHANNELS)
     scale, shift = true_affine_of(statistics, channel, channels, channel_ok)
     offset, mask = rows_of(part * ROWS, rows, channel, channels, channel_ok, ROWS)
-    value = activate(load(x + offset, mask, tl.float32), scale, shift)
-    tl.store(y + offset, value.to(y.dtype.element_ty), mask=mask)
+    store_normalized(x, residual, y, offset, mask, scale, shift, RELU, RESIDUAL)
 
 
 @triton.jit
-def batch_norm_relu_backward_sums_kernel(
-    grad_y, x, statistics, partials, rows, channels,
+def batch_norm_backward_sums_kernel(
+    grad_y, x, y, statistics, grad_residual, partials, rows, channels,
+    RELU: tl.constexpr, RESIDUAL: tl.constexpr,
     ITERATIONS: tl.constexpr, ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Of each part the sums of g and of g * (x - mean), with g the gradient behind the normalization: of y =
-    relu(x * scale + shift), where the ReLU let something through.
+    """Of each part the sums of g and of g * (x - mean), with g the gradient behind the normalization.
+
+    That is grad_y; with RELU where y = relu(x * scale + shift) let something through; with RESIDUAL where y =
+    relu(x * scale + shift + residual) did, which y is read for. Then g is the gradient of the residual as well, and
+    written, so that the kernel that makes grad_x reads it and not both grad_y and y.
 
     partials: float32 (parts, 2, C). One program has ITERATIONS x ROWS rows and BLOCK_CHANNELS channels.
     """
@@ -133,7 +130,12 @@ def batch_norm_relu_backward_sums_kernel(
         first = (part * ITERATIONS + iteration) * ROWS
         offset, mask = rows_of(first, rows, channel, channels, channel_ok, ROWS)
         value = load(x + offset, mask, tl.float32)
-        grad = before_relu(load(grad_y + offset, mask, tl.float32), value, scale, shift, mask)
+        grad = load(grad_y + offset, mask, tl.float32)
+        if RESIDUAL:
+            grad = tl.where(load(y + offset, mask, tl.float32) <= 0.0, 0.0, grad)
+            tl.store(grad_residual + offset, grad.to(grad_residual.dtype.element_ty), mask=mask)
+        elif RELU:
+            grad = before_relu(grad, value, scale, shift, mask)
         sums += grad
         along += grad * (value - mean[None, :])
     target = partials + part * 2 * channels + channel

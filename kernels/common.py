@@ -37,10 +37,15 @@ def activate(value, scale, shift):
 
     Scale and shift are of channels, or of the shape of `value`.
     """
+    return tl.maximum(normalize(value, scale, shift), 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def normalize(value, scale, shift):
+    """value * scale + shift, of pixels x channels. Scale and shift as in `activate`."""
     if len(scale.shape) == 1:
         scale, shift = scale[None, :], shift[None, :]
-    value = tl.fma(value, tl.broadcast_to(scale, value.shape), tl.broadcast_to(shift, value.shape))
-    return tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.fma(value, tl.broadcast_to(scale, value.shape), tl.broadcast_to(shift, value.shape))
 
 
 @triton.jit
@@ -79,8 +84,35 @@ def before_relu(grad, value, scale, shift, mask):
 
     Scale and shift are of channels.
     """
-    below = tl.fma(value, tl.broadcast_to(scale[None, :], value.shape), tl.broadcast_to(shift[None, :], value.shape))
-    return tl.where(mask & ~(below <= 0.0), grad, 0.0)
+    return tl.where(mask & ~(normalize(value, scale, shift) <= 0.0), grad, 0.0)
+
+
+@triton.jit
+def rows_of(first, rows, channel, channels, channel_ok, ROWS: tl.constexpr):
+    """Offsets of ROWS rows from row `first` on, and which of their elements exist."""
+    row = first + tl.arange(0, ROWS).to(tl.int64)
+    return row[:, None] * channels + channel[None, :], (row < rows)[:, None] & channel_ok[None, :]
+
+
+@triton.jit
+def part_of(channels, BLOCK_CHANNELS: tl.constexpr):
+    """The part of a program, its channels, and which of them exist. Tiles of channels vary fastest."""
+    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
+    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    return (tl.program_id(0) // channel_tiles).to(tl.int64), channel, channel < channels
+
+
+@triton.jit
+def store_normalized(
+    x, residual, y, offset, mask, scale, shift, RELU: tl.constexpr, RESIDUAL: tl.constexpr
+):  # fmt: skip
+    """y = [relu](x * scale + shift [+ residual]) at some offsets; NaN stays NaN."""
+    value = normalize(load(x + offset, mask, tl.float32), scale, shift)
+    if RESIDUAL:
+        value += load(residual + offset, mask, tl.float32)
+    if RELU:
+        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(y + offset, value.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from ddfnet.utils.cli import run
+from tests.browser import chromium
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("cross", "disc", "grid", "ring", "stripes")
@@ -67,6 +68,13 @@ def draw(kind: str, rng: np.random.Generator, size: int = 18) -> Image.Image:
     color = rng.uniform(120, 255, 3)
     noise = rng.normal(0, 12, (size, size, 3))
     return Image.fromarray((shape[..., None] * color + 20 + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium for the pages of a module."""
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.fixture(scope="session")

@@ -197,7 +197,7 @@ def test_initial_weights_of_other_images_or_classes_say_so(tmp_path):
     save_safetensors(tmp_path / "w.safetensors", source.state_dict(), meta, kind="model")
     assert lines(preprocessing={**meta["preprocessing"], "input_size": [32, 32]}) == []
     (line,) = lines(preprocessing={**meta["preprocessing"], "input_size": [32, 48], "crop_pct": 0.875})
-    assert line.endswith("with data.input size 32, here 32 x 48; crop_pct 1.0, here 0.875")
+    assert line.endswith("with data.input size 32, here 32 x 48; crop_pct 1, here 0.875")
     assert lines(classes=["a", "c"]) == [
         "note: these weights were trained on other classes; their classifier is kept as a start"
     ]
@@ -243,5 +243,7 @@ def test_args_of_a_training_come_before_a_record_and_nonsense_is_no_note():
     args, record = {"mean": [0.4], "std": None}, {"mean": [0.5] * 3, "std": [0.2] * 3}
     assert trained_with({"args": args, "record": record}, channels=3) == {"mean": [0.4] * 3, "std": [0.2] * 3}
     assert trained_with({"args": {"mean": 3}}, channels=3) == {}
-    assert described({"input_size": "abc"}) == described({"input_size": [1, 2, 3]}) == {}
+    assert described({"input_size": "abc"}) == described({"input_size": [1, 2, 3]}) == described({"mean": 5}) == {}
+    whole = {"mean": [0, 0, 0], "std": [1, 1, 1], "crop_pct": 1}  # of a JSON file
+    assert described(whole) == described({"mean": [0.0] * 3, "std": (1.0,) * 3, "crop_pct": 1.0})
     assert trained_with({"arch": "resnet10t", "args": {}}, channels=1) == {}

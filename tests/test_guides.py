@@ -161,10 +161,10 @@ def resolve(line):
     elif words[0] != "python":
         assert words[0] in OTHERS, f"{line}: no rule for {words[0]}"
     elif words[1:3] == ["-m", "ddfnet.zoo"]:
-        from ddfnet.__main__ import parse_arguments
+        from ddfnet.__main__ import zoo_arguments
         from ddfnet.zoo import find
 
-        parsed = parse_arguments(words[3:])
+        parsed = zoo_arguments(words[3:])
         if parsed.command in ("info", "download"):
             find(parsed.name)
     elif words[1] in ("train.py", "eval.py"):

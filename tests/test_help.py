@@ -1,5 +1,6 @@
 """`--help` of every command: fits a terminal of 80 columns, and comes at once where it needs no torch."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -22,7 +23,7 @@ MODULES = {
                "checkpoint list", "checkpoint average", "checkpoint export", "checkpoint rewind"),
     "ddfnet.zoo": ("", "convert"),
 }  # fmt: skip
-# Those for users. Commands of the package itself cannot: importing a part of it imports ddfnet, and so torch.
+# Those for users.
 QUICK = ("train.py", "eval.py", "scripts/check_data.py", "scripts/prepare_images.py", "scripts/predict.py",
          "scripts/export.py", "scripts/publish_weights.py", "scripts/make_data.py",
          "scripts/visualize/__main__.py")  # fmt: skip
@@ -76,3 +77,17 @@ def test_help_for_users_comes_without_torch(script):
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", ["--help", "zoo --help", "zoo convert -h", "checkpoint rewind --help"])
+def test_help_of_the_package_comes_without_torch(arguments, tmp_path):
+    def with_broken_torch(*command):
+        (tmp_path / "torch.py").write_text("raise RuntimeError('torch is imported')")
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+        command = [sys.executable, "-m", *command]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    done = with_broken_torch("ddfnet", *arguments.split())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: python -m ddfnet" in done.stdout
+    assert "torch is imported" in with_broken_torch("ddfnet", "zoo", "list").stderr

@@ -4,6 +4,7 @@ from ddfnet.config.check import check
 from ddfnet.config.loaded import LoadedConfig
 from ddfnet.config.sections import (
     Contradiction,
+    Fault,
     Fraction,
     NonNegative,
     Pair,
@@ -11,11 +12,13 @@ from ddfnet.config.sections import (
     Section,
     Triple,
     key_paths,
+    refuse,
     section_type,
 )
 
 __all__ = [
     "Contradiction",
+    "Fault",
     "Fraction",
     "LoadedConfig",
     "NonNegative",
@@ -25,5 +28,6 @@ __all__ = [
     "Triple",
     "check",
     "key_paths",
+    "refuse",
     "section_type",
 ]

@@ -6,9 +6,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ddfnet.config.loaded import flow
-from ddfnet.config.reader import KeyPath
-from ddfnet.config.sections import Contradiction, Section, key_paths, section_type
+from ddfnet.config.reader import KeyPath, flow
+from ddfnet.config.sections import Faults, Section, key_paths, section_type
 from ddfnet.utils.errors import ConfigError, did_you_mean
 
 S = TypeVar("S", bound=Section)
@@ -23,7 +22,7 @@ def check(schema: type[S], values: dict[str, Any], origins: dict[KeyPath, str] |
         origins: where each value stands, for the messages.
 
     Raises:
-        ConfigError: all faults in one message.
+        ConfigError: all faults in one message; those between values of a section once each is right by itself.
     """
     try:
         return schema.model_validate(values)
@@ -52,8 +51,8 @@ def faults_of(error: ValidationError, schema: type[Section], origins: dict[KeyPa
             by_key[key] = f"{key} is required: add it to the file or give {key}=VALUE on the command line"
         elif wrong == "value_error":
             problem = fault["ctx"]["error"]
-            message = problem.text(origins) if isinstance(problem, Contradiction) else str(problem)
-            by_key[message] = message
+            messages = [one.text(origins) for one in problem.faults] if isinstance(problem, Faults) else [str(problem)]
+            by_key.update(zip(messages, messages, strict=True))
         elif key in by_key:  # each member of a union has its own complaint
             if not by_key[key].endswith(_expectation(fault)):
                 by_key[key] += f", or {_expectation(fault)}"

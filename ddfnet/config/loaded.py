@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_origin
 
-import yaml
-
-from ddfnet.config.reader import KeyPath
+from ddfnet.config.reader import KeyPath, flow
 from ddfnet.config.sections import Section, key_paths
 
 DEFAULT = "default"
@@ -66,14 +64,6 @@ def _dump(values: dict[str, Any], origins: dict[KeyPath, str] | None, free: set[
 
     walk(values, ())
     return "\n".join(lines) + "\n"
-
-
-def flow(value: Any) -> str:
-    """One value as YAML reads it back, on one line."""
-    if isinstance(value, float) and value == value and abs(value) != float("inf"):
-        return f"{value!r}"
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True).strip()
-    return text.removesuffix("...").strip()
 
 
 def _origin(path: KeyPath, origins: dict[KeyPath, str], free: set[KeyPath]) -> str:

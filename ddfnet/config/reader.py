@@ -42,6 +42,14 @@ def parse_value(text: str) -> Any:
         raise ConfigError(f"cannot read the value {text!r}: {_reason(error)}") from None
 
 
+def flow(value: Any) -> str:
+    """One value as YAML reads it back, on one line."""
+    if isinstance(value, float) and value == value and abs(value) != float("inf"):
+        return f"{value!r}"
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True).strip()
+    return text.removesuffix("...").strip()
+
+
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """Reads one YAML file.
 

@@ -3,12 +3,14 @@
 Units stand in the names or descriptions: epochs are passes over the training set, steps are optimizer steps.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ddfnet.config.reader import KeyPath
+from ddfnet.config.reader import KeyPath, flow
+from ddfnet.utils.errors import ConfigError
+from ddfnet.utils.text import listed
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -27,37 +29,82 @@ class Section(BaseModel):
     renamed: ClassVar[dict[str, str]] = {}
     """Keys of earlier versions and what they are called now; the old ones are errors that say so."""
 
+    def faults(self) -> Iterator["Fault"]:
+        """Values that cannot be, or not beside the others, although each has its type and range: all of them."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _has_no_faults(self) -> "Section":
+        refuse(self.faults())
+        return self
+
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """(key below this section, reason) of keys that do nothing beside the values of the others."""
         yield from ()
 
 
-class Contradiction(ValueError):
+class Fault(ConfigError):
+    """Values that cannot be, or not beside each other.
+
+    Args:
+        values: by key, `section.key`.
+        problem: what is wrong with them, and the fix: the rest of the sentence that they begin.
+    """
+
+    def __init__(self, values: Mapping[str, Any], problem: str) -> None:
+        self.values, self.problem = values, problem
+        super().__init__(self.text({}))
+
+    def text(self, origins: Mapping[KeyPath, str]) -> str:
+        """The message, with the origin of each value that is not a default."""
+        written = [
+            f"{key}={_text(value)}" + (f" ({origins[path]})" if (path := _nearest(key, origins)) else "")
+            for key, value in self.values.items()
+        ]
+        return " ".join(filter(None, [listed(written), self.problem]))
+
+
+class Contradiction(Fault):
     """Two keys of which only one can be set.
 
     Args:
-        values: both, `section.key`, with their values as they are written.
+        values: both, by key, `section.key`.
         off: what switches a key off, where that is not null.
     """
 
-    def __init__(self, values: dict[str, str], off: dict[str, str] | None = None) -> None:
-        self.values, self.off = values, off or {}
-        super().__init__(self.text({}))
+    def __init__(self, values: Mapping[str, Any], off: Mapping[str, Any] | None = None) -> None:
+        self.off = off or {}
+        super().__init__(values, "")
 
     def text(self, origins: Mapping[KeyPath, str]) -> str:
         """The message, with the origins; its example keeps the key that was given last."""
         known = list(origins)
-        stands = {key: _nearest(tuple(key.split(".")), origins) for key in self.values}
+        stands = {key: _nearest(key, origins) for key in self.values}
         first = min(self.values, key=lambda key: known.index(path) if (path := stands[key]) else len(known))
-        both = [
-            f"{key}={value}" + (f" ({origins[path]})" if (path := stands[key]) else "")
-            for key, value in self.values.items()
-        ]
-        example = f"{first}={self.off.get(first, 'null')}"
-        return f"{' and '.join(both)} contradict: to use one, switch the other off (e.g. {example})"
+        example = f"{first}={flow(self.off.get(first))}"
+        return f"{super().text(origins)} contradict: to use one, switch the other off (e.g. {example})"
 
 
-def _nearest(path: KeyPath, origins: Mapping[KeyPath, str]) -> KeyPath | None:
+class Faults(ConfigError):
+    """All faults of a section."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = faults
+        super().__init__("; ".join(map(str, faults)))
+
+
+def refuse(faults: Iterable[Fault]) -> None:
+    """Raises `Faults` where there are any."""
+    if met := list(faults):
+        raise Faults(met)
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else flow(value)
+
+
+def _nearest(key: str, origins: Mapping[KeyPath, str]) -> KeyPath | None:
+    path = tuple(key.split("."))
     return next((path[:length] for length in range(len(path), 0, -1) if path[:length] in origins), None)
 
 

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from pydantic import model_validator
 
-from ddfnet.config import Contradiction, Fraction, NonNegative, Pair, Positive, Section
+from ddfnet.config import Contradiction, Fault, Fraction, NonNegative, Pair, Positive, Section
 from ddfnet.data.policy import Policy
 from ddfnet.data.preprocessing import Interpolation, Preprocessing
 
@@ -72,48 +71,51 @@ class AugmentConfig(Section):
     mixup_off_epoch: Positive | None = None
     """Epoch from which mixup and cutmix stay off. null: never."""
 
-    @model_validator(mode="after")
-    def _keys_agree(self) -> "AugmentConfig":
-        if self.trivial_augment and self.rand_augment is not None:
-            values = {"augment.trivial_augment": "true", "augment.rand_augment": self.rand_augment}
-            raise Contradiction(values, {"augment.trivial_augment": "false"})
-        if self.mixup_off_epoch is not None and self.mixup == 0 and self.cutmix == 0:
-            raise ValueError("augment.mixup_off_epoch is set but augment.mixup and augment.cutmix are 0: unset one")
-        if self.rand_augment is not None and not any(re.fullmatch(f, self.rand_augment) for f in _AUGMENT_FORMATS):
-            raise ValueError(
-                f"augment.rand_augment={self.rand_augment!r} is not a policy of timm. Expected one of: rand[-m<int>]"
-                "[-n<int>][-p<float>][-mstd<float>][-mmax<int>][-inc<0|1>][-t<weights|3a|3aw>] (for example "
-                "rand-m7-mstd0.5-inc1); augmix[-m<int>][-w<int>][-d<int>][-a<float>][-b<0|1>][-mstd<float>]; "
-                "original, originalr, v0, v0r or 3a [-mstd<float>]"
-            )
-        if self.rand_augment is not None and self.interpolation in ("box", "hamming", "lanczos"):
-            raise ValueError(  # Pillow rotates with none of them
-                f"augment.interpolation={self.interpolation} cannot be used with augment.rand_augment: its operations "
-                "take nearest, bilinear or bicubic: choose one of these, or random"
-            )
-        if self.where == "device" and self._is_augmix:
-            raise ValueError(
-                f"augment.where=device cannot be used with augment.rand_augment={self.rand_augment}: AugMix has no "
-                "batched form: set augment.where=cpu, or auto"
-            )
-        try:
-            Policy.of(self, Preprocessing())
-        except ValueError as error:
-            raise ValueError(f"augment.rand_augment={self.rand_augment} cannot be drawn: {error}") from None
+    def faults(self) -> Iterator[Fault]:
+        if self.mixup_off_epoch is not None and not self.mixes:
+            values = {f"augment.{key}": getattr(self, key) for key in ("mixup_off_epoch", "mixup", "cutmix")}
+            yield Fault(values, "contradict: there is nothing to switch off; unset the first or set one of the others")
+        yield from self._faults_of_policies()
         if self.cutmix_minmax is not None:
-            low, high = self.cutmix_minmax
-            if not 0 <= low < high <= 1:
-                raise ValueError(f"augment.cutmix_minmax must be [low, high] within 0 and 1, got [{low}, {high}]")
-            if self.cutmix != 1:
-                raise ValueError(
-                    f"augment.cutmix_minmax takes the place of the distribution of augment.cutmix={self.cutmix:g}: "
-                    "set augment.cutmix=1"
-                )
+            yield from self._faults_of_box(*self.cutmix_minmax)
         for key in ("scale", "ratio"):
             low, high = getattr(self, key)
             if not 0 < low <= high:
-                raise ValueError(f"augment.{key} must be [low, high] with 0 < low <= high, got [{low}, {high}]")
-        return self
+                yield Fault({f"augment.{key}": [low, high]}, "must be [low, high] with 0 < low <= high")
+
+    def _faults_of_policies(self) -> Iterator[Fault]:
+        policy = {"augment.rand_augment": self.rand_augment}
+        if self.trivial_augment and self.rand_augment is not None:
+            yield Contradiction({"augment.trivial_augment": True} | policy, {"augment.trivial_augment": False})
+        if self.rand_augment is not None and not any(re.fullmatch(f, self.rand_augment) for f in _AUGMENT_FORMATS):
+            yield Fault(
+                policy,
+                "is not a policy of timm. Expected one of: rand[-m<int>][-n<int>][-p<float>][-mstd<float>][-mmax<int>]"
+                "[-inc<0|1>][-t<weights|3a|3aw>] (for example rand-m7-mstd0.5-inc1); augmix[-m<int>][-w<int>][-d<int>]"
+                "[-a<float>][-b<0|1>][-mstd<float>]; original, originalr, v0, v0r or 3a [-mstd<float>]",
+            )
+            return
+        if self.rand_augment is not None and self.interpolation in ("box", "hamming", "lanczos"):
+            yield Fault(  # Pillow rotates with none of them
+                {"augment.interpolation": self.interpolation} | policy,
+                "contradict: its operations take nearest, bilinear or bicubic; choose one of these, or random",
+            )
+        elif not (self.trivial_augment and self.rand_augment is not None):
+            try:
+                Policy.of(self, Preprocessing())
+            except ValueError as error:
+                yield Fault(policy, f"cannot be drawn: {error}")
+        if self.where == "device" and self._is_augmix:
+            values = {"augment.where": "device"} | policy
+            yield Fault(values, "contradict: AugMix has no batched form; set augment.where=cpu, or auto")
+
+    def _faults_of_box(self, low: float, high: float) -> Iterator[Fault]:
+        box = {"augment.cutmix_minmax": [low, high]}
+        if not 0 <= low < high <= 1:
+            yield Fault(box, "must be [low, high] within 0 and 1")
+        if self.cutmix != 1:
+            fix = "it takes the place of the distribution of CutMix; set augment.cutmix=1"
+            yield Fault(box | {"augment.cutmix": self.cutmix}, f"contradict: {fix}")
 
     @property
     def mixes(self) -> bool:

@@ -94,7 +94,7 @@ def check_tree(
         report.splits[split] = _check_split(split, source, workers, progress, report.problems, max_pixels)
     is_whole = len(sources) == max(1, len(present))
     if config.labels is not None and is_whole and (unused := unused_lines(str(root), sources, config)):
-        report.remarks.append(f"{len(unused)} names in {config.labels} are of no image: {some_names(unused)}")
+        report.remarks.append(unused)
     if len(report.splits) == 2:
         train, val = (set(report.splits[split].images_per_class) for split in ("train", "val"))
         if config.allow_missing_val_classes:

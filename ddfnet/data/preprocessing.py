@@ -2,17 +2,17 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from ddfnet.config import Positive, Section
+from ddfnet.config import Fault, Positive, Section, refuse
 from ddfnet.config.check import faults_of
 from ddfnet.data.image_file import MAX_PIXELS
 from ddfnet.data.resize import Interpolation, Kernel, resize_into, resized_size
@@ -49,27 +49,19 @@ class Preprocessing(Section):
     def _square_is_one_number(cls, size: Any) -> Any:
         return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
 
-    @model_validator(mode="after")
-    def _channels_agree(self) -> "Preprocessing":
+    def faults(self) -> Iterator[Fault]:
+        mean, std = {"data.input.mean": self.mean}, {"data.input.std": self.std}
         if min(self.std) <= 0:
-            raise ValueError(f"data.input.std must be positive in every channel, got {list(self.std)}")
+            yield Fault(std, "must be positive in every channel")
         if len(self.mean) != len(self.std):
-            raise ValueError(
-                f"data.input.mean={list(self.mean)} and data.input.std={list(self.std)} must have one value per "
-                "channel each"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _is_an_image(self) -> "Preprocessing":
+            yield Fault(mean | std, "must have one value per channel each")
         height, width = height_width(self.size)
         pixels = height * width / min(1.0, self.crop_pct) ** 2
         if pixels > MAX_PIXELS:  # also said by files, which may come from anybody
-            raise ValueError(
-                f"data.input.size={size_text(self.size)} with data.input.crop_pct={self.crop_pct:g} resizes images to "
-                f"{pixels:.3g} pixels: at most {MAX_PIXELS:,} are possible"
+            yield Fault(
+                {"data.input.size": self.size, "data.input.crop_pct": self.crop_pct},
+                f"resizes images to {pixels:.3g} pixels: at most {MAX_PIXELS:,} are possible",
             )
-        return self
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -142,11 +134,15 @@ def beyond_scale(how: Preprocessing) -> list[str]:
 
 def check_scale(how: Preprocessing, keys: Collection[str] = ("mean", "std")) -> None:
     """ConfigError where one of these, given by a user, is not of pixels in [0, 1]."""
+    refuse(_scale_faults(how, keys))
+
+
+def _scale_faults(how: Preprocessing, keys: Collection[str] = ("mean", "std")) -> Iterator[Fault]:
     for key in beyond_scale(how):
         if key in keys:
-            raise ConfigError(
-                f"data.input.{key}={list(getattr(how, key))} must be in [0, 1] in every channel, as pixels are: if it "
-                "is of pixels up to 255, divide by 255"
+            yield Fault(
+                {f"data.input.{key}": getattr(how, key)},
+                "must be in [0, 1] in every channel, as pixels are: if it is of pixels up to 255, divide by 255",
             )
 
 
@@ -179,10 +175,10 @@ class InputConfig(Preprocessing):
     """Side of the training crops, or [height, width], pixels, where it is not the evaluation's (e.g. 160 beside
     size=224). null: size."""
 
-    @model_validator(mode="after")
-    def _of_pixels_up_to_1(self) -> "InputConfig":
-        check_scale(self)
-        return self
+    def faults(self) -> Iterator[Fault]:
+        yield from super().faults()
+        if min(self.std) > 0:  # else it was said
+            yield from _scale_faults(self)
 
 
 class EvalTransform:

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +19,6 @@ from ddfnet.utils.progress import ProgressBar
 from ddfnet.utils.text import rate_text, wrap
 
 logger = logging.getLogger("ddfnet")
-
-
-class Meter:
-    """Time and images since the last reading: images per second, and the share of time spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Starts a new interval, e.g. after an evaluation, which is not training time."""
-        self._started = time.perf_counter()
-        self._images = 0
-        self._waited = 0.0
-
-    def add(self, images: int, waited: float) -> None:
-        self._images += images
-        self._waited += waited
-
-    def read(self) -> tuple[float, float]:
-        """(images per second, data-wait share) since the last reading; starts a new interval."""
-        elapsed = max(time.perf_counter() - self._started, 1e-9)
-        rates = self._images / elapsed, min(1.0, self._waited / elapsed)
-        self.restart()
-        return rates
 
 
 class _Console(Console):
@@ -164,12 +140,19 @@ class RunLog:
         elif not self.quiet:
             self.message(f"{where}  step {step:>{len(str(total))}}/{total}  {facts}")
 
-    def evaluation(self, step: int, epoch: float, name: str, metrics: dict[str, float], *, best: bool = False) -> None:
-        """One evaluation of one set of weights (`val`, `val_ema`); `best`: of those so far, which a dry run has not."""
+    def evaluation(
+        self, step: int, epoch: float, name: str, metrics: dict[str, float],
+        *, percentages: Collection[str] = (), best: bool = False,
+    ) -> None:  # fmt: skip
+        """One evaluation of one set of weights (`val`, `val_ema`); `percentages`: metrics in percent; `best`: of those
+        so far, which a dry run has not."""
         if not self.active:
             return
         self._write(name, step, {"epoch": epoch, **metrics})
-        text = "  ".join(f"{key} {_number(key, value)}" for key, value in metrics.items())
+        digits = {
+            key: ".2f" if key in percentages else ".4f" if isinstance(metrics[key], float) else "" for key in metrics
+        }
+        text = "  ".join(f"{key} {value:{digits[key]}}" for key, value in metrics.items())
         self.message(f"epoch {epoch:.2f}  {name}  {text}" + ("  new best" if best and self.folder else ""))
 
     def progress(self, name: str) -> ProgressBar:
@@ -262,8 +245,3 @@ def _keep_until(path: Path, step: int, evaluation_due: bool) -> dict[str, int]:
 
 def _is_whole(record: dict[str, Any]) -> bool:
     return isinstance(record.get("step"), int) and isinstance(record.get("kind"), str)
-
-
-def _number(key: str, value: float) -> str:
-    percent = key.startswith(("top", "map_", "f1_"))
-    return f"{value:.2f}" if percent else f"{value:.4f}" if isinstance(value, float) else str(value)

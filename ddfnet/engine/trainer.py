@@ -16,7 +16,7 @@ from ddfnet.engine.batch_of_one import explained_batch_of_one
 from ddfnet.engine.distributed import LOCAL_BUFFERS, Distributed
 from ddfnet.engine.evaluate import autocast, evaluate_in_training
 from ddfnet.engine.grad_checkpointing import kept_buffers
-from ddfnet.engine.logging import Meter, RunLog
+from ddfnet.engine.logging import RunLog
 from ddfnet.engine.non_finite import NonFinitePolicy
 from ddfnet.engine.numerics import KeptBuffers, seed_at
 from ddfnet.engine.pacing import is_finished, next_plateau, paced_learning_rate
@@ -25,8 +25,10 @@ from ddfnet.engine.profile import StepProfiler
 from ddfnet.engine.saver import CheckpointSaver
 from ddfnet.engine.signals import Interrupted, StopSignal
 from ddfnet.engine.tracker_pages import TrackerPages
+from ddfnet.engine.training_records import TrainingRecords
 from ddfnet.engine.training_state import TrainingState
 from ddfnet.engine.watch import Watch
+from ddfnet.models.weights import classifier_names
 from ddfnet.ops.compile_ahead import compile_ahead
 from ddfnet.optim import clip_gradients
 from ddfnet.tasks import Config, Task
@@ -61,13 +63,12 @@ class Trainer:
         self.saver = CheckpointSaver(self.state, folder, plan.steps_per_epoch)
         self.pages = TrackerPages(log.trackers, task, config, plan, self.device)
         self.profiler = StepProfiler(config.profile.range, self.device, folder, log)
-        self.meter = Meter()
-        self.grad_norm = torch.zeros((), device=self.device)
+        self.records = TrainingRecords(config, plan, self.state, distributed)
+        self.classifiers = classifier_names(self.model)
         self.non_finite = NonFinitePolicy(config, plan, task, self.state, distributed, folder=folder, log=log)
         self.watch.samples = lambda step: task.sample_names(plan, step + self.state.data_offset)
         gives_up_steps = settings.non_finite == "skip" or plan.accumulation > 1  # a signal between micro-batches does
         self.buffers = KeptBuffers(self.model) if gives_up_steps else None
-        self.last_finite_loss: float | None = None
         self.stop: StopSignal | None = None
         self._in_step = False
         local = self.state.resume(folder, last_step=plan.total_steps) if folder is not None else None
@@ -146,7 +147,7 @@ class Trainer:
             self._evaluate_epoch(eval_batches)
         self.model.train()
         self.freeze.hold()
-        self.meter.restart()
+        self.records.meter.restart()
         while not is_finished(state, self.config, plan, log=self.log.message):
             with self.profiler.at(state.step, last=state.step + 1 == plan.total_steps):
                 self.train_step(batches)
@@ -160,7 +161,7 @@ class Trainer:
                 self.save()  # first: an evaluation that fails must not cost the epoch
                 if state.evaluation_due:
                     self._evaluate_epoch(eval_batches)
-                self.meter.restart()
+                self.records.meter.restart()
             elif run.save_every and state.step % run.save_every == 0:
                 self.save()
             if stop is not None and state.step < plan.total_steps:
@@ -197,7 +198,7 @@ class Trainer:
             with self.profiler.data(), raised_on_one_process(), self.stop.waiting() if self.stop else nullcontext():
                 batch = next(batches)
             self.watch.phase("forward")
-            self.meter.add(self.task.batch_images(batch), time.perf_counter() - waiting)
+            self.records.meter.add(self.task.batch_images(batch), time.perf_counter() - waiting)
             self.pages.see_batch(batch)
             self._seed(micro_batch)
             last = micro_batch == accumulation - 1
@@ -214,19 +215,20 @@ class Trainer:
 
         state.scaler.unscale_(state.optimizer)
         self.pages.see_gradients(state.optimizer, state.step + 1)
-        self.grad_norm = clip_gradients(self.model, config.optim.clip_grad, config.optim.clip_mode)
+        clip, mode = config.optim.clip_grad, config.optim.clip_mode
+        grad_norm = self.records.grad_norm = clip_gradients(self.model, clip, mode, classifiers=self.classifiers)
         # With fp16 the scaler looks for overflow in the gradients and skips such a step by itself.
-        checked = step_loss if state.scaler.is_enabled() else step_loss + 0 * self.grad_norm
+        checked = step_loss if state.scaler.is_enabled() else step_loss + 0 * grad_norm
         if config.train.non_finite == "skip" and self.non_finite.is_met(checked):
             assert self.buffers is not None
             self.buffers.restore()
             state.scaler.update()
             state.optimizer.zero_grad(set_to_none=True)
-            self.non_finite.give_up_step(float(self.grad_norm))
+            self.non_finite.give_up_step(float(grad_norm))
             state.step += 1
             self._in_step = False
             return
-        self.non_finite.check.note(state.step, checked, self.grad_norm)
+        self.non_finite.check.note(state.step, checked, grad_norm)
         self.watch.phase("optimizer")
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -245,7 +247,7 @@ class Trainer:
     def save(self, metrics: dict[str, float] | None = None, *, ranked: bool = False) -> None:
         """Saves a copy of the state into the run folder, in the background, unless a loss since the last check was not
         finite. Waits for the save before."""
-        self.non_finite.stop_if_found(self.last_finite_loss)
+        self.non_finite.stop_if_found(self.records.last_finite_loss)
         self.watch.phase("save", self.state.step)
         self.saver.save(metrics, ranked=ranked)
 
@@ -254,27 +256,9 @@ class Trainer:
         seed_at(self.config.run.seed, *position, device=self.device)
 
     def _log_interval(self) -> None:
-        self.non_finite.stop_if_found(self.last_finite_loss)
-        state = self.state
-        loss = self.distributed.reduce_(state.loss_sum / max(1, state.loss_count), "sum") / self.distributed.world_size
-        images_per_second, data_wait = self.meter.read()
-        images_per_second *= self.distributed.world_size
-        if state.loss_count:
-            self.last_finite_loss = loss.item()
-        record = {
-            "epoch": self.epoch,
-            "loss": self.last_finite_loss if state.loss_count else None,  # None: all steps were skipped
-            "lr": paced_learning_rate(state.step - 1, self.config, self.plan, state.plateau),  # of the last step
-            "grad_norm": float(self.grad_norm),
-            "images_per_second": images_per_second,
-            "data_wait": data_wait,
-            "eta_seconds": (self.plan.total_steps - state.step) * self.config.train.batch_size / images_per_second,
-        }
-        if self.device.type == "cuda":
-            record["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        self.log.train(state.step, self.plan.total_steps, record)
-        self.pages.log_step(state.optimizer, state.step, self.epoch)
-        state.loss_sum, state.loss_count = torch.zeros_like(state.loss_sum), 0
+        self.non_finite.stop_if_found(self.records.last_finite_loss)
+        self.log.train(self.state.step, self.plan.total_steps, self.records.next())
+        self.pages.log_step(self.state.optimizer, self.state.step, self.epoch)
 
     def _evaluate_epoch(self, eval_batches: Any) -> None:
         self.watch.phase("evaluation", self.state.step)
@@ -295,6 +279,7 @@ class Trainer:
                 watched=self.pages.watched, bar=self.log.progress(name),
             )  # fmt: skip
             best = (state.ema is None or model is not self.model) and state.leads(metrics)  # of two, the EMA's rank
-            self.log.evaluation(state.step, self.epoch, name, metrics, best=best)
+            units = self.task.percentages
+            self.log.evaluation(state.step, self.epoch, name, metrics, percentages=units, best=best)
             self.pages.log_evaluation(name, model, state.step)
         return metrics

@@ -3,7 +3,7 @@
 import io
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,12 @@ import numpy as np
 from ddfnet.data.decode import decode_error, open_image
 from ddfnet.data.preprocessing import Preprocessing, eval_transform
 from ddfnet.evaluation.image_sets import ImageSet
+from ddfnet.evaluation.multilabel import ClassScore
 from ddfnet.evaluation.predictions import Predictions
 from ddfnet.evaluation.statistics import BINS, Calibration, ClassRow, Confusion, class_rows, confusions, worst_mistakes
 from ddfnet.evaluation.statistics import calibration as calibration_of
 from ddfnet.pages.pack import shown_as_rgb
-from ddfnet.pages.palette import CORRECT, GRAY, WRONG
+from ddfnet.pages.palette import CORRECT, GRAY, SERIES, WRONG
 from ddfnet.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def draw_figures(
     images: ImageSet, predictions: Predictions, names: Sequence[str], preprocessing: dict[str, Any]
 ) -> dict[str, bytes]:
     """The PNG files of a report by name, with readable names of the classes in label order, of images prepared by a
-    `Preprocessing.to_dict`; those that cannot be drawn are missing, and a line on stderr says why."""
+    `Preprocessing.to_dict`; see `drawn`."""
     total = int((~predictions.correct).sum())
     draws = {
         "calibration.png": lambda: draw_calibration(calibration_of(predictions)),
@@ -64,6 +65,29 @@ def draw_figures(
     }
     if not total:
         del draws["mistakes.png"]
+    return drawn(draws, images)
+
+
+def draw_multilabel_figures(
+    images: ImageSet, calibration: Calibration, scores: Sequence[ClassScore], names: Sequence[str]
+) -> dict[str, bytes]:
+    """The same of images with any number of labels: `calibration` over all decisions, `scores` in label order."""
+    weakest = sorted((row.f1, i) for i, row in enumerate(scores) if row.positives)[: len(SERIES)]
+    curves = [(names[i], scores[i]) for _, i in weakest]
+    present = sum(row.positives > 0 for row in scores)
+    draws: dict[str, Callable[[], Figure]] = {
+        "calibration.png": lambda: draw_calibration(
+            calibration, x="probability", y="fraction present", things="decisions"
+        ),
+        "precision_recall.png": lambda: draw_precision_recall(curves, present),
+    }
+    if not curves:
+        del draws["precision_recall.png"]
+    return drawn(draws, images)
+
+
+def drawn(draws: Mapping[str, Callable[[], "Figure"]], images: ImageSet) -> dict[str, bytes]:
+    """PNG files by name; those that cannot be drawn are missing, and a line on stderr says why."""
     files = {}
     for name, draw in draws.items() if figures_available() else ():
         file = io.BytesIO()
@@ -138,8 +162,10 @@ def draw_confusion(rows: Sequence[ClassRow], pairs: Sequence[Confusion], names: 
     return figure
 
 
-def draw_calibration(calibration: Calibration) -> "Figure":
-    """Accuracy against confidence by bin, above the number of images in each bin."""
+def draw_calibration(
+    calibration: Calibration, *, x: str = "confidence", y: str = "accuracy", things: str = "images"
+) -> "Figure":
+    """`y` against `x` by bin, above the number of `things` in each bin."""
     figure = _figure(6.4, 6.8)
     reliability, population = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
     middles = (np.arange(len(calibration.counts)) + 0.5) / len(calibration.counts)
@@ -147,12 +173,12 @@ def draw_calibration(calibration: Calibration) -> "Figure":
     filled = np.array(calibration.counts) > 0
     accuracy, confidence = np.array(calibration.accuracy)[filled], np.array(calibration.confidence)[filled]
 
-    reliability.bar(middles[filled], accuracy, width, color=CORRECT, label="accuracy of the bin")
-    reliability.plot(confidence, confidence, "_", color=WRONG, ms=15, mew=2.5, label="confidence, mean of the bin")
+    reliability.bar(middles[filled], accuracy, width, color=CORRECT, label=f"{y} in the bin")
+    reliability.plot(confidence, confidence, "_", color=WRONG, ms=15, mew=2.5, label=f"{x}, mean of the bin")
     reliability.plot([0, 1], [0, 1], "--", color=GRAY, lw=1, label="perfect calibration")
-    reliability.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
+    reliability.set(xlim=(0, 1), ylim=(0, 1.02), ylabel=y)
     n = sum(calibration.counts)
-    title = f"expected calibration error {calibration.ece:.2f} % ({BINS} bins), n = {n:,} images"
+    title = f"expected calibration error {calibration.ece:.2f} % ({BINS} bins), n = {n:,} {things}"
     figure.suptitle(title, fontsize=11)
 
     # Above the axes: inside, it would cover bars.
@@ -160,9 +186,33 @@ def draw_calibration(calibration: Calibration) -> "Figure":
 
     bars = population.bar(middles, calibration.counts, width, color=GRAY)
     population.bar_label(bars, map(_count, calibration.counts), fontsize=7.5, padding=1)
-    population.set(xlabel="confidence", ylabel="images", ylim=(0, 1.18 * max(calibration.counts)))
+    population.set(xlabel=x, ylabel=things, ylim=(0, 1.18 * max(calibration.counts)))
     for axes in (reliability, population):
         axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def draw_precision_recall(curves: Sequence[tuple[str, ClassScore]], present: int) -> "Figure":
+    """Precision against recall of some labels, at most as many as `SERIES` has colors, of `present` in all that some
+    image has; a square is the threshold of the evaluation."""
+    figure = _figure(6.4, 6.0)
+    axes = figure.subplots()
+    for color, (name, row) in zip(SERIES, curves, strict=False):
+        _, precision, recall = row.curve.T
+        # A name that begins with an underscore would be left out of the legend.
+        label = f"AP {100 * row.average_precision:.1f} %, n = {row.positives:,}: {_short(name)}"
+        # A step curve: the area below it is the average precision.
+        axes.step([0, *recall], [precision[0], *precision], where="pre", color=color, label=label)
+        if row.predicted:
+            axes.plot(row.recall, row.precision, "s", color=color)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    which = f"all {present:,} labels" if len(curves) == present else f"{len(curves)} of {present:,} labels, lowest F1"
+    figure.suptitle(f"precision and recall: {which}; square: at the threshold", fontsize=11)
+    columns = 2 if all(len(name) <= _LONGEST - 8 for name, _ in curves) else 1
+    legend = axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        text.set(**_PLAIN)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -1,13 +1,18 @@
 """Metrics of images with any number of classes: average precision and F1, each over classes and over all pairs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+CURVE_POINTS = 64
+_COLUMNS = 64  # classes that are looked at in one go
+_NAN = 0  # key of what is below every number
 
 
 @dataclass(frozen=True)
@@ -20,51 +25,77 @@ class ClassScore:
     precision: float
     recall: float
     f1: float
+    curve: np.ndarray = field(compare=False)  # `Ranking.curve` of at most CURVE_POINTS
+    best: tuple[float, float] = field(compare=False)  # `Ranking.best_f1`
 
 
-def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Mean over the positives of the precision among all scores at least as high as theirs; NaN without positives.
+@dataclass(frozen=True)
+class Ranking:
+    """The different scores of a class, the highest first, from one sort.
 
-    The area under the step curve of precision over recall, equal scores being one step. (N,) float and (N,) bool.
+    Args:
+        thresholds: float32 (scores,); NaN, of a network that answers so, comes last.
+        hits, chosen: int64 (scores,), the positives, and all images, whose score is at least as high.
     """
-    if not truth.any():
-        return float("nan")
-    _, hits, precision = ranked(scores, truth)
-    return float((np.diff(hits, prepend=0) * precision).sum() / hits[-1])
 
+    thresholds: np.ndarray
+    hits: np.ndarray
+    chosen: np.ndarray
 
-def ranked(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The different scores, the highest first, and for each the positives among all scores at least as high, and their
-    precision. (N,) float and (N,) bool."""
-    order = np.argsort(-scores, kind="stable")
-    scores, hits = scores[order], np.cumsum(truth[order])
-    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of each group of equal scores
-    return scores[last], hits[last], hits[last] / (last + 1)
+    @classmethod
+    def of(cls, scores: np.ndarray, truth: np.ndarray) -> "Ranking":
+        """Of (N,) float32 and (N,) bool."""
+        # A number that sorts as the score does, with the truth as its last bit: nothing has to follow the sort.
+        bits = (scores.astype(np.float32) + np.float32(0)).view(np.uint32)  # -0 is 0
+        keys = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+        keys[np.isnan(scores)] = _NAN
+        packed = keys.astype(np.uint64) << np.uint64(1) | truth
+        packed.sort()
+        packed = packed[::-1]
+        keys = (packed >> np.uint64(1)).astype(np.uint32)
+        last = np.append(np.flatnonzero(keys[1:] != keys[:-1]), len(keys) - 1)  # of each group of equal scores
+        hits = np.cumsum((packed & np.uint64(1)).astype(bool), dtype=np.int64)[last]
+        keys = keys[last]
+        bits = np.where(keys >> 31, keys & np.uint32((1 << 31) - 1), ~keys)
+        return cls(bits.view(np.float32), hits, last + 1)
 
+    @cached_property
+    def precision(self) -> np.ndarray:
+        """Positives among all scores at least as high, float64 (scores,)."""
+        return self.hits / self.chosen
 
-def precision_recall_curve(scores: np.ndarray, truth: np.ndarray, most: int) -> np.ndarray:
-    """(points, 3) of score, precision, recall, where recall rises, the highest score first; (0, 3) without positives.
+    @property
+    def average_precision(self) -> float:
+        """Mean over the positives of the precision among all scores at least as high as theirs; NaN without positives.
 
-    At most `most` points, evenly spread over those there are: with all of them, the sum of precision times the rise
-    of recall is `average_precision`.
-    """
-    if not truth.any():
-        return np.empty((0, 3))
-    thresholds, hits, precision = ranked(scores, truth)
-    rises = np.flatnonzero(np.diff(hits, prepend=0))
-    rises = rises[np.linspace(0, len(rises) - 1, min(most, len(rises))).round().astype(int)]
-    return np.stack([thresholds[rises], precision[rises], hits[rises] / hits[-1]], 1)
+        The area under the step curve of precision over recall, equal scores being one step.
+        """
+        if not self.hits[-1]:
+            return float("nan")
+        return float((np.diff(self.hits, prepend=0) * self.precision).sum() / self.hits[-1])
 
+    def curve(self, most: int) -> np.ndarray:
+        """(points, 3) of score, precision, recall, where recall rises, the highest score first; (0, 3) without
+        positives.
 
-def best_f1(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """The score from which on to predict for the highest F1, and that F1; the highest such score, NaN without
-    positives. (N,) float and (N,) bool."""
-    if not truth.any():
-        return float("nan"), float("nan")
-    thresholds, hits, precision = ranked(scores, truth)
-    f1 = 2 * hits / (hits[-1] + hits / np.where(hits > 0, precision, 1))  # 0 where there is no hit
-    best = int(f1.argmax())
-    return float(thresholds[best]), float(f1[best])
+        At most `most` points, evenly spread over those there are: with all of them, the sum of precision times the
+        rise of recall is `average_precision`.
+        """
+        if not self.hits[-1]:
+            return np.empty((0, 3))
+        rises = np.flatnonzero(np.diff(self.hits, prepend=0))
+        rises = rises[np.linspace(0, len(rises) - 1, min(most, len(rises))).round().astype(int)]
+        return np.stack([self.thresholds[rises], self.precision[rises], self.hits[rises] / self.hits[-1]], 1)
+
+    @property
+    def best_f1(self) -> tuple[float, float]:
+        """The score from which on to predict for the highest F1, and that F1; the highest such score, NaN without
+        positives."""
+        if not self.hits[-1]:
+            return float("nan"), float("nan")
+        f1 = 2 * self.hits / (self.hits[-1] + self.chosen)
+        best = int(f1.argmax())
+        return float(self.thresholds[best]), float(f1[best])
 
 
 def mistakes_together(missed: np.ndarray, alarms: np.ndarray) -> np.ndarray:
@@ -77,14 +108,18 @@ def mistakes_together(missed: np.ndarray, alarms: np.ndarray) -> np.ndarray:
 
 def class_scores(logits: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> list[ClassScore]:
     """Of each class its figures; logits float, truth and predicted bool, all (N, classes)."""
+    both, positives, chosen = (part.sum(0).tolist() for part in (truth & predicted, truth, predicted))
     rows = []
-    for column in range(truth.shape[1]):
-        own, chosen = truth[:, column], predicted[:, column]
-        both, positives, count = int((own & chosen).sum()), int(own.sum()), int(chosen.sum())
-        precision = both / count if count else float("nan")
-        recall = both / positives if positives else float("nan")
-        f1 = 2 * both / (positives + count) if positives + count else float("nan")
-        rows.append(ClassScore(positives, count, average_precision(logits[:, column], own), precision, recall, f1))
+    for start in range(0, truth.shape[1], _COLUMNS):
+        columns = (np.ascontiguousarray(part[:, start : start + _COLUMNS].T) for part in (logits, truth))
+        for column, (scores, own) in enumerate(zip(*columns, strict=True), start):
+            ranking, hits = Ranking.of(scores, own), both[column]
+            precision = hits / chosen[column] if chosen[column] else float("nan")
+            recall = hits / positives[column] if positives[column] else float("nan")
+            total = positives[column] + chosen[column]
+            f1 = 2 * hits / total if total else float("nan")
+            counts, area = (positives[column], chosen[column]), ranking.average_precision
+            rows.append(ClassScore(*counts, area, precision, recall, f1, ranking.curve(CURVE_POINTS), ranking.best_f1))
     return rows
 
 
@@ -100,7 +135,7 @@ def summary(logits: np.ndarray, truth: np.ndarray, predicted: np.ndarray, rows: 
     total = int(truth.sum()) + int(predicted.sum())
     return {
         "map_macro": 100 * float(np.mean([row.average_precision for row in present] or [float("nan")])),
-        "map_micro": 100 * average_precision(logits.ravel(), truth.ravel()),
+        "map_micro": 100 * Ranking.of(logits.ravel(), truth.ravel()).average_precision,
         "f1_macro": 100 * float(np.mean([row.f1 for row in present] or [float("nan")])),
         "f1_micro": 100 * (2 * int((truth & predicted).sum()) / total if total else float("nan")),
     }

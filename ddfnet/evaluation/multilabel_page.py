@@ -1,6 +1,6 @@
 """report.html of an evaluation of images with any number of labels: which labels fail, and which images show why."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddfnet.evaluation.multilabel import ClassScore, best_f1, mistakes_together, precision_recall_curve
+from ddfnet.evaluation.multilabel import ClassScore, mistakes_together
 from ddfnet.evaluation.multilabel_images import Chosen, Decisions, choose, decisions_of, item_data
 from ddfnet.evaluation.page_parts import About, Section, Top, calibration_data, left_out, page, shown_images
 from ddfnet.evaluation.statistics import BINS, Calibration, calibrated, wilson_interval
@@ -16,7 +16,6 @@ from ddfnet.pages.pack import pack
 from ddfnet.utils.text import plural
 
 MOST_CELLS = 200_000
-CURVE_POINTS = 64
 LISTED = 10  # labels beside the first images
 
 
@@ -51,7 +50,7 @@ def multilabel_html(logits: Tensor, truth: Tensor, threshold: float, scores: lis
     viewed = [*chosen.top, *chosen.missed[:3], *chosen.alarms[:3], *chosen.thumbnails]
     shown = shown_images(about, chosen.thumbnails, viewed[:24], lambda i: _label(own, i, about.names))
     item = {i: at for at, i in enumerate(chosen.items)}
-    curves, rest = _curves(logits.numpy(), own), left_out([cell[2] for cell in cells], MOST_CELLS)
+    curves, rest = _curves(logits.numpy(), own, scores), left_out([cell[2] for cell in cells], MOST_CELLS)
     none = int((~own.truth.any(1)).sum())
     data = {
         "rows": [_row(row, n) | points for row, points in zip(rows, curves, strict=True)],
@@ -93,33 +92,31 @@ def _cells(together: np.ndarray) -> list[tuple[int, int, int]]:
     return list(zip(a[order].tolist(), b[order].tolist(), together[a, b][order].tolist(), strict=True))
 
 
-def _curves(logits: np.ndarray, own: Decisions) -> list[dict[str, Any]]:
+def _curves(logits: np.ndarray, own: Decisions, scores: list[ClassScore]) -> list[dict[str, Any]]:
     """Of each label its precision-recall curve: for each point the `probability` from which on is predicted, and the
     images `found` and `chosen` then; `at`: the last point that the threshold reaches, null if it reaches none; `best`:
     probability and F1 of the highest F1, null without an image. Numbers in full: half precision would move a
     probability over the threshold."""
+    lowest = np.where(own.predicted, logits, np.inf).min(0)  # that the threshold reaches
     curves = []
-    for label in range(own.truth.shape[1]):
-        scores, truth, predicted = logits[:, label], own.truth[:, label], own.predicted[:, label]
-        points = precision_recall_curve(scores, truth, CURVE_POINTS)
-        found = (points[:, 2] * truth.sum()).round()
-        reached = int((points[:, 0] >= scores[predicted].min()).sum()) if predicted.any() else 0
-        score, f1 = best_f1(scores, truth)
+    for row, least in zip(scores, lowest.tolist(), strict=True):
+        found, reached = (row.curve[:, 2] * row.positives).round(), int((row.curve[:, 0] >= least).sum())
+        score, f1 = row.best
         curves.append({
-            "probability": [_probability(value) for value in points[:, 0]],
-            "found": found.astype(int).tolist(), "chosen": (found / points[:, 1]).round().astype(int).tolist(),
-            "at": reached - 1 if reached else None, "best": None if f1 != f1 else (_probability(score), f1),
+            "probability": _probabilities(row.curve[:, 0]),
+            "found": found.astype(int).tolist(), "chosen": (found / row.curve[:, 1]).round().astype(int).tolist(),
+            "at": reached - 1 if reached else None, "best": None if f1 != f1 else (*_probabilities([score]), f1),
         })  # fmt: skip
     return curves
 
 
-def _probability(score: float) -> float | None:
+def _probabilities(scores: Sequence[float] | np.ndarray) -> list[float | None]:
     """In six digits, rounded such that it is a threshold that this score reaches; null for NaN."""
-    value = torch.tensor(score, dtype=torch.float32).sigmoid()
-    if value.isnan():
-        return None
-    near = round(value.item(), 6)
-    return near if value >= near else math.floor(1e6 * value.item()) / 1e6
+    exact = torch.tensor(np.asarray(scores), dtype=torch.float32).sigmoid().numpy()
+    near = np.round(exact.astype(np.float64), 6)
+    reached = exact >= near.astype(np.float32)  # as probabilities are compared with a threshold
+    with_room = np.where(reached, near, np.floor(1e6 * exact.astype(np.float64)) / 1e6)
+    return [None if value != value else value for value in with_room.tolist()]
 
 
 def _row(row: LabelRow, n: int) -> dict[str, Any]:
@@ -162,8 +159,8 @@ def _top(row: LabelRow, names: list[str], threshold: float, n: int) -> Top:
         f"F1 {_percent(own.f1)} at the threshold {threshold:g}, average precision {_percent(own.average_precision)}"
     ]
     if own.positives:
-        parts.append(f"missed in {row.missed:,} of the {plural(own.positives, 'image')} that have it")
-    parts.append(f"a false alarm in {row.alarms:,} of the {n - own.positives:,} that do not")
+        parts.append(f"missed in {row.missed:,} of {plural(own.positives, 'image')} with it")
+    parts.append(f"a false alarm in {row.alarms:,} of {n - own.positives:,} without it")
     heading = f"The label found worst: {names[row.label]}"
     return Top("weakest", "Weakest label", heading, f"{', '.join(parts)}.", "Labels with the lowest F1")
 

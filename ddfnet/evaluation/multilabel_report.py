@@ -2,17 +2,20 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
+from ddfnet.evaluation.figures import draw_multilabel_figures
 from ddfnet.evaluation.multilabel import METRICS, ClassScore
 from ddfnet.evaluation.multilabel_page import multilabel_html
 from ddfnet.evaluation.page_parts import About
 from ddfnet.evaluation.report import PAGE, ImageReport
-from ddfnet.evaluation.report_page import weakest_title
+from ddfnet.evaluation.report_page import figure_parts, weakest_title
+from ddfnet.evaluation.statistics import calibrated
 from ddfnet.utils.markdown import plain, table
 
 _MOST = 10  # rows of the table of weakest classes
@@ -22,7 +25,7 @@ _MOST = 10  # rows of the table of weakest classes
 class MultiLabelReport(ImageReport):
     """The results on one set of images with any number of classes each."""
 
-    percentages = METRICS
+    percentages: Sequence[str] = METRICS
     rows: list[ClassScore]
     threshold: float
     logits: Tensor  # float32 (N, classes)
@@ -42,6 +45,12 @@ class MultiLabelReport(ImageReport):
         loss = ("loss (binary cross-entropy)", f"{self.metrics['loss']:.4f} nats, mean of all decisions")
         about = replace(about, facts=[*about.facts[:3], threshold, loss, *about.facts[3:]])
         return multilabel_html(self.logits, self.truth, self.threshold, self.rows, about)
+
+    def _figures(self) -> dict[str, bytes]:
+        probability = self.logits.sigmoid().double().flatten()
+        return draw_multilabel_figures(
+            self.images, calibrated(probability, self.truth.flatten()), self.rows, self.names
+        )
 
     def _csv(self) -> str:
         """One line for each class; a fraction that is not defined is empty."""
@@ -78,6 +87,7 @@ class MultiLabelReport(ImageReport):
             weakest_title(len(rows), len(weakest)),
             table(("class", "average precision", "precision", "recall", "images"), rows),
             f"No image has {len(absent)} classes, which count in no mean: {', '.join(absent)}." if absent else "",
+            *figure_parts(self.files),
             "## How it was measured",
             f"{'; '.join(settings.lines)}. Checkpoint `{settings.checkpoint}`. `{settings.command}`, "
             f"{settings.date[:10]}. Machine and versions: [report.json](report.json); each class: "

@@ -2,12 +2,13 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -81,12 +82,11 @@ class Settings:
 class Report:
     """The results on one set of images."""
 
-    percentages: ClassVar[tuple[str, ...]] = ()  # metrics in percent
-
     settings: Settings
     data: str  # where the images are
     metrics: dict[str, float]  # of the task's evaluator; `n` is the number of images
     images_per_second: float  # over all processes, reading included
+    percentages: Sequence[str] = ()  # metrics in percent
     files: tuple[str, ...] = ()  # in the report folder; none before it is written
 
     @cached_property
@@ -106,7 +106,8 @@ class Report:
         units = dict.fromkeys(self.percentages, " %")
         for key, value in self.metrics.items():
             how = "9.2f" if key in units else "9d" if isinstance(value, int) else "9.4f"
-            head.append(f"  {key:{width}}  {value:{how}}{units.get(key, '')}")
+            text = f"{'-':>9}" if key in units and value < 0 else f"{value:{how}}{units.get(key, '')}"
+            head.append(f"  {key:{width}}  {text}")
         return "\n".join(head)
 
     def write(self, folder: Path) -> "Report":

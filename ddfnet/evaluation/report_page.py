@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FIGURES = {
     "calibration.png": "Calibration",
+    "precision_recall.png": "Precision and recall of the labels with the lowest F1",
     "confusion.png": "Confusions",
     "mistakes.png": "The mistakes made with the highest confidence",
 }
@@ -58,10 +59,15 @@ def report_page(report: "PredictionReport", rows: Sequence[ClassRow]) -> str:
     if len(pairs) > _MOST:
         shown, total = (sum(pair.count for pair in some) for some in (pairs[:_MOST], pairs))
         parts.append(f"{shown} of {total} mistakes; {len(pairs)} pairs of classes in all.")
-    parts += [f"## {title}\n\n![{title}]({name})" for name, title in FIGURES.items() if name in report.files]
+    parts += figure_parts(report.files)
     parts += ["## How it was measured", _settings_table(report)]
     others = ", ".join(f"[{name}]({name})" for name in report.files if name not in ("report.md", *FIGURES))
     return "\n\n".join(part.strip() for part in [*parts, f"All figures: {others}."] if part) + "\n"
+
+
+def figure_parts(files: Sequence[str]) -> list[str]:
+    """The figures among the files of a report, each with its heading."""
+    return [f"## {title}\n\n![{title}]({name})" for name, title in FIGURES.items() if name in files]
 
 
 def loss_text(result: dict[str, Any]) -> str:

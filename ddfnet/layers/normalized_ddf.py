@@ -1,14 +1,21 @@
 """A DDF between two batch normalizations with ReLUs, in one operator where that is possible."""
 
-import itertools
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ddfnet.layers.ddf import DDF, is_watched
+from ddfnet.layers.plain_norms import (
+    differentiates_forward,
+    is_affine_map,
+    needs_gradient,
+    running,
+    takes_batch_statistics,
+    trained,
+    update_statistics,
+)
 from ddfnet.ops.common import autocast
-from ddfnet.ops.ddf_layer.arguments import BatchNorm, TrainedNorm
 from ddfnet.ops.ddf_layer.inference import ddf_layer_between
 from ddfnet.ops.ddf_layer.training import ddf_layer_trained
 
@@ -49,10 +56,10 @@ def normalized_ddf(
         return one_by_one(x, *layers)
     if trains:
         return _trained(given, *norms, layer) if _may_train(x, *layers) else one_by_one(x, *layers)
-    if _needs_gradient(x, *layers):
+    if needs_gradient([x], layers):
         return one_by_one(x, *layers)
     weights, settings = layer.operands()
-    first, second = (_of(norm) for norm in norms)
+    first, second = map(running, norms)
     return ddf_layer_between(given, first, weights, second, settings)
 
 
@@ -73,9 +80,7 @@ def absorbs_norms(*layers: nn.Module) -> bool:
 
 def absorbs_trained_norms(*layers: nn.Module) -> bool:
     """Whether they are ones that its operator of training can take the place of: not frozen, with one momentum each."""
-    return _are_plain(*layers) and all(
-        norm.training and norm.track_running_stats and norm.momentum is not None for norm in _norms(layers)
-    )
+    return _are_plain(*layers) and all(map(takes_batch_statistics, _norms(layers)))
 
 
 def _are_plain(*layers: nn.Module) -> bool:
@@ -84,7 +89,7 @@ def _are_plain(*layers: nn.Module) -> bool:
         and not any(map(is_watched, layers))
         and not nn.modules.module._has_any_global_hook()
         and layers[0] is not layers[3]
-        and all(map(_is_affine_map, _norms(layers)))
+        and all(map(is_affine_map, _norms(layers)))
     )
 
 
@@ -92,40 +97,14 @@ def _norms(layers: tuple[nn.Module, ...]) -> list[nn.BatchNorm2d]:
     return [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
 
 
-def _is_affine_map(norm: nn.BatchNorm2d) -> bool:
-    """Whether it has weight and bias, and the statistics of training."""
-    return norm.running_mean is not None and norm.weight is not None and norm.bias is not None
-
-
-def _of(norm: nn.BatchNorm2d) -> BatchNorm:
-    """It as the operator of inference takes it."""
-    return BatchNorm(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)  # type: ignore[arg-type]
-
-
 def _trained(x: Tensor, before: nn.BatchNorm2d, after: nn.BatchNorm2d, layer: DDF) -> Tensor:
     """The operator of training, and the update of the normalizations' statistics."""
     weights, settings = layer.operands()
-    first, second = (TrainedNorm(norm.weight, norm.bias, norm.eps) for norm in (before, after))
-    z, *moments = ddf_layer_trained(x, first, weights, second, settings)
-    _update_statistics((before, after), moments)
-    return z
 
+    def update(*moments: tuple[Tensor, Tensor]) -> None:
+        update_statistics((before, after), moments)
 
-@torch.no_grad()
-def _update_statistics(norms: tuple[nn.BatchNorm2d, ...], moments: list[tuple[Tensor, Tensor]]) -> None:
-    """As the normalizations do, of mean and unbiased variance of a batch; one kernel for many tensors.
-
-    Not `lerp`, which Inductor would give a tensor with the momentum, copied from the host.
-    """
-    running = [cast(Tensor, buffer) for norm in norms for buffer in (norm.running_mean, norm.running_var)]
-    new = [moment.to(buffer.dtype) for moment, buffer in zip(itertools.chain(*moments), running, strict=True)]
-    same = norms[0].momentum == norms[1].momentum
-    for part, norm in zip([slice(None)] if same else [slice(0, 2), slice(2, 4)], norms, strict=False):
-        momentum = cast(float, norm.momentum)
-        torch._foreach_mul_(running[part], 1 - momentum)
-        torch._foreach_add_(running[part], new[part], alpha=momentum)
-    if counts := [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]:
-        torch._foreach_add_(counts, 1)
+    return ddf_layer_trained(x, trained(before), weights, trained(after), settings, update)
 
 
 def _may_train(x: Tensor, *layers: nn.Module) -> bool:
@@ -133,12 +112,4 @@ def _may_train(x: Tensor, *layers: nn.Module) -> bool:
     which the operator has none of. (The layers have the errors for both.)"""
     stride = cast(DDF, layers[2]).stride
     pixels = x.shape[0] * ((x.shape[2] - 1) // stride + 1) * ((x.shape[3] - 1) // stride + 1)
-    return pixels > 1 and torch.autograd.forward_ad._current_level < 0
-
-
-def _needs_gradient(x: Tensor, *layers: nn.Module) -> bool:
-    if torch.autograd.forward_ad._current_level >= 0:  # tangents pass through no_grad as well
-        return True
-    if not torch.is_grad_enabled():
-        return False
-    return x.requires_grad or any(parameter.requires_grad for layer in layers for parameter in layer.parameters())
+    return pixels > 1 and not differentiates_forward()

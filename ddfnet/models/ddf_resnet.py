@@ -9,13 +9,16 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
+from timm.layers import DropPath
 from timm.models import generate_default_cfgs
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from ddfnet.layers import DDF
 from ddfnet.layers.checks import check_choice
+from ddfnet.layers.ddf import is_watched
 from ddfnet.layers.normalized_ddf import absorbs_norms, normalized_ddf, one_by_one
+from ddfnet.layers.normalized_sum import absorbs_sum, normalized_sum, takes_operators
 from ddfnet.models.pretrained import build_model, register, tagged_cfgs
 
 # What the models below take besides timm's arguments, and hand on to each DDF.
@@ -53,9 +56,10 @@ class DDFBottleneck(ReplacedBottleneck):
     Args:
         ddf_args: options of `ddfnet.DDF`, such as combine or heads.
         fused_norms: `inference`: where no gradient is asked for, the two batch normalizations and ReLUs around the DDF
-            are computed in its kernels, if it is one operator and nothing was exchanged (`normalized_ddf`). `all`: in
-            training as well, which no GPU has run yet. `none`: never. Same parameters, and the same numbers but for
-            rounding. Also an attribute, to switch it later.
+            are computed in its kernels, if it is one operator and nothing was exchanged (`normalized_ddf`), and the
+            last one, the sum with the shortcut and its ReLU are one operator (`normalized_sum`). `all`: in training as
+            well, which no GPU has run yet. `none`: never. Same parameters, and the same numbers but for rounding. Also
+            an attribute, to switch it later.
     """
 
     def __init__(
@@ -70,10 +74,13 @@ class DDFBottleneck(ReplacedBottleneck):
         self.fused_norms = fused_norms
 
     def absorbed_norms(self) -> tuple[nn.Module, ...]:
-        """The batch normalizations that the kernels compute in inference, for x of a dtype and memory format that they
-        take."""
-        around = self._around_ddf()
-        return (self.bn1, self.bn2) if self.fused_norms != "none" and absorbs_norms(*around) else ()
+        """The batch normalizations that kernels compute in inference on their way, for x of a dtype and memory format
+        that they take."""
+        if self.fused_norms == "none":
+            return ()
+        norms = (self.bn1, self.bn2) if absorbs_norms(*self._around_ddf()) else ()
+        last = not self.bn3.training and self._nothing_before_the_sum() and absorbs_sum(self.bn3, self.act3)
+        return (*norms, self.bn3) if last else norms
 
     def _around_ddf(self) -> tuple[nn.Module, ...]:
         return self.bn1, self.act1, self.conv2, self.bn2, self.drop_block, self.act2
@@ -86,7 +93,11 @@ class DDFBottleneck(ReplacedBottleneck):
             x = one_by_one(x, *self._around_ddf())
         else:
             x = normalized_ddf(x, *self._around_ddf(), training=self.fused_norms == "all")
-        x = self.bn3(self.conv3(self.aa(x)))  # type: ignore[misc]  # by timm's annotations aa could be None
+        x = self.conv3(self.aa(x))  # type: ignore[misc]  # by timm's annotations aa could be None
+        trains = self.fused_norms == "all"
+        if self.fused_norms != "none" and takes_operators(x) and self._nothing_before_the_sum():
+            return normalized_sum(x, self.bn3, self._shortcut(shortcut, trains), self.act3, training=trains)
+        x = self.bn3(x)
         if self.se is not None:
             x = self.se(x)
         if self.drop_path is not None:
@@ -95,6 +106,21 @@ class DDFBottleneck(ReplacedBottleneck):
             shortcut = self.downsample(shortcut)
         x += shortcut
         return self.act3(x)
+
+    def _nothing_before_the_sum(self) -> bool:
+        """Whether the sum comes right behind `bn3`: no attention, and no path that may be dropped, nor a hook on it."""
+        path = self.drop_path
+        idle = type(path) is DropPath and not (path.training and path.drop_prob) and not is_watched(path)
+        return self.se is None and (path is None or idle) and not nn.modules.module._has_any_global_hook()
+
+    def _shortcut(self, x: Tensor, trains: bool) -> Tensor:
+        """The shortcut of x; a batch normalization at its end by an operator, as `normalized_sum` allows."""
+        if self.downsample is None:
+            return x
+        if type(self.downsample) is not nn.Sequential or not len(self.downsample) or is_watched(self.downsample):
+            return self.downsample(x)
+        *layers, norm = self.downsample
+        return normalized_sum(one_by_one(x, *layers), norm, training=trains)
 
 
 class DDFBasicBlock(BasicBlock):

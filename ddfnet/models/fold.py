@@ -18,7 +18,8 @@ def fold_batch_norm(network: nn.Module, size: int | tuple[int, int, int]) -> int
     Which these are is seen on random images that pass through the network, so that no naming scheme is needed. The
     network must be in evaluation mode. Its outputs stay the same up to rounding, which is checked; its state_dict does
     not: it cannot be trained on or loaded into. What follows a DDF is not folded, since it has no weights of its own;
-    nor on CUDA what stands before one, where the kernels of a `DDFBottleneck` compute both (`fused_norms`).
+    nor on CUDA what the kernels of a `DDFBottleneck` compute on their way (`fused_norms`): the normalizations before a
+    DDF and before the sum with the shortcut.
 
     Args:
         network: takes images (B, channels, height, width).

@@ -119,13 +119,18 @@ def trained_with(origin: Mapping[str, Any], *, channels: int) -> dict[str, Any]:
 
 def described(how: Mapping[str, Any]) -> dict[str, str]:
     """Texts of mean, std, size and crop, by key of `data.input`, of a dict as `Preprocessing.to_dict` has it, where it
-    has them."""
-    texts = {key: str(list(how[key])) for key in ("mean", "std") if how.get(key)}
+    has them; equal numbers have equal texts."""
+    lists = {key: how[key] for key in ("mean", "std") if how.get(key) and isinstance(how[key], list | tuple)}
+    texts = {key: f"[{', '.join(map(_number_text, values))}]" for key, values in lists.items()}
     size = how.get("input_size")
     pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
     if len(pair) == 2:  # a file may hold nonsense
         texts["size"] = size_text(pair[0] if pair[0] == pair[1] else pair)
-    return texts | {key: str(how[key]) for key in ("crop_pct", "crop_mode") if how.get(key)}
+    return texts | {key: _number_text(how[key]) for key in ("crop_pct", "crop_mode") if how.get(key)}
+
+
+def _number_text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def noted_beyond_scale(how: Preprocessing, origins: Mapping[str, str]) -> dict[str, str]:

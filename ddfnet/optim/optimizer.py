@@ -1,16 +1,16 @@
 """Optimizer and gradient clipping, and the section of the configuration that chooses them."""
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.utils import adaptive_clip_grad
 from torch import Tensor, nn
 
-from ddfnet.config import Contradiction, Fraction, NonNegative, Positive, Section
+from ddfnet.config import Contradiction, Fault, Fraction, NonNegative, Positive, Section
 from ddfnet.utils.errors import ConfigError, did_you_mean
 
 
@@ -34,15 +34,14 @@ class OptimConfig(Section):
     clip_grad: Annotated[float, Field(gt=0)] | None = None
     """Clip gradients; null: off."""
     clip_mode: Literal["norm", "value", "agc"] = "norm"
-    """norm: global L2 norm; value: per element; agc: adaptive, by the norm of each parameter."""
+    """norm: global L2 norm; value: per element; agc: adaptive, by the norm of each parameter, classifiers excepted."""
 
-    @model_validator(mode="after")
-    def _one_learning_rate(self) -> "OptimConfig":
+    def faults(self) -> Iterator[Fault]:
         if self.lr is None and self.base_lr is None:
-            raise ValueError("no learning rate: set optim.lr (used as it is) or optim.base_lr (scaled with the batch)")
+            fix = "set optim.lr (used as it is) or optim.base_lr (scaled with the batch)"
+            yield Fault({}, f"no learning rate: {fix}")
         if self.lr is not None and self.base_lr is not None:
-            raise Contradiction({"optim.lr": f"{self.lr:g}", "optim.base_lr": f"{self.base_lr:g}"})
-        return self
+            yield Contradiction({"optim.lr": self.lr, "optim.base_lr": self.base_lr})
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.lr is not None:
@@ -108,10 +107,11 @@ def _lacks(name: str, model: nn.Module) -> str | None:
     return None
 
 
-def clip_gradients(model: nn.Module, clip: float | None, mode: str) -> Tensor:
+def clip_gradients(model: nn.Module, clip: float | None, mode: str, *, classifiers: Iterable[str] = ()) -> Tensor:
     """Clips the gradients in place and returns their global L2 norm before clipping (on the device, no sync).
 
-    mode: `norm` (global norm to `clip`), `value` (each element to +-clip), `agc` (adaptive, classifiers excluded).
+    mode: `norm` (global norm to `clip`), `value` (each element to +-clip), `agc` (adaptive, but for the modules named
+    `classifiers`; Brock et al., arXiv 2102.06171).
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
     if clip is not None and mode == "norm":
@@ -120,10 +120,9 @@ def clip_gradients(model: nn.Module, clip: float | None, mode: str) -> Tensor:
     if clip is not None and mode == "value":
         nn.utils.clip_grad_value_(parameters, clip)
     elif clip is not None:
-        heads = model.get_classifier() if hasattr(model, "get_classifier") else ()
-        heads = heads if isinstance(heads, tuple | list) else (heads,)  # some models have two
-        classifier = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
-        adaptive_clip_grad([p for p in parameters if id(p) not in classifier], clip)
+        heads = tuple(f"{name}." for name in classifiers)
+        named = ((name, p) for name, p in model.named_parameters() if p.grad is not None)
+        adaptive_clip_grad([p for name, p in named if not name.startswith(heads)], clip)
     return norm
 
 

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from ddfnet.config import NonNegative, Positive, Section
+from ddfnet.config import Contradiction, Fault, NonNegative, Positive, Section
 from ddfnet.optim.optimizer import OptimConfig
 from ddfnet.utils.errors import ConfigError
 
 _FALLING = ("cosine", "poly", "tanh")  # from the peak to min_lr within a cycle
+_END = ("min_lr", "cooldown_epochs")
 _TANH = -7.0, 3.0  # timm's part of the curve
 # Keys that some schedules alone have.
 _OF = {
@@ -54,22 +55,29 @@ class ScheduleConfig(Section):
     cooldown_epochs: NonNegative = 0
     """Epochs at min_lr, added after train.epochs."""
 
-    @model_validator(mode="after")
-    def _keys_agree(self) -> "ScheduleConfig":
-        if self.name not in (*_FALLING, "plateau") and (self.min_lr or self.cooldown_epochs):
-            raise ValueError(f"schedule.name={self.name} ignores min_lr, cooldown_epochs: set both to 0 or use cosine")
-        if self.name == "plateau" and self.cooldown_epochs:
-            raise ValueError("schedule.name=plateau ignores cooldown_epochs: set it to 0")
-        if (self.name == "step") != bool(self.milestones or self.decay_epochs):
-            raise ValueError(
-                f"schedule.name={self.name} with schedule.milestones={self.milestones}, decay_epochs="
-                f"{self.decay_epochs}: the step schedule needs milestones or decay_epochs, the others have none"
+    def faults(self) -> Iterator[Fault]:
+        name, falls = {"schedule.name": self.name}, dict[str, Any]()
+        if self.milestones:
+            falls["schedule.milestones"] = self.milestones
+        if self.decay_epochs:
+            falls["schedule.decay_epochs"] = self.decay_epochs
+        lacks = () if self.name in _FALLING else ("cooldown_epochs",) if self.name == "plateau" else _END
+        if ignored := {f"schedule.{key}": value for key in lacks if (value := getattr(self, key))}:
+            yield Fault(
+                name | ignored, "contradict: this schedule has no such end; set what follows it to 0, or take cosine"
             )
-        if self.milestones and self.decay_epochs:
-            raise ValueError("schedule.milestones and schedule.decay_epochs contradict: leave one out")
+        if self.name == "step" and not falls:
+            yield Fault(
+                name, "needs milestones or decay_epochs: set one of schedule.milestones and schedule.decay_epochs"
+            )
+        elif self.name == "step" and len(falls) == 2:
+            yield Contradiction(falls, {"schedule.milestones": []})
+        elif self.name != "step" and falls:
+            yield Fault(
+                name | falls, "contradict: the step schedule alone has them; leave them out or set schedule.name=step"
+            )
         if self.milestones != sorted(set(self.milestones)):
-            raise ValueError(f"schedule.milestones must rise, got {self.milestones}")
-        return self
+            yield Fault({"schedule.milestones": self.milestones}, "must rise")
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         for key, names in _OF.items():

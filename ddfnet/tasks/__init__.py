@@ -9,8 +9,8 @@ from typing import Any
 from ddfnet.checkpoint import DEFAULT_TASK
 from ddfnet.config import LoadedConfig, check
 from ddfnet.config.inheritance import apply_override, read_with_bases
-from ddfnet.config.loaded import DEFAULT, flow
-from ddfnet.config.reader import KeyPath
+from ddfnet.config.loaded import DEFAULT
+from ddfnet.config.reader import KeyPath, flow
 from ddfnet.tasks.base import Task
 from ddfnet.tasks.config import Config
 from ddfnet.utils.errors import ConfigError
@@ -45,7 +45,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
         overrides: `a.b=value` strings, merged last; the value is read as YAML.
 
     Raises:
-        ConfigError: anything that is not exactly right, all faults of one run in one message.
+        ConfigError: anything that is not exactly right, all faults of one run in one message; those between sections
+            once each section is right by itself.
     """
     path = Path(path)
     values, origins = read_with_bases(path)

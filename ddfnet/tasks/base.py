@@ -54,6 +54,8 @@ class Task(ABC, Generic[C, S]):
     """Whether the best checkpoint is the one of the lowest `best_metric`."""
     other_metrics: Sequence[tuple[str, bool]] = ()
     """Further metrics that can rank checkpoints: name, and whether lower is better."""
+    percentages: Sequence[str] = ()
+    """Those of the evaluator's results that are in percent."""
     fixed_input_size: bool = True
     """Whether all training batches have one shape, so that it pays to search for the fastest convolutions."""
     train_shape: tuple[int, int, int] | None = None

@@ -8,11 +8,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 
 import ddfnet
-from ddfnet.config import Fraction
+from ddfnet.config import Fault, Fraction, refuse
 from ddfnet.data.augment import AugmentConfig
 from ddfnet.data.batches import Batch, EvalBatchTransform, TrainBatchTransform
 from ddfnet.data.class_hashes import class_hashes
@@ -30,11 +29,11 @@ from ddfnet.evaluation.multilabel import MultiLabelEvaluator
 from ddfnet.models.factory import resolve_name
 from ddfnet.tasks.base import Evaluator, Task
 from ddfnet.tasks.classification_evaluation import classification_evaluation
-from ddfnet.tasks.classification_input import NetworkInput, check_channels
+from ddfnet.tasks.classification_input import NetworkInput, channel_faults
 from ddfnet.tasks.config import Config, DataSection
 from ddfnet.tasks.distill import DistillConfig, Distiller, build_distiller, check_teacher
 from ddfnet.tasks.head_init import initialize_head
-from ddfnet.tasks.labels_config import ClassificationEvalConfig, LabelConfig, check_labels, label_keys_without_effect
+from ddfnet.tasks.labels_config import ClassificationEvalConfig, LabelConfig, label_faults, label_keys_without_effect
 from ddfnet.tasks.losses import LossConfig, build_loss, loss_keys_without_effect
 from ddfnet.tasks.model_config import ModelConfig
 from ddfnet.tasks.multilabel import class_counts, label_notes, to_targets
@@ -83,16 +82,16 @@ class ClassificationConfig(Config):
     distill: DistillConfig | None = None
     eval: ClassificationEvalConfig = ClassificationEvalConfig()
 
-    @model_validator(mode="after")
-    def _mixing_pairs_images(self) -> "ClassificationConfig":
+    def faults(self) -> Iterator[Fault]:
+        yield from super().faults()
         if self.augment.mixes and self.train.device_batch_size % 2:
-            raise ValueError(
-                f"mixup and cutmix pair the images of a micro-batch: train.device_batch_size must be even, "
-                f"got {self.train.device_batch_size}"
+            mixing = {f"augment.{key}": value for key in ("mixup", "cutmix") if (value := getattr(self.augment, key))}
+            yield Fault(
+                mixing | {"train.device_batch_size": self.train.device_batch_size},
+                "contradict: mixing pairs the images of a micro-batch, whose number must be even",
             )
-        check_labels(self)
-        check_channels(self, self.model.in_chans)
-        return self
+        yield from label_faults(self)
+        yield from channel_faults(self, self.model.in_chans)
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         yield from super().without_effect()
@@ -108,6 +107,7 @@ class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):
     config_class = ClassificationConfig
     best_metric = "top1"
     other_metrics: Sequence[tuple[str, bool]] = (("top5", False), ("loss", True))
+    percentages: Sequence[str] = ("top1", "top5")
     evaluation = staticmethod(classification_evaluation)
 
     def __init__(self, config: ClassificationConfig) -> None:
@@ -128,7 +128,7 @@ class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):
         train_size = config.data.input.train_size or config.data.input.size
         self.train_shape = len(self.preprocessing.mean), *height_width(train_size)
         self.model_name, self._saved_kwargs = resolve_name(config.model.name)
-        check_channels(config, self.model_kwargs.get("in_chans", 3))
+        refuse(channel_faults(config, self.model_kwargs.get("in_chans", 3)))
         self._decoder: Decoder  # this and the cache: see open_data
         self._val_cache: ValCache | None = None
         self._data_is_open = False
@@ -139,7 +139,7 @@ class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):
         self._loss, self.notes = build_loss(config.loss, counts, self.classes, outputs=self.num_classes)
         self.notes += label_notes(self._train, self._val, data.root, data)
         if data.multi_label:
-            self.best_metric, *others = MULTI_LABEL_METRICS
+            self.best_metric, *others = self.percentages = MULTI_LABEL_METRICS
             self.other_metrics = (*((name, False) for name in others), ("loss", True))
 
     @cached_property

@@ -2,7 +2,7 @@
 it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from ddfnet.checkpoint import hub_config
+from ddfnet.config import Fault
 from ddfnet.config.reader import KeyPath
 from ddfnet.data.decode import CHANNELS
 from ddfnet.data.preprocessing import Preprocessing, size_text
@@ -77,27 +78,26 @@ class NetworkInput:
         return network
 
 
-def check_channels(config: Any, channels: int | None) -> None:
-    """Checks a classification's configuration against the channels of its network (None: not known yet); ValueError
-    where images cannot be read so, the mean has another number of values, or the augmentation is one of colors."""
+def channel_faults(config: Any, channels: int | None) -> Iterator[Fault]:
+    """Faults of a classification's configuration beside the channels of its network (None: not known yet): images
+    cannot be read so, the mean has another number of values, or the augmentation is one of colors."""
     stated = len(config.data.input.mean)
     channels = channels or stated
+    own = {"model.in_chans": channels}
     if channels not in CHANNELS:
         known = ", ".join(f"{count} ({name})" for count, name in CHANNELS.items())
-        raise ConfigError(f"model.in_chans={channels}: image files are read with {known} channels, and no others")
+        yield Fault(own, f"cannot be: image files are read with {known} channels, and no others")
+        return
     if stated != channels:
-        raise ConfigError(
-            f"data.input.mean and data.input.std have {stated} values, the network has {channels} channels "
-            "(model.in_chans): give one value per channel, or leave both out"
-        )
-    augment = config.augment
-    keys = {"color_jitter": augment.color_jitter, "rand_augment": augment.rand_augment}
-    keys["trivial_augment"] = augment.trivial_augment
-    colors = [f"augment.{key}={value}" for key, value in keys.items() if value]
+        given = {f"data.input.{key}": getattr(config.data.input, key) for key in ("mean", "std")}
+        yield Fault(own | given, "contradict: give one value per channel, or leave both out")
+    keys = ("color_jitter", "rand_augment", "trivial_augment")
+    colors = {f"augment.{key}": value for key in keys if (value := getattr(config.augment, key))}
     if channels not in (1, 3) and colors:
-        raise ConfigError(
-            f"{', '.join(colors)} cannot be used with model.in_chans={channels}: color operations work on RGB and gray "
-            "images; set augment.color_jitter=0, augment.rand_augment=null and augment.trivial_augment=false"
+        yield Fault(
+            own | colors,
+            "contradict: color operations work on RGB and gray images; set augment.color_jitter=0, "
+            "augment.rand_augment=null and augment.trivial_augment=false",
         )
 
 

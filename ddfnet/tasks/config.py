@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from ddfnet.config import Fraction, Positive, Section
+from ddfnet.config import Fault, Fraction, Positive, Section
 from ddfnet.data.image_file import MAX_PIXELS
 from ddfnet.data.loader import LoaderConfig
 from ddfnet.optim import OptimConfig, ScheduleConfig
@@ -37,14 +37,12 @@ class RunConfig(Section):
     allow_changes: bool = False
     """Resume even though the config differs from the one the run folder was started with."""
 
-    @model_validator(mode="after")
-    def _tensorboard_is_wanted_or_not(self) -> "RunConfig":
+    def faults(self) -> Iterator[Fault]:
         if self.tensorboard is False and "tensorboard" in (self.trackers or ()):
-            raise ValueError(
-                f"run.tensorboard=false and run.trackers=[{', '.join(self.trackers or ())}] contradict: "
-                "leave tensorboard out of the list, or set run.tensorboard=null"
+            yield Fault(
+                {"run.tensorboard": False, "run.trackers": self.trackers},
+                "contradict: leave tensorboard out of the list, or set run.tensorboard=null",
             )
-        return self
 
     @property
     def used_trackers(self) -> list[TrackerName]:
@@ -59,13 +57,9 @@ class ProfileConfig(Section):
     """FIRST:END, e.g. 10:15 for the steps 10 to 14, counted from 0: their Chrome trace, and a table of the time by
     cause (data, host, kernels, communication), in the run folder. A dry run takes its second step. null: none."""
 
-    @model_validator(mode="after")
-    def _some_steps(self) -> "ProfileConfig":
+    def faults(self) -> Iterator[Fault]:
         if self.range is not None and self.range[0] >= self.range[1]:
-            raise ValueError(
-                f"profile.steps={self.steps} holds no step: END of FIRST:END must be above FIRST, as 10:15"
-            )
-        return self
+            yield Fault({"profile.steps": self.steps}, "holds no step: END of FIRST:END must be above FIRST, as 10:15")
 
     @property
     def range(self) -> tuple[int, int] | None:
@@ -172,14 +166,13 @@ class Config(Section):
     train: TrainConfig
     eval: EvalConfig = EvalConfig()
 
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> "Config":
-        if self.schedule.warmup_epochs > self.train.epochs:
-            raise ValueError(
-                f"schedule.warmup_epochs={self.schedule.warmup_epochs:g} exceeds train.epochs={self.train.epochs}: "
-                "lower the first or raise the second"
+    def faults(self) -> Iterator[Fault]:
+        warmup, epochs = self.schedule.warmup_epochs, self.train.epochs
+        if warmup > epochs:
+            yield Fault(
+                {"schedule.warmup_epochs": warmup, "train.epochs": epochs},
+                "contradict: lower the first or raise the second, which counts the warm-up",
             )
-        return self
 
     def remarks(self) -> list[str]:
         """What may not be meant, a line each, apart from keys without effect."""
@@ -219,6 +212,8 @@ class Config(Section):
         """Of a run in which the classifier alone trains."""
         alone = "train.freeze=all_but_head trains the classifier alone"
         yield "optim.kwargs.layer_decay", f"{alone}, the last layer, whose rate it leaves as it is"
+        if self.optim.clip_grad is not None and self.optim.clip_mode == "agc":
+            yield "optim.clip_grad", f"{alone}, which optim.clip_mode=agc leaves as it is"
         if self.train.grad_checkpointing:
             yield "train.grad_checkpointing", f"{alone}, and what is before it has no gradients"
         if self.train.sync_bn:

@@ -71,7 +71,7 @@ class EvaluationSet:
     size: int  # number of images
     batches: Callable[..., Iterable[Batch]]  # of rank, world_size and device: the batches of that process
     evaluator: Callable[[torch.device], Any]  # an `Evaluator` of the task
-    report: Callable[..., Report] = lambda evaluator, **about: Report(**about)  # of the evaluator after `compute`
+    report: Callable[..., Report]  # of the evaluator after `compute`
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,10 @@ def stored_evaluation(
         raise CheckpointError(f"{path} was trained on other data ({', '.join(changed)} differ): give that as --data")
     network = task.build_model()
     load_weights(network, weights, source=path, name=config.model.name)
+
+    def report(evaluator: Any, **about: Any) -> Report:
+        return Report(percentages=task.percentages, **about)
+
     return Evaluation(
         network,
         model=config.model.name,
@@ -116,7 +120,7 @@ def stored_evaluation(
         batch_size=config.eval.batch_size or config.train.device_batch_size,
         channels_last=config.train.channels_last,
         facts={"config": config.model_dump(mode="json")},
-        sets=[EvaluationSet("", config.data.root, task.val_images, task.eval_batches, task.evaluator)],
+        sets=[EvaluationSet("", config.data.root, task.val_images, task.eval_batches, task.evaluator, report)],
     )
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ddfnet.config import Section
+from ddfnet.config import Fault, Section
 from ddfnet.tasks.config import EvalConfig
 
 
@@ -22,32 +22,32 @@ class ClassificationEvalConfig(EvalConfig):
     """multi_label: from this value of the sigmoid on a class is predicted, for F1 and in predict.py."""
 
 
-def check_labels(config: Any) -> None:
-    """ValueError where keys of a `ClassificationConfig` about labels cannot go together."""
-    if config.data.sampler == "balanced" and config.loss.class_weights == "auto":
-        raise ValueError(
-            "data.sampler=balanced and loss.class_weights=auto together count small classes twice: set one of them"
-        )
-    if not config.data.multi_label:
+def label_faults(config: Any) -> Iterator[Fault]:
+    """Keys of a `ClassificationConfig` about labels that cannot go together."""
+    data, loss = config.data, config.loss
+    balanced = {"data.sampler": "balanced"}
+    if data.sampler == "balanced" and loss.class_weights == "auto":
+        yield Fault(balanced | {"loss.class_weights": "auto"}, "together count small classes twice: set one of them")
+    if not data.multi_label:
         return
-    if config.loss.name != "bce":
-        raise ValueError(
-            f"data.multi_label=true with loss.name={config.loss.name}, which has one label for each image: set "
-            "loss.name=bce"
+    several = {"data.multi_label": True}
+    if loss.name != "bce":
+        yield Fault(
+            several | {"loss.name": loss.name},
+            "contradict: this loss is of one label for each image; set loss.name=bce",
         )
     if config.distill is not None:
-        raise ValueError("distill is for images with one label: leave it out with data.multi_label=true")
-    if config.loss.label_smoothing:
-        raise ValueError("loss.label_smoothing is for images with one label: set it to 0, or data.multi_label=false")
-    if config.data.sampler == "balanced":
-        raise ValueError(
-            "data.sampler=balanced is for images with one label: with data.multi_label=true use loss.class_weights or "
-            "loss.bce_pos_weight"
-        )
+        fix = "distillation is for images with one label; set distill=null"
+        yield Fault(several | {"distill.teacher": config.distill.teacher}, f"contradict: {fix}")
+    if loss.label_smoothing:
+        fix = "smoothing is for images with one label; set loss.label_smoothing=0"
+        yield Fault(several | {"loss.label_smoothing": loss.label_smoothing}, f"contradict: {fix}")
+    if data.sampler == "balanced":
+        fix = "it is for images with one label; use loss.class_weights or loss.bce_pos_weight"
+        yield Fault(several | balanced, f"contradict: {fix}")
     if config.model.num_classes is not None:
-        raise ValueError(
-            "model.num_classes cannot be given with data.multi_label=true: it is the number of class names"
-        )
+        fix = "it is the number of class names; set model.num_classes=null"
+        yield Fault(several | {"model.num_classes": config.model.num_classes}, f"contradict: {fix}")
 
 
 def label_keys_without_effect(config: Any) -> Iterator[tuple[str, str]]:

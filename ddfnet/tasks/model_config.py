@@ -1,10 +1,11 @@
 """The network of a classification run: the section `model` of its configuration."""
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from ddfnet.config import Contradiction, Fraction, Positive
+from ddfnet.config import Contradiction, Fault, Fraction, Positive
 from ddfnet.models.weights import TIMM
 from ddfnet.tasks.config import ModelSection
 from ddfnet.tasks.head_init import HeadInitConfig
@@ -46,15 +47,10 @@ class ModelConfig(ModelSection, HeadInitConfig):
             return None
         return self.name if from_folder else TIMM + self.name
 
-    @model_validator(mode="after")
-    def _one_start(self) -> "ModelConfig":
+    def faults(self) -> Iterator[Fault]:
         if self.init_checkpoint and self.pretrained:
-            values = {"model.init_checkpoint": self.init_checkpoint, "model.pretrained": "true"}
-            raise Contradiction(values, {"model.pretrained": "false"})
-        return self
-
-    @model_validator(mode="after")
-    def _kwargs_are_further_ones(self) -> "ModelConfig":
+            values = {"model.init_checkpoint": self.init_checkpoint, "model.pretrained": True}
+            yield Contradiction(values, {"model.pretrained": False})
         loading = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
         own = {
             **{key: f"set model.{key}" for key in ("num_classes", "drop_rate", "drop_path_rate")},
@@ -67,5 +63,4 @@ class ModelConfig(ModelSection, HeadInitConfig):
         }
         for key, fix in own.items():
             if key in self.kwargs:
-                raise ValueError(f"model.kwargs.{key} cannot be given there: {fix}")
-        return self
+                yield Fault({f"model.kwargs.{key}": self.kwargs[key]}, f"cannot be given there: {fix}")

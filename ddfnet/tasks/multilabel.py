@@ -12,7 +12,6 @@ from ddfnet.data.dataset import EvalDataset
 from ddfnet.data.decode import Decoder
 from ddfnet.data.loader import Finish, eval_batches
 from ddfnet.data.sources import ImageSource, SourceConfig, open_split, split_path
-from ddfnet.data.sources.classes import some_names
 from ddfnet.data.sources.label_sets import LabelSets, class_names, open_labels, unused_lines
 from ddfnet.data.sources.store import has_label_sets
 from ddfnet.data.sources.table import DELIMITERS
@@ -55,9 +54,8 @@ def label_notes(train: ImageSource, val: ImageSource, root: str, config: SourceC
         sizes = train.members.sum(1)[train.labels]
         none = f"{int((sizes == 0).sum()):,} images without any"
         notes.append(f"multi-label: {len(train.names)} classes, {sizes.mean():.2f} per image, {none}")
-    unused = unused_lines(root, (train, val), config) if config.labels is not None else []
-    if unused:
-        notes.append(f"note: {len(unused)} names in {config.labels} are of no image: {some_names(unused)}")
+    if config.labels is not None and (unused := unused_lines(root, (train, val), config)):
+        notes.append(f"note: {unused}")
     return notes
 
 

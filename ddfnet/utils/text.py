@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -23,6 +24,11 @@ def printable(text: str) -> str:
 def plural(count: int, word: str, words: str = "") -> str:
     """`1 image`, `2 images`, `1,000 images`; `words` where the plural is not that with an s."""
     return f"{count:,} {word if count == 1 else words or word + 's'}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 def rate_text(rate: float) -> str:

@@ -70,13 +70,13 @@ def measure(config: Any, *, steps: int, rounds: int) -> dict[str, Any]:
             for name, step in kinds.items():
                 count = steps if number >= 0 else WARM_UP
                 _wait_for(device)
-                trainer.meter.restart()
+                trainer.records.meter.restart()
                 start = time.perf_counter()
                 for _ in range(count):
                     step()
                 _wait_for(device)
                 seconds = time.perf_counter() - start
-                waiting = trainer.meter.read()[1]
+                waiting = trainer.records.meter.read()[1]
                 if number >= 0:
                     result[name].append(count * config.train.batch_size / seconds)
                     result["waiting"] += [waiting] if name == "both" else []

@@ -41,7 +41,8 @@ BRANCH_KERNELS = tuple(
 )
 BRANCH_KERNELS += ("spatial_filters_backward_x_kernel", "channel_weights_backward_kernel")
 NORM_KERNELS = tuple(
-    f"batch_norm_{name}_kernel" for name in ("affine", "moments", "merge", "relu", "relu_backward_sums", "backward")
+    f"batch_norm{name}_kernel"
+    for name in ("", "_affine", "_moments", "_merge", "_apply", "_backward_sums", "_backward")
 )
 ALL_KERNELS = KERNELS + BRANCH_KERNELS + NORM_KERNELS
 
@@ -92,6 +93,22 @@ class Trained(Branch):
 
 
 @dataclass(frozen=True)
+class Norm:
+    """One combination of the options of a batch normalization with what follows it."""
+
+    dtype: str = "bf16"
+    relu: bool = True
+    residual: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.dtype} norm{', sum' * self.residual}{', ReLU' * self.relu}"
+
+    def record(self) -> dict[str, offline.Launch]:
+        """Launches by kernel name."""
+        return offline.record_norm((2, 64, 56, 56), **{**asdict(self), "dtype": DTYPES[self.dtype]})
+
+
+@dataclass(frozen=True)
 class Variant:
     """One combination of the options of the operators."""
 
@@ -136,6 +153,12 @@ def all_variants() -> list[Variant]:
     return [*variants, *(Variant(dtype="fp64", layout=layout) for layout in ("channels_last", "contiguous"))]
 
 
+def all_norms() -> list[Norm]:
+    """Every dtype; with nothing behind, as a shortcut ends, with the ReLU alone, with the sum and the ReLU."""
+    behind = ((False, False), (True, False), (True, True))
+    return [Norm(dtype, *options) for dtype in ("bf16", "fp16", "fp32") for options in behind]
+
+
 def all_branches() -> list[Branch]:
     """Every kernel size and stride, and several heads; float32 is fused for one head of 3x3 taps only."""
     branches = [Branch(*case) for case in itertools.product(("bf16", "fp16"), (3, 5, 7), (1, 2))]
@@ -158,13 +181,14 @@ QUICK_VARIANTS = [
     Variant(scale=2),
 ]
 QUICK_BRANCHES = [Branch(), Branch("fp32", 3, 2), Between(), Between(stride=2), Trained(), Trained(stride=2)]
+QUICK_NORMS = [Norm(), Norm("fp32", relu=False, residual=False)]
 # And one kernel of two more: that adds many logits to grad_x.
 MANY_LOGITS: list[tuple[Variant | Branch, str]] = [
     (variant, "spatial_filters_backward_x_kernel") for variant in (Branch(heads=2), Trained(heads=2))
 ]
 
 
-Job = tuple[Variant | Branch, str, int]  # a kernel of a variant for an architecture
+Job = tuple[Variant | Branch | Norm, str, int]  # a kernel of a variant for an architecture
 
 
 def compile_job(job: Job) -> tuple[offline.Compiled, float]:
@@ -221,7 +245,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if offline.missing_tools():
         parser.error(offline.missing_tools())
-    variants = [*QUICK_VARIANTS, *QUICK_BRANCHES] if options.quick else [*all_variants(), *all_branches()]
+    quick, every = (QUICK_VARIANTS, QUICK_BRANCHES, QUICK_NORMS), (all_variants, all_branches, all_norms)
+    variants = itertools.chain(*(quick if options.quick else (make() for make in every)))
     pairs = [(v, kernel) for v in variants for kernel in v.record()]
     pairs += MANY_LOGITS if options.quick else []
     jobs: list[Job] = [(*pair, arch) for pair in pairs if pair[1] in options.kernels for arch in options.archs]

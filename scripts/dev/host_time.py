@@ -7,8 +7,9 @@
 A network on a fast GPU waits for the host when that takes longer than the kernels. Launches are counted too: those of
 Triton, and operations of PyTorch that compute something, each of which is a kernel on a GPU. On the CPU those compute
 for real; the maps are tiny (2 x 64 x 8 x 8), so that this is little. Times are of the process, the best of several
-rounds. Results mean nothing. A dense 3x3 convolution is measured beside the layer, and the layer between batch
-normalizations with ReLUs, in its kernels (`fused_norms=all`) and apart.
+rounds. Results mean nothing. A dense 3x3 convolution is measured beside the layer, the layer between batch
+normalizations with ReLUs, in its kernels (`fused_norms=all`) and apart, and the end of a block: batch normalization,
+the sum with the shortcut, ReLU.
 
 Exit code 0: measured; 2: bad arguments.
 """
@@ -35,6 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddfnet
 from ddfnet.layers.normalized_ddf import normalized_ddf
+from ddfnet.layers.normalized_sum import normalized_sum
 from ddfnet.utils.cli import HelpFormatter, at_least
 from ddfnet.utils.files import write_text
 from scripts.dev import stub_gpu
@@ -76,6 +78,22 @@ class Between(nn.Module):
         return normalized_ddf(x, *self.layers, training=True) if self.fused else self.layers(x)
 
 
+class End(nn.Module):
+    """Batch normalization, sum and ReLU."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused, self.norm, self.act = fused, nn.BatchNorm2d(64), nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As a bottleneck calls them."""
+        if self.fused:
+            return normalized_sum(x, self.norm, x, self.act, training=True)
+        y = self.norm(x)
+        y += x
+        return self.act(y)
+
+
 def cases() -> dict[str, Callable[[], Any]]:
     """Calls by name, of a layer and of what it is compared with; bfloat16 autocast, channels_last."""
     torch.manual_seed(0)
@@ -83,6 +101,7 @@ def cases() -> dict[str, Callable[[], Any]]:
     grad_y, wanted = torch.randn_like(x), x.clone().requires_grad_()
     layers = {"ddf_layer": ddfnet.DDF(64), "layers apart": ddfnet.DDF(64, fused_filters=False)}
     layers |= {"norms in kernels": Between(True), "norms apart": Between(False)}
+    layers |= {"end of a block in one": End(True), "end of a block apart": End(False)}
     layers["Conv2d 3x3"] = nn.Conv2d(64, 64, 3, padding=1, bias=False)
 
     def inference(layer: nn.Module) -> None:

@@ -21,11 +21,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ddfnet.ops.batch_norm import triton as norm_launch
+from ddfnet.ops.batch_norm.arguments import BatchNorm, TrainedNorm
 from ddfnet.ops.ddf import triton as triton_launch
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 from ddfnet.ops.ddf_layer import triton as layer_launch
 from ddfnet.ops.ddf_layer import triton_channel, triton_training
-from ddfnet.ops.ddf_layer.arguments import BatchNorm, Settings, TrainedNorm, Weights
+from ddfnet.ops.ddf_layer.arguments import Settings, Weights
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # bytes of shared memory one block may ask for
@@ -175,6 +177,24 @@ def record_trained(
     return {name: launch for name, launch in launches.items() if name.startswith(changed)}
 
 
+def record_norm(
+    shape: tuple[int, int, int, int], *, dtype: torch.dtype, relu: bool, residual: bool
+) -> dict[str, Launch]:  # fmt: skip
+    """Launches of a batch normalization with what follows it, in inference and training, without those for the
+    statistics."""
+    x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
+    channels = [torch.empty(shape[1], device="meta") for _ in range(4)]
+
+    def call() -> None:
+        other = torch.empty_like(x) if residual else None
+        norm_launch.normalize(x, BatchNorm(*channels, 1e-5), other, relu)
+        y, statistics = norm_launch.forward(x, TrainedNorm(*channels[:2], 1e-5), other, relu)
+        norm_launch.backward(torch.empty_like(x), x, y if residual else None, statistics, relu)
+
+    launches = _recorded(call).items()
+    return {name: launch for name, launch in launches if "moments" not in name and "merge" not in name}
+
+
 def _layer(
     shape: tuple[int, int, int, int], dtype: torch.dtype, kernel_size: int, stride: int, heads: int
 ) -> tuple[torch.Tensor, Weights, Settings]:
@@ -195,7 +215,7 @@ def _recorded(call: Callable[[], None], first: bool = False) -> dict[str, Launch
             launches[kernel.fn.__name__] = Launch(kernel, arguments, constants, num_warps, num_stages)
 
     with contextlib.ExitStack() as stack:
-        for module in (triton_launch, layer_launch, triton_channel, triton_training):
+        for module in (triton_launch, layer_launch, triton_channel, norm_launch):
             stack.enter_context(mock.patch.object(module, "launch", record))
         call()
     return launches

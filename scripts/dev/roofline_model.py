@@ -14,11 +14,14 @@ STEPS = (
     "one operator a layer",
     "+ batch norm and ReLU folded in, inference",
     "+ filter kernel at 45 instructions",
-    "+ grad_x written once, logits without padding: as it is",
+    "+ grad_x written once, logits without padding: training as it is",
     "+ batch norm and ReLU folded in, training",
     "+ gradients of logits by the filter kernel: fused_norms=all",
+    "+ a block's last batch norm, sum and ReLU in one, eager: inference as it is",
+    "... if our passes of batch norm are as fast as Inductor's, not as PyTorch's",
 )
-APART, MEASURED_STEP, ONE_OPERATOR, FOLDED, FAST_FILTERS, ONE_GRADIENT, NORMALIZED, ONE_FILTERS = range(len(STEPS))
+APART, MEASURED_STEP, ONE_OPERATOR, FOLDED, FAST_FILTERS, ONE_GRADIENT = range(6)
+NORMALIZED, ONE_FILTERS, SUMMED, FASTER = range(6, len(STEPS))
 PIXELS = 64  # of a program of the spatial branch
 CHUNK = 128  # pixels that one partial sum of the channel filter's gradient covers
 
@@ -184,22 +187,32 @@ def ddf_backward(s: Sizes, step: int) -> list[Work]:
     return [*works, Work("small", s.channel_partials + 3 * s.channel + more, launches=small)]
 
 
-def around(conv: Conv, batch: int, training: bool, compiled: bool, skip: "Skipped") -> list[Work]:
+def around(conv: Conv, batch: int, training: bool, compiled: bool, step: int | None) -> list[Work]:
     """Batch norm, ReLU, and the sum of a block, behind a convolution."""
     y = 2.0 * batch * conv.channels * conv.size**2
-    relu = conv.role != "expand" and conv.role != "shortcut"
+    last = conv.role == "expand" or conv.role == "shortcut"
+    skip = skipped(conv, step, training)
     if compiled:
         passes = (3 + 5 if training else 2) - skip.compiled
         works = [Work("pointwise", passes * y, launches=2 if training else 1)]
     else:
         kind = "batch norm, training" if training else "batch norm"
-        passes = (3 + 5 if training else 2) - skip.batch_norm
+        summed = last and step is not None and step >= SUMMED
+        ours = summed or (training and not last and step is not None and step >= NORMALIZED)
+        if ours and step == FASTER:
+            kind = "pointwise"
+        if summed and conv.role == "expand":  # moments, y; backward: sums, which write the shortcut's gradient, grad_x
+            passes = 1 + 3 + 4 + 3 if training else 3
+        else:
+            passes = (3 + 5 if training else 2) - skip.batch_norm
         works = [Work(kind, passes * y, launches=4 if training else 1)]
-        if relu:
+        if not last:
             works.append(Work("ReLU", ((2 + 3 if training else 2) - skip.relu) * y, launches=2 if training else 1))
     if conv.role == "expand":  # the shortcut's sum and ReLU, and the sum of the two gradients of a block's input
         if compiled:
             works.append(Work("pointwise", (1 + 2 if training else 1) * y, launches=0))
+        elif summed:
+            works.append(Work("sums", (3 if training else 0) * y))
         else:
             works.append(Work("sums", (3 + 3 if training else 3) * y, launches=2 if training else 1))
             works.append(Work("ReLU", (2 + 3 if training else 2) * y, launches=2 if training else 1))
@@ -244,7 +257,7 @@ def network(step: int | None, training: bool, compiled: bool, batch: int = 256) 
             flops = y * conv.channels_in * taps  # two for each of y / 2 values
             times = 1 if not training else 2 if conv.role == "stem" else 3
             works += [Work("convolution", x + y, flops)] * times
-        works += around(conv, batch, training, compiled, skipped(conv, step, training))
+        works += around(conv, batch, training, compiled, step)
     stem = 2.0 * batch * 64 * 112**2  # of which max pooling keeps a quarter, with its int64 index in training
     works.append(Work("max pool", 1.25 * stem + (stem + 2.25 * stem if training else 0)))
     works.append(Work("rest", launches=3))

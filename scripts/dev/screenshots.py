@@ -5,16 +5,19 @@
     python scripts/dev/screenshots.py --data data/digits
     python scripts/dev/screenshots.py --data data/digits --look FOLDER    # every page at every width and theme, too
     python scripts/dev/screenshots.py --detections    # detections.png alone, of the command in docs/guides/tasks.md
+    python scripts/dev/screenshots.py --several-labels    # multilabel.png alone: report.html of images of shapes
 
 Evaluates the shipped digits network, explores three digits, and trains the demo for three epochs. Needs selenium,
 chromium, chromedriver and tensorboard. With --look nothing of docs/ is written. --detections trains a detector, 4
-minutes of CPU, and needs pycocotools and matplotlib alone. Exit code 2: bad arguments.
+minutes of CPU, and needs pycocotools and matplotlib alone; --several-labels trains a classifier of shapes, and needs
+selenium and Chromium. Exit code 2: bad arguments.
 """
 
 import argparse
 import base64
 import contextlib
 import io
+import json
 import os
 import shutil
 import socket
@@ -43,6 +46,7 @@ IMAGES = ("8/0040.png", "3/0446.png", "5/0074.png")  # of the validation set
 WIDE, NARROW = 1280, 390
 TABS = ("scalars", "images", "histograms", "text", "hparams")
 OVERFIT_EPOCHS = 40
+SHAPES_EPOCHS = 8
 TAB_SECONDS = 6  # TensorBoard draws when it likes
 
 
@@ -51,14 +55,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="of make_data.py digits")
     parser.add_argument("--detections", action="store_true", help="write detections.png and nothing else")
+    parser.add_argument("--several-labels", action="store_true", help="write multilabel.png and nothing else")
     parser.add_argument("--look", type=Path, metavar="FOLDER", help="write all there, to be looked at")
     arguments = parser.parse_args(argv)
     if arguments.detections:
         with tempfile.TemporaryDirectory() as folder:
             detections(Path(folder), ROOT / "docs/images/detections.png")
         return 0
+    if arguments.several_labels:
+        with tempfile.TemporaryDirectory() as folder, browser() as driver:
+            page = several_labels(Path(folder))
+            (ROOT / "docs/images/multilabel.png").write_bytes(shot(driver, page.as_uri(), height=1330))
+        return 0
     if arguments.data is None:
-        raise UserError("give --data FOLDER, or --detections")
+        raise UserError("give --data FOLDER, --detections or --several-labels")
     data = arguments.data.resolve()
     images = [path for name in IMAGES if (path := data / "val" / name).exists()]
     images += sorted((data / "val").glob("*/*.png"))[: len(IMAGES) - len(images)]
@@ -144,6 +154,29 @@ def detections(folder: Path, out: Path) -> None:
         [*visualize, "--checkpoint", str(run_folder / "best.pt"), "--output", str(out)],
     ):
         subprocess.run(command, check=True)
+
+
+def several_labels(folder: Path) -> Path:
+    """report.html of a classifier that tells which shapes an image has, trained for a few epochs."""
+    shapes, lines = folder / "data" / "shapes", ["image,labels"]
+    make = [str(ROOT / "scripts/make_data.py"), "shapes", str(shapes)]
+    subprocess.run([sys.executable, *make, "--train", "400", "--val", "100", "--size", "48"], check=True)
+    for split in ("train", "val"):
+        found = json.loads((shapes / "annotations" / f"{split}.json").read_text())
+        names = {category["id"]: category["name"] for category in found["categories"]}
+        for image in found["images"]:
+            own = {names[one["category_id"]] for one in found["annotations"] if one["image_id"] == image["id"]}
+            lines.append(f"{split}/{image['file_name']},{'|'.join(sorted(own))}")
+    write_text(shapes / "labels.csv", "\n".join(lines))
+    changes = ["data.root=data/shapes", "data.labels=labels.csv", "data.multi_label=true", "loss.name=bce"]
+    changes += ["data.input.size=48", f"train.epochs={SHAPES_EPOCHS}", "run.dir=runs/shapes", "run.trackers=[]"]
+    config = ["--quiet", "--config", str(ROOT / "configs/demo.yaml")]
+    for command in (
+        [sys.executable, str(ROOT / "train.py"), *config, *changes],
+        [sys.executable, str(ROOT / "eval.py"), "--checkpoint", "runs/shapes/best.pt", "--output", "report"],
+    ):
+        subprocess.run(command, check=True, cwd=folder)  # so that the page does not show where this machine keeps it
+    return folder / "report" / "report.html"
 
 
 @contextlib.contextmanager

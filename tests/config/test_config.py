@@ -137,22 +137,53 @@ def test_mistakes_name_key_value_and_fix(minimal, override, parts):
         assert part in message
 
 
+def test_all_that_multi_label_refuses_is_told_at_once(minimal):
+    refused = ["loss.label_smoothing=0.1", "data.sampler=balanced", "model.num_classes=9", "distill.teacher=a.pt"]
+    message = fails(minimal, "data.multi_label=true", *refused)
+    assert "5 faults" in message
+    for one in ("loss.name=cross_entropy", *(f"{one} (command line)" for one in refused)):
+        assert f"data.multi_label=true (command line) and {one} contradict: " in message
+
+
 @pytest.mark.parametrize(
-    ("override", "part"),
+    ("base", "override", "start"),
     [
-        ("loss.label_smoothing=0.1", "loss.label_smoothing"),
-        ("data.sampler=balanced", "data.sampler=balanced"),
-        ("model.num_classes=9", "model.num_classes"),
-        ("distill={teacher: a.pt}", "distill is for images with one label"),
+        ("schedule: {name: step, milestones: [1]}", "schedule.decay_epochs=2",
+         "schedule.milestones=[1.0] ({file}) and schedule.decay_epochs=2 (command line) contradict: to use one, switch "
+         "the other off (e.g. schedule.milestones=[])"),
+        ("schedule: {min_lr: 0.01}", "schedule.name=constant",
+         "schedule.name=constant (command line) and schedule.min_lr=0.01 ({file}) contradict: "),
+        ("schedule: {decay_epochs: 3}", "schedule.name=poly",
+         "schedule.name=poly (command line) and schedule.decay_epochs=3 ({file}) contradict: "),
+        ("schedule: {milestones: [3, 2]}", "schedule.name=step", "schedule.milestones=[3.0, 2.0] ({file}) must rise"),
+        ("schedule: {warmup_epochs: 5}", "train.epochs=4",
+         "schedule.warmup_epochs=5 ({file}) and train.epochs=4 (command line) contradict: "),
+        ("run: {tensorboard: false}", "run.trackers=[tensorboard]",
+         "run.tensorboard=false ({file}) and run.trackers=[tensorboard] (command line) contradict: "),
+        ("distill: {teacher: a.pt}", "data={multi_label: true}",
+         "data.multi_label=true (command line) and distill.teacher=a.pt ({file}) contradict: "),
+        ("loss: {class_weights: auto}", "data.sampler=balanced",
+         "data.sampler=balanced (command line) and loss.class_weights=auto ({file}) together count small "
+         "classes twice"),
+        ("augment: {mixup: 0.2}", "train.device_batch_size=1",
+         "augment.mixup=0.2 ({file}) and train.device_batch_size=1 (command line) contradict: "),
+        ("augment: {where: device}", "augment.rand_augment=augmix",
+         "augment.where=device ({file}) and augment.rand_augment=augmix (command line) contradict: AugMix has no "),
     ],
-)
-def test_what_multi_label_refuses(minimal, override, part):
-    assert part in fails(minimal, "data.multi_label=true", "loss.name=bce", override)
+)  # fmt: skip
+def test_keys_that_contradict_are_told_with_their_origins(write, base, override, start):
+    path = write("t.yaml", f"{MINIMAL}\n{base}\n")
+    file = f"{path}:{len(path.read_text().splitlines())}"
+    assert start.replace("{file}", file) in fails(path, override)
 
 
-def test_small_classes_are_not_counted_twice(minimal):
-    message = fails(minimal, "data.sampler=balanced", "loss.class_weights=auto")
-    assert "small classes twice: set one of them" in message
+def test_sections_tell_all_their_faults(minimal):
+    message = fails(minimal, "augment={scale: [1, 0.5], ratio: [2, 1]}", "schedule.name=step", "optim.lr=null")
+    assert "4 faults" in message
+    for key in ("augment.scale=[1.0, 0.5]", "augment.ratio=[2.0, 1.0]"):
+        assert f"{key} (command line) must be [low, high]" in message
+    assert "schedule.name=step (command line) needs milestones or decay_epochs" in message
+    assert "no learning rate: " in message
 
 
 def test_all_faults_are_reported_at_once(minimal):

@@ -57,6 +57,11 @@ from tests.conftest import ROOT
             "augment.mixup",
             "augment.mixup_switch_prob is 1, always cutmix",
         ),
+        (
+            ["train.freeze=all_but_head", "optim.clip_grad=0.1", "optim.clip_mode=agc"],
+            "optim.clip_grad",
+            "which optim.clip_mode=agc leaves as it is",
+        ),
         (["schedule.warmup_lr=1e-5"], "schedule.warmup_lr", "warmup_epochs is 0"),
         (["schedule={name: step, milestones: [1, 3, 4.5]}"], "schedule.milestones", ": 3 and 4.5 is after the end, 3"),
         (
@@ -112,7 +117,7 @@ def test_effective_and_unwritten_keys_are_not_noted(minimal):
     assert load_config(minimal).ineffective_keys() == []
     for schedule in ("milestones: [1, 2.5]", "decay_epochs: 2.5", "decay_epochs: 2, warmup_epochs: 1"):
         assert load_config(minimal, [f"schedule={{name: step, {schedule}}}"]).ineffective_keys() == []
-    agc = ["train.freeze=all_but_head", "optim.clip_grad=0.1", "optim.clip_mode=agc"]  # clips an auxiliary head
+    agc = ["train.freeze=[conv1]", "optim.clip_grad=0.1", "optim.clip_mode=agc"]
     assert load_config(minimal, agc).ineffective_keys() == []
     for freeze in ("train.freeze=all_but_head", "train.freeze=[conv1]"):
         assert load_config(minimal, [freeze, "optim.clip_grad=0.1"]).ineffective_keys() == []

@@ -114,6 +114,8 @@ def test_classes_of_validation(root):
 
 
 def test_sources_that_have_no_place_for_labels():
-    with pytest.raises(ValueError, match=r"data\.labels is for folders of images, not for data\.source=tar"):
+    with pytest.raises(
+        ValueError, match=r"data\.labels=x\.csv and data\.source=tar contradict: labels are for folders"
+    ):
         SourceConfig(labels="x.csv", source="tar")
     assert issubclass(ConfigError, ValueError)

@@ -66,8 +66,15 @@ def test_the_check_counts_images_of_each_class_and_those_without(command, root, 
     assert rows["val"] == ["3", "3", "1", "1", "0"]
     assert f"remark: train: 1 x image without any class, for example {root / 'train/b.png'}" in out
     assert "remark: val: 1 file not counted: .heic 1" in out
-    assert "remark: 1 names in labels.csv are of no image: gone.png" in out
+    assert "remark: 1 name in labels.csv of no image: gone.png\n" in out
     assert "no problems found" in out
+
+
+def test_a_label_of_images_that_are_gone_is_said_to_be_no_class(command, root, capsys):
+    write(root, TAGS.values(), ["gone.png,wolf", "lost.png,cat"])
+    assert command("check_data", root, "--labels", "labels.csv", "--multi-label") == 0
+    note = "2 names in labels.csv of no image: gone.png, lost.png; labels that no image has are no classes: wolf\n"
+    assert f"remark: {note}" in capsys.readouterr().out
 
 
 def test_the_check_finds_damage_and_classes_that_one_split_lacks(command, root, capsys):
@@ -193,4 +200,4 @@ def test_every_key_of_a_source_is_an_option_in_other_words():
 
 def test_keys_that_contradict_are_one_line(command, root, tmp_path, capsys):
     assert command("check_data", root, "--labels", "labels.csv", "--kind", "tar") == 2
-    assert "data.labels is for folders of images, not for data.source=tar" in capsys.readouterr().err
+    assert " and data.source=tar contradict: labels are for folders of images" in capsys.readouterr().err

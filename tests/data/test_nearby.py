@@ -55,6 +55,26 @@ def test_mistyped_names_are_corrected(data):
     )
 
 
+def test_a_class_around_its_splits_is_told_where_to_go(tmp_path):
+    """ROOT/dog/train/1.png: neither ROOT nor ROOT/dog can be given."""
+    for split in ("train", "val"):
+        (tmp_path / "dog" / split).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "dog" / split / "1.png")
+    inside, move = tmp_path / "dog" / "train", f"move the images of {tmp_path}/dog/train to {tmp_path}/train/dog, "
+    for call in (
+        lambda: open_split(tmp_path, "train", key="train", config=SourceConfig()),
+        lambda: check_tree(tmp_path, workers=0),
+    ):
+        text = error(call)
+        assert text.startswith((f"data.root={tmp_path} has no folder train", f"{tmp_path} has no splits"))
+        assert move in text
+    text = error(open_split, tmp_path / "dog", "train", key="train", config=SourceConfig())
+    assert f"{inside} holds 1 images directly" in text
+    assert f"images of one class lie in {inside}/NAME_OF_THE_CLASS; " in text
+    labels = SourceConfig(labels="labels.csv")  # then splits need no class folders
+    assert f"set data.root={tmp_path}/dog" in error(open_split, tmp_path, "train", key="train", config=labels)
+
+
 def test_a_class_with_a_folder_train_is_no_dataset(tmp_path):
     for name in ("dog/train", "cat"):
         (tmp_path / name).mkdir(parents=True)

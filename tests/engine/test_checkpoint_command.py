@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddfnet.__main__ import checkpoint_arguments
 from ddfnet.checkpoint import read_checkpoint, read_weights
-from ddfnet.engine.checkpoint_command import main, parse_arguments
+from ddfnet.engine.checkpoint_command import main
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 from ddfnet.engine.train import train
 from ddfnet.tasks import load_config
@@ -16,11 +17,11 @@ from tests.engine.test_resume import assert_same_run
 
 
 def call(*arguments):
-    return main(parse_arguments([str(argument) for argument in arguments]))
+    return main(checkpoint_arguments([str(argument) for argument in arguments]))
 
 
 def fails(capsys, *arguments):
-    assert exit_code(lambda given: main(parse_arguments(given)), arguments) == 2
+    assert exit_code(lambda given: main(checkpoint_arguments(given)), arguments) == 2
     return capsys.readouterr().err
 
 

@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ddfnet.checkpoint import read_checkpoint
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 from ddfnet.engine.train import train
+from ddfnet.evaluation.figures import figures_available
 from ddfnet.inference.predict import predict, predict_images
 from ddfnet.models.classifier import Classifier, load_classifier
 from ddfnet.tasks import load_config
@@ -106,7 +108,12 @@ def test_multi_label_from_training_to_prediction(uneven_config, uneven_tree, tmp
     written = json.loads((folder / "eval_best" / "report.json").read_text())
     assert (written["threshold"], written["classes"]) == (0.3, 4)
     assert (folder / "eval_best" / "per_class.csv").read_text().count("\n") == 5
-    assert "mAP, mean over classes" in (folder / "eval_best" / "report.md").read_text()
+    page = (folder / "eval_best" / "report.md").read_text()
+    assert "mAP, mean over classes" in page
+    if figures_available():
+        for name in ("calibration.png", "precision_recall.png"):
+            assert f"]({name})" in page
+            assert min(Image.open(folder / "eval_best" / name).size) > 500
     again = evaluate_checkpoint(best, device="cpu", workers=0, threshold="0.9")
     (kept,) = (folder / "eval_best" / "earlier").iterdir()
     assert json.loads((kept / "report.json").read_text()) == written

@@ -6,7 +6,8 @@ import logging
 
 import pytest
 
-from ddfnet.engine.logging import Meter, RunLog, duration
+from ddfnet.engine.logging import RunLog, duration
+from ddfnet.engine.training_records import Meter
 from ddfnet.utils import progress
 from ddfnet.utils.files import read_jsonl
 
@@ -44,16 +45,16 @@ def test_console_line(tmp_path, capsys):
     log.start(0)
     log.train(7, 100, RECORD)
     log.train(93, 100, {**RECORD, "lr": 2.99e-4, "images_per_second": 8.25, "data_wait": 0.31, "eta_seconds": 9})
-    log.evaluation(100, 1.0, "val", {"top1": 50.0, "n": 2}, best=True)
+    log.evaluation(100, 1.0, "val", {"top1": 50.0, "loss": 2.0, "n": 2}, percentages=["top1"], best=True)
     log.close()
     dry = make(None)
-    dry.evaluation(2, 1.0, "val", {"top1": 50.0, "n": 2}, best=True)
+    dry.evaluation(2, 1.0, "val", {"top1": 50.0, "loss": 2.0, "n": 2}, percentages=["top1"], best=True)
     dry.close()
     assert capsys.readouterr().out.splitlines() == [
         "epoch 0.50  step   7/100  loss 2.0000  lr 1.00e-01  12,346 img/s  wait  3%  eta 3d 02h",
         "epoch 0.50  step  93/100  loss 2.0000  lr 2.99e-04    8.2 img/s  wait 31%  eta 0:00:09",
-        "epoch 1.00  val  top1 50.00  n 2  new best",
-        "epoch 1.00  val  top1 50.00  n 2",
+        "epoch 1.00  val  top1 50.00  loss 2.0000  n 2  new best",
+        "epoch 1.00  val  top1 50.00  loss 2.0000  n 2",
     ]
 
 
@@ -90,7 +91,7 @@ def test_a_quiet_log_keeps_evaluations_messages_and_the_file(tmp_path, capsys):
     log.start(0)
     log.message("note: hello")
     log.train(7, 100, RECORD)
-    log.evaluation(7, 0.5, "val", {"top1": 50.0, "n": 2})
+    log.evaluation(7, 0.5, "val", {"top1": 50.0, "n": 2}, percentages=["top1"])
     log.close()
     assert capsys.readouterr().out.splitlines() == ["note: hello", "epoch 0.50  val  top1 50.00  n 2"]
     assert [record["kind"] for record in read_jsonl(tmp_path / "metrics.jsonl")] == ["train", "val"]
@@ -131,7 +132,7 @@ def test_the_bar_is_that_of_what_it_counts(monkeypatch):
     bar = log.progress("val")
     bar(0, 60)
     assert shown() == (0, 60, "val", "0 of 60 images")
-    log.evaluation(3, 0.5, "val", {"top1": 50.0, "n": 2})
+    log.evaluation(3, 0.5, "val", {"top1": 50.0, "n": 2}, percentages=["top1"])
     log.train(7, 100, RECORD)
     latest = shown()
     assert latest[:2] == (7, 100)

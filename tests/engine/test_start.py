@@ -152,7 +152,10 @@ def test_the_image_size_reaches_a_vision_transformer(run, image_tree):
         ),
         (["model.name=inception_v3", "data.input.size=299", "model.kwargs={aux_logits: true}"], "2 outputs instead of"),
         (["model.name=resnet18.nope"], "resnet18 has no weights tagged 'nope'"),
-        ([*VIT[:1], "model.kwargs={img_size: 64}"], "img_size cannot be given there: it follows data.input.size"),
+        (
+            [*VIT[:1], "model.kwargs={img_size: 64}"],
+            r"img_size=64 .* cannot be given there: it follows data.input.size",
+        ),
     ],
 )
 def test_sizes_and_outputs_that_cannot_be_are_refused_before_anything_is_written(run, tmp_path, overrides, message):

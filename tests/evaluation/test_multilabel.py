@@ -1,12 +1,14 @@
 """Metrics of multi-label evaluation against scikit-learn's and against sums by hand."""
 
+import io
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from ddfnet.evaluation.multilabel import MultiLabelEvaluator, average_precision
+from ddfnet.evaluation.figures import draw_precision_recall
+from ddfnet.evaluation.multilabel import MultiLabelEvaluator, Ranking
 
 
 def ranked_by_hand(scores, truth):
@@ -25,8 +27,9 @@ def test_average_precision_is_the_mean_over_the_positives(levels):
     for _ in range(20):
         scores, truth = rng.integers(levels, size=30) / levels, rng.random(30) < 0.3
         truth[0] = True
-        assert average_precision(scores, truth) == pytest.approx(ranked_by_hand(scores.tolist(), truth.tolist()))
-    assert math.isnan(average_precision(scores, np.zeros(30, bool)))
+        own = Ranking.of(scores, truth).average_precision
+        assert own == pytest.approx(ranked_by_hand(scores.tolist(), truth.tolist()))
+    assert math.isnan(Ranking.of(scores, np.zeros(30, bool)).average_precision)
 
 
 def evaluated(logits, truth, *, threshold=0.5, parts=3):
@@ -82,3 +85,22 @@ def test_a_perfect_and_a_silent_network():
     silent, rows = evaluated(torch.full((4, 2), -5.0), truth)
     assert (silent["map_macro"], silent["f1_macro"], silent["f1_micro"]) == (50, 0, 0)
     assert math.isnan(rows[0].precision)
+
+
+def test_the_figure_has_the_curves_of_the_evaluation(results):
+    pytest.importorskip("matplotlib")
+    logits, truth = results
+    _, rows = evaluated(logits, truth, threshold=0.6)
+    figure = draw_precision_recall([("_a $x$", rows[0]), ("b", rows[1])], 5)
+    (axes,) = figure.axes
+    lines = [line for line in axes.lines if line.get_drawstyle() == "steps-pre"]
+    squares = [line for line in axes.lines if line.get_marker() == "s"]
+    for row, line, square in zip(rows[:2], lines, squares, strict=True):
+        recall, precision = line.get_data()
+        assert (np.diff(recall) * np.asarray(precision)[1:]).sum() == pytest.approx(row.average_precision)
+        assert (*square.get_xdata(), *square.get_ydata()) == (row.recall, row.precision)
+    text = axes.get_legend().get_texts()[0]
+    assert text.get_text().endswith(f"n = {rows[0].positives}: _a $x$")
+    assert not text.get_parse_math()
+    figure.savefig(io.BytesIO(), format="png")
+    assert "2 of 5 labels, lowest F1" in figure.get_suptitle()

@@ -12,18 +12,11 @@ import ddfnet
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.evaluation.image_sets import ImageSet
-from ddfnet.evaluation.multilabel import (
-    average_precision,
-    best_f1,
-    class_scores,
-    mistakes_together,
-    precision_recall_curve,
-    summary,
-)
+from ddfnet.evaluation.multilabel import Ranking, class_scores, mistakes_together, summary
 from ddfnet.evaluation.multilabel_images import ALARM, FOUND, MISSED, NOTHING, OTHER, choose, decisions_of, item_data
 from ddfnet.evaluation.multilabel_page import multilabel_html
 from ddfnet.evaluation.page_parts import About
-from tests.browser import NARROW, WIDE, chromium, click, find, no_errors, page_data, unpacked, visit
+from tests.browser import NARROW, WIDE, click, find, no_errors, page_data, unpacked, visit
 
 HOSTILE = '</script><b>cat & "dog"'
 NAMES = ["plain", HOSTILE, "third", "absent"]
@@ -81,7 +74,7 @@ def test_the_data_is_that_of_the_evaluation(small, small_page):
     assert (rows[3]["ap"], rows[3]["recall"], rows[3]["recall_interval"], rows[3]["precision"]) == (None, None, None, 0)
     assert data["list"] == [2, 1, 3]  # by F1, those of no image last
     assert "The label found worst: third" in page
-    assert "missed in 1 of the 5 images that have it, a false alarm in 2 of the 20 that do not." in page
+    assert "missed in 1 of 5 images with it, a false alarm in 2 of 20 without it." in page
     assert "1 label of no image: what is not defined without one is a dash." in page
     assert HOSTILE not in page
     assert "25 images (5 without a label), each with any number of 4 labels" in page
@@ -124,21 +117,28 @@ def test_cells_without_room_are_said_to_be_left_out(small, monkeypatch):
 def test_the_curve_encloses_the_average_precision():
     rng = np.random.default_rng(0)
     for levels in (5, 10_000):
-        scores, truth = rng.integers(levels, size=200) / levels, rng.random(200) < 0.4
-        curve = precision_recall_curve(scores, truth, 1000)
+        scores = (rng.integers(levels, size=200) / levels - 0.5).astype(np.float32)
+        truth = rng.random(200) < 0.4
+        scores[:20] *= 0  # 0 and -0 are equal
+        ranking = Ranking.of(scores, truth)
+        assert (np.diff(ranking.thresholds) < 0).all()
+        assert {*ranking.thresholds.tolist()} == {*scores.tolist()}
+        curve = ranking.curve(1000)
         area = (np.diff(curve[:, 2], prepend=0) * curve[:, 1]).sum()
-        assert area == pytest.approx(average_precision(scores, truth))
+        assert area == pytest.approx(ranking.average_precision)
         for threshold, precision, recall in curve:
             chosen = scores >= threshold
             assert precision == pytest.approx(truth[chosen].mean())
             assert recall == pytest.approx(chosen[truth].mean())
         f1 = {t: 2 * (truth & (scores >= t)).sum() / (truth.sum() + (scores >= t).sum()) for t in np.unique(scores)}
-        assert best_f1(scores, truth) == pytest.approx((max(f1, key=lambda t: (f1[t], t)), max(f1.values())))
-    few = precision_recall_curve(scores, truth, 8)
+        assert ranking.best_f1 == pytest.approx((max(f1, key=lambda t: (f1[t], t)), max(f1.values())))
+    few = ranking.curve(8)
     assert len(few) == 8
     assert (few[0] == curve[0]).all()
     assert (few[-1] == curve[-1]).all()
-    assert precision_recall_curve(scores, np.zeros(200, bool), 8).shape == (0, 3)
+    assert Ranking.of(scores, np.zeros(200, bool)).curve(8).shape == (0, 3)
+    nan = Ranking.of(np.array([np.nan, -np.inf, -np.nan, 1.0], np.float32), np.array([1, 0, 0, 1], bool))
+    assert (str(nan.thresholds.tolist()), nan.hits.tolist()) == ("[1.0, -inf, nan]", [1, 1, 2])
 
 
 def test_the_curve_and_the_table_agree_at_the_threshold(browser, small, tmp_path):
@@ -266,14 +266,9 @@ def test_a_network_that_answers_nan_has_a_page(small):
 
 def test_one_label(small):
     images, probability, truth = small
-    data = page_data(page_of(images, probability[:, 2:3], truth[:, 2:3], NAMES[2:3]))
+    page = page_of(images, probability[:, 2:3], truth[:, 2:3], NAMES[2:3])
+    data = page_data(page)
     assert unpacked(data["cells"]).tolist() == [[1, 1, 22], [1, 0, 2], [0, 1, 1]]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as driver:
-        yield driver
 
 
 @pytest.mark.parametrize("dark", [False, True])

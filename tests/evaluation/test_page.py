@@ -19,7 +19,7 @@ from ddfnet.evaluation.page import report_html
 from ddfnet.evaluation.page_parts import About
 from ddfnet.evaluation.predictions import Predictions
 from ddfnet.evaluation.statistics import Confusion, confused_both_ways, wilson_interval
-from tests.browser import NARROW, WIDE, chromium, click, find, no_errors, page_data, unpacked, visit
+from tests.browser import NARROW, WIDE, click, find, no_errors, page_data, unpacked, visit
 from tests.conftest import CLASSES
 
 HOSTILE = "</script><b>x"
@@ -190,12 +190,6 @@ def test_wilson_interval_by_its_definition():
 def test_both_ways_are_added_once():
     pairs = [Confusion(3, 1, 5), Confusion(0, 2, 4), Confusion(1, 3, 4), Confusion(2, 0, 4), Confusion(7, 8, 1)]
     assert confused_both_ways(pairs) == [(3, 1, 9, 5, 4), (0, 2, 8, 4, 4), (7, 8, 1, 1, 0)]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as driver:
-        yield driver
 
 
 @pytest.mark.parametrize("dark", [False, True])

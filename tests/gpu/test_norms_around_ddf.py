@@ -11,6 +11,7 @@ from torch._dynamo.utils import counters
 
 from ddfnet import DDF
 from ddfnet.layers.normalized_ddf import normalized_ddf, one_by_one
+from ddfnet.layers.normalized_sum import normalized_sum
 from ddfnet.models.ddf_resnet import DDFBottleneck
 
 pytestmark = pytest.mark.gpu
@@ -96,8 +97,9 @@ def test_a_block_launches_less():
                 network(x)
                 torch.cuda.synchronize()
             launched[network.fused_norms] = [event.key for event in profile.key_averages()]
-    assert any("batch_norm_affine_kernel" in name for name in launched["inference"])
-    assert not any("batch_norm_affine_kernel" in name for name in launched["none"])
+    for kernel in ("batch_norm_affine_kernel", "batch_norm_kernel"):  # the latter for sum and ReLU as well
+        assert kernel in launched["inference"]
+        assert kernel not in launched["none"]
 
 
 @needs_cuda
@@ -149,6 +151,42 @@ def test_a_training_step_against_the_layers_on_the_cpu(channels, size, options, 
         torch.testing.assert_close(buffer.cpu().to(e.dtype), e, rtol=1e-2, atol=1e-2, msg=name)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("channels", "size", "relu", "residual"),
+    [
+        (256, (56, 56), True, True),
+        (2048, (7, 7), True, True),
+        (72, (15, 13), True, True),
+        (64, (30, 30), True, False),
+        (512, (28, 28), False, False),
+    ],
+    ids=str,
+)
+def test_the_end_of_a_block_against_the_layers_on_the_cpu(channels, size, relu, residual, dtype):
+    """y, all gradients, running statistics, and y in inference; and the same bits every time."""
+    norm, act = randomize(nn.Sequential(nn.BatchNorm2d(channels)))[0].train(), nn.ReLU() if relu else None
+    generator = torch.Generator().manual_seed(0)
+    maps = (torch.randn(4, channels, *size, generator=generator).to(dtype) for _ in range(3))
+    x, shortcut, grad_y = (tensor.contiguous(memory_format=torch.channels_last) for tensor in maps)
+
+    def steps(norm, device, wide):
+        leaves = [tensor.to(device, wide).requires_grad_() for tensor in ((x, shortcut) if residual else (x,))]
+        y = normalized_sum(leaves[0], norm, leaves[1] if residual else None, act, training=True)
+        grads = torch.autograd.grad(y, [*leaves, *norm.parameters()], grad_y.to(device, wide))
+        with torch.no_grad():
+            other = leaves[1] if residual else None
+            return [y, normalized_sum(leaves[0], norm.eval(), other, act), *grads, *norm.buffers()]
+
+    exact = steps(copy.deepcopy(norm).double(), "cpu", torch.float64)
+    with poisoned_memory():
+        results = [steps(copy.deepcopy(norm).to(DEVICE), DEVICE, dtype) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    for index, (a, e) in enumerate(zip(results[0], exact, strict=True)):
+        limit = (GRADIENT_TOLERANCE if index > 1 else TOLERANCE)[dtype]
+        assert relative_error(a.cpu().double(), e.double()) <= limit, index
+
+
 def trained(network, x):
     with torch.autocast(DEVICE.type, torch.bfloat16):
         y = network(x)
@@ -177,7 +215,9 @@ def test_a_block_trains_with_its_norms_in_the_kernels():
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         results = trained(network, x)
         torch.cuda.synchronize()
-    assert any("batch_norm_moments_kernel" in event.key for event in profile.key_averages())
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["batch_norm_moments_kernel"] == 2  # of the first normalization and the last
+    assert counts["batch_norm_backward_sums_kernel"] == 2  # of the second and the last
     trained(apart, x)
     for a, b in zip(results, trained(apart, x), strict=True):
         assert relative_error(a.cpu(), b.cpu().double()) <= 5e-2

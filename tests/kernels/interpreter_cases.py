@@ -12,6 +12,7 @@ import pytest
 import torch
 from covering import covering_cases
 from ddf_cases import FORMATS, TOLERANCE, evaluate, expected, make_inputs, relative_error
+from quick_interpreter import quicken
 
 from ddfnet.kernels import ddf_forward
 from ddfnet.layers import DDF
@@ -21,6 +22,8 @@ from ddfnet.ops.ddf_layer import triton as layer_launch
 from ddfnet.ops.ddf_layer import triton_channel
 from ddfnet.ops.ddf_layer.arguments import Settings, Weights, fusible
 from ddfnet.ops.ddf_layer.autograd import ddf_layer, plain_ddf_layer
+
+quicken()
 
 # Any three options in all combinations; DDFNET_INTERPRETER_STRENGTH=10 takes the full product of all of them.
 STRENGTH = int(os.environ.get("DDFNET_INTERPRETER_STRENGTH", "3"))
@@ -82,7 +85,7 @@ OPTIONS = {
     "int64": [False, True],
 }
 UP_OPTIONS = {
-    "scale": [2, 3, 4],
+    "scale": [2, 3],
     **{key: OPTIONS[key] for key in ("heads", "combine", "filters", "memory_format", "dtype", "constant_shapes")},
 }
 
@@ -150,7 +153,7 @@ def test_other_kernel_sizes(kernel_size, options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"scale": 5}, {"scale": 2, "dilation": 2}, {"scale": 2, "kernel_size": 5}], ids=str
+    "options", [{"scale": 4}, {"scale": 5}, {"scale": 2, "dilation": 2}, {"scale": 2, "kernel_size": 5}], ids=str
 )
 def test_other_upsampling(options):
     sizes = {key: value for key, value in options.items() if key != "dilation"}
@@ -282,7 +285,7 @@ def test_layer(channels, kernel_size, heads, stride, dilation, combine, dtype, b
     """Against the definition in float64. No bfloat16: the interpreter's matrix product of it is wrong."""
     generator = torch.Generator().manual_seed(0)
     hidden, area = 7, kernel_size**2
-    size = (9, 8) if channels == 70 else (5, 6)  # two tiles of the branch's kernels, or one: an interpreter is slow
+    size = (9, 8) if dtype == torch.float32 else (5, 6)  # two tiles of the branch's kernels, or one: it is slow
     x = torch.randn(2, channels, *size, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
     shapes = [(heads * area, channels), (heads * area,), (hidden, channels), (hidden,), (channels * area, hidden)]
     shapes += [(channels * area,), (channels * area,)]
@@ -304,11 +307,10 @@ def test_layer(channels, kernel_size, heads, stride, dilation, combine, dtype, b
     # the gradients meet the spatial filter as it was rounded, and x once more where two kernels add up its gradient
     tolerance = 2e-6 if dtype == torch.float32 else 3e-3
     exact = evaluate(lambda x, weights: plain_ddf_layer(x, *weights, *settings)[0], torch.float64)
-    registered = torch.ops.ddfnet.ddf_layer.default
-    for function in (
-        lambda x, weights: ddf_layer(x, Weights(*weights), settings),
-        lambda x, weights: registered(x, *weights, *settings)[0],
-    ):
+    registered = torch.ops.ddfnet.ddf_layer.default  # the same launches, through the dispatcher: seen once
+    functions = [lambda x, weights: ddf_layer(x, Weights(*weights), settings)]
+    functions += [lambda x, weights: registered(x, *weights, *settings)[0]] if channels == 24 else []
+    for function in functions:
         actual = evaluate(function, None)
         for index, (a, e) in enumerate(zip(actual, exact, strict=True)):
             assert a.dtype == (dtype if index < 2 else torch.float32)

@@ -8,27 +8,27 @@ from unittest import mock
 
 import pytest
 import torch
-import torch.nn.functional as F
 from ddf_cases import relative_error
 from interpreter_cases import _poison, launches, recording  # noqa: F401  fixtures
 from interpreter_norm_cases import exchanged, make
 from torch import nn
 
 from ddfnet import DDF
-from ddfnet.kernels import batch_norm_training as kernels
 from ddfnet.layers.normalized_ddf import normalized_ddf, one_by_one
 from ddfnet.models.ddf_resnet import DDFBottleneck
+from ddfnet.ops.batch_norm import triton as norm_launch
+from ddfnet.ops.batch_norm.arguments import INVERSE, MEAN, SCALE, SHIFT, TRUE_SCALE, VARIANCE, TrainedNorm
 from ddfnet.ops.ddf import ddf_reference, tiling
 from ddfnet.ops.ddf import triton as operator_launch
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 from ddfnet.ops.ddf_layer import triton as layer_launch
-from ddfnet.ops.ddf_layer import triton_channel, triton_training
-from ddfnet.ops.ddf_layer.arguments import INVERSE, MEAN, SCALE, SHIFT, TRUE_SCALE, VARIANCE, Settings, TrainedNorm
+from ddfnet.ops.ddf_layer import triton_channel
+from ddfnet.ops.ddf_layer.arguments import Settings
 
 MERGE = "batch_norm_merge_kernel"
 FORWARD = ["batch_norm_moments_kernel", MERGE, "spatial_filters_kernel", "channel_squeeze_kernel"]
-FORWARD += ["channel_filters_kernel", "ddf_forward_kernel", MERGE, "batch_norm_relu_kernel"]
-BACKWARD = ["batch_norm_relu_backward_sums_kernel", "batch_norm_backward_kernel", "ddf_backward_filters_kernel"]
+FORWARD += ["channel_filters_kernel", "ddf_forward_kernel", MERGE, "batch_norm_apply_kernel"]
+BACKWARD = ["batch_norm_backward_sums_kernel", "batch_norm_backward_kernel", "ddf_backward_filters_kernel"]
 BACKWARD += ["channel_filters_backward_kernel", "channel_squeeze_backward_kernel"]
 LOGITS = "spatial_filters_backward_kernel"  # behind these
 LAST = ["ddf_backward_x_kernel", "batch_norm_backward_kernel", "channel_weights_backward_kernel"]
@@ -36,7 +36,7 @@ LAST = ["ddf_backward_x_kernel", "batch_norm_backward_kernel", "channel_weights_
 
 @pytest.fixture(autouse=True)
 def _record_the_layer(launches, monkeypatch):  # noqa: F811
-    for module in (layer_launch, triton_channel, triton_training):
+    for module in (layer_launch, triton_channel, norm_launch):
         monkeypatch.setattr(module, "launch", recording(module.launch, launches))
 
 
@@ -104,7 +104,7 @@ def test_large_means_do_not_swallow_the_variance():
     x = x + 3000 * torch.arange(1.0, 9).view(8, 1, 1)
     expected, twin = exact(layers, x)
     compare(layers, step(layers, x), expected, twin, 2e-3)  # x itself has 13 bits behind the point
-    statistics = triton_training._statistics(triton_training._moments(x), TrainedNorm(*layers[0].parameters(), 1e-5))
+    statistics = norm_launch.merge(norm_launch.moments(x), TrainedNorm(*layers[0].parameters(), 1e-5))
     variance, mean = torch.var_mean(x.double(), (0, 2, 3))
     assert relative_error(statistics[MEAN], mean) <= 1e-7
     assert relative_error(statistics[VARIANCE], variance) <= 3e-6
@@ -113,13 +113,13 @@ def test_large_means_do_not_swallow_the_variance():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_statistics_of_many_parts(dtype, monkeypatch, launches):  # noqa: F811
     """More parts than one program merges, of which the last has few rows and another level of them one part."""
-    monkeypatch.setattr(triton_training, "_ITERATIONS", 1)
-    monkeypatch.setattr(triton_training, "_GROUP", 32)
+    monkeypatch.setattr(norm_launch, "ITERATIONS", 1)
+    monkeypatch.setattr(norm_launch, "_GROUP", 32)
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(3, 5, 19, 19, generator=generator) * 3 + 50).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     weight, bias = torch.tensor([1.5, -2, 0, 1e-3, 1]), torch.arange(5.0)
-    statistics = triton_training._statistics(triton_training._moments(x), TrainedNorm(weight, bias, 1e-3))
+    statistics = norm_launch.merge(norm_launch.moments(x), TrainedNorm(weight, bias, 1e-3))
     assert launches == ["batch_norm_moments_kernel", MERGE, MERGE]
     variance, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
     inverse, count = (variance + 1e-3).rsqrt(), 3 * 19 * 19
@@ -141,7 +141,7 @@ def test_moments_and_filters_of_bfloat16(options):
     channel, spatial = make_random(2, 9, 20), make_random(2, 9, *size).bfloat16()
     affine = torch.stack([make_random(20), make_random(20)])
     args = Arguments(x, channel, spatial, 3, stride, options.get("dilation", 1), True, 1)
-    moments = triton_training.empty_moments(x, operator_launch.forward_parts(args))
+    moments = norm_launch.empty_moments(x, operator_launch.forward_parts(args))
     y = operator_launch.forward_dense(args, affine, y_moments=moments)
     grad_y = make_random(*y.shape).bfloat16().contiguous(memory_format=torch.channels_last)
     partials = operator_launch.filter_partials(grad_y, args, Needed(False, True, True), affine)
@@ -271,32 +271,6 @@ def test_the_gradient_of_x_at_once_and_by_two_kernels(stride, dilation, dtype, h
     else:
         assert partials is None
     assert relative_error(grad_x, expected) <= {torch.float32: 2e-6, torch.float16: 1e-3}.get(dtype, 2**-7)
-
-
-def test_the_norm_behind_the_layer_in_bfloat16():
-    """Forward and backward of normalization and ReLU, which have no matrix product; against autograd in float64."""
-    generator = torch.Generator().manual_seed(0)
-    x, grad_z = (torch.randn(3, 5, 6, 7, generator=generator).bfloat16() for _ in range(2))
-    x, grad_z = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x * 2 + 3, grad_z))
-    weight, bias = torch.tensor([1.5, -2, 0, 0.1, 1]), torch.tensor([0.5, 1, 1, -0.1, 0])
-    statistics = triton_training._statistics(triton_training._moments(x), TrainedNorm(weight, bias, 1e-3))
-    z, grad_x = torch.empty_like(x), torch.empty_like(x)
-    triton_training._launch(kernels.batch_norm_relu_kernel, x, (x, statistics, z))
-    partials, grad_weight = x.new_empty((1, 2, 5), dtype=torch.float32), torch.empty(5)
-    given = (grad_z, x, statistics, partials)
-    triton_training._launch(kernels.batch_norm_relu_backward_sums_kernel, x, given, ITERATIONS=16)
-    given = (grad_z, x, statistics, partials[0], grad_x, grad_weight, x, x)
-    triton_training._launch(
-        kernels.batch_norm_backward_kernel, x, given, ITERATIONS=1, RELU=True, LOGITS=0, PADDED_LOGITS=16
-    )
-
-    leaves = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
-    expected = F.batch_norm(leaves[0], None, None, *leaves[1:], training=True, eps=1e-3).relu()
-    exact = torch.autograd.grad(expected, leaves, grad_z.double())
-    assert relative_error(z, expected) <= 2**-7
-    assert relative_error(grad_x, exact[0]) <= 2**-7
-    assert relative_error(grad_weight, exact[1]) <= 1e-5
-    assert relative_error(partials[0, 0], exact[2]) <= 1e-5
 
 
 def test_a_dead_channel_stays_dead():

@@ -21,8 +21,8 @@ TRAINED = {
 OURS = {
     "forward": FORWARD,
     "between": {"batch_norm_affine_kernel", *FORWARD},
-    "trained": {"batch_norm_moments_kernel", "batch_norm_merge_kernel", "batch_norm_relu_kernel", *FORWARD},
-    "trained_backward": {"batch_norm_relu_backward_sums_kernel", "batch_norm_backward_kernel", *TRAINED},
+    "trained": {"batch_norm_moments_kernel", "batch_norm_merge_kernel", "batch_norm_apply_kernel", *FORWARD},
+    "trained_backward": {"batch_norm_backward_sums_kernel", "batch_norm_backward_kernel", *TRAINED},
     "backward": {"spatial_filters_backward_kernel", *TRAINED},
 }
 

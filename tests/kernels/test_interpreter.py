@@ -34,7 +34,8 @@ def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5"]
     # several processes, because it is slow: the interpreter makes about 2000 calls of NumPy a second
     parts = [("interpreter_cases.py", "-k", half) for half in ("test_options", "not test_options")]
-    parts += [(f"interpreter_{name}_cases.py",) for name in ("norm", "training", "channel")]
+    parts += [(f"interpreter_{name}_cases.py",) for name in ("norm", "training")]
+    parts += [("interpreter_channel_cases.py", str(HERE / "interpreter_sum_cases.py"))]  # the quick ones
     runs = [
         subprocess.Popen(
             [*command, str(HERE / file), *choice],

@@ -34,6 +34,7 @@ CASES += [(kernel, arch, BETWEEN) for kernel in BETWEEN.record() for arch in (80
 TRAINED = compile_matrix.Trained()
 CASES += [(kernel, 90, TRAINED) for kernel in TRAINED.record()]
 CASES += [("ddf_backward_filters_kernel", 100, TRAINED)]  # where registers are shortest
+CASES += [(kernel, 90, variant) for variant in compile_matrix.QUICK_NORMS for kernel in variant.record()]
 FAST_KERNELS = compile_matrix.KERNELS[:3]  # those of channels_last tensors
 CASES += [(kernel, arch, compile_matrix.Variant()) for kernel in FAST_KERNELS for arch in (80, 86, 89, 100)]
 FAST = (2, 64, 56, 56)

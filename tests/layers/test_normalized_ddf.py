@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from timm.layers import DropPath
 from timm.models.resnet import Bottleneck
 from torch import nn
 
@@ -11,7 +12,7 @@ from ddfnet import DDF
 from ddfnet.layers.normalized_ddf import absorbs_trained_norms, normalized_ddf, one_by_one
 from ddfnet.models.ddf_resnet import DDFBottleneck
 from ddfnet.models.fold import fold_batch_norm
-from ddfnet.ops.ddf_layer.arguments import TrainedNorm
+from ddfnet.ops.batch_norm.arguments import TrainedNorm
 from ddfnet.ops.ddf_layer.training import ddf_layer_trained
 
 
@@ -58,8 +59,9 @@ def trained(x, layers):
     """z and the batch's mean and unbiased variance before each normalization, by the operator."""
     before, _, ddf, after, *_ = layers
     weights, settings = ddf.operands()
-    norms = [TrainedNorm(norm.weight, norm.bias, norm.eps) for norm in (before, after)]
-    return ddf_layer_trained(x, norms[0], weights, norms[1], settings)
+    norms, moments = [TrainedNorm(norm.weight, norm.bias, norm.eps) for norm in (before, after)], []
+    z = ddf_layer_trained(x, norms[0], weights, norms[1], settings, lambda *given: moments.extend(given))
+    return z, *moments
 
 
 @pytest.mark.parametrize("options", [{}, {"stride": 2, "heads": 2, "combine": "add"}], ids=str)
@@ -162,9 +164,13 @@ def test_an_unknown_choice_is_named():
 def test_which_norms_a_block_absorbs():
     block = DDFBottleneck(32, 8, ddf_args={"squeeze_ratio": 0.5})
     assert block.absorbed_norms() == ()  # training
-    assert block.eval().absorbed_norms() == (block.bn1, block.bn2)
+    assert block.eval().absorbed_norms() == (block.bn1, block.bn2, block.bn3)
     block.fused_norms = "all"
-    assert block.absorbed_norms() == (block.bn1, block.bn2)
+    assert block.absorbed_norms() == (block.bn1, block.bn2, block.bn3)
+    block.act1, block.drop_path = nn.SiLU(), DropPath(0.5).eval()
+    assert block.absorbed_norms() == (block.bn3,)
+    block.drop_path.train()
+    assert block.absorbed_norms() == ()
     block.fused_norms = "none"
     assert block.absorbed_norms() == ()
 

@@ -94,7 +94,7 @@ def test_the_command_line_comes_first(flags, expected):
         ({"mean": "bright"}, r"--mean takes numbers separated by commas"),
         ({"mean": "0.5"}, r"one value per channel"),
         ({"mean": "0.5", "std": "0.5"}, r"--mean and --std take 3 values separated by commas"),
-        ({"std": "0,1,1"}, r"std must be positive"),
+        ({"std": "0,1,1"}, r"--std \[0\.0, 1\.0, 1\.0\] must be positive"),
         ({"mean": "300,1,1"}, r"--mean \[300\.0, 1\.0, 1\.0\] must be in \[0, 1\] .* divide by 255"),
         ({"mean": "-0.1,0,0"}, r"--mean .* must be in \[0, 1\]"),
         ({"std": "58.395,57.12,57.375"}, r"--std \[58\.395, .* must be in \[0, 1\] .* divide by 255"),

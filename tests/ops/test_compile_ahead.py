@@ -23,8 +23,8 @@ KERNELS = {
     *("ddf_backward_x_kernel", "spatial_filters_backward_kernel", "channel_weights_backward_kernel"),
 }
 NORMS = {
-    *("batch_norm_moments_kernel", "batch_norm_merge_kernel", "batch_norm_relu_kernel", "batch_norm_affine_kernel"),
-    *("batch_norm_relu_backward_sums_kernel", "batch_norm_backward_kernel"),
+    *("batch_norm_moments_kernel", "batch_norm_merge_kernel", "batch_norm_apply_kernel", "batch_norm_affine_kernel"),
+    *("batch_norm_backward_sums_kernel", "batch_norm_backward_kernel", "batch_norm_kernel"),
 }
 
 

@@ -14,11 +14,11 @@ import timm
 import torch
 from PIL import Image
 
-from ddfnet.__main__ import main
 from ddfnet.checkpoint import read_weights
 from ddfnet.data.generated import render_digits
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
+from ddfnet.inference.zoo_command import main
 from ddfnet.tasks import load_config
 from ddfnet.utils.files import read_jsonl
 from ddfnet.zoo import ZooError, entries, fetch, find

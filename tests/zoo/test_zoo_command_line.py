@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import ddfnet
-from ddfnet.__main__ import main, parse_arguments
+from ddfnet.__main__ import zoo_arguments
+from ddfnet.inference.zoo_command import main
 from ddfnet.utils.cli import run
 from ddfnet.utils.text import plural
 from ddfnet.zoo import File, entries, file_path, find
@@ -26,7 +27,7 @@ def call(tmp_path, monkeypatch, capsys):
 
     def _call(*arguments):
         with pytest.raises(SystemExit) as stopped:
-            run(lambda: main(parse_arguments([str(argument) for argument in arguments])))
+            run(lambda: main(zoo_arguments([str(argument) for argument in arguments])))
         out = capsys.readouterr()
         assert "Traceback" not in out.err
         return stopped.value.code, out.out, out.err

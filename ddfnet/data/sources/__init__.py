@@ -12,6 +12,7 @@ from ddfnet.data.sources.folder import index_folder
 from ddfnet.data.sources.huggingface import open_huggingface
 from ddfnet.data.sources.label_sets import open_labels
 from ddfnet.data.sources.locate import locate, split_path, uses
+from ddfnet.data.sources.misplaced import class_around_splits
 from ddfnet.data.sources.nearby import dataset_with, similar_name
 from ddfnet.data.sources.parquet import close_parquet
 from ddfnet.data.sources.ranges import close_files
@@ -115,15 +116,16 @@ def _open_split(
         return open_timm(own if local else root, part, classes=classes, allow_empty=allow_empty, config=config)
     path = split_path(root, part)
     if path is None:
-        raise DataError(_no_split(root, part, key))
+        raise DataError(_no_split(root, part, key, config))
     return open_part(root, path, key, classes=classes, allow_empty=allow_empty, config=config)
 
 
-def _no_split(root: str, part: str, key: str) -> str:
+def _no_split(root: str, part: str, key: str, config: SourceConfig) -> str:
     """That a split is not there, and where it is likely to be."""
     state = f"has no folder {part}" if os.path.exists(root) else "does not exist"
     if (meant := dataset_with(root, part)) is not None:
-        return f"data.root={root} {state}, but {meant} has: set data.root={meant}"
+        fix = class_around_splits(meant, part, config) or f"set data.root={meant}"
+        return f"data.root={root} {state}, but {meant} has: {fix}"
     needs = (
         f"it holds {part}/ with one folder per class, or {part} as another source of docs/guides/data.md "
         f"(set data.{key} where the name differs)"

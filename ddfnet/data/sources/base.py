@@ -3,14 +3,14 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
-from ddfnet.config import Section
+from ddfnet.config import Contradiction, Fault, Section
 from ddfnet.utils.errors import did_you_mean
 
 KINDS = ("auto", "folder", "table", "huggingface", "tar", "store")
@@ -45,16 +45,16 @@ class SourceConfig(Section):
     allow_missing_val_classes: bool = False
     """Accept validation images that lack some of the classes. false: an error, which names them."""
 
-    @model_validator(mode="after")
-    def _labels_have_a_place(self) -> "SourceConfig":
+    def faults(self) -> Iterator[Fault]:
+        source, labels = {"data.source": self.source}, {"data.labels": self.labels}
         files = self.source in ("auto", "folder", "table")
         if self.labels is not None and not files:
-            raise ValueError(f"data.labels is for folders of images, not for data.source={self.source}")
+            yield Fault(labels | source, "contradict: labels are for folders of images; leave them out, or the source")
         if self.multi_label and not files and self.source != "store":
-            raise ValueError(f"data.multi_label is for files of images and stores, not for data.source={self.source}")
+            fix = "images have several labels in files and stores alone; leave one of the two out"
+            yield Fault({"data.multi_label": True} | source, f"contradict: {fix}")
         if self.labels is not None and self.val_labels is not None:
-            raise ValueError("data.labels and data.val_labels both give labels: leave one out")
-        return self
+            yield Contradiction(labels | {"data.val_labels": self.val_labels})
 
     @field_validator("source")
     @classmethod

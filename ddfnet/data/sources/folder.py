@@ -89,9 +89,11 @@ def class_folders(root: str | os.PathLike) -> list[str]:
     images = sum(is_image_name(entry.name) for entry in visible)
     if images:
         around, name = os.path.split(os.path.abspath(root))
-        one = "" if name in SPLIT_NAMES else f"if these are one class, give the folder around them, {around}; "
+        one = f"if these are one class, give the folder around them, {around}"
+        if name in SPLIT_NAMES:
+            one = f"images of one class lie in {os.path.join(root, 'NAME_OF_THE_CLASS')}"
         raise DataError(
-            f"{root} holds {images} images directly but no class folders. Every class needs a sub-folder; {one}"
+            f"{root} holds {images} images directly but no class folders. Every class needs a sub-folder; {one}; "
             "ImageNet's validation images come unsorted and must be moved into their 1000 synset folders (n01440764, "
             "...) first"
         )

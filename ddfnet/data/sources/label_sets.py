@@ -15,6 +15,7 @@ from ddfnet.data.sources.folder import list_images
 from ddfnet.data.sources.store import LABEL_SETS, META, Store, open_store, read_meta
 from ddfnet.data.sources.table import DELIMITERS, IMAGE_COLUMNS, LABEL_COLUMNS, Table, column_of
 from ddfnet.utils.errors import DataError
+from ddfnet.utils.text import plural
 
 SEPARATORS = "|;,"  # looked for in this order, where none is given
 NO_CLASS = "(none)"
@@ -164,12 +165,20 @@ def _names_for(image: str, root: str, folder: str) -> tuple[str, str, str]:
     return f"{below}/{image}", image, image.rpartition("/")[2]
 
 
-def unused_lines(root: str, sources: Sequence[ImageSource], config: SourceConfig) -> list[str]:
-    """Names in `config.labels` that no image of the splits has."""
+def unused_lines(root: str, sources: Sequence[ImageSource], config: SourceConfig) -> str:
+    """A sentence on the names in `config.labels` that no image of the splits has, and on labels that they alone have;
+    "" where there are none."""
     used = {
         name for source in sources for i in range(len(source)) for name in _names_for(source.key(i), root, source.root)
     }
-    return [name for name in read_labels(os.path.join(root, config.labels or ""), config) if name not in used]
+    labels = read_labels(os.path.join(root, config.labels or ""), config)
+    unused = [name for name in labels if name not in used]
+    if not unused:
+        return ""
+    known = {name for source in sources for name in class_names(source)}
+    lost = sorted({label for name in unused for label in labels[name]} - known)
+    text = f"{plural(len(unused), 'name')} in {config.labels} of no image: {some_names(unused)}"
+    return text + (f"; labels that no image has are no classes: {some_names(lost)}" if lost else "")
 
 
 def _settled_names(

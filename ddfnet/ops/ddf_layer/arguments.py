@@ -36,39 +36,15 @@ class Settings(NamedTuple):
     alpha: float
 
 
-class BatchNorm(NamedTuple):
-    """A batch normalization in inference, (x - mean) / sqrt(variance + eps) * weight + bias; the tensors are (C,)."""
-
-    weight: Tensor
-    bias: Tensor
-    mean: Tensor
-    variance: Tensor
-    eps: float
-
-
-class TrainedNorm(NamedTuple):
-    """A batch normalization in training, with the statistics of its input; weight and bias are (C,)."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-
 class NormState(NamedTuple):
     """What the backward pass of the layer between batch normalizations in training needs beside x.
 
-    y: of the layer, (B, C, Ho, Wo). x_statistics, y_statistics: float32 (6, C) of x and y, see the rows below.
+    y: of the layer, (B, C, Ho, Wo). x_statistics, y_statistics: float32 (6, C) of x and y, rows as in `batch_norm`.
     """
 
     y: Tensor
     x_statistics: Tensor
     y_statistics: Tensor
-
-
-# Rows of the statistics of a batch normalization in training: the scale that kernels load by, which is never 0 (see
-# `load_activated`), the shift, the true scale, the mean, 1 / sqrt(variance + eps), the unbiased variance.
-STATISTICS = 6
-SCALE, SHIFT, TRUE_SCALE, MEAN, INVERSE, VARIANCE = range(STATISTICS)
 
 
 class Activations(NamedTuple):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ddfnet.ops.batch_norm import reference
+from ddfnet.ops.batch_norm.arguments import BatchNorm
 from ddfnet.ops.common import (
     DECOMPOSITIONS,
     accumulator_dtype,
@@ -21,7 +23,7 @@ from ddfnet.ops.common import (
     output_size,
     runs_on_triton,
 )
-from ddfnet.ops.ddf_layer.arguments import BatchNorm, Settings, Weights, split
+from ddfnet.ops.ddf_layer.arguments import Settings, Weights, split
 from ddfnet.ops.ddf_layer.autograd import layer_flops, plain_ddf_layer
 
 
@@ -51,10 +53,7 @@ def plain_ddf_layer_between(x: Tensor, *arguments: Any) -> Tensor:
 
 def _activated(x: Tensor, norm: BatchNorm) -> Tensor:
     """ReLU behind batch normalization, in the dtype of the sums."""
-    wide = accumulator_dtype(x)
-    scale = norm.weight.to(wide) / torch.sqrt(norm.variance.to(wide) + norm.eps)
-    shift = norm.bias.to(wide) - norm.mean.to(wide) * scale
-    return (x.to(wide) * scale[:, None, None] + shift[:, None, None]).relu()
+    return reference.normalized(x, reference.running_affine(norm, accumulator_dtype(x)), None, relu=True)
 
 
 def _forward(

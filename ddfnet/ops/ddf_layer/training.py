@@ -7,12 +7,15 @@ has it; elsewhere the layers are called one by one, and `plain_ddf_layer_trained
 get.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ddfnet.ops.batch_norm import reference
+from ddfnet.ops.batch_norm.arguments import MEAN, STATISTICS, VARIANCE, TrainedNorm
 from ddfnet.ops.common import (
     DECOMPOSITIONS,
     accumulator_dtype,
@@ -24,13 +27,9 @@ from ddfnet.ops.common import (
     runs_on_triton,
 )
 from ddfnet.ops.ddf_layer.arguments import (
-    MEAN,
-    STATISTICS,
-    VARIANCE,
     Activations,
     NormState,
     Settings,
-    TrainedNorm,
     Weights,
     empty_activations,
     empty_weight_gradients,
@@ -40,19 +39,27 @@ from ddfnet.ops.ddf_layer.arguments import (
 )
 from ddfnet.ops.ddf_layer.autograd import Shape, layer_flops, no_second_order, plain_ddf_layer, plain_ddf_layer_backward
 
+Moments = tuple[Tensor, Tensor]
+
 _NORMS = 4  # weights and biases of the normalizations, which come before those of the layer
 
 
 def ddf_layer_trained(
-    x: Tensor, before: TrainedNorm, weights: Weights, after: TrainedNorm, settings: Settings
-) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """relu(after(layer(relu(before(x))))), (B, C, ceil(H/stride), ceil(W/stride)), as x, and of each normalization the
-    mean and the unbiased variance of its input, (C,) in float32 and without a gradient.
+    x: Tensor,
+    before: TrainedNorm,
+    weights: Weights,
+    after: TrainedNorm,
+    settings: Settings,
+    update: Callable[[Moments, Moments], None],
+) -> Tensor:
+    """relu(after(layer(relu(before(x))))), (B, C, ceil(H/stride), ceil(W/stride)), as x.
 
     Args:
         x: (B, C, H, W), for which `fusible` holds; more than one pixel, and so has the output.
         before, after: in any float dtype.
         weights, settings: see there.
+        update: gets of each normalization the mean and the unbiased variance of its input, (C,) in float32 and without
+            a gradient; when, see `batch_norm_trained`.
 
     The modules around the layer round to the dtype of x; here that is done to y and the result alone, and to the inputs
     of the spatial branch's matrix product. Differentiable once.
@@ -60,49 +67,36 @@ def ddf_layer_trained(
     tensors = (x, *before[:2], *after[:2], *weights)
     options = (before.eps, after.eps, *settings)
     if is_plain(*tensors):
-        z, x_statistics, y_statistics = _Trained.apply(*tensors, *options)
-    else:
-        z, _, x_statistics, y_statistics, *_ = _ddf_layer_trained(*tensors, *options)
-    of_x, of_y = ((statistics[MEAN], statistics[VARIANCE]) for statistics in (x_statistics, y_statistics))
-    return z, of_x, of_y
+        return _Trained.apply(*tensors, *options, update)
+    z, _, x_statistics, y_statistics, *_ = _ddf_layer_trained(*tensors, *options)
+    update(_moments(x_statistics), _moments(y_statistics))
+    return z
+
+
+def _moments(statistics: Tensor) -> Moments:
+    return statistics[MEAN], statistics[VARIANCE]
 
 
 def plain_ddf_layer_trained(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """The definition, in PyTorch: z, y, statistics and activations, for `ddfnet::ddf_layer_trained`'s arguments."""
     weights, (x_eps, y_eps, *settings) = split(arguments[_NORMS:])
     x_weight, x_bias, y_weight, y_bias = arguments[:_NORMS]
-    x_statistics = _plain_statistics(x, x_weight, x_bias, x_eps)
+    x_statistics = reference.batch_statistics(x, x_weight, x_bias, x_eps)
     y, spatial_filter, *activations = plain_ddf_layer(_activated(x, x_statistics), *weights, *settings)
     y, spatial_filter = y.to(x.dtype), spatial_filter.to(x.dtype)
-    y_statistics = _plain_statistics(y, y_weight, y_bias, y_eps)
+    y_statistics = reference.batch_statistics(y, y_weight, y_bias, y_eps)
     return _activated(y, y_statistics).to(x.dtype), y, x_statistics, y_statistics, spatial_filter, *activations
-
-
-def _plain_statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Rows as in `arguments.py`."""
-    wide = accumulator_dtype(x)
-    variance, mean = torch.var_mean(x.to(wide), (0, 2, 3), correction=0)
-    inverse = (variance + eps).rsqrt()
-    scale, count = weight.to(wide) * inverse, x.numel() // x.shape[1]
-    return torch.stack([scale, bias.to(wide) - mean * scale, scale, mean, inverse, variance * count / (count - 1)])
 
 
 def _activated(x: Tensor, statistics: Tensor) -> Tensor:
     """ReLU behind batch normalization, in the dtype of the sums."""
-    scale, shift, *_ = statistics[..., None, None]
-    return (x.to(statistics.dtype) * scale + shift).relu()
+    return reference.normalized(x, statistics, None, relu=True)
 
 
-def _plain_norm_backward(grad: Tensor, x: Tensor, statistics: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _norm_backward(grad: Tensor, x: Tensor, statistics: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Gradients of x, and of weight and bias, of the one behind ReLU and normalization; in the dtype of the sums."""
-    grad = torch.where(_activated(x, statistics) <= 0, 0, grad.to(statistics.dtype))  # NaN lets it through
-    _, _, scale, mean, inverse, _ = statistics[..., None, None]
-    normal = (x.to(statistics.dtype) - mean) * inverse
-    along = (grad * normal).mean((0, 2, 3), keepdim=True)
-    average = grad.mean((0, 2, 3), keepdim=True)
-    grad_x = scale * (grad - average - normal * along)
-    count = x.numel() // x.shape[1]
-    return grad_x, (along.flatten() * count, average.flatten() * count)
+    behind = reference.before_relu(grad, _activated(x, statistics), statistics.dtype)
+    return reference.batch_norm_backward(behind, x, statistics)
 
 
 def _forward(
@@ -176,10 +170,10 @@ def _backward(
 
             grad_x, of_x, grads, of_y = triton_training.backward(grad_z, x, weights, state, activations, settings)
         else:
-            grad_y, of_y = _plain_norm_backward(grad_z, y, y_statistics)
+            grad_y, of_y = _norm_backward(grad_z, y, y_statistics)
             inputs = (_activated(x, x_statistics), weights, activations, settings)
             between, grads = plain_ddf_layer_backward(grad_y, *inputs)
-            grad_x, of_x = _plain_norm_backward(between, x, x_statistics)
+            grad_x, of_x = _norm_backward(between, x, x_statistics)
             grad_x = grad_x.to(x.dtype).contiguous(memory_format=torch.channels_last)
     return grad_x, *of_x, *of_y, *grads  # type: ignore[return-value]
 
@@ -208,7 +202,7 @@ def _(grad_z: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return empty(x, x.shape, torch.channels_last), *of_norms, *empty_weight_gradients(x, weights, wide)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _save_for_backward(ctx: Any, inputs: Sequence, output: tuple) -> None:
     x, *rest = inputs
     weights, (_, _, *ctx.settings) = split(rest[_NORMS:])
     ctx.save_for_backward(x, weights.spatial, weights.squeeze, weights.excite, weights.alpha, *output[1:])
@@ -238,14 +232,17 @@ class _Trained(torch.autograd.Function):
     """The registered op without the dispatcher, for `is_plain` calls."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = _forward(*inputs)
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *arguments, update = inputs
+        output = _forward(*arguments)
         z, _, x_statistics, y_statistics, *_ = output
-        ctx.mark_non_differentiable(x_statistics, y_statistics)
-        _save_for_backward(ctx, inputs, output)
-        return z, x_statistics, y_statistics
+        update(_moments(x_statistics), _moments(y_statistics))
+        _save_for_backward(ctx, arguments, output)
+        return z
 
-    backward = staticmethod(_first_order)
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor | None) -> tuple:
+        return *_first_order(ctx, grad_z), None
 
 
 _ddf_layer_trained.register_autograd(_first_order, setup_context=_mark_and_save)

@@ -11,12 +11,13 @@ from ddfnet.kernels.spatial_filters import (
     spatial_filters_backward_x_kernel,
     spatial_filters_kernel,
 )
+from ddfnet.ops.batch_norm.arguments import BatchNorm
 from ddfnet.ops.common import cdiv, launch, output_size
 from ddfnet.ops.ddf import tiling
 from ddfnet.ops.ddf import triton as operator
 from ddfnet.ops.ddf.arguments import Arguments, Needed
 from ddfnet.ops.ddf_layer import triton_channel as channel_branch
-from ddfnet.ops.ddf_layer.arguments import Activations, BatchNorm, Settings, Weights, padded_area, padded_heads
+from ddfnet.ops.ddf_layer.arguments import Activations, Settings, Weights, padded_area, padded_heads
 from ddfnet.ops.ddf_layer.triton_channel import ChannelGradients
 
 _BLOCK_PIXELS = 64

@@ -1,10 +1,11 @@
 """The configuration of joint depth upsampling."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from ddfnet.config import Positive
+from ddfnet.config import Fault, Positive
 from ddfnet.tasks.config import Config, DataSection, FlipConfig, ModelSection
 
 
@@ -16,11 +17,9 @@ class DepthModel(ModelSection):
     kernel_size: Annotated[int, Field(ge=3)] = 3
     """Taps of the DDF-Up filters along each axis, odd."""
 
-    @model_validator(mode="after")
-    def _odd_kernel(self) -> "DepthModel":
+    def faults(self) -> Iterator[Fault]:
         if self.kernel_size % 2 == 0:
-            raise ValueError(f"model.kernel_size={self.kernel_size} must be odd: use {self.kernel_size + 1}")
-        return self
+            yield Fault({"model.kernel_size": self.kernel_size}, f"must be odd: use {self.kernel_size + 1}")
 
 
 class DepthData(DataSection):
@@ -39,11 +38,13 @@ class DepthData(DataSection):
     """The first evaluation of a process also finds the RMSE of nearest, bilinear and bicubic interpolation, guided
     filter and joint bilateral upsampling; all evaluations report it."""
 
-    @model_validator(mode="after")
-    def _crop_fits_factor(self) -> "DepthData":
+    def faults(self) -> Iterator[Fault]:
         if self.crop % self.factor:
-            raise ValueError(f"data.crop={self.crop} must be a multiple of data.factor={self.factor}")
-        return self
+            fix = f"use {max(1, self.crop // self.factor) * self.factor}"
+            yield Fault(
+                {"data.crop": self.crop, "data.factor": self.factor},
+                f"contradict: the crop must be a multiple of the factor; {fix}",
+            )
 
 
 class DepthConfig(Config):

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from ddfnet.config import Positive
+from ddfnet.config import Contradiction, Fault, Positive
 from ddfnet.tasks.config import Config, DataSection, FlipConfig, ModelSection
 
 
@@ -42,20 +42,16 @@ class DetectionModel(ModelSection):
         "backbone_pretrained": False,
     }
 
-    @model_validator(mode="after")
-    def _one_start(self) -> "DetectionModel":
+    def faults(self) -> Iterator[Fault]:
         if self.backbone_checkpoint and self.backbone_pretrained:
-            raise ValueError(
-                f"model.backbone_checkpoint={self.backbone_checkpoint} and model.backbone_pretrained=true contradict: "
-                "set one of them to null or false"
-            )
+            values = {"model.backbone_checkpoint": self.backbone_checkpoint, "model.backbone_pretrained": True}
+            yield Contradiction(values, {"model.backbone_pretrained": False})
         for key in ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"):
             if key in self.backbone_kwargs:
-                raise ValueError(
-                    f"model.backbone_kwargs.{key} cannot be given there: use model.backbone_checkpoint or "
-                    "model.backbone_pretrained"
+                fix = "use model.backbone_checkpoint or model.backbone_pretrained"
+                yield Fault(
+                    {f"model.backbone_kwargs.{key}": self.backbone_kwargs[key]}, f"cannot be given there: {fix}"
                 )
-        return self
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.init_checkpoint:

@@ -35,6 +35,7 @@ class DetectionTask(Task[DetectionConfig, CocoIndex]):
     config_class = DetectionConfig
     best_metric, fixed_input_size = "map", False
     other_metrics = tuple((name, False) for name in METRICS[1:])
+    percentages = METRICS
 
     def __init__(self, config: DetectionConfig) -> None:
         if importlib.util.find_spec("pycocotools") is None:

@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensorMode
 
 from ddfnet import DDF
 from ddfnet.layers.normalized_ddf import normalized_ddf
+from ddfnet.models.ddf_resnet import DDFBottleneck
 from ddfnet.ops.ddf import ddf, native
 from tests.ops.ddf.conftest import native_code
 
@@ -267,6 +268,40 @@ def test_the_layer_between_norms_traces_into_its_kernels_in_training_on_cuda(no_
         ["grad_weight", "grad_x", "weight_partials"],
         WEIGHTS,
     ]
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_end_of_a_block_traces_into_its_kernels_on_cuda(no_gpu_needed, residual):
+    """Where the registered operators are called: no kernel writes what another argument of it is."""
+    norm = torch.nn.BatchNorm2d(64, device="cuda")
+    x, other = (
+        torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+
+    def every(x, shortcut):
+        shortcut, own = shortcut if residual else None, (norm.weight, norm.bias)
+        y, statistics = torch.ops.ddfnet.batch_norm_trained(x, *own, shortcut, 1e-5, residual)
+        output = y if residual else None
+        grads = torch.ops.ddfnet.batch_norm_trained_backward(y, x, output, statistics, residual)
+        own = (*own, norm.running_mean, norm.running_var)
+        return (y, *grads, torch.ops.ddfnet.batch_norm(x, *own, shortcut, 1e-5, residual))
+
+    written = [sorted(names) for names in written_by_kernels(every, x, other)]
+    sums = ["grad_residual", "partials"] if residual else ["partials"]
+    assert written == [["moments"], ["merged"], ["y"], sums, ["grad_weight", "grad_x"], ["y"]]
+
+
+def test_a_traced_block_leaves_its_end_to_the_compiler_on_cuda(no_gpu_needed):
+    """Whose passes an operator would hide: no kernel but those of the layer between its norms."""
+    block = DDFBottleneck(64, 64, ddf_args={"squeeze_ratio": 0.5}, fused_norms="all", device="cuda")
+    block.downsample = torch.nn.Sequential(
+        torch.nn.Conv2d(64, 256, 1, device="cuda"), torch.nn.BatchNorm2d(256, device="cuda")
+    )
+    x = torch.empty(2, 64, 14, 14, device="cuda").to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        written = written_by_kernels(lambda x: (block.eval()(x),), x)
+    assert [sorted(names) for names in written] == [["affines"], *BRANCHES, ["y"]]
 
 
 def layer_tensors(channels, heads, size, device="cpu", dtype=torch.float32, hidden=4):

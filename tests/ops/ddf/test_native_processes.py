@@ -32,7 +32,7 @@ def test_workers_forked_after_threads_ran(built, threads):
     threads(3)
     inputs = make_inputs(8, 64, 40, 40, requires_grad=False)
     y = ddf(*inputs)
-    loader = DataLoader(Filtered(inputs), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    loader = DataLoader(Filtered(inputs), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=120)
     assert all(torch.equal(filtered, y) for filtered in loader)
 
 
@@ -93,7 +93,7 @@ busy.join()
 
 
 def test_forks_in_the_middle_of_a_call(built):
-    subprocess.run([sys.executable, "-c", FORK], cwd=ROOT, timeout=100, check=True)
+    subprocess.run([sys.executable, "-c", FORK], cwd=ROOT, timeout=200, check=True)
 
 
 FIRST_CALL_IN_CHILD = """
@@ -116,4 +116,4 @@ assert os.waitpid(child, 0)[1] == 0
 
 @pytest.mark.parametrize("before", ["nothing", "other dtype"])
 def test_a_library_that_is_loaded_after_the_fork(built, before):
-    subprocess.run([sys.executable, "-c", FIRST_CALL_IN_CHILD, before], cwd=ROOT, timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", FIRST_CALL_IN_CHILD, before], cwd=ROOT, timeout=200, check=True)

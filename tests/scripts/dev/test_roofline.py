@@ -1,11 +1,13 @@
 """The model of bytes: its counts by hand, against the kernels' own launches, and its table of predictions."""
 
 import contextlib
+import itertools
 from unittest import mock
 
 import pytest
 import torch
 
+from ddfnet.ops.batch_norm.arguments import BatchNorm, TrainedNorm
 from ddfnet.ops.ddf_layer.arguments import Settings, Weights
 from scripts.dev import roofline, roofline_model, roofline_time
 from scripts.dev.roofline_model import (
@@ -13,6 +15,7 @@ from scripts.dev.roofline_model import (
     ONE_FILTERS,
     ONE_GRADIENT,
     ONE_OPERATOR,
+    SUMMED,
     Sizes,
     ddf_backward,
     ddf_forward,
@@ -102,15 +105,15 @@ def test_bytes_are_those_of_the_launches(channels, size, stride):
 def test_bytes_with_the_norms_in_training_are_those_of_the_launches(channels, size, stride):
     """With the passes over x and y that `around` counts: 13 of a normalization and its ReLU, less those skipped."""
     pytest.importorskip("triton")
+    from ddfnet.ops.batch_norm import triton as norm_launch
     from ddfnet.ops.ddf import triton as operator_launch
     from ddfnet.ops.ddf_layer import triton as layer_launch
     from ddfnet.ops.ddf_layer import triton_channel, triton_training
-    from ddfnet.ops.ddf_layer.arguments import TrainedNorm
 
     layer = Recorded(channels, size, stride)
     norm = TrainedNorm(torch.empty(channels, device="meta"), torch.empty(channels, device="meta"), 1e-5)
     with contextlib.ExitStack() as stack:
-        for module in (operator_launch, layer_launch, triton_channel, triton_training):
+        for module in (operator_launch, layer_launch, triton_channel, norm_launch):
             stack.enter_context(mock.patch.object(module, "launch", layer.record))
         given = (layer.x, norm, layer.weights, norm, layer.settings)
         z, state, activations = triton_training.forward(*given)
@@ -127,6 +130,27 @@ def test_bytes_with_the_norms_in_training_are_those_of_the_launches(channels, si
     counted = sum(works.get(kind, 0) for kind in kinds) + passes
     counted += s.moments + s.logits  # merged; read for the weight's gradient
     assert counted == pytest.approx(sum(moved.values()), rel=0.02)
+
+
+@pytest.mark.parametrize(("role", "training"), [*itertools.product(("expand", "shortcut"), (True, False))])
+def test_passes_at_the_end_of_a_block_are_those_of_the_launches(role, training):
+    """With the sum and the ReLU, or the normalization alone; beside what autograd adds up."""
+    pytest.importorskip("triton")
+    from ddfnet.ops.batch_norm import triton as norm_launch
+
+    recorded = Recorded(256, 28, 1)
+    x, numbers, relu = recorded.x, [torch.empty(256, device="meta") for _ in range(4)], role == "expand"
+    residual = torch.empty_like(x) if relu else None
+    with mock.patch.object(norm_launch, "launch", recorded.record):
+        if training:
+            y, statistics = norm_launch.forward(x, TrainedNorm(*numbers[:2], 1e-5), residual, relu)
+            norm_launch.backward(torch.empty_like(x), x, y if relu else None, statistics, relu)
+        else:
+            norm_launch.normalize(x, BatchNorm(*numbers, 1e-5), residual, relu)
+    works = by_kind(roofline_model.around(roofline_model.Conv(role, 64, 256, 28, 28), 256, training, False, SUMMED))
+    of_autograd = works.pop("sums", 0)
+    assert of_autograd == (3 * 2 * x.numel() if role == "expand" and training else 0)
+    assert sum(works.values()) == pytest.approx(sum(recorded.moved.values()), rel=0.02)  # moments, partial sums
 
 
 def test_the_calibration_gives_back_what_it_was_made_of():

@@ -10,7 +10,7 @@ import ddfnet
 from ddfnet.checkpoint import save_checkpoint
 from ddfnet.models.classifier import load_classifier
 from scripts.visualize import __main__ as visualize
-from tests.browser import NARROW, WIDE, chromium, find, no_errors, page_data, unpacked, visit
+from tests.browser import NARROW, WIDE, find, no_errors, page_data, unpacked, visit
 from tests.conftest import exit_code
 from tests.scripts.visualize.explored import check_layers
 
@@ -111,12 +111,6 @@ def test_a_network_without_filters_has_nothing_to_explore(images, tmp_path, caps
     command = ["explore", tmp_path / "dense.pt", images[0], "--model", "resnet14_32px"]
     assert exit_code(visualize.main, command) == 2
     assert "no layer with filters for each pixel" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as driver:
-        yield driver
 
 
 def read(browser):

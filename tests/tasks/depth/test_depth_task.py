@@ -159,8 +159,8 @@ def test_samples_of_a_step_are_named(tiny):
 
 def test_wrong_keys_are_named(tiny):
     for override, match in (
-        ("data.crop=30", r"data\.crop=30 must be a multiple of data\.factor=4"),
-        ("model.kernel_size=4", r"model\.kernel_size=4 must be odd: use 5"),
+        ("data.crop=30", r"data\.crop=30 \(command line\) and data\.factor=4 .*multiple of the factor; use 28"),
+        ("model.kernel_size=4", r"model\.kernel_size=4 .* must be odd: use 5"),
         ("data.factor=6", r"data\.factor=6 .* must be"),
     ):
         with pytest.raises(ConfigError, match=match):

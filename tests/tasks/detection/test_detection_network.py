@@ -116,7 +116,10 @@ def test_boxes_keep_float32(precision):
         (["model.backbone=vit_tiny_patch16_224"], "strides"),
         (["model.backbone_kwargs={nonsense: 1}"], "model.backbone_kwargs.*nonsense"),
         (["model.num_classes=2"], "model.num_classes=2 is less than the 3 categories"),
-        (["model.backbone_checkpoint=a.pt", "model.backbone_pretrained=true"], "contradict"),
+        (
+            ["model.backbone_checkpoint=a.pt", "model.backbone_pretrained=true"],
+            r"backbone_checkpoint=a\.pt \(command line\) and .*pretrained=true \(command line\) contradict",
+        ),
     ],
 )
 def test_mistakes_in_the_model(tiny, overrides, message):

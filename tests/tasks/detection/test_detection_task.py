@@ -69,7 +69,9 @@ def test_eval_repeats_the_figures_of_training(trained, tmp_path, capsys):
         assert report[key] == pytest.approx(said[key]), key
     assert (report["weights"], report["task"]) == ("ema", "detection")
     assert json.loads((tmp_path / "report.json").read_text())["map"] == report["map"]
-    assert re.search(r"map50 +\d+\.\d{4}\n", capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert re.search(r"map50 +\d+\.\d\d %\n", out)
+    assert (report["map_large"], bool(re.search(r"map_large +-\n", out))) == (-1, True)  # no such object
 
 
 def test_eval_needs_only_the_validation_part(trained, shapes, tmp_path):

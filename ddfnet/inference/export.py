@@ -128,10 +128,11 @@ def _export(options: ExportOptions) -> list[Comparison]:
     classifier = load_classifier(options.checkpoint, model=options.model, changes=changes)
     print(classifier.input_text())
     path, exporter = options.path, find_format(options.format)
-    network, size = classifier.network.to(options.device), classifier.preprocessing.input_size
+    network, size = classifier.network, classifier.preprocessing.input_size
     exported_network = copy.deepcopy(network) if options.fuse_bn else network  # compared with the network as it was
     if options.fuse_bn:
-        fold_batch_norm(exported_network, size)
+        fold_batch_norm(exported_network, size)  # on the CPU: on CUDA some are left to kernels, which no file has
+    network, exported_network = network.to(options.device), exported_network.to(options.device)
     settings: dict[str, dict[str, Any]] = {
         "torch": {"standalone": options.standalone}, "onnx": {"opset": options.opset},
     }  # fmt: skip

@@ -87,14 +87,13 @@ class DDFBottleneck(ReplacedBottleneck):
 
     def forward(self, x: Tensor) -> Tensor:
         """As timm's."""
-        shortcut = x
+        shortcut, trains = x, self.fused_norms == "all"
         x = self.conv1(x)
         if self.fused_norms == "none":
             x = one_by_one(x, *self._around_ddf())
         else:
-            x = normalized_ddf(x, *self._around_ddf(), training=self.fused_norms == "all")
+            x = normalized_ddf(x, *self._around_ddf(), training=trains)
         x = self.conv3(self.aa(x))  # type: ignore[misc]  # by timm's annotations aa could be None
-        trains = self.fused_norms == "all"
         if self.fused_norms != "none" and takes_operators(x) and self._nothing_before_the_sum():
             return normalized_sum(x, self.bn3, self._shortcut(shortcut, trains), self.act3, training=trains)
         x = self.bn3(x)

@@ -30,7 +30,8 @@ def normalized_sum(
     batch normalization and ReLU, neither hooked, patched nor exchanged, and a shortcut of the dtype and memory format
     of x. In evaluation mode that is without gradients. In training mode it is asked for by `training`, and as of
     `normalized_ddf`: statistics of the batch, which update those of the normalization; not with a momentum of None.
-    Else the layers are called one by one. So they are under torch.compile, which makes passes of its own of them.
+    Else the layers are called one by one, and the sum is in place, as timm's blocks have it. So they are under
+    torch.compile, which makes passes of its own of them.
     """
     plain = cast(nn.BatchNorm2d, norm)
     if takes_operators(x) and absorbs_sum(norm, act) and _fits(x, plain, shortcut):

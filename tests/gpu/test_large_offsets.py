@@ -10,8 +10,10 @@ import pytest
 import torch
 from ddf_cases import FORMATS, relative_error
 from gpu_cases import DEVICE, DRY_RUN, random_tensor, tolerance
+from torch import nn
 
 from ddfnet import ddf
+from ddfnet.layers.normalized_sum import normalized_sum
 from ddfnet.ops.ddf import ddf_reference
 
 # one at a time: each takes a good part of the memory
@@ -105,6 +107,33 @@ def test_one_huge_image(format_name):
     for part in (slice(0, 1), slice(channels - 1, channels)):
         exact = definition([inputs[0][:, part], inputs[1][:, part], inputs[2]], grad_y[:, part])
         assert_close("grad_channel", actual[2][:, part], exact[2], part)
+
+
+def end_of_a_block(x, shortcut, grad_y):
+    """y in training, gradients of x and shortcut, y in inference; then gradients of weight and bias."""
+    norm, act = nn.BatchNorm2d(x.shape[1]).to(DEVICE).train(), nn.ReLU()
+    leaves = [x.detach().requires_grad_(), shortcut.detach().requires_grad_()]
+    y = normalized_sum(leaves[0], norm, leaves[1], act, training=True)
+    assert DRY_RUN or "_Trained" in type(y.grad_fn).__name__  # not the layers
+    grads = torch.autograd.grad(y, [*leaves, *norm.parameters()], grad_y)
+    with torch.no_grad():
+        return [y.detach(), *grads[:2], normalized_sum(x, norm.eval(), shortcut, act)], grads[2:]
+
+
+def test_the_end_of_a_block_of_many_images():
+    """Eight images over and over have the statistics of the eight, hence the same results."""
+    repeats, channels, size = (257, 64, 128) if not DRY_RUN else (3, 8, 6)
+    require_memory(8 * repeats * channels * size * size)
+    shape = (8, size, size, channels)
+    few = [random_tensor(shape, torch.bfloat16, seed=i).permute(0, 3, 1, 2) for i in range(3)]
+    expected, of_norm = end_of_a_block(*few)
+    many = [tensor.permute(0, 2, 3, 1).repeat(repeats, 1, 1, 1).permute(0, 3, 1, 2) for tensor in few]
+    actual, of_norm_of_many = end_of_a_block(*many)
+    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        for group in (0, repeats // 2, repeats - 1):
+            assert relative_error(a[8 * group : 8 * group + 8], e.double()) <= 5e-3, (index, group)
+    for a, e in zip(of_norm_of_many, of_norm, strict=True):
+        assert relative_error(a / repeats, e.double()) <= 1e-3
 
 
 def test_the_device_is_the_one_asked_for():

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from ddf_cases import relative_error
-from gpu_cases import DEVICE, needs_cuda, poisoned_memory
+from gpu_cases import DEVICE, DRY_RUN, needs_cuda, poisoned_memory
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -71,7 +71,8 @@ def test_against_the_layers_on_the_cpu(channels, size, options, dtype):
 def block(**options):
     torch.manual_seed(0)
     network = randomize(DDFBottleneck(256, 64, **options)).to(DEVICE, memory_format=torch.channels_last)
-    x = torch.randn(4, 256, 14, 14).to(DEVICE, memory_format=torch.channels_last)
+    # as narrow as autocast makes the rest: the shortcut is x, and one of another dtype leaves the sum to the layers
+    x = torch.randn(4, 256, 14, 14).to(DEVICE, torch.bfloat16, memory_format=torch.channels_last)
     return network, x
 
 
@@ -169,6 +170,11 @@ def test_the_end_of_a_block_against_the_layers_on_the_cpu(channels, size, relu, 
     generator = torch.Generator().manual_seed(0)
     maps = (torch.randn(4, channels, *size, generator=generator).to(dtype) for _ in range(3))
     x, shortcut, grad_y = (tensor.contiguous(memory_format=torch.channels_last) for tensor in maps)
+    with torch.no_grad():
+        before = copy.deepcopy(norm).double()(x.double()) + (shortcut.double() if residual else 0)
+    # Of millions of elements some are so near to 0 that rounding decides what a ReLU lets through; one makes an error
+    # of some 5e-4 in the gradients.
+    grad_y = grad_y.masked_fill(before.abs() < 1e-5, 0)
 
     def steps(norm, device, wide):
         leaves = [tensor.to(device, wide).requires_grad_() for tensor in ((x, shortcut) if residual else (x,))]
@@ -181,6 +187,7 @@ def test_the_end_of_a_block_against_the_layers_on_the_cpu(channels, size, relu, 
     exact = steps(copy.deepcopy(norm).double(), "cpu", torch.float64)
     with poisoned_memory():
         results = [steps(copy.deepcopy(norm).to(DEVICE), DEVICE, dtype) for _ in range(2)]
+    assert DRY_RUN or "_Trained" in type(results[0][0].grad_fn).__name__  # not the layers
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     for index, (a, e) in enumerate(zip(results[0], exact, strict=True)):
         limit = (GRADIENT_TOLERANCE if index > 1 else TOLERANCE)[dtype]

@@ -37,7 +37,7 @@ def batch_norm_trained(
         relu: always with a residual.
         update: gets mean and unbiased variance of x, (C,) in float32, without a gradient. Before anything is saved for
             the gradient: gradient checkpointing ends what it runs again with the last tensor saved, and the layers
-            have updated their statistics by then.
+            have updated their statistics by then. (Afterwards where the call has to pass the dispatcher.)
     """
     tensors = (x, norm.weight, norm.bias, residual)
     if is_plain(*tensors):

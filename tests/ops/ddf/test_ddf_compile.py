@@ -244,11 +244,15 @@ def test_the_layer_between_norms_traces_into_its_kernels_on_cuda(no_gpu_needed):
     assert [sorted(names) for names in written] == [["affines"], *BRANCHES, ["y"]]
 
 
-def test_the_layer_between_norms_traces_into_its_kernels_in_training_on_cuda(no_gpu_needed):
-    """No kernel writes what another argument of it is, or torch.compile would copy it first."""
-    norms = [torch.nn.BatchNorm2d(64, device="cuda") for _ in range(2)]
-    ddf = DDF(64, device="cuda", dtype=torch.bfloat16)
-    x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("channels", [64, 128])
+def test_the_layer_between_norms_traces_into_its_kernels_in_training_on_cuda(no_gpu_needed, channels):
+    """No kernel writes what another argument of it is, or torch.compile would copy it first.
+
+    Of 64 channels the filter kernel makes the gradients of the logits.
+    """
+    norms = [torch.nn.BatchNorm2d(channels, device="cuda") for _ in range(2)]
+    ddf = DDF(channels, device="cuda", dtype=torch.bfloat16)
+    x = torch.empty(2, channels, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     weights, settings = ddf.operands()
 
     def both(x):
@@ -259,11 +263,12 @@ def test_the_layer_between_norms_traces_into_its_kernels_in_training_on_cuda(no_
 
     written = [sorted(names) for names in written_by_kernels(both, x)]
     assert written[:8] == [["moments"], ["merged"], *BRANCHES, ["y", "y_moments"], ["merged"], ["y"]]
+    of_filters, *of_channel = FILTER_GRADIENTS
+    at_once = [["bias_partials", "channel_partials", "grad_logits"], *of_channel]
     assert written[8:] == [
         ["partials"],
         ["grad_weight", "grad_x"],
-        *FILTER_GRADIENTS,
-        LOGITS,
+        *(at_once if channels == 64 else [of_filters, *of_channel, LOGITS]),
         ["grad_x", "norm_partials"],
         ["grad_weight", "grad_x", "weight_partials"],
         WEIGHTS,

@@ -60,7 +60,7 @@ def test_the_report_has_a_page_in_place_of_that_of_others(best, image_tree, tmp_
     report = evaluate_checkpoint(best, device="cpu", workers=0, output=folder, quiet=True)
     out = capsys.readouterr().out
     assert "predicted from 0.3 of the sigmoid on\n" in out
-    assert "report.json, report.md, per_class.csv, report.html\n" in out
+    assert "report.json, report.md, per_class.csv, report.html, calibration.png,\n  precision_recall.png\n" in out
     assert sorted(report.files) == sorted(path.name for path in folder.iterdir())
     assert "[report.html](report.html)" in (folder / "report.md").read_text()
     without = int((~report.truth.any(1)).sum())
@@ -93,7 +93,7 @@ def test_a_page_that_cannot_be_made_does_not_lose_the_report(best, tmp_path, cap
 
     monkeypatch.setattr("ddfnet.evaluation.multilabel_report.multilabel_html", fails)
     report = evaluate_checkpoint(best, device="cpu", workers=0, output=tmp_path / "report", quiet=True)
-    assert report.files == ("report.json", "report.md", "per_class.csv")
+    assert report.files == ("report.json", "report.md", "per_class.csv", "calibration.png", "precision_recall.png")
     assert "report.html" not in (tmp_path / "report" / "report.md").read_text()
     assert "no report.html: " in capsys.readouterr().err
 

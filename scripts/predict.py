@@ -61,7 +61,7 @@ def main(arguments: argparse.Namespace) -> int:
     from ddfnet.utils.errors import UserError
     from ddfnet.utils.memory import keep_freed_memory
     from ddfnet.utils.progress import ProgressBar, no_progress, tracked
-    from ddfnet.utils.text import wrap
+    from ddfnet.utils.text import plural, wrap
 
     keep_freed_memory()
     top, checkpoint = arguments.top, arguments.checkpoint
@@ -82,9 +82,9 @@ def main(arguments: argparse.Namespace) -> int:
     if threshold is not None and not 0 < threshold < 1:
         raise UserError(f"--threshold must be between 0 and 1, got {threshold:g}")
     if top is not None and top > outputs:
-        raise UserError(f"--top {top}: {checkpoint} has {outputs} classes")
+        raise UserError(f"--top {top}: {checkpoint} has {plural(outputs, 'class', 'classes')}")
     if not arguments.json:
-        print(f"{classifier.name} of {checkpoint}, {outputs} classes")
+        print(f"{classifier.name} of {checkpoint}, {plural(outputs, 'class', 'classes')}")
         print(classifier.input_text())
         if classifier.changes:
             print(wrap(f"weights: {classifier.changes}", indent="  "))

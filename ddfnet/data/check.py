@@ -108,7 +108,7 @@ def check_tree(
             expected = [IMAGENET_COUNTS[split]] if split in IMAGENET_COUNTS else sorted(IMAGENET_COUNTS.values())
             if contents.images not in expected:
                 known = " or ".join(f"{count:,}" for count in expected)
-                report.problems.append(f"{split}: {contents.images:,} images, ImageNet-1k has {known}")
+                report.problems.append(f"{split}: {plural(contents.images, 'image')}, ImageNet-1k has {known}")
     return report
 
 

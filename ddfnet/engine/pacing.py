@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from ddfnet.optim import learning_rate
 from ddfnet.tasks import Config
 from ddfnet.tasks.plan import RunPlan
+from ddfnet.utils.text import plural
 
 Plateau = dict[str, float | int]
 _KEPT = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
@@ -99,6 +100,6 @@ def is_finished(state: Progress, config: Config, plan: RunPlan, *, log: Callable
         return False
     if state.step < plan.total_steps and stops_early(state.step, state.best, config, plan):
         epochs = (state.step - _best_step(state.best)) // plan.steps_per_epoch
-        log(f"stopped early: {state.metric} has not been better for {epochs} epochs")
+        log(f"stopped early: {state.metric} has not been better for {plural(epochs, 'epoch')}")
         return True
     return state.step >= plan.total_steps

@@ -6,6 +6,7 @@ from ddfnet.engine.run_checkpoints import BEST, LAST
 from ddfnet.engine.training_state import TrainingState
 from ddfnet.tasks import Config
 from ddfnet.tasks.plan import RunPlan
+from ddfnet.utils.text import plural
 
 
 def resume_notes(state: TrainingState, config: Config, plan: RunPlan) -> list[str]:
@@ -17,7 +18,7 @@ def resume_notes(state: TrainingState, config: Config, plan: RunPlan) -> list[st
     if then is not None and abs(then - now) > 1e-6:
         notes.append(
             f"step {state.step} ended epoch {then:.2f} and is epoch {now:.2f} of this run, whose epochs "
-            f"have {plan.steps_per_epoch} steps: the number of steps is what continues"
+            f"have {plural(plan.steps_per_epoch, 'step')}: the number of steps is what continues"
         )
     if state.step > plan.total_steps:
         notes.append(

@@ -276,7 +276,7 @@ def _summary(config: Config, plan: RunPlan, distributed: Distributed, model: nn.
         f"{device_name(distributed.device)}, {train.precision}; batch {train.batch_size} = "
         f"{plural(plan.world_size, 'process', 'processes')} x {plural(train.device_batch_size, 'image')} x "
         f"{plural(plan.accumulation, 'micro-batch', 'micro-batches')}",
-        f"{plan.total_steps:,} steps of {plan.steps_per_epoch:,} per epoch; {config.optim.name}, "
+        f"{plural(plan.total_steps, 'step')} of {plan.steps_per_epoch:,} per epoch; {config.optim.name}, "
         f"peak learning rate {plan.lr:g}",
         *([_operator_path(distributed.device.type, train.compile)] if uses_ddf else []),
     ]

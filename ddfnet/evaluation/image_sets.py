@@ -142,7 +142,7 @@ def _subset(name: str, folder: Path, classes: list[str], outputs: int) -> ImageS
     nameless = f", {outputs - len(classes)} of them without a class name," if outputs > len(classes) else ""
     rest = outputs - len(scored)
     others = f"the checkpoint's other {plural(rest, 'output')}{nameless} {'does' if rest == 1 else 'do'} not compete."
-    note = f"Scored over its {len(scored)} classes: {others}"
+    note = f"Scored over its {plural(len(scored), 'class', 'classes')}: {others}"
     return ImageSet(name, index, scored, columns=columns, note=note)
 
 
@@ -174,7 +174,8 @@ def _reassessed(name: str, folder: Path, classes: list[str]) -> ImageSet:
     if 2 * agree < len(labels):
         # A few labels are corrections; where most are, the lists have gone to the wrong images or classes.
         raise DataError(
-            f"the labels of {folder / REAL_LABELS} include the class folder of only {agree} of {len(labels)} images: "
+            f"the labels of {folder / REAL_LABELS} include the class folder of only {agree} of "
+            f"{plural(len(labels), 'image')}: "
             "they are of other images, or the checkpoint's class names, once sorted, are not in ImageNet's order "
             "(that of WordNet ids)"
         )

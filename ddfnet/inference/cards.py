@@ -12,6 +12,7 @@ from ddfnet.data.decode import CHANNELS
 from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.models.classifier import Classifier
 from ddfnet.utils.markdown import table
+from ddfnet.utils.text import plural
 from ddfnet.zoo.download import GOOGLE_DRIVE
 from ddfnet.zoo.entries import Entry
 
@@ -44,7 +45,7 @@ def zoo_card(entry: Entry, *, parameters: int, log: Log = ()) -> str:
     command = f"python eval.py --checkpoint zoo:{entry.name} --data FOLDER  # class folders, or val/ with them"
     parts = [
         f"# {entry.name}",
-        f"{describe(entry.model)} {parameters:,} parameters, {entry.num_classes:,} classes.",
+        f"{describe(entry.model)} {parameters:,} parameters, {plural(entry.num_classes, 'class', 'classes')}.",
         f"## Use\n\n{get}",
         _python(entry.name, "  # or ddfnet.create_model"),
         f"```bash\n{command}\n```",
@@ -96,7 +97,8 @@ def published_card(
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {name}",
-        f"`{architecture}`. {describe(architecture)} {loaded.parameters:,} parameters, {classes:,} classes.",
+        f"`{architecture}`. {describe(architecture)} {loaded.parameters:,} parameters, "
+        f"{plural(classes, 'class', 'classes')}.",
         f"## Use\n\n{_python(location)}",
         _outputs(loaded.threshold),
         *about,

@@ -25,7 +25,7 @@ def main(arguments: argparse.Namespace) -> int:
     else:
         target, loaded = arguments.target, convert(arguments.source, arguments.target, model=arguments.model)
         tensors = len(loaded.network.state_dict())
-        print(f"{target}: {loaded.parameters:,} parameters, {tensors} tensors, {loaded.weights} weights")
+        print(f"{target}: {loaded.parameters:,} parameters, {plural(tensors, 'tensor')}, {loaded.weights} weights")
         print(f"size {target.stat().st_size:,}\nsha256 {sha256_of(target)}")  # as an entry of the zoo wants them
     return 0
 
@@ -53,7 +53,7 @@ def _info(entry: Entry, cache: str | None) -> None:
         "model": entry.model,
         "data": entry.data,
         "results": f"{figures} ({whose})",
-        "measured": " on ".join(filter(None, (f"{entry.images} images" if entry.images else "", entry.measured))),
+        "measured": " on ".join(filter(None, (plural(entry.images, "image") if entry.images else "", entry.measured))),
         "images": how.summary(),
         "recipe": f"{entry.config} at {entry.commit}" if entry.commit else f"of its authors; here: {entry.config}",
         "command": entry.command,

@@ -19,7 +19,7 @@ from ddfnet.models.input_size import create_for_size, size_argument, unseen_bord
 from ddfnet.models.preprocessing import foreign_preprocessing, noted_beyond_scale, overridden
 from ddfnet.models.weights import count_channels, count_classes, load_weights
 from ddfnet.utils.errors import CheckpointError, UserError
-from ddfnet.utils.text import wrap
+from ddfnet.utils.text import plural, wrap
 from ddfnet.zoo.download import locate
 from ddfnet.zoo.entries import Entry
 
@@ -176,7 +176,7 @@ def _described(weights: Weights, source: Path, model: str | None, entry: Entry |
 def _check_channels(channels: int, source: Path) -> None:
     if channels not in CHANNELS:
         known = ", ".join(map(str, CHANNELS))
-        raise CheckpointError(f"{source} is of images with {channels} channels: here they have {known}")
+        raise CheckpointError(f"{source} is of images with {plural(channels, 'channel')}: here they have {known}")
 
 
 def _probed(

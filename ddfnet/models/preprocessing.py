@@ -17,6 +17,7 @@ from typing import Any
 
 from ddfnet.data.preprocessing import Preprocessing, beyond_scale, check_scale, size_text
 from ddfnet.utils.errors import CheckpointError, ConfigError, UserError
+from ddfnet.utils.text import plural
 
 Stated = dict[str, tuple[Any, str]]  # field of `Preprocessing` -> its value, and who says so
 USUAL, AVERAGED = "ImageNet's usual", ", averaged"
@@ -94,7 +95,7 @@ def foreign_preprocessing(
         stated = for_channels(stated, channels) | trained
         how = Preprocessing(**{key: value for key, (value, _) in stated.items()})
         if len(how.mean) != channels:
-            raise ValueError(f"mean and std are of {len(how.mean)} channels, the network has {channels}")
+            raise ValueError(f"mean and std are of {plural(len(how.mean), 'channel')}, the network has {channels}")
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{source} states a preprocessing that cannot be used here: {reason[:200]}") from None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ddfnet.checkpoint import Weights, read_weights, some
 from ddfnet.models.factory import create_model, list_models
 from ddfnet.utils.errors import CheckpointError, UserError
+from ddfnet.utils.text import plural
 from ddfnet.zoo.download import LOCAL, locate
 
 TIMM = "timm:"  # before a name of `create_model`: the weights that come with it
@@ -220,7 +221,7 @@ def _converted(model: nn.Module, state: State, own: State, heads: tuple[str, ...
     resized = [key for key in converted if key in state and state[key].shape != converted[key].shape]
     renamed = sum(key not in state for key in converted)
     changes = [f"resized {some(resized)}"] if resized else []
-    changes += [f"renamed {renamed} of {len(converted)} keys as timm does"] if renamed else []
+    changes += [f"renamed {renamed} of {plural(len(converted), 'key')} as timm does"] if renamed else []
     return converted, changes
 
 
@@ -245,11 +246,12 @@ def _adapt_channels(model: nn.Module, state: State, own: State, source: object) 
                 adapted = adapt_input_conv(channels // unit, state[key])
         if adapted is None:
             raise CheckpointError(
-                f"{source} is of a network whose {name} takes {there} channels, the one of model.in_chans takes "
+                f"{source} is of a network whose {name} takes {plural(there, 'channel')}, the one of model.in_chans "
+                "takes "
                 f"{channels}: only weights for RGB are adapted; set model.in_chans={there}, or take weights for RGB"
             )
         state[key] = adapted
-        changes.append(f"adapted {name} from {there} to {channels} channels")
+        changes.append(f"adapted {name} from {there} to {plural(channels, 'channel')}")
     return changes
 
 

@@ -121,7 +121,8 @@ class ClassificationTask(NetworkInput, Task[ClassificationConfig, ImageSource]):
         self.num_classes = config.model.num_classes or len(self.classes)
         if self.num_classes < len(self.classes):
             raise ConfigError(
-                f"model.num_classes={self.num_classes} is less than the {len(self.classes)} classes of "
+                f"model.num_classes={self.num_classes} is less than the "
+                f"{plural(len(self.classes), 'class', 'classes')} of "
                 f"{self._train.root}: raise it, or leave it null to take their number"
             )
         self.preprocessing = config.data.input.replaced()

@@ -23,6 +23,7 @@ from ddfnet.models.preprocessing import FLAGS
 from ddfnet.tasks.evaluation import Evaluation, EvaluationOptions, EvaluationSet
 from ddfnet.tasks.multilabel import multilabel_images, multilabel_set, training_source
 from ddfnet.utils.errors import DataError, UserError
+from ddfnet.utils.text import plural
 from ddfnet.zoo.entries import Entry
 
 BATCH_SIZE = 128
@@ -122,7 +123,8 @@ def _index(
         return index
     if len(index.classes) != outputs:
         raise DataError(
-            f"{data} has {len(index.classes)} classes, {path} was trained on {outputs} classes: "
+            f"{data} has {plural(len(index.classes), 'class', 'classes')}, {path} was trained on "
+            f"{plural(outputs, 'class', 'classes')}: "
             "give the data with those classes as --data"
         )
     if in_order_of_number(index.classes) != index.classes:

@@ -10,6 +10,7 @@ from ddfnet.data.image_file import MAX_PIXELS
 from ddfnet.data.loader import LoaderConfig
 from ddfnet.optim import OptimConfig, ScheduleConfig
 from ddfnet.tasks.checkpoints import CheckpointsConfig
+from ddfnet.utils.text import plural
 
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
@@ -190,15 +191,15 @@ class Config(Section):
     def without_effect(self) -> Iterator[tuple[str, str]]:
         train, evaluations = self.train, -(-self.train.epochs // self.eval.every)
         if train.early_stop is not None and train.early_stop >= train.epochs:
-            yield "train.early_stop", f"the run has {train.epochs} epochs"
+            yield "train.early_stop", f"the run has {plural(train.epochs, 'epoch')}"
         elif train.early_stop is not None and evaluations == 1:
             yield "train.early_stop", f"the run has one evaluation (eval.every is {self.eval.every})"
         every = self.checkpoints.every_epochs
         if every is not None and every > train.epochs:
-            yield "checkpoints.every_epochs", f"the run has {train.epochs} epochs"
+            yield "checkpoints.every_epochs", f"the run has {plural(train.epochs, 'epoch')}"
         if train.freeze == "all_but_head":
             yield from self._without_effect_on_the_head()
-        schedule, end = self.schedule, f"is after the end, {self.train.epochs} epochs"
+        schedule, end = self.schedule, f"is after the end, {plural(self.train.epochs, 'epoch')}"
         before = schedule.warmup_epochs if schedule.warmup_prefix else 0
         if before:
             end = f"from the end of the warm-up (schedule.warmup_prefix), epoch {before:g}, {end}"

@@ -17,6 +17,7 @@ from ddfnet.evaluation.class_names import known_classes
 from ddfnet.models.classifier import Classifier, build_classifier, load_classifier
 from ddfnet.models.weights import TIMM, read_source
 from ddfnet.utils.errors import ConfigError, UserError
+from ddfnet.utils.text import plural
 
 _log = logging.getLogger("ddfnet")
 
@@ -77,7 +78,8 @@ class Distiller:
         own = self.teacher.preprocessing
         if len(own.mean) != len(student.mean):
             raise ConfigError(
-                f"distill.teacher={config.teacher} is of images with {len(own.mean)} channels, the student of "
+                f"distill.teacher={config.teacher} is of images with {plural(len(own.mean), 'channel')}, the "
+                "student of "
                 f"{len(student.mean)} (model.in_chans): give a teacher of the same"
             )
         self.scale = self.shift = None
@@ -126,7 +128,8 @@ def _columns(teacher: Classifier, source: str, classes: list[str], outputs: int)
     Where the teacher's classes are known, their names decide, and never their places.
     """
     named, its = known_classes(teacher.classes, teacher.num_classes), teacher.num_classes
-    says, fix = f"distill.teacher={source} tells {its} classes apart", "train a teacher on the classes of these images"
+    says = f"distill.teacher={source} tells {plural(its, 'class', 'classes')} apart"
+    fix = "train a teacher on the classes of these images"
     if named is None:
         if its == outputs:
             return None
@@ -138,7 +141,8 @@ def _columns(teacher: Classifier, source: str, classes: list[str], outputs: int)
         raise ConfigError(f"{says}, among them no {absent[0]}: {fix} first")
     if outputs != len(classes):
         raise ConfigError(
-            f"{says}, which cannot be told of the student's {outputs} outputs for {len(classes)} classes: "
+            f"{says}, which cannot be told of the student's {outputs} outputs for "
+            f"{plural(len(classes), 'class', 'classes')}: "
             f"set model.num_classes={len(classes)}"
         )
     return [named.index(name) for name in classes]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ddfnet.config import Section
 from ddfnet.utils.errors import ConfigError
+from ddfnet.utils.text import plural
 
 _MOST_CLASSES = 20  # whose weights are printed one by one
 
@@ -68,7 +69,8 @@ def class_weights(wanted: Literal["auto"] | Sequence[float], counts: np.ndarray,
     if len(wanted) != len(classes):
         names = ", ".join(classes[:_MOST_CLASSES]) + ", ..." * (len(classes) > _MOST_CLASSES)
         raise ConfigError(
-            f"loss.class_weights has {len(wanted)} values, the training images have {len(classes)} classes: give one "
+            f"loss.class_weights has {len(wanted)} values, the training images have "
+            f"{plural(len(classes), 'class', 'classes')}: give one "
             f"for each, in this order: {names}"
         )
     weights = torch.tensor([float(value) for value in wanted])
@@ -81,7 +83,7 @@ def describe_weights(weights: Tensor, classes: Sequence[str]) -> str:
     """One line for the log: each weight, or their range where there are many classes."""
     values = weights.tolist()
     if len(values) > _MOST_CLASSES:
-        return f"class weights of {len(values)} classes: {min(values):.3g} to {max(values):.3g}"
+        return f"class weights of {plural(len(values), 'class', 'classes')}: {min(values):.3g} to {max(values):.3g}"
     return "class weights: " + ", ".join(f"{name} {value:.3g}" for name, value in zip(classes, values, strict=True))
 
 

@@ -21,6 +21,7 @@ from ddfnet.evaluation.multilabel_report import MultiLabelReport
 from ddfnet.models.classifier import Classifier
 from ddfnet.tasks.evaluation import EvaluationOptions, EvaluationSet
 from ddfnet.utils.errors import DataError, UserError
+from ddfnet.utils.text import plural
 
 
 class ToTargets:
@@ -53,7 +54,8 @@ def label_notes(train: ImageSource, val: ImageSource, root: str, config: SourceC
     if isinstance(train, LabelSets):
         sizes = train.members.sum(1)[train.labels]
         none = f"{int((sizes == 0).sum()):,} images without any"
-        notes.append(f"multi-label: {len(train.names)} classes, {sizes.mean():.2f} per image, {none}")
+        classes = plural(len(train.names), "class", "classes")
+        notes.append(f"multi-label: {classes}, {sizes.mean():.2f} per image, {none}")
     if config.labels is not None and (unused := unused_lines(root, (train, val), config)):
         notes.append(f"note: {unused}")
     return notes

@@ -31,7 +31,7 @@ def plan_run(config: Config, *, world_size: int, train_images: int) -> RunPlan:
         raise ConfigError(
             f"train.batch_size={train.batch_size} is not a whole number of micro-batches of "
             f"{plural(world_size, 'process', 'processes')} x train.device_batch_size={train.device_batch_size} = "
-            f"{micro} images: "
+            f"{plural(micro, 'image')}: "
             f"{_batch_fix(train.batch_size, train.device_batch_size, world_size)}"
         )
     steps_per_epoch = train_images // train.batch_size
@@ -64,4 +64,4 @@ def _batch_fix(batch_size: int, device_batch_size: int, world_size: int) -> str:
         best = max(size for size in range(1, min(images, device_batch_size) + 1) if images % size == 0)
         return f"set train.device_batch_size={best}"
     nearest = max(1, round(batch_size / world_size)) * world_size
-    return f"set train.batch_size={nearest}, a multiple of the {world_size} processes"
+    return f"set train.batch_size={nearest}, a multiple of the {plural(world_size, 'process', 'processes')}"

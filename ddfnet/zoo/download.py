@@ -17,6 +17,7 @@ import torch
 from ddfnet.checkpoint import HUB_CONFIG, HUB_FILES
 from ddfnet.utils.files import sync_folder, write_text
 from ddfnet.utils.progress import ProgressBar
+from ddfnet.utils.text import plural
 from ddfnet.zoo.entries import ZOO, Entry, ZooError, entries, find
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -158,7 +159,7 @@ def _fault(entry: Entry, path: Path) -> str:
     if not good:
         return f"is no {entry.format} file (it begins with {start!r}; a web page?)"
     size = path.stat().st_size
-    return "" if entry.file.size in (None, size) else f"has {size:,} bytes instead of {entry.file.size:,}"
+    return "" if entry.file.size in (None, size) else f"has {plural(size, 'byte')} instead of {entry.file.size:,}"
 
 
 def _by_hand(entry: Entry, target: Path) -> str:
@@ -280,4 +281,4 @@ def _read(response: http.client.HTTPResponse, have: int) -> bytes:
 
 
 def _interrupted(have: int, reason: str) -> str:
-    return f"interrupted after {have:,} bytes ({reason}): run it again"
+    return f"interrupted after {plural(have, 'byte')} ({reason}): run it again"

@@ -17,7 +17,7 @@ from ddfnet.data.sources.misplaced import refuse_dataset_below
 from ddfnet.data.sources.store import has_label_sets, open_store
 from ddfnet.utils.errors import UserError
 from ddfnet.utils.progress import ProgressBar
-from ddfnet.utils.text import rate_text
+from ddfnet.utils.text import plural, rate_text
 
 SPLITS = ("train", "val")
 MOST_CORRUPT = 100  # named; the rest is counted
@@ -67,7 +67,7 @@ def unpack(root: str, folder: str, config: SourceConfig) -> int:
             own = own.model_copy(update={"multi_label": True})
         source = open_part(root, path, split, allow_empty=True, config=own)
         count = unpack_store(source, Path(folder, split), ProgressBar(split))
-        print(f"{Path(folder, split)}: {count:,} images")
+        print(f"{Path(folder, split)}: {plural(count, 'image')}")
     return 0
 
 
@@ -77,7 +77,7 @@ def verify(root: str) -> int:
     for split, path, _ in _splits(root, SourceConfig()):
         store = open_store(os.fspath(path), allow_empty=True, label_sets=None)
         here = verify_store(store, ProgressBar(split))
-        print(f"{path}: {len(store):,} images, {len(here):,} of them changed or unreadable")
+        print(f"{path}: {plural(len(store), 'image')}, {len(here):,} of them changed or unreadable")
         wrong += here
     for name, reason in wrong[:MOST_CORRUPT]:
         print(f"PROBLEM: {name}: {reason}")
@@ -98,7 +98,7 @@ def _splits(root: str, config: SourceConfig) -> list[tuple[str, str | Path, Sour
 
 def _summary(target: Path, report: StoreReport, seconds: float) -> str:
     lines = [
-        f"{target}: {report.images:,} images, {rate_text(report.bytes / 1e6)} MB, {rate_text(seconds)} s",
+        f"{target}: {plural(report.images, 'image')}, {rate_text(report.bytes / 1e6)} MB, {rate_text(seconds)} s",
         f"  regions can be read of {report.cut:,}; {report.identical:,} have the pixels of the original,",
         f"  mean difference {report.difference:.3f} of 255",
     ]

@@ -8,6 +8,7 @@ from timm.data import ImageNetInfo
 
 from ddfnet.data.sources.base import SourceConfig
 from ddfnet.utils.errors import DataError
+from ddfnet.utils.text import plural
 
 IMAGENET_1K = "imagenet-1k"  # as `class_names`
 
@@ -121,7 +122,8 @@ def compare_classes(
     parts += [f"{len(extra)} not expected ({some_names(extra)}{first})"] * bool(extra)
     if parts:
         raise (DataError if extra else MissingClassesError)(
-            f"the classes of {root} differ from the {len(expected)} classes of {whose}: {' and '.join(parts)}; use the "
+            f"the classes of {root} differ from the {plural(len(expected), 'class', 'classes')} of {whose}: "
+            f"{' and '.join(parts)}; use the "
             "data that belongs to them, with the same class names, or name them with data.class_names"
         )
 

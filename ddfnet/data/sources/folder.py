@@ -13,6 +13,7 @@ from ddfnet.data.sources.classes import MissingClassesError, some_names
 from ddfnet.data.sources.nearby import SPLIT_NAMES, folder_below, holds_classes
 from ddfnet.utils.errors import DataError
 from ddfnet.utils.progress import ProgressBar, tracked
+from ddfnet.utils.text import plural
 
 IMAGE_EXTENSIONS = frozenset(
     (".avif", ".bmp", ".gif", ".jfi", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".pjp", ".pjpeg", ".png",
@@ -93,7 +94,8 @@ def class_folders(root: str | os.PathLike) -> list[str]:
         if name in SPLIT_NAMES:
             one = f"images of one class lie in {os.path.join(root, 'NAME_OF_THE_CLASS')}"
         raise DataError(
-            f"{root} holds {images} images directly but no class folders. Every class needs a sub-folder; {one}; "
+            f"{root} holds {plural(images, 'image')} directly but no class folders. Every class needs a sub-folder; "
+            f"{one}; "
             "ImageNet's validation images come unsorted and must be moved into their 1000 synset folders (n01440764, "
             "...) first"
         )
@@ -195,6 +197,7 @@ def _compare_classes(root: str, folders: set[str], expected: set[str], allow_abs
         if not folders & expected and (meant := folder_below(root, lambda folder: holds_classes(folder, expected))):
             fix = f"is {meant} meant? Give that folder"
         raise (DataError if extra else MissingClassesError)(
-            f"the class folders of {root} differ from the {len(expected)} classes of the training set or checkpoint: "
+            f"the class folders of {root} differ from the {plural(len(expected), 'class', 'classes')} of the "
+            "training set or checkpoint: "
             f"{' and '.join(parts)}; {fix}"
         )

@@ -12,6 +12,7 @@ import numpy as np
 from ddfnet.data.sources.classes import some_names
 from ddfnet.data.sources.table import read_rows
 from ddfnet.utils.errors import DataError
+from ddfnet.utils.text import plural
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _TRUTH, _META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
@@ -34,7 +35,8 @@ def validation_labels(root: str, names: list[str], given: str | None) -> list[st
     beside = os.path.join(os.path.dirname(root), DEVKIT)
     if given is None and not os.path.exists(beside):
         raise DataError(
-            f"{root} holds {len(names)} images in no class folder and without labels. For ImageNet's validation images "
+            f"{root} holds {plural(len(names), 'image')} in no class folder and without labels. For ImageNet's "
+            "validation images "
             f"put the devkit, {DEVKIT}, beside it, or name it or a list of labels with data.val_labels"
         )
     path = beside if given is None else given
@@ -44,7 +46,8 @@ def validation_labels(root: str, names: list[str], given: str | None) -> list[st
         labels = Path(path).read_text(encoding="utf-8").split()
         if len(labels) != len(names):
             raise DataError(
-                f"{path} has {len(labels)} labels, {root} has {len(names)} images; give the list that belongs"
+                f"{path} has {plural(len(labels), 'label')}, {root} has {plural(len(names), 'image')}; give the "
+                "list that belongs"
             )
         by_name = dict(zip(sorted(names), labels, strict=True))
         return [by_name[name] for name in names]

@@ -198,7 +198,8 @@ def _single_labels(
     wrong = next((i for i, own in enumerate(sets) if len(own) != 1), None)
     if wrong is not None:
         raise DataError(
-            f"{images[wrong]} of {path} has {len(sets[wrong])} labels ({', '.join(sets[wrong]) or 'none'}): set "
+            f"{images[wrong]} of {path} has {plural(len(sets[wrong]), 'label')} "
+            f"({', '.join(sets[wrong]) or 'none'}): set "
             "data.multi_label=true and loss.name=bce, or give one label for each image"
         )
     position = {name: i for i, name in enumerate(names)}

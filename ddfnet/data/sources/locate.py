@@ -10,6 +10,7 @@ from ddfnet.data.sources import huggingface, store, table
 from ddfnet.data.sources.base import TIMM, SourceConfig
 from ddfnet.data.sources.classes import some_names
 from ddfnet.utils.errors import DataError
+from ddfnet.utils.text import plural
 
 _MOST_FOLDERS = 20  # more are those of classes, which hold no shards and take long to list
 _ARROW = (*huggingface.SUFFIXES, huggingface.STATE)
@@ -91,7 +92,7 @@ def locate(path: str, config: SourceConfig) -> Location:
         )
     kind = kinds.pop()
     if kind in ("table", "store", "folder") and len(files) > 1:
-        raise DataError(f"{path} matches {len(files)} files, a {kind} is one: {some_names(files)}")
+        raise DataError(f"{path} matches {plural(len(files), 'file')}, a {kind} is one: {some_names(files)}")
     return Location(kind, files)
 
 

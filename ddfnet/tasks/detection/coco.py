@@ -13,6 +13,7 @@ import numpy as np
 from ddfnet.data.decode import decode_error
 from ddfnet.data.image_file import image_size
 from ddfnet.utils.errors import DataError
+from ddfnet.utils.text import plural
 
 _log = logging.getLogger("ddfnet")
 _KEYS = {
@@ -91,7 +92,7 @@ def index_coco(folder: str | Path, annotations: str | Path) -> CocoIndex:
         if twice:
             raise DataError(f"{file}: id {twice[0]} stands twice in {key}: give each entry an id of its own")
     if not folder.is_dir():
-        raise DataError(f"folder of the images not found: {folder}; {file} names {len(images)} files in it")
+        raise DataError(f"folder of the images not found: {folder}; {file} names {plural(len(images), 'file')} in it")
     for image in (images[0], images[-1]):
         if not (folder / image["file_name"]).is_file():
             raise DataError(f"{file} names the image {image['file_name']}, which is not in {folder}: name its folder")

@@ -58,5 +58,8 @@ def needs_gradient(tensors: Iterable[Tensor | None], layers: Iterable[nn.Module 
         return True
     if not torch.is_grad_enabled():
         return False
-    parameters = (parameter for layer in layers if layer is not None for parameter in layer.parameters())
+    modules = [layer for layer in layers if layer is not None]
+    if any(getattr(module, "_is_replica", False) for module in modules):  # of DataParallel: it lists no parameters
+        return True
+    parameters = (parameter for module in modules for parameter in module.parameters())
     return any(tensor is not None and tensor.requires_grad for tensor in itertools.chain(tensors, parameters))

@@ -94,10 +94,12 @@ def test_killed_in_the_middle(tmp_path):
                 break
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL  # it was at work
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+    assert any((tmp_path / "store" / "parts").iterdir())
+    assert not (tmp_path / "store" / "store.json").exists()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "2,700 images" in done.stdout

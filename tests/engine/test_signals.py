@@ -24,7 +24,8 @@ def _no_nohup():
     """Programs inherit that SIGHUP is ignored, and then ignore it: as these tests would, started with nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGHUP, before)
+    # None: a handler that was not set from Python
+    signal.signal(signal.SIGHUP, signal.SIG_DFL if before is None else before)
 
 
 @pytest.fixture

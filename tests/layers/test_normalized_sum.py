@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ddfnet.engine.batch_norm import GlooSyncBatchNorm2d
 from ddfnet.layers import normalized_sum as fusion
 from ddfnet.layers.normalized_sum import normalized_sum
+from ddfnet.layers.plain_norms import needs_gradient
 from ddfnet.models.ddf_resnet import DDFBottleneck
 from ddfnet.models.fold import fold_batch_norm
 from ddfnet.ops.batch_norm.arguments import TrainedNorm
@@ -201,6 +202,17 @@ def test_which_modes_take_it(fused):
     block.fused_norms = "all"
     block(x)  # a gradient through running statistics is that of the layers
     assert fused == BETWEEN + TRAINED
+
+
+def test_replicas_of_data_parallel_ask_for_gradients():
+    """They list no parameters: theirs are plain attributes."""
+    norm = nn.BatchNorm2d(4).eval()
+    replica = norm._replicate_for_data_parallel()
+    replica._parameters = {}
+    replica.weight, replica.bias = norm.weight * 1, norm.bias * 1
+    assert needs_gradient([images(4)], [replica])
+    with torch.no_grad():
+        assert not needs_gradient([images(4)], [replica])
 
 
 def changes():

@@ -33,6 +33,10 @@ def test_both_heads_and_unknown_ones():
     assert not model.head_dist.weight.any()
     with pytest.raises(ConfigError, match="classifier of Linear is not known"):
         initialize_head(nn.Linear(2, 2), HeadInitConfig(head_init_scale=0))
+    encoder = nn.Linear(2, 2)
+    encoder.pretrained_cfg = {"classifier": "head"}  # as timm's records of encoders may name one that is not there
+    with pytest.raises(ConfigError, match="classifier of Linear is not known"):
+        initialize_head(encoder, HeadInitConfig(head_init_scale=0))
 
 
 def test_it_acts_on_loaded_weights_once(tiny_config, tmp_path):

@@ -3,6 +3,7 @@
 Importing the package registers its models with timm.
 """
 
+import gc
 import sys
 
 
@@ -13,11 +14,18 @@ def _is_asked_for_help() -> bool:
 
 
 if not _is_asked_for_help():
-    from ddfnet.inference.compiled import load_compiled
-    from ddfnet.layers import CARAFE, DDF, DDFUp, FilterNorm, Involution
-    from ddfnet.models import create_model, list_models
-    from ddfnet.ops.compile_ahead import compile_ahead
-    from ddfnet.ops.ddf import ddf, ddf_up
+    # Imports make a million objects, and all of them stay: to look for garbage among them meanwhile takes a second.
+    _collecting = gc.isenabled()
+    gc.disable()
+    try:
+        from ddfnet.inference.compiled import load_compiled
+        from ddfnet.layers import CARAFE, DDF, DDFUp, FilterNorm, Involution
+        from ddfnet.models import create_model, list_models
+        from ddfnet.ops.compile_ahead import compile_ahead
+        from ddfnet.ops.ddf import ddf, ddf_up
+    finally:
+        if _collecting:
+            gc.enable()
 
 __version__ = "0.1.0"
 

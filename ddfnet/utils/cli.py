@@ -1,8 +1,10 @@
 """Shared by commands: exit codes, errors a person can read, and types of options."""
 
 import argparse
+import atexit
 import contextlib
 import errno
+import gc
 import itertools
 import os
 import re
@@ -33,6 +35,7 @@ def run(main: Callable[[], int]) -> None:
 
     A `UserError` is printed without a traceback: once per machine, or by the one process that met it.
     """
+    atexit.register(gc.freeze)  # else Python ends with looking for garbage among all imported modules: a second
     try:
         code = main()
     except UserError as error:

@@ -19,6 +19,7 @@ from unittest import mock
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 
 from ddfnet.ops.batch_norm import triton as norm_launch
@@ -68,20 +69,11 @@ class Compiled:
     instructions: Counter  # machine instructions by opcode, e.g. "LDG.E.128"
     step: int  # number of instructions of the longest loop, or of the whole program if it has none
     ptx: str  # the code before the machine's
-    ttir: str  # what Triton made of the source, with all offsets
-    ttgir: str  # the same with the layout of each tile over the threads
 
     @property
     def spills(self) -> int:
         """Instructions that save registers to memory or restore them."""
         return self.count("STL") + self.count("LDL")
-
-    @property
-    def sum_layouts(self) -> list[tuple[str, str]]:
-        """Shape and layout of each tile that is summed over an axis, which decide the order of its additions."""
-        layouts = dict(re.findall(r"^(#\w+) = (.*)$", self.ttgir, re.MULTILINE))
-        reduced = re.findall(r'"tt\.reduce".*?\}\) : \(tensor<([^,]+), (#\w+)', self.ttgir, re.DOTALL)
-        return sorted({(shape, layouts[layout]) for shape, layout in reduced})
 
     def faults(self, arch: int) -> list[str]:
         """Spills, more resources than a GPU has, and additions whose order depends on timing: none may be.
@@ -101,6 +93,21 @@ class Compiled:
     def count(self, opcode: str, size: str = "") -> int:
         """Instructions of a kind, e.g. "LDG", and a size: ".128" for those that move 16 bytes."""
         return sum(n for name, n in self.instructions.items() if name.startswith(opcode) and name.endswith(size))
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What Triton makes of the source before it is code, which takes most of the time."""
+
+    ttir: str  # with all offsets
+    ttgir: str  # the same with the layout of each tile over the threads
+
+    @property
+    def sum_layouts(self) -> list[tuple[str, str]]:
+        """Shape and layout of each tile that is summed over an axis, which decide the order of its additions."""
+        layouts = dict(re.findall(r"^(#\w+) = (.*)$", self.ttgir, re.MULTILINE))
+        reduced = re.findall(r'"tt\.reduce".*?\}\) : \(tensor<([^,]+), (#\w+)', self.ttgir, re.DOTALL)
+        return sorted({(shape, layouts[layout]) for shape, layout in reduced})
 
 
 def missing_tools() -> str | None:
@@ -221,8 +228,48 @@ def _recorded(call: Callable[[], None], first: bool = False) -> dict[str, Launch
     return launches
 
 
+def lower_launch(launch: Launch, arch: int) -> Lowered:
+    """The first half of `compile_launch`."""
+    seen: list[str] = []
+    original = CUDABackend.make_ttgir
+
+    def keep(module: Any, *others: Any) -> Any:
+        seen.append(str(module))
+        return original(module, *others)
+
+    def stop(self: CUDABackend, module: Any, *others: Any) -> Any:
+        raise _LoweredFarEnough(str(module))
+
+    with (
+        mock.patch.object(CUDABackend, "make_ttgir", staticmethod(keep)),
+        mock.patch.object(CUDABackend, "make_llir", stop),
+    ):
+        try:
+            code = _compile(launch, arch).asm
+        except _LoweredFarEnough as end:
+            return Lowered(*seen, *end.args)
+    return Lowered(code["ttir"], code["ttgir"])  # it had been compiled before
+
+
+class _LoweredFarEnough(Exception):
+    """No error: what stands after this stage is not wanted."""
+
+
 def compile_launch(launch: Launch, arch: int, **options: Any) -> Compiled:
     """Compile for sm_`arch`. Options are those of Triton's compiler, such as `enable_fp_fusion`."""
+    compiled = _compile(launch, arch, **options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        resources = _run("cuobjdump", "--dump-resource-usage", file.name)
+        assembly = _run("nvdisasm", "-c", file.name)
+    registers, local = map(int, re.search(r"REG:(\d+) STACK:\d+ SHARED:\d+ LOCAL:(\d+)", resources).groups())
+    opcodes, step = _instructions(assembly)
+    shared, threads = compiled.metadata.shared, compiled.metadata.num_warps * 32
+    return Compiled(registers, local, shared, threads, Counter(opcodes), step, compiled.asm["ptx"])
+
+
+def _compile(launch: Launch, arch: int, **options: Any) -> Any:
     names = launch.kernel.arg_names
     constants = dict(launch.constants)
     signature = dict.fromkeys(names, "constexpr")
@@ -245,16 +292,7 @@ def compile_launch(launch: Launch, arch: int, **options: Any) -> Compiled:
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **options}
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        resources = _run("cuobjdump", "--dump-resource-usage", file.name)
-        assembly = _run("nvdisasm", "-c", file.name)
-    registers, local = map(int, re.search(r"REG:(\d+) STACK:\d+ SHARED:\d+ LOCAL:(\d+)", resources).groups())
-    opcodes, step = _instructions(assembly)
-    shared, threads, code = compiled.metadata.shared, compiled.metadata.num_warps * 32, compiled.asm
-    return Compiled(registers, local, shared, threads, Counter(opcodes), step, code["ptx"], code["ttir"], code["ttgir"])
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 def _instructions(assembly: str) -> tuple[list[str], int]:

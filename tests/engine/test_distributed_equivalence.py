@@ -6,7 +6,7 @@ import torch
 from ddfnet.engine.train import train
 from ddfnet.tasks import load_config
 from ddfnet.utils.files import read_jsonl
-from tests.conftest import launch
+from tests.processes import launch_forked
 
 TOLERANCE = 2e-5  # relative; sums run in another order
 
@@ -22,7 +22,7 @@ def run_here(config, folder, *overrides):
 
 
 def run_two_processes(config, folder, *overrides):
-    result = launch("train.py", "--config", config, f"run.dir={folder}", *overrides, processes=2)
+    result = launch_forked("train.py", "--config", config, f"run.dir={folder}", *overrides, processes=2)
     assert result.returncode == 0, result.stderr
     return losses(folder)
 

@@ -17,6 +17,7 @@ from ddfnet.tasks import load_config
 from ddfnet.utils.errors import CheckpointError, DataError, UserError
 from ddfnet.utils.files import read_jsonl
 from tests.conftest import TINY, launch
+from tests.processes import launch_forked
 
 NAME = "ddf_mul_resnet14_32px"
 
@@ -86,7 +87,7 @@ def test_one_two_and_three_processes_agree_to_the_count(trained, tmp_path):
     reports, tables = [], []
     for processes in (1, 2, 3):
         folder = tmp_path / str(processes)
-        result = launch(
+        result = launch_forked(
             "eval.py", "--checkpoint", trained / "best.pt", "--output", folder, "--workers", 0, "--device", "cpu",
             "--batch-size", 4, processes=processes,
         )  # fmt: skip

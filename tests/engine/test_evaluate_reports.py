@@ -16,8 +16,9 @@ from ddfnet.evaluation import figures
 from ddfnet.evaluation.image_sets import ImageSet
 from ddfnet.evaluation.predictions import Predictions
 from ddfnet.evaluation.report import PredictionReport, Settings
-from tests.conftest import CLASSES, launch
+from tests.conftest import CLASSES
 from tests.engine.evaluating import COMMON, FILES, NAME, evaluated, table
+from tests.processes import launch_forked
 
 FIGURES = ["calibration.png", "confusion.png", "mistakes.png"]
 
@@ -81,7 +82,7 @@ def test_two_processes_give_the_same_image_by_image(checkpoint, image_tree, tmp_
     for position, kind in enumerate(CLASSES):
         (tmp_path / "v2").mkdir(exist_ok=True)
         (tmp_path / "v2" / str(position)).symlink_to(image_tree / "val" / kind)
-    result = launch(
+    result = launch_forked(
         "eval.py", *arguments, "--output", tmp_path / "two", "--workers", 0, "--device", "cpu", "--batch-size", 4,
         processes=2,
     )  # fmt: skip

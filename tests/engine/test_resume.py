@@ -10,7 +10,8 @@ import torch
 from ddfnet.engine.train import train
 from ddfnet.tasks import load_config
 from ddfnet.utils.files import read_jsonl
-from tests.conftest import TINY, command, environment, launch
+from tests.conftest import TINY, command, environment
+from tests.processes import launch_forked
 
 LONG = (
     "train.epochs=12",
@@ -81,7 +82,7 @@ def uninterrupted(tmp_path_factory, image_tree):
     folder = tmp_path_factory.mktemp("uninterrupted")
     config = folder / "tiny.yaml"
     config.write_text(TINY.format(root=image_tree))
-    result = launch("train.py", "--config", config, f"run.dir={folder / 'run'}", *LONG)
+    result = launch_forked("train.py", "--config", config, f"run.dir={folder / 'run'}", *LONG)
     assert result.returncode == 0, result.stderr
     return folder / "run"
 
@@ -94,7 +95,7 @@ def test_killed_run_ends_bit_equal(start, tiny_config, tmp_path, uninterrupted):
     reached = state(folder)["step"]
     assert 0 < reached < 48, "killed in the middle"
     (folder / ".last.pt.abcdefgh.tmp").write_bytes(b"what a kill during a save leaves behind")
-    result = launch("train.py", "--config", tiny_config, f"run.dir={folder}", *LONG)
+    result = launch_forked("train.py", "--config", tiny_config, f"run.dir={folder}", *LONG)
     assert result.returncode == 0, result.stderr
     assert f"resuming from {folder / 'last.pt'}: step {reached} of 48" in result.stdout
     assert_same_run(folder, uninterrupted)
@@ -111,22 +112,22 @@ def test_signal_finishes_the_step_saves_and_asks_for_a_restart(start, tiny_confi
     assert "stopped by SIGTERM" in output
     reached = state(folder)["step"]
     assert 0 < reached < 48
-    assert launch("train.py", "--config", tiny_config, f"run.dir={folder}", *LONG).returncode == 0
+    assert launch_forked("train.py", "--config", tiny_config, f"run.dir={folder}", *LONG).returncode == 0
     assert_same_run(folder, uninterrupted)
 
 
 def test_two_processes_stop_together_and_resume(start, tiny_config, tmp_path):
     folder = tmp_path / "two"
-    process = start(folder, "train.epochs=40", number=2)
+    process = start(folder, "train.epochs=20", number=2)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=90)
     assert "stopped by" in output
     reached = state(folder)["step"]
-    assert 0 < reached < 160
-    overrides = (f"run.dir={folder}", "train.epochs=40")
-    result = launch("train.py", "--config", tiny_config, *overrides, processes=2)
+    assert 0 < reached < 80
+    overrides = (f"run.dir={folder}", "train.epochs=20")
+    result = launch_forked("train.py", "--config", tiny_config, *overrides, processes=2)
     assert result.returncode == 0, result.stderr
-    assert state(folder)["step"] == 160
+    assert state(folder)["step"] == 80
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lookahead_adamw"])

@@ -19,7 +19,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from ddfnet.ops.ddf import tiling
 from scripts.dev import compile_matrix
-from scripts.dev.offline_compile import compile_launch, missing_tools, record_launches, record_layer, record_trained
+from scripts.dev.offline_compile import (
+    compile_launch,
+    lower_launch,
+    missing_tools,
+    record_launches,
+    record_layer,
+    record_trained,
+)
 
 if missing_tools():
     pytest.skip(missing_tools(), allow_module_level=True)
@@ -36,7 +43,7 @@ CASES += [(kernel, 90, TRAINED) for kernel in TRAINED.record()]
 CASES += [("ddf_backward_filters_kernel", 100, TRAINED)]  # where registers are shortest
 CASES += [(kernel, 90, variant) for variant in compile_matrix.QUICK_NORMS for kernel in variant.record()]
 FAST_KERNELS = compile_matrix.KERNELS[:3]  # those of channels_last tensors
-CASES += [(kernel, arch, compile_matrix.Variant()) for kernel in FAST_KERNELS for arch in (80, 86, 89, 100)]
+CASES += [(kernel, arch, compile_matrix.Variant()) for kernel in FAST_KERNELS for arch in (80, 100)]
 FAST = (2, 64, 56, 56)
 # kernels/README.md says what this version makes of the same sources.
 TRITON_3_6 = importlib.metadata.version("triton").startswith("3.6.")
@@ -155,10 +162,9 @@ def test_alignment_is_what_makes_loads_wide(monkeypatch):
 @pytest.mark.parametrize("kernel", FAST_KERNELS)
 def test_multiply_and_add_are_one_instruction_whatever_the_default(kernel):
     launch = record_launches(FAST, dtype=torch.bfloat16)[kernel]
-    for fusion in (True, False):
-        counts = compile_launch(launch, 90, enable_fp_fusion=fusion).instructions
-        fused = sum(count for name, count in counts.items() if name.startswith("FFMA"))
-        assert fused >= 9 * launch.elements_per_thread
+    counts = compile_launch(launch, 90, enable_fp_fusion=False).instructions  # the default is True
+    fused = sum(count for name, count in counts.items() if name.startswith("FFMA"))
+    assert fused >= 9 * launch.elements_per_thread
 
 
 @pytest.mark.parametrize("kernel", FAST_KERNELS)
@@ -172,7 +178,7 @@ def test_float64_is_computed_in_float64(kernel):
 SPILLS = pytest.mark.xfail(TRITON_3_6, reason="180 spill instructions in the filter kernel", strict=True)
 
 
-@pytest.mark.parametrize("channels", [1, 3, pytest.param(20, marks=SPILLS)])
+@pytest.mark.parametrize("channels", [1, pytest.param(20, marks=SPILLS), pytest.param(3, marks=pytest.mark.slow)])
 def test_channels_that_are_no_multiple_of_anything_still_compile(channels):
     for launch in record_launches((1, channels, 9, 7)).values():
         assert not compile_launch(launch, 90).faults(90)
@@ -188,7 +194,7 @@ def test_constant_offsets_of_large_images_do_not_wrap(shape, options, channels_l
     """Tap and row offsets are constants of the code: as 32-bit numbers those of such images would have wrapped."""
     for launch in record_launches(shape, channels_last=channels_last, **options).values():
         assert launch.constants["INT64"]
-        ttir = compile_launch(launch, 90).ttir
+        ttir = lower_launch(launch, 90).ttir
         narrow = re.findall(r"arith.constant (?:dense<)?(-?\d+)>? : (?:tensor<[\dx]+x)?i32", ttir)
         assert all(abs(int(value)) <= 2**29 for value in narrow), (launch.kernel.fn.__name__, narrow)
 
@@ -217,23 +223,22 @@ def allocations(shape, channels_last):
 def test_a_fault_is_reported():
     """A tile far too large: the report must name the spills."""
     launch = record_launches(FAST, dtype=torch.float32)["ddf_forward_kernel"]
-    launch.constants["BLOCKS"] = 64
+    launch.constants["BLOCKS"] = 32
     assert any("spill" in fault for fault in compile_launch(launch, 90).faults(90))
 
 
 def test_the_command_line(capsys):
-    assert compile_matrix.main(["--quick", "--archs", "90", "--kernels", "ddf_forward_kernel"]) == 0
-    assert "10 of 10 within limits" in capsys.readouterr().out
+    assert compile_matrix.main(["--quick", "--archs", "90", "--kernels", "batch_norm_kernel"]) == 0
+    assert "2 of 2 within limits" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("shape", [(2, 64, 56, 56), (2, 24, 13, 11)], ids=str)
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("shape", "stride"), [((2, 64, 56, 56), 1), ((2, 24, 13, 11), 2)], ids=str)
 def test_channels_last_sums_have_one_order_for_constant_and_argument_sizes(shape, stride):
     """A shape that comes after the first 32 of a process gets the general kernels, and must give the same bits."""
     compiled = []
     for most in (1000, 0):
         with mock.patch.multiple(tiling, _MAX_STATIC_SHAPES=most, _static_shapes=set()):
             launches = record_launches(shape, stride=stride)
-        compiled.append(compile_launch(launches["ddf_backward_filters_kernel"], 90))
+        compiled.append(lower_launch(launches["ddf_backward_filters_kernel"], 90))
     assert compiled[0].sum_layouts
     assert compiled[0].sum_layouts == compiled[1].sum_layouts

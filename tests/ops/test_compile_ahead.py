@@ -43,34 +43,29 @@ def result(process):
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core compiles nothing ahead")
-def test_launches_find_what_was_compiled_ahead(tmp_path):
+@pytest.mark.parametrize(
+    ("case", "modes", "kernels"),
+    [
+        # a block with its norms (`fused_norms=all`), which has other kernels in evaluation
+        ("norms", ["training", "evaluation"], KERNELS | NORMS),
+        pytest.param("layer", ["training"], KERNELS, marks=pytest.mark.slow),  # those of evaluation are among them
+    ],
+)
+def test_launches_find_what_was_compiled_ahead(case, modes, kernels, tmp_path):
     """Two processes that start together compile each kernel once; a third one launches without compiling."""
     pytest.importorskip("triton")
-    first, second = (result(process) for process in [start(tmp_path, "ahead", "layer") for _ in range(2)])
-    lines = [line for line in first["lines"] + second["lines"] if not line.startswith("waiting for another process")]
-    (line,) = lines  # the second call of each, and the other process, found all
-    assert re.fullmatch(rf"compiled {len(KERNELS)} Triton kernels for training: \d+ s, 2 processes", line)
-    assert first["missing"] == second["missing"] == 0  # those of evaluation are among them
-    assert first["unchanged"]
-    assert second["unchanged"]
-    launched = result(start(tmp_path, "launch", "layer"))
-    assert set(launched["launches"]) == KERNELS
-    assert (launched["hits"], launched["compiled"]) == (len(KERNELS), 0)
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core compiles nothing ahead")
-def test_kernels_of_a_block_with_its_norms_are_compiled_ahead(tmp_path):
-    """In training (`fused_norms=all`) and in evaluation: launches of either compile nothing more."""
-    pytest.importorskip("triton")
-    ahead = result(start(tmp_path, "ahead", "norms"))
-    counts = [re.fullmatch(r"compiled (\d+) Triton kernels for (\w+): .*", line).groups() for line in ahead["lines"]]
-    assert [mode for _, mode in counts] == ["training", "evaluation"]
-    assert ahead["missing"] == 0
-    assert ahead["unchanged"]
-    launched = result(start(tmp_path, "launch", "norms"))
-    assert set(launched["launches"]) == KERNELS | NORMS
-    assert launched["compiled"] == 0
-    assert launched["hits"] == sum(int(count) for count, _ in counts)
+    results = [result(process) for process in [start(tmp_path, "ahead", case) for _ in range(2)]]
+    lines = [line for each in results for line in each["lines"] if not line.startswith("waiting for another process")]
+    # the second call of each, and the other process, found all
+    said = [
+        re.fullmatch(r"compiled (\d+) Triton kernels for (\w+): \d+ s, 2 processes", line).groups() for line in lines
+    ]
+    assert sorted(mode for _, mode in said) == sorted(modes)  # by whichever process came first
+    assert [each["missing"] for each in results] == [0, 0]
+    assert all(each["unchanged"] for each in results)
+    launched = result(start(tmp_path, "launch", case))
+    assert set(launched["launches"]) == kernels
+    assert (launched["hits"], launched["compiled"]) == (sum(int(count) for count, _ in said), 0)
 
 
 @pytest.fixture

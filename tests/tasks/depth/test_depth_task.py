@@ -16,6 +16,7 @@ from ddfnet.tasks.plan import plan_run
 from ddfnet.utils.errors import ConfigError, DataError
 from ddfnet.utils.files import read_jsonl
 from tests.conftest import ROOT, launch
+from tests.processes import launch_forked
 
 CONFIGS = ROOT / "configs" / "depth"
 EXPERIMENTS = {"ddf_up_net_x4": 4, "ddf_up_net_x8": 8, "ddf_up_net_x16": 16}
@@ -180,7 +181,7 @@ def test_the_best_is_the_lowest_and_eval_agrees(tiny, tmp_path):
     assert found[0]["rmse_bicubic"] == found[-1]["rmse_bicubic"]
     best = torch.load(folder / "best.pt", weights_only=True)["meta"]["metrics"]
     assert best["rmse"] == min(record["rmse"] for record in found)
-    result = launch("eval.py", "--checkpoint", folder / "best.pt", "--workers", "0", "--device", "cpu")
+    result = launch_forked("eval.py", "--checkpoint", folder / "best.pt", "--workers", "0", "--device", "cpu")
     assert result.returncode == 0, result.stderr
     report = json.loads((folder / "eval_best" / "report.json").read_text())
     assert {key: report[key] for key in best} == pytest.approx(best, rel=1e-6)
@@ -190,7 +191,7 @@ def test_two_processes_equal_two_micro_batches(tiny, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     options = ("eval.batch_size=1", "eval.every=3")
     assert train(load_config(tiny, [f"run.dir={one}", *options])) == 0
-    result = launch("train.py", "--config", tiny, f"run.dir={two}", *options, processes=2)
+    result = launch_forked("train.py", "--config", tiny, f"run.dir={two}", *options, processes=2)
     assert result.returncode == 0, result.stderr
     torch.testing.assert_close(losses(two), losses(one), rtol=2e-5, atol=0)
     assert len(losses(one)) == 6

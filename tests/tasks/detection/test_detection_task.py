@@ -16,7 +16,7 @@ from ddfnet.tasks.detection.network import create_backbone, create_detector
 from ddfnet.tasks.plan import plan_run
 from ddfnet.utils.errors import CheckpointError, DataError, UserError
 from ddfnet.utils.files import read_jsonl
-from tests.conftest import launch
+from tests.processes import launch_forked
 from tests.tasks.detection.conftest import TINY
 
 pytest.importorskip("pycocotools")
@@ -126,7 +126,7 @@ def test_resume_is_exact(tiny, trained, tmp_path):
 def test_two_processes_train_and_evaluate_as_one(tiny, tmp_path):
     """In bf16. What two processes found of the images, one finds again to the digit."""
     folder = tmp_path / "run"
-    result = launch(
+    result = launch_forked(
         "train.py", "--config", tiny, f"run.dir={folder}", "train.precision=bf16", "train.epochs=10", "eval.every=10",
         "data.train_images=val", "data.train_annotations=annotations/val.json", processes=2,
     )  # fmt: skip

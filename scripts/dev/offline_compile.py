@@ -19,7 +19,6 @@ from unittest import mock
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 
 from ddfnet.ops.batch_norm import triton as norm_launch
@@ -93,21 +92,6 @@ class Compiled:
     def count(self, opcode: str, size: str = "") -> int:
         """Instructions of a kind, e.g. "LDG", and a size: ".128" for those that move 16 bytes."""
         return sum(n for name, n in self.instructions.items() if name.startswith(opcode) and name.endswith(size))
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """What Triton makes of the source before it is code, which takes most of the time."""
-
-    ttir: str  # with all offsets
-    ttgir: str  # the same with the layout of each tile over the threads
-
-    @property
-    def sum_layouts(self) -> list[tuple[str, str]]:
-        """Shape and layout of each tile that is summed over an axis, which decide the order of its additions."""
-        layouts = dict(re.findall(r"^(#\w+) = (.*)$", self.ttgir, re.MULTILINE))
-        reduced = re.findall(r'"tt\.reduce".*?\}\) : \(tensor<([^,]+), (#\w+)', self.ttgir, re.DOTALL)
-        return sorted({(shape, layouts[layout]) for shape, layout in reduced})
 
 
 def missing_tools() -> str | None:
@@ -228,36 +212,9 @@ def _recorded(call: Callable[[], None], first: bool = False) -> dict[str, Launch
     return launches
 
 
-def lower_launch(launch: Launch, arch: int) -> Lowered:
-    """The first half of `compile_launch`."""
-    seen: list[str] = []
-    original = CUDABackend.make_ttgir
-
-    def keep(module: Any, *others: Any) -> Any:
-        seen.append(str(module))
-        return original(module, *others)
-
-    def stop(self: CUDABackend, module: Any, *others: Any) -> Any:
-        raise _LoweredFarEnough(str(module))
-
-    with (
-        mock.patch.object(CUDABackend, "make_ttgir", staticmethod(keep)),
-        mock.patch.object(CUDABackend, "make_llir", stop),
-    ):
-        try:
-            code = _compile(launch, arch).asm
-        except _LoweredFarEnough as end:
-            return Lowered(*seen, *end.args)
-    return Lowered(code["ttir"], code["ttgir"])  # it had been compiled before
-
-
-class _LoweredFarEnough(Exception):
-    """No error: what stands after this stage is not wanted."""
-
-
 def compile_launch(launch: Launch, arch: int, **options: Any) -> Compiled:
     """Compile for sm_`arch`. Options are those of Triton's compiler, such as `enable_fp_fusion`."""
-    compiled = _compile(launch, arch, **options)
+    compiled = compile_code(launch, arch, **options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -269,7 +226,8 @@ def compile_launch(launch: Launch, arch: int, **options: Any) -> Compiled:
     return Compiled(registers, local, shared, threads, Counter(opcodes), step, compiled.asm["ptx"])
 
 
-def _compile(launch: Launch, arch: int, **options: Any) -> Any:
+def compile_code(launch: Launch, arch: int, **options: Any) -> Any:
+    """What Triton makes of a launch, with its code in all stages (`asm`)."""
     names = launch.kernel.arg_names
     constants = dict(launch.constants)
     signature = dict.fromkeys(names, "constexpr")

@@ -19,14 +19,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from ddfnet.ops.ddf import tiling
 from scripts.dev import compile_matrix
-from scripts.dev.offline_compile import (
-    compile_launch,
-    lower_launch,
-    missing_tools,
-    record_launches,
-    record_layer,
-    record_trained,
-)
+from scripts.dev.offline_compile import compile_launch, missing_tools, record_launches, record_layer, record_trained
+from scripts.dev.offline_lower import lower_launch
 
 if missing_tools():
     pytest.skip(missing_tools(), allow_module_level=True)

@@ -26,6 +26,7 @@ if not _is_asked_for_help():
     finally:
         if _collecting:
             gc.enable()
+        del _collecting
 
 __version__ = "0.1.0"
 

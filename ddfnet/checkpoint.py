@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ddfnet.utils.errors import CheckpointError
-from ddfnet.utils.files import write_atomically
+from ddfnet.utils.files import similar_file, write_atomically
 
 FORMAT = "ddfnet.checkpoint.v1"
 DEFAULT_TASK = "classification"  # of files that do not say theirs
@@ -54,7 +54,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
         raise CheckpointError(f"checkpoint {path} is a folder: {hint}")
     if not path.is_file():
-        raise CheckpointError(f"checkpoint not found: {path}")
+        raise CheckpointError(f"checkpoint not found: {path}{similar_file(path)}")
     try:
         with path.open("rb") as file:
             start = file.read(1)
@@ -277,7 +277,7 @@ def hub_config(folder: Path) -> dict[str, Any]:
 
 def _read_safetensors(path: Path, prefer: str) -> Weights:
     if not path.is_file():
-        raise CheckpointError(f"checkpoint not found: {path}")
+        raise CheckpointError(f"checkpoint not found: {path}{similar_file(path)}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about = file.metadata() or {}

@@ -8,12 +8,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-# Tests compile anew: what they look at must come from the code of today, not from a cache on disk. What is known by its
-# whole content stays, such as objects of C++ sources and precompiled headers, or each process would spend 15 s on them.
-os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
-os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
-os.environ.setdefault("TORCH_DYNAMO_AUTOMATIC_DYNAMIC_LOCAL_PGO", "0")
-
 import numpy as np
 import pytest
 import torch

@@ -6,6 +6,7 @@ from typing import Any
 
 from ddfnet.config.reader import KeyPath, parse_value, read_yaml
 from ddfnet.utils.errors import ConfigError
+from ddfnet.utils.files import similar_file
 
 COMMAND_LINE = "command line"
 
@@ -37,6 +38,8 @@ def read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str,
     values: dict[str, Any] = {}
     origins: dict[KeyPath, str] = {}
     for base in bases:
+        if not (file := path.parent / base).exists():
+            raise ConfigError(f"{path}: `base` {base}: there is no {file}{similar_file(file)}")
         base_values, base_origins = read_with_bases(path.parent / base, (*chain, resolved))
         _merge(values, base_values, origins, base_origins, ())
     _merge(values, own, origins, own_origins, ())

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from ddfnet.utils.errors import ConfigError
+from ddfnet.utils.files import similar_file
 
 KeyPath = tuple[str, ...]
 
@@ -62,7 +63,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"config file not found: {path}") from None
+        raise ConfigError(f"config file not found: {path}{similar_file(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read config file {path}: {error}") from None
     loader = _Loader(text)

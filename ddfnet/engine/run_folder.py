@@ -73,9 +73,11 @@ def check_same_run(folder: Path, loaded: LoadedConfig) -> list[str]:
     if differences and loaded.config.run.allow_changes:
         return [f"run.allow_changes: {'; '.join(differences)}"]
     if differences:
+        new_model = before.get("model.name") != now.get("model.name")  # which has no place for the old one's weights
         raise ConfigError(
             f"{folder} holds a run with another configuration:\n    " + "\n    ".join(differences) + "\n"
-            "  start a new run with run.dir=NEW_FOLDER, or continue this one with run.allow_changes=true"
+            "  start a new run with run.dir=NEW_FOLDER"
+            + ("" if new_model else ", or continue this one with run.allow_changes=true")
         )
     return []
 

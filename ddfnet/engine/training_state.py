@@ -1,6 +1,7 @@
 """All that changes while a run trains: written to `last.pt`, and read back so that it continues bit for bit."""
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -191,8 +192,9 @@ class TrainingState:
                 self.optimizer, payload["optimizer"], self.model, self.config.optim, then
             )
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise unfit(f"{path} is of another model or optimizer than the config: {reason}") from None
+            reason = textwrap.shorten(str(error), 300, placeholder=" ...")
+            fix = "start a new run with run.dir=NEW_FOLDER"
+            raise unfit(f"{path} is of another model or optimizer than the config; {fix} ({reason})") from None
         self._check_local(path, payload["local"])
         if self.scaler.is_enabled() and payload["scaler"]:
             try:

@@ -86,7 +86,7 @@ class MultiLabelReport(ImageReport):
             table(("", "result"), figures),
             weakest_title(len(rows), len(weakest)),
             table(("class", "average precision", "precision", "recall", "images"), rows),
-            f"No image has {len(absent)} classes, which count in no mean: {', '.join(absent)}." if absent else "",
+            f"No image has these {len(absent)}, which count in no mean: {', '.join(absent)}." if absent else "",
             *figure_parts(self.files),
             "## How it was measured",
             f"{'; '.join(settings.lines)}. Checkpoint `{settings.checkpoint}`. `{settings.command}`, "

@@ -59,7 +59,7 @@ def needs_gradient(tensors: Iterable[Tensor | None], layers: Iterable[nn.Module 
     if not torch.is_grad_enabled():
         return False
     modules = [layer for layer in layers if layer is not None]
-    if any(getattr(module, "_is_replica", False) for module in modules):  # of DataParallel: it lists no parameters
+    if any(getattr(module, "_is_replica", False) for module in modules):  # of DataParallel: it lists none
         return True
     parameters = (parameter for module in modules for parameter in module.parameters())
     return any(tensor is not None and tensor.requires_grad for tensor in itertools.chain(tensors, parameters))

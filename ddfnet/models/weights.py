@@ -126,12 +126,11 @@ def count_channels(model: nn.Module, weights: Weights, *, source: object) -> int
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
     """The modules that depend on the classes, as timm's record of the model names them: none, one or several.
 
-    Those that it has: records of encoders without a classifier may name one.
+    A model may lack them: one that was made without classes, an encoder.
     """
     known = getattr(model, "pretrained_cfg", None) or {}
     names = known.get("classifier") or ()
-    modules = dict(model.named_modules())
-    return tuple(name for name in ((names,) if isinstance(names, str) else names) if name in modules)
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def checkpoint_filter(architecture: str) -> Callable[..., Any] | None:

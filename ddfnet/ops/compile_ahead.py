@@ -27,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ddfnet.ops.common import OPS, recorded_launches
 from ddfnet.ops.compile_process import one_process_at_a_time, run_group, worker_count
+from ddfnet.utils.text import plural
 
 _TIMEOUT = 900  # seconds, with waiting: the other processes of a run may be in a collective, which ends after 1800
 logger = logging.getLogger("ddfnet")
@@ -88,7 +89,8 @@ def _compile(
     if count:
         mode = "training" if model.training else "evaluation"
         seconds = time.perf_counter() - began
-        log(f"compiled {count} Triton kernels for {mode}: {seconds:.0f} s, {min(workers, count)} processes")
+        used = plural(min(workers, count), "process", "processes")
+        log(f"compiled {plural(count, 'Triton kernel')} for {mode}: {seconds:.0f} s, {used}")
 
 
 def record_jobs(model: nn.Module, args: tuple, kwargs: dict[str, Any], device: torch.device) -> "list[Any]":

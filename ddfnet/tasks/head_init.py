@@ -22,7 +22,8 @@ def initialize_head(model: nn.Module, config: HeadInitConfig) -> None:
     """Changes the classifiers of a network in place; ConfigError where they are not known, or have no bias to set."""
     if config.head_init_scale is None and config.head_init_bias is None:
         return
-    heads = [model.get_submodule(name) for name in classifier_names(model)]
+    modules = dict(model.named_modules())
+    heads = [modules[name] for name in classifier_names(model) if name in modules]
     if not heads:
         raise ConfigError(
             f"model.head_init_scale, head_init_bias: the classifier of {type(model).__name__} is not known"

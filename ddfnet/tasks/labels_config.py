@@ -54,7 +54,7 @@ def label_keys_without_effect(config: Any) -> Iterator[tuple[str, str]]:
     """`without_effect` of these keys, and of others that depend on several sections."""
     epochs = config.train.epochs + config.schedule.cooldown_epochs
     if config.augment.mixup_off_epoch is not None and config.augment.mixup_off_epoch >= epochs:
-        yield "augment.mixup_off_epoch", f"the run ends after {epochs:g} epochs"
+        yield "augment.mixup_off_epoch", f"the run ends after {epochs:g} epoch{'s' * (epochs != 1)}"
     if config.distill is not None and config.distill.weight == 1:
         for key in type(config.loss).model_fields:
             yield f"loss.{key}", "distill.weight is 1"

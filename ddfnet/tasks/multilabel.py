@@ -53,7 +53,7 @@ def label_notes(train: ImageSource, val: ImageSource, root: str, config: SourceC
     notes = []
     if isinstance(train, LabelSets):
         sizes = train.members.sum(1)[train.labels]
-        none = f"{int((sizes == 0).sum()):,} images without any"
+        none = f"{plural(int((sizes == 0).sum()), 'image')} without any"
         classes = plural(len(train.names), "class", "classes")
         notes.append(f"multi-label: {classes}, {sizes.mean():.2f} per image, {none}")
     if config.labels is not None and (unused := unused_lines(root, (train, val), config)):

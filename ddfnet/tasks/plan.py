@@ -64,4 +64,4 @@ def _batch_fix(batch_size: int, device_batch_size: int, world_size: int) -> str:
         best = max(size for size in range(1, min(images, device_batch_size) + 1) if images % size == 0)
         return f"set train.device_batch_size={best}"
     nearest = max(1, round(batch_size / world_size)) * world_size
-    return f"set train.batch_size={nearest}, a multiple of the {plural(world_size, 'process', 'processes')}"
+    return f"set train.batch_size={nearest}, a multiple of the {world_size} processes"

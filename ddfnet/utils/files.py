@@ -1,5 +1,6 @@
 """Files: written whole or not at all, JSON without NaN, JSON lines that a crash may have cut."""
 
+import difflib
 import errno
 import io
 import itertools
@@ -120,6 +121,16 @@ def note_once(text: str, *, key: str) -> None:
 
 
 _noted: set[str] = set()
+
+
+def similar_file(path: Path) -> str:
+    """`; did you mean PATH?` with the nearest name in the folder of a path that is not there, or ""."""
+    try:
+        names = [entry.name for entry in itertools.islice(os.scandir(path.parent), 1000)]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
 def size_text(size: int) -> str:

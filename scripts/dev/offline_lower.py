@@ -44,7 +44,8 @@ def lower_launch(launch: Launch, arch: int) -> Lowered:
         try:
             code = compile_code(launch, arch).asm
         except _LoweredFarEnough as end:
-            return Lowered(*seen, *end.args)
+            (ttir,), (ttgir,) = seen, end.args
+            return Lowered(ttir, ttgir)
     return Lowered(code["ttir"], code["ttgir"])  # it had been compiled before
 
 

@@ -102,8 +102,10 @@ def test_another_configuration_does_not_continue_a_run(tiny_config, tmp_path):
     assert "run.dir=NEW_FOLDER" in str(caught.value)
     assert "run.allow_changes=true" in str(caught.value)
     assert {p: p.read_bytes() for p in folder.rglob("*.*")} == before
-    with pytest.raises(CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match=r"another model .* start a new run with run\.dir=NEW_FOLDER"):
         run(tiny_config, folder, "train.epochs=2", "model.name=resnet18", "run.allow_changes=true")
+    with pytest.raises(ConfigError, match=r"(?s)model\.name: .*run\.dir=NEW_FOLDER$"):  # no more than that would do
+        run(tiny_config, folder, "model.name=resnet18")
 
 
 def test_truncated_last_checkpoint_is_not_overwritten(tiny_config, tmp_path):

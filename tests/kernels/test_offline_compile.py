@@ -19,7 +19,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from ddfnet.ops.ddf import tiling
 from scripts.dev import compile_matrix
-from scripts.dev.offline_compile import compile_launch, missing_tools, record_launches, record_layer, record_trained
+from scripts.dev.offline_compile import (
+    SHARED_LIMIT,
+    compile_launch,
+    missing_tools,
+    record_launches,
+    record_layer,
+    record_trained,
+)
 from scripts.dev.offline_lower import lower_launch
 
 if missing_tools():
@@ -45,6 +52,18 @@ TRITON_3_6 = importlib.metadata.version("triton").startswith("3.6.")
 
 @pytest.mark.parametrize(("kernel", "arch", "variant"), CASES, ids=str)
 def test_compiles_within_limits(kernel, arch, variant):
+    compiled, _ = compile_matrix.compile_job((variant, kernel, arch))
+    assert not compiled.faults(arch)
+    assert arch != 80 or compiled.shared <= SHARED_LIMIT[86]  # which has the same instructions and less memory
+
+
+OTHERS = [(kernel, variant) for variant in compile_matrix.QUICK_BRANCHES for kernel in variant.record()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 86, 89, 100])
+@pytest.mark.parametrize(("kernel", "variant"), OTHERS, ids=str)
+def test_all_of_a_layer_compile_within_limits_everywhere(kernel, variant, arch):
     compiled, _ = compile_matrix.compile_job((variant, kernel, arch))
     assert not compiled.faults(arch)
 
@@ -191,6 +210,12 @@ def test_constant_offsets_of_large_images_do_not_wrap(shape, options, channels_l
         ttir = lower_launch(launch, 90).ttir
         narrow = re.findall(r"arith.constant (?:dense<)?(-?\d+)>? : (?:tensor<[\dx]+x)?i32", ttir)
         assert all(abs(int(value)) <= 2**29 for value in narrow), (launch.kernel.fn.__name__, narrow)
+
+
+def test_kernels_of_large_images_compile_within_limits():
+    for launch in record_launches((1, 2048, 1100, 1100), dilation=1000).values():
+        assert launch.constants["INT64"]
+        assert not compile_launch(launch, 90).faults(90)
 
 
 def test_memory_of_a_backward_pass_stays_near_its_results():

@@ -218,6 +218,13 @@ def test_two_classifiers_are_both_new_or_both_loaded(tmp_path):
     assert torch.equal(target.cls_token, source.cls_token)
 
 
+def test_heads_that_a_network_without_classes_lacks_are_left_out():
+    """Where it has None in their place, not a module."""
+    weights = Weights(fresh("volo_d1_224").state_dict(), None, "model")
+    line = load_weights(fresh("volo_d1_224", num_classes=0), weights, source="w", name="volo_d1_224")
+    assert line == "left out head, aux_head"
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs"),
     [

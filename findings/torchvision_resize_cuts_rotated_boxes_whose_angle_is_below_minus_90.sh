@@ -10,8 +10,9 @@
 #   parallelogram is taken off the long side instead of added to it. Where both sides are equally long, both are lengthened.
 # Why it matters: RandomRotation and data sets that mark the head of an object (ships, planes, vehicles) use all angles, so
 #   a quarter of the labels is cut and the rest is not, while an image resized from 16:9 to a square is most usual. Nothing
-#   fails, the boxes lie on their objects with the right angle, and evaluation has the same wrong boxes. Of the 60 x 40
-#   box below one description keeps the smallest rectangle and the other a third of it; squares at 45 and 44.9 degrees differ by a factor of 2.
+#   fails, the boxes lie on their objects with the right angle, and evaluation has the same wrong boxes. For the 60 x 40
+#   box below one description gives the smallest rectangle and the other a third of it; squares at 45 and at 44.9 degrees
+#   differ by a factor of 2.
 # Way out, checked below: add 180 to angles below -90 before the transform (for XYXYXYXY start at the opposite corner),
 #   and make square boxes longer by a hundredth in one direction.
 #

@@ -28,9 +28,9 @@ _GRACE_SECONDS = 10.0  # for the others after one has failed
 
 
 def launch_forked(
-    script: str, *arguments: object, processes: int = 1, timeout: float = 300
+    script: str, *arguments: object, processes: int = 1, cwd: Path = ROOT, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Runs train.py or eval.py in this many processes.
+    """Runs a script in this many processes.
 
     Output and errors are those of one process after the other, the exit code that of the first which failed.
     """
@@ -47,7 +47,7 @@ def launch_forked(
             for rank in range(processes):
                 own = {**shared, "RANK": rank, "LOCAL_RANK": rank} if shared else {}
                 files = [str(Path(folder, f"{stream}-{rank}")) for stream in ("out", "err")]
-                started.append(_CONTEXT.Process(target=_run, args=(command, {**environment(), **own}, files)))
+                started.append(_CONTEXT.Process(target=_run, args=(command, {**environment(), **own}, files, cwd)))
                 started[-1].start()
             running = {process.sentinel: process for process in started}
             while running:
@@ -68,8 +68,9 @@ def launch_forked(
     return subprocess.CompletedProcess(command, next(filter(None, codes), 0), out, err)
 
 
-def _run(command: list[str], own: dict[str, object], files: list[str]) -> None:
+def _run(command: list[str], own: dict[str, object], files: list[str], cwd: Path) -> None:
     os.setsid()
+    os.chdir(cwd)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the server of a test of workers may hold some
     os.environ.clear()
     os.environ.update({name: str(value) for name, value in own.items()})

@@ -11,6 +11,7 @@ import pytest
 from ddfnet.utils import markdown
 from scripts.dev import write_config_docs
 from tests.conftest import ROOT
+from tests.processes import launch_forked
 
 try:
     import tomllib
@@ -85,8 +86,7 @@ def test_training_commands_of_the_readme_are_accepted(image_tree):
         if tuple(arguments) in seen:
             continue
         seen.add(tuple(arguments))
-        command = [sys.executable, str(ROOT / "train.py"), *arguments, "--print-config"]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        result = launch_forked("train.py", *arguments, "--print-config")
         assert result.returncode == 0, f"{line}: {result.stderr}"
 
 

@@ -16,7 +16,7 @@ from ddfnet.evaluation.metrics import ClassificationEvaluator
 from ddfnet.tasks import load_config
 from ddfnet.utils.errors import CheckpointError, DataError, UserError
 from ddfnet.utils.files import read_jsonl
-from tests.conftest import TINY, launch
+from tests.conftest import TINY
 from tests.processes import launch_forked
 
 NAME = "ddf_mul_resnet14_32px"
@@ -128,7 +128,7 @@ def test_all_formats_and_spellings_give_the_same(trained, image_tree, tmp_path):
 
 def test_nothing_but_the_data_is_needed(trained, image_tree, tmp_path):
     shutil.copy(trained / "best.pt", tmp_path / "alone.pt")
-    result = launch("eval.py", "--checkpoint", "alone.pt", "--data", image_tree, "--device", "cpu", cwd=tmp_path)
+    result = launch_forked("eval.py", "--checkpoint", "alone.pt", "--data", image_tree, "--device", "cpu", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert report(tmp_path / "eval_alone")["model"] == NAME
 

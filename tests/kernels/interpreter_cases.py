@@ -120,7 +120,8 @@ def test_options(case, set_policy):
     assert grad_x.stride() == inputs[0].stride()
 
 
-@pytest.mark.parametrize("case", covering_cases(UP_OPTIONS, STRENGTH), ids=name)
+# one level less: the kernels are the same, and each phase of the output is computed
+@pytest.mark.parametrize("case", covering_cases(UP_OPTIONS, STRENGTH - 1), ids=name)
 def test_upsampling_options(case, set_policy):
     set_policy(case["constant_shapes"])
     memory_format = FORMATS[case["memory_format"]]

@@ -1,14 +1,13 @@
 """Figures of runs and of the operation: true lines, real images, clear errors."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
+from tests.processes import launch_forked
 
 pytest.importorskip("matplotlib")
 from scripts.visualize import operation
@@ -30,8 +29,7 @@ def write_run(folder, offset=0.0):
 
 
 def run(*arguments, cwd=ROOT):
-    command = [sys.executable, str(ROOT / "scripts" / "visualize"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return launch_forked("scripts/visualize", *arguments, cwd=cwd)
 
 
 def assert_an_image(path, least_width):

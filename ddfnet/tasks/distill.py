@@ -79,8 +79,7 @@ class Distiller:
         if len(own.mean) != len(student.mean):
             raise ConfigError(
                 f"distill.teacher={config.teacher} is of images with {plural(len(own.mean), 'channel')}, the "
-                "student of "
-                f"{len(student.mean)} (model.in_chans): give a teacher of the same"
+                f"student of {len(student.mean)} (model.in_chans): give a teacher of the same"
             )
         self.scale = self.shift = None
         if (own.mean, own.std) != (student.mean, student.std):

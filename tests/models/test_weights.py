@@ -14,6 +14,7 @@ from ddfnet.checkpoint import Weights, read_weights
 from ddfnet.models.classifier import load_classifier
 from ddfnet.models.weights import checkpoint_filter, classifier_names, load_weights, read_source
 from ddfnet.utils.errors import CheckpointError, UserError
+from ddfnet.utils.text import plural
 
 NAME, CLASSES = "resnet10t", 7
 
@@ -363,7 +364,7 @@ def test_weights_that_are_no_real_numbers_are_refused(tmp_path, source, dtype):
 def test_weights_for_color_are_adapted_to_other_channels(there, wanted, rule):
     state, network = fresh(in_chans=there).state_dict(), fresh(in_chans=wanted)
     line = load_weights(network, Weights(state, None, "model"), source="w.pt", name=NAME, new_classifier=True)
-    assert line == f"adapted conv1.0 from {there} to {wanted} channels"
+    assert line == f"adapted conv1.0 from {there} to {plural(wanted, 'channel')}"
     torch.testing.assert_close(network.state_dict()["conv1.0.weight"], rule(state["conv1.0.weight"]))
 
 
@@ -371,7 +372,7 @@ def test_weights_for_color_are_adapted_to_other_channels(there, wanted, rule):
 def test_weights_for_other_inputs_than_color_are_not_adapted(there, wanted):
     weights = Weights(fresh(in_chans=there).state_dict(), None, "model")
     words = (
-        rf"w\.pt is of a network whose conv1\.0 takes {there} channels, .* model\.in_chans takes {wanted}: .*"
+        rf"w\.pt is of a network whose conv1\.0 takes {plural(there, 'channel')}, .* model\.in_chans takes {wanted}: .*"
         rf"set model\.in_chans={there}, or"
     )
     with pytest.raises(CheckpointError, match=words):

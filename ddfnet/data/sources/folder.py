@@ -95,9 +95,8 @@ def class_folders(root: str | os.PathLike) -> list[str]:
             one = f"images of one class lie in {os.path.join(root, 'NAME_OF_THE_CLASS')}"
         raise DataError(
             f"{root} holds {plural(images, 'image')} directly but no class folders. Every class needs a sub-folder; "
-            f"{one}; "
-            "ImageNet's validation images come unsorted and must be moved into their 1000 synset folders (n01440764, "
-            "...) first"
+            f"{one}; ImageNet's validation images come unsorted and must be moved into their 1000 synset folders "
+            "(n01440764, ...) first"
         )
     raise DataError(f"{root} holds no class folders; give the folder with one sub-folder of images per class")
 

@@ -36,8 +36,7 @@ def validation_labels(root: str, names: list[str], given: str | None) -> list[st
     if given is None and not os.path.exists(beside):
         raise DataError(
             f"{root} holds {plural(len(names), 'image')} in no class folder and without labels. For ImageNet's "
-            "validation images "
-            f"put the devkit, {DEVKIT}, beside it, or name it or a list of labels with data.val_labels"
+            f"validation images put the devkit, {DEVKIT}, beside it, or name it or a list of labels with data.val_labels"
         )
     path = beside if given is None else given
     if path.lower().endswith((".tar.gz", ".tgz")):
@@ -46,8 +45,8 @@ def validation_labels(root: str, names: list[str], given: str | None) -> list[st
         labels = Path(path).read_text(encoding="utf-8").split()
         if len(labels) != len(names):
             raise DataError(
-                f"{path} has {plural(len(labels), 'label')}, {root} has {plural(len(names), 'image')}; give the "
-                "list that belongs"
+                f"{path} has {plural(len(labels), 'label')}, {root} has {plural(len(names), 'image')}; give the list "
+                "that belongs"
             )
         by_name = dict(zip(sorted(names), labels, strict=True))
         return [by_name[name] for name in names]

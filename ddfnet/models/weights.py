@@ -250,7 +250,7 @@ def _adapt_channels(model: nn.Module, state: State, own: State, source: object) 
         if adapted is None:
             raise CheckpointError(
                 f"{source} is of a network whose {name} takes {plural(there, 'channel')}, the one of model.in_chans "
-                f"takes {channels}: only weights for RGB are adapted; set model.in_chans={there}, or take weights for RGB"
+                f"takes {channels}: only weights for RGB are adapted; set model.in_chans={there}, or take some for RGB"
             )
         state[key] = adapted
         changes.append(f"adapted {name} from {there} to {plural(channels, 'channel')}")

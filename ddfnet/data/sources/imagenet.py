@@ -36,7 +36,8 @@ def validation_labels(root: str, names: list[str], given: str | None) -> list[st
     if given is None and not os.path.exists(beside):
         raise DataError(
             f"{root} holds {plural(len(names), 'image')} in no class folder and without labels. For ImageNet's "
-            f"validation images put the devkit, {DEVKIT}, beside it, or name it or a list of labels with data.val_labels"
+            f"validation images put the devkit, {DEVKIT}, beside it, or name it, or a list of labels, "
+            "with data.val_labels"
         )
     path = beside if given is None else given
     if path.lower().endswith((".tar.gz", ".tgz")):

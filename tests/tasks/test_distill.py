@@ -129,7 +129,7 @@ def test_outputs_are_paired_by_the_names_that_are_known(names, its_outputs, clas
     ],
 )
 def test_outputs_are_never_paired_by_place_against_their_names(names, its_outputs, classes, outputs, message):
-    with pytest.raises(ConfigError, match=f"^distill.teacher=t.pt tells {its_outputs} classes apart.*{message}"):
+    with pytest.raises(ConfigError, match=f"^distill.teacher=t.pt tells {its_outputs:,} classes apart.*{message}"):
         columns(names=names, its_outputs=its_outputs, classes=classes, outputs=outputs)
 
 

@@ -183,7 +183,7 @@ def test_pretrained_weights_are_adapted_as_timm_does(start, tmp_path, capsys, ch
     torch.save(source.state_dict(), tmp_path / "rgb.pth")
     overrides = ["model.name=resnet10t", "data.input.size=32", "augment.color_jitter=0", "optim.lr=1e-12"]
     folder = start(f"model.in_chans={channels}", f"model.init_checkpoint={tmp_path / 'rgb.pth'}", *overrides)
-    assert f"adapted conv1.0 from 3 to {channels} channels" in capsys.readouterr().out
+    assert f"adapted conv1.0 from 3 to {channels} channel" in capsys.readouterr().out
     trained = read_weights(folder / "best.pt").state_dict["conv1.0.weight"]
     torch.testing.assert_close(trained, rule(source.state_dict()["conv1.0.weight"]), rtol=0, atol=1e-6)
 

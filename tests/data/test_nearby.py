@@ -69,7 +69,7 @@ def test_a_class_around_its_splits_is_told_where_to_go(tmp_path):
         assert text.startswith((f"data.root={tmp_path} has no folder train", f"{tmp_path} has no splits"))
         assert move in text
     text = error(open_split, tmp_path / "dog", "train", key="train", config=SourceConfig())
-    assert f"{inside} holds 1 images directly" in text
+    assert f"{inside} holds 1 image directly" in text
     assert f"images of one class lie in {inside}/NAME_OF_THE_CLASS; " in text
     labels = SourceConfig(labels="labels.csv")  # then splits need no class folders
     assert f"set data.root={tmp_path}/dog" in error(open_split, tmp_path, "train", key="train", config=labels)

@@ -255,7 +255,7 @@ def test_other_lists_of_validation_labels(tree, tmp_path):
         val = open_source(path, config=SourceConfig(val_labels=str(tmp_path / file)))
         assert sorted((val.classes[val.label(i)], val.read(i)) for i in range(18)) == sorted(expected), file
     (tmp_path / "synsets.txt").write_text("cat\n")
-    with pytest.raises(DataError, match=r"has 1 labels, .* has 18 images"):
+    with pytest.raises(DataError, match=r"has 1 label, .* has 18 images"):
         open_source(path, config=SourceConfig(val_labels=str(tmp_path / "synsets.txt")))
     (tmp_path / "pairs.txt").write_text("ILSVRC2012_val_00000001.JPEG cat\n")
     with pytest.raises(DataError, match="no label of 17 images"):

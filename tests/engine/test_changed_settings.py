@@ -66,7 +66,7 @@ def test_another_batch_size_is_spoken_of(tiny_config, tmp_path, capsys):
     assert whole_run(tiny_config, tmp_path, "train.epochs=2", "train.batch_size=32", ALLOWED)["step"] == 8
     output = capsys.readouterr()
     assert "run.allow_changes: train.batch_size: 8 -> 32" in output.out
-    assert "step 8 ended epoch 2.00 and is epoch 8.00 of this run, whose epochs have 1 steps" in output.err
+    assert "step 8 ended epoch 2.00 and is epoch 8.00 of this run, whose epochs have 1 step" in output.err
     assert "is at step 8, and the run ends at 2: nothing is left to train; raise train.epochs" in output.err
 
 

@@ -51,12 +51,15 @@ def chromium():
 def visit(browser, path, *, width=WIDE, dark=False):
     """Opens a file as a window of this width shows it; fails for an error of its scripts, and where it is wider than
     the window."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     browser.get(path.resolve().as_uri())
-    assert browser.execute_script("return document.documentElement.dataset.ready") == "true"
+    ready = "return document.documentElement.dataset.ready === 'true'"
+    WebDriverWait(browser, 60).until(lambda browser: browser.execute_script(ready), "the page's scripts did not end")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     no_errors(browser)
 

@@ -137,7 +137,7 @@ def test_gradients_of_logits_by_the_filter_kernel_take_few_instructions():
     with mock.patch.object(tiling, "logits_at_once", return_value=False):
         apart = compile_matrix.compile_job((TRAINED, kernel, 90))
     assert 1 < at_once[1] - apart[1] < (11 if TRITON_3_6 else 3)
-    assert at_once[0].count("BAR") == apart[0].count("BAR")
+    assert at_once[0].count("BAR") == apart[0].count("BAR") + 2 * TRITON_3_6
     assert at_once[0].spills == 0
 
 

@@ -63,6 +63,7 @@ def launch_forked(
             for process in started:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+                process.kill()  # where it had no group of its own yet
                 process.join()
         out, err = ("".join(path.read_text() for path in sorted(Path(folder).glob(f"{s}-*"))) for s in ("out", "err"))
     return subprocess.CompletedProcess(command, next(filter(None, codes), 0), out, err)

@@ -1,6 +1,5 @@
 """Files: written whole or not at all, JSON without NaN, JSON lines that a crash may have cut."""
 
-import difflib
 import errno
 import io
 import itertools
@@ -16,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ddfnet.utils.errors import UserError
+from ddfnet.utils.errors import UserError, did_you_mean
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LACKING = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # what disks say of calls they do not have
@@ -124,13 +123,14 @@ _noted: set[str] = set()
 
 
 def similar_file(path: Path) -> str:
-    """`; did you mean PATH?` with the nearest name in the folder of a path that is not there, or ""."""
+    """`; did you mean NAME?` with the nearest name in the folder of a path that is not there, or ""."""
     try:
-        names = [entry.name for entry in itertools.islice(os.scandir(path.parent), 1000)]
-    except OSError:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in itertools.islice(entries, 1000)]
+    except OSError:  # an error is being reported already
         return ""
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
+    near = did_you_mean(path.name, names, most=1)
+    return f"; {near}" if near else ""
 
 
 def size_text(size: int) -> str:

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from ddfnet.checkpoint import read_weights
 from ddfnet.engine.run_folder import check_same_run
 from ddfnet.optim import learning_rate
 from ddfnet.tasks import check_config, load_config
 from ddfnet.tasks.plan import plan_run
-from ddfnet.utils.errors import ConfigError
+from ddfnet.utils.errors import CheckpointError, ConfigError
 from tests.config.conftest import MINIMAL
 
 ROOT = Path(__file__).parents[2]
@@ -326,3 +327,19 @@ def test_what_a_run_keeps_may_change_between_two_starts(minimal, tmp_path):
     check_same_run(tmp_path, load_config(minimal, [f"run.dir={tmp_path}", *free]))
     with pytest.raises(ConfigError, match=r"checkpoints\.metric: None -> 'loss'"):
         check_same_run(tmp_path, load_config(minimal, [f"run.dir={tmp_path}", "checkpoints.metric=loss"]))
+
+
+def test_files_that_are_not_there_get_the_nearest_name(tmp_path):
+    (tmp_path / "shapes.yaml").write_text("base: dema.yaml\n")
+    (tmp_path / "demo.yaml").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"config file not found: .*shape\.yaml; did you mean shapes\.yaml\?$"):
+        load_config(tmp_path / "shape.yaml", [])
+    with pytest.raises(
+        ConfigError, match=r"shapes\.yaml: `base` dema\.yaml: there is no .* mean demo\.yaml\?$"
+    ):
+        load_config(tmp_path / "shapes.yaml", [])
+    with pytest.raises(CheckpointError, match=r"checkpoint not found: .*bst\.pt$"):
+        read_weights(tmp_path / "bst.pt")
+    (tmp_path / "best.pt").touch()
+    with pytest.raises(CheckpointError, match=r"checkpoint not found: .*bst\.pt; did you mean best\.pt\?$"):
+        read_weights(tmp_path / "bst.pt")

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from ddfnet.config.reader import KeyPath, flow
-from ddfnet.config.sections import Faults, Section, key_paths, section_type
+from ddfnet.config.sections import Faults, Section, key_paths, names_elsewhere, section_type
 from ddfnet.utils.errors import ConfigError, did_you_mean
 
 S = TypeVar("S", bound=Section)
@@ -110,10 +110,12 @@ def _expectation(fault: Any) -> str:
 
 def _suggest(key: str, schema: type[Section]) -> str:
     names = {".".join(path): path[-1] for path, _ in key_paths(schema)}
-    close = [name for name, leaf in names.items() if leaf == key.rsplit(".", 1)[-1]]  # right name, wrong section
+    last = key.rsplit(".", 1)[-1]
+    close = [name for name, leaf in names.items() if leaf == last]  # right name, wrong section
+    close = close or [name for other, name in names_elsewhere(schema) if other == last]
     close = close or difflib.get_close_matches(key, names, n=1, cutoff=0.7)
     if not close:  # nearly right name, wrong section
-        leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], set(names.values()), n=1, cutoff=0.8)
+        leaf = difflib.get_close_matches(last, set(names.values()), n=1, cutoff=0.8)
         close = [name for name in names if [names[name]] == leaf]
     return f"; did you mean {' or '.join(close)}?" if close else "; --print-config lists all keys"
 

@@ -1,5 +1,6 @@
 """A checked configuration that knows where each value came from."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_origin
@@ -36,6 +37,24 @@ class LoadedConfig(Generic[C]):
             for key, reason in _without_effect(self.config)
             if key in written
         ]
+
+    def told(self, message: str) -> str:
+        """A message that begins with keys, `a.b` or `a.b=VALUE`, with the origins of those that somebody wrote."""
+        start, written = 0, {".".join(path): origin for path, origin in self.origins.items()}
+        while match := re.compile(r"[a-z_]+(\.[a-z_]+)+").match(message, start):
+            start = match.end()
+            value: Any = self.config
+            for name in match[0].split("."):
+                value = getattr(value, name, None)
+            texts = [f"={flow(value)}", f"={value}", *([f"={value:g}"] if isinstance(value, float) else [])]
+            start += len(next((text for text in texts if message.startswith(text, start)), ""))
+            if match[0] in written and not message.startswith("=", start):
+                origin = f" ({written[match[0]]})"
+                message, start = message[:start] + origin + message[start:], start + len(origin)
+            if not message.startswith(", ", start):
+                break
+            start += 2
+        return message
 
 
 def _without_effect(section: Section, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -28,6 +28,8 @@ class Section(BaseModel):
     )
     renamed: ClassVar[dict[str, str]] = {}
     """Keys of earlier versions and what they are called now; the old ones are errors that say so."""
+    called_elsewhere: ClassVar[dict[str, str]] = {}
+    """What other trainers call keys of this section, and ours (`a.b` in a section of it); the error offers it."""
 
     def faults(self) -> Iterator["Fault"]:
         """Values that cannot be, or not beside the others, although each has its type and range: all of them."""
@@ -115,6 +117,15 @@ def key_paths(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[tuple[Ke
         section = section_type(field.annotation)
         if section is not None:
             yield from key_paths(section, (*prefix, name))
+
+
+def names_elsewhere(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[tuple[str, str]]:
+    """All (name in other trainers, key here)."""
+    for other, key in getattr(model, "called_elsewhere", {}).items():
+        yield other, ".".join((*prefix, key))
+    for name, field in model.model_fields.items():
+        if (section := section_type(field.annotation)) is not None:
+            yield from names_elsewhere(section, (*prefix, name))
 
 
 def with_present_names(schema: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -70,6 +70,15 @@ class AugmentConfig(Section):
     """Probability of cutmix when both are on."""
     mixup_off_epoch: Positive | None = None
     """Epoch from which mixup and cutmix stay off. null: never."""
+
+    called_elsewhere: ClassVar[dict[str, str]] = {
+        "aa": "rand_augment",
+        "auto_augment": "rand_augment",
+        "reprob": "erasing.p",
+        "random_erasing": "erasing.p",
+        "mixup_alpha": "mixup",
+        "cutmix_alpha": "cutmix",
+    }
 
     def faults(self) -> Iterator[Fault]:
         if self.mixup_off_epoch is not None and not self.mixes:

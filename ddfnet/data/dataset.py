@@ -1,6 +1,7 @@
 """Reading labeled images: decode, crop, augment, and what happens when a file is corrupt."""
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -23,6 +24,7 @@ from ddfnet.data.sources import ImageSource
 from ddfnet.data.sources.store import Store
 from ddfnet.data.val_cache import ValCache
 from ddfnet.utils.errors import DataError
+from ddfnet.utils.text import plural
 
 _log = logging.getLogger("ddfnet")
 _REPLACEMENT_ATTEMPTS = 4
@@ -161,7 +163,8 @@ class TrainDataset:
 class EvalDataset:
     """Evaluation images as a network expects them: `dataset[i]` returns `(image, label, i)`, image uint8 (C, H, W).
 
-    A corrupt image is a DataError with its name and the reason: an evaluation never replaces an image.
+    A corrupt image is a DataError with its name and the reason: an evaluation never replaces an image. Where the images
+    are in memory it is raised at once, else by whoever reads that image.
 
     Args:
         decoder: None: the fastest installed.
@@ -181,6 +184,8 @@ class EvalDataset:
         self.source, self.decoded, self.cache = source, decoded, cache
         self.transform = EvalTransform(preprocessing)
         self.decoder = decoder or Decoder(channels=self.transform.channels)
+        if decoded is not None and decoded.faults:
+            raise self._unreadable(decoded.faults)
 
     @property
     def is_quick(self) -> bool:
@@ -221,12 +226,20 @@ class EvalDataset:
         try:
             return self.decoder(self.source.read(i))
         except Exception as error:
-            reason, restore = decode_error(error), "restore the file: "
-            what = verdict(reason)
-            raise DataError(
-                f"evaluation image {self.source.name(i)} is {what} ({reason}); {restore if what == 'corrupt' else ''}"
-                "leaving it out would change the result"
-            ) from error
+            raise self._unreadable([(i, decode_error(error))]) from error
+
+    def _unreadable(self, faults: Sequence[tuple[int, str]]) -> DataError:
+        (i, reason), others = faults[0], len(faults) - 1
+        what = verdict(reason)
+        advice = "restore the file: " if what == "corrupt" else ""
+        advice += "leaving it out would change the result"
+        text = f"evaluation image {self.source.name(i)} is {what} ({reason}); {advice}"
+        if others:
+            text += (
+                f". {plural(others, 'other image')} cannot be read either; list them with: "
+                f"python scripts/check_data.py {self.source.root}"
+            )
+        return DataError(text)
 
 
 class CorruptImages:

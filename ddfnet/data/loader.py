@@ -5,7 +5,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -35,6 +35,8 @@ class LoaderConfig(Section):
     the sample."""
     start_method: StartMethod = "auto"
     """How workers are started: fork, forkserver or spawn. auto: fork on Linux, else spawn."""
+
+    called_elsewhere: ClassVar[dict[str, str]] = {"num_workers": "workers"}
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         yield from super().without_effect()

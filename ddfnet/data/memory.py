@@ -7,9 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
-from ddfnet.data.decode import Decoder
+from ddfnet.data.decode import Decoder, decode_error
 from ddfnet.data.sources import ImageSource
 from ddfnet.utils.progress import ProgressBar, tracked
+from ddfnet.utils.text import plural
 
 LIMIT = 512 * 2**20  # bytes of pixels up to which `data.cache: auto` keeps a set, in each process that trains
 
@@ -25,6 +26,7 @@ class DecodedImages:
     offsets: np.ndarray  # int64 (N,), where each image begins
     sizes: np.ndarray  # int32 (N, 2), height and width; 0 where an image is corrupt
     channels: int = 3
+    faults: tuple[tuple[int, str], ...] = ()  # (index, reason) of the images that are corrupt or too large
 
     def pixels(self, i: int) -> np.ndarray | None:
         """Image i, uint8 (H, W, C), not to be written to; None where it was corrupt."""
@@ -61,18 +63,21 @@ def decode_all(source: ImageSource, decoder: Decoder, *, limit: float = float("i
         return None
     start, blob = time.monotonic(), bytearray()
     offsets, sizes = np.zeros(len(source), np.int64), np.zeros((len(source), 2), np.int32)
+    faults = []
     for i in tracked(source.disk_order().tolist(), len(source), ProgressBar("decoding into memory")):
         try:
             pixels = decoder(source.read(i))
-        except Exception:  # left out: whoever asks for it reads it, and meets the error
+        except Exception as error:  # left out: whoever asks for it reads it, and meets the error
+            faults.append((i, decode_error(error)))
             continue
         offsets[i], sizes[i] = len(blob), pixels.shape[:2]
         blob += pixels.tobytes()
         if len(blob) > limit:
             return None
-    seconds = time.monotonic() - start
-    _log.info("%s: %d images decoded into memory, %.0f MB, %.1f s", source.root, len(source), len(blob) / 1e6, seconds)
-    return DecodedImages(np.frombuffer(blob, np.uint8), offsets, sizes, decoder.channels)
+    seconds, total, read = time.monotonic() - start, len(source), len(source) - len(faults)
+    count = f"{read} of {plural(total, 'image')}" if faults else plural(total, "image")
+    _log.info("%s: %s decoded into memory, %.0f MB, %.1f s", source.root, count, len(blob) / 1e6, seconds)
+    return DecodedImages(np.frombuffer(blob, np.uint8), offsets, sizes, decoder.channels, tuple(sorted(faults)))
 
 
 def estimated_bytes(source: ImageSource, decoder: Decoder) -> float:

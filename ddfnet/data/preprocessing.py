@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -174,6 +174,13 @@ class InputConfig(Preprocessing):
     train_size: Size | None = None
     """Side of the training crops, or [height, width], pixels, where it is not the evaluation's (e.g. 160 beside
     size=224). null: size."""
+
+    called_elsewhere: ClassVar[dict[str, str]] = {
+        "img_size": "size",
+        "image_size": "size",
+        "input_size": "size",
+        "crop_size": "size",
+    }
 
     def faults(self) -> Iterator[Fault]:
         yield from super().faults()

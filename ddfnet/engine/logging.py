@@ -59,6 +59,7 @@ class RunLog:
         folder: run folder; None keeps only the console (dry runs).
         active: whether this is the main process.
         total_steps: for the progress bar.
+        epochs: of the whole run; how wide their column is.
         trackers: get all records, too.
         quiet: show neither the progress bar nor the lines of training records; those of evaluations stay.
     """
@@ -69,6 +70,7 @@ class RunLog:
         *,
         active: bool,
         total_steps: int,
+        epochs: float = 1,
         trackers: Trackers | None = None,
         quiet: bool = False,
     ) -> None:
@@ -76,6 +78,7 @@ class RunLog:
         self.active, self.folder = active, folder if active else None
         self.console = _Console(highlight=False, soft_wrap=True)
         self._total_steps, self.trackers = total_steps, trackers or Trackers()
+        self._epoch_width = len(f"{epochs:.2f}")
         self._progress: Progress | None = None
         self._latest: tuple[str, str] | None = None  # epoch and figures of the last training record
         self._task = TaskID(0)
@@ -133,7 +136,7 @@ class RunLog:
             f"loss {mean}  lr {record['lr']:.2e}  {rate_text(rate):>5} img/s  "
             f"wait {record['data_wait']:>3.0%}  eta {duration(record['eta_seconds'])}"
         )
-        where = f"epoch {record['epoch']:.2f}"
+        where = f"epoch {record['epoch']:{self._epoch_width}.2f}"
         self._latest = where, facts
         if self._progress is not None:
             self.tick(step)
@@ -153,7 +156,9 @@ class RunLog:
             key: ".2f" if key in percentages else ".4f" if isinstance(metrics[key], float) else "" for key in metrics
         }
         text = "  ".join(f"{key} {value:{digits[key]}}" for key, value in metrics.items())
-        self.message(f"epoch {epoch:.2f}  {name}  {text}" + ("  new best" if best and self.folder else ""))
+        self.message(
+            f"epoch {epoch:{self._epoch_width}.2f}  {name}  {text}" + ("  new best" if best and self.folder else "")
+        )
 
     def progress(self, name: str) -> ProgressBar:
         """Shows how far an evaluation is: in the place of the last training record, or as plain lines."""

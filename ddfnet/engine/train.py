@@ -33,11 +33,11 @@ from ddfnet.layers import CARAFE, DDF, DDFUp, Involution
 from ddfnet.models.preprocessing import described, trained_with
 from ddfnet.models.weights import load_weights, read_source
 from ddfnet.ops.ddf.native import cpu_path
-from ddfnet.optim import peak_learning_rate
+from ddfnet.optim import check_optimizer, peak_learning_rate
 from ddfnet.tasks import Config, Task, create_task
 from ddfnet.tasks.plan import RunPlan, plan_run
 from ddfnet.utils.cli import EXIT_FAILED
-from ddfnet.utils.errors import ConfigError, FollowingError, NonFiniteLossError, StorageError, UserError
+from ddfnet.utils.errors import ConfigError, FollowingError, NonFiniteLossError, StorageError, UserError, about
 from ddfnet.utils.progress import no_progress
 from ddfnet.utils.text import plural
 
@@ -76,6 +76,8 @@ def train(loaded: LoadedConfig, *, dry_run: bool = False, quiet: bool = False) -
                     watch.interrupted(str(interrupted))
                 raise
             except Exception as error:
+                if isinstance(error, UserError):
+                    error.args = (loaded.told(str(error)),)
                 _end_together(error, watch)
                 raise
             finally:
@@ -111,6 +113,7 @@ def _train(
     check_trackers(config.run.used_trackers)
     locked = folder is not None and _lock_existing(folder, distributed, stack)  # before anything of it is read
     check_precision(distributed.device, config.train.precision)
+    check_optimizer(config.optim)
     notes += mps_notes(distributed.device)
     task = create_task(config)
     check_same_data(task, distributed)
@@ -136,13 +139,17 @@ def _train(
     resumes = folder is not None and bool(resumable(folder))
     if config.model.start and not resumes:
         meta = task.meta() if config.model.init_checkpoint else {**task.meta(), "preprocessing": None}  # noted before
-        notes.append(load_initial_weights(model, config.model.start, meta=meta))
+        with about("model.init_checkpoint" if config.model.init_checkpoint else "model.name"):
+            notes.append(load_initial_weights(model, config.model.start, meta=meta))
     if not resumes:
         task.prepare_start(model)
     if folder is not None:
         notes += check_same_run(folder, loaded)
     trackers = _trackers(loaded, task, folder) if folder is not None and distributed.is_main else Trackers()
-    log = RunLog(folder, active=distributed.is_main, total_steps=plan.total_steps, trackers=trackers, quiet=quiet)
+    log = RunLog(
+        folder, active=distributed.is_main, total_steps=plan.total_steps,
+        epochs=plan.total_steps / plan.steps_per_epoch, trackers=trackers, quiet=quiet,
+    )  # fmt: skip
     stack.callback(log.close)
     for line in (*_summary(config, plan, distributed, model, task), *notes):
         log.message(line)

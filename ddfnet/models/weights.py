@@ -87,7 +87,7 @@ def load_weights(
         parts = [_some(missing, "missing"), _some(extra, "unknown"), _some(reshaped, "of another shape")]
         raise CheckpointError(
             f"{source} does not hold weights of {name}: {'; '.join(filter(None, parts))}. "
-            "Name the model (and number of classes) it was trained as"
+            "Name the model that it is of: model.name in a configuration, --model of a command"
         )
     for key, tensor in state.items():
         if own[key].is_floating_point() and not tensor.is_floating_point():

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -36,6 +36,18 @@ class OptimConfig(Section):
     clip_mode: Literal["norm", "value", "agc"] = "norm"
     """norm: global L2 norm; value: per element; agc: adaptive, by the norm of each parameter, classifiers excepted."""
 
+    called_elsewhere: ClassVar[dict[str, str]] = {
+        "opt": "name",
+        "optimizer": "name",
+        "learning_rate": "lr",
+        "wd": "weight_decay",
+        "grad_clip": "clip_grad",
+        "max_grad_norm": "clip_grad",
+        "betas": "kwargs",
+        "eps": "kwargs",
+        "layer_decay": "kwargs",
+    }
+
     def faults(self) -> Iterator[Fault]:
         if self.lr is None and self.base_lr is None:
             fix = "set optim.lr (used as it is) or optim.base_lr (scaled with the batch)"
@@ -53,17 +65,23 @@ class OptimConfig(Section):
             yield "momentum", f"{self.name} has none"
 
 
+def check_optimizer(settings: OptimConfig) -> None:
+    """ConfigError where timm has no such optimizer."""
+    name = _inner_name(settings.name)
+    if name not in list_optimizers():
+        known = map(str, list_optimizers())
+        hint = did_you_mean(name, known, otherwise="timm.optim.list_optimizers() names them")
+        raise ConfigError(f"optim.name={settings.name} is no optimizer of timm: {hint}")
+
+
 def build_optimizer(model: nn.Module, settings: OptimConfig, lr: float) -> torch.optim.Optimizer:
     """timm's optimizer factory; no weight decay on biases and other one-dimensional parameters; frozen ones left out.
 
     Raises:
         ConfigError: an optimizer timm does not know, or an argument it does not take.
     """
+    check_optimizer(settings)
     name = _inner_name(settings.name)
-    if name not in list_optimizers():
-        known = map(str, list_optimizers())
-        hint = did_you_mean(name, known, otherwise="timm.optim.list_optimizers() names them")
-        raise ConfigError(f"optim.name={settings.name} is no optimizer of timm: {hint}")
     lacks = _lacks(name, model)
     if lacks:
         raise ConfigError(f"optim.name={settings.name} {lacks}")

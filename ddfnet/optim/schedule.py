@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
@@ -54,6 +54,15 @@ class ScheduleConfig(Section):
     """Where the fall ends; of plateau the lowest rate."""
     cooldown_epochs: NonNegative = 0
     """Epochs at min_lr, added after train.epochs."""
+
+    called_elsewhere: ClassVar[dict[str, str]] = {
+        "sched": "name",
+        "scheduler": "name",
+        "eta_min": "min_lr",
+        "lr_min": "min_lr",
+        "warmup_start_lr": "warmup_lr",
+        "decay_rate": "gamma",
+    }
 
     def faults(self) -> Iterator[Fault]:
         name, falls = {"schedule.name": self.name}, dict[str, Any]()

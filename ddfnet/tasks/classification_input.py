@@ -70,9 +70,9 @@ class NetworkInput:
                 self.model_name, kwargs, size=given.size, train_size=train_size, num_classes=self.num_classes, **rates
             )
         except ValueError as error:
-            keys = ["model.name", "model.kwargs"]
+            keys = ["model.name"]
             if "unknown model" not in str(error):
-                keys.append(f"data.input.size={size_text(given.size)}")
+                keys += ["model.kwargs", f"data.input.size={size_text(given.size)}"]
             raise ConfigError(f"{', '.join(keys)}: {error}") from None
         self.notes += filter(None, [unseen_border(network, given.size)])
         return network

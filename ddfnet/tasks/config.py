@@ -38,6 +38,14 @@ class RunConfig(Section):
     allow_changes: bool = False
     """Resume even though the config differs from the one the run folder was started with."""
 
+    called_elsewhere: ClassVar[dict[str, str]] = {
+        "output": "dir",
+        "output_dir": "dir",
+        "work_dir": "dir",
+        "log_dir": "dir",
+        "log_interval": "log_every",
+    }
+
     def faults(self) -> Iterator[Fault]:
         if self.tensorboard is False and "tensorboard" in (self.trackers or ()):
             yield Fault(
@@ -140,6 +148,17 @@ class TrainConfig(Section):
     freeze: list[str] | Literal["all_but_head"] | None = None
     """Parts that do not train: names of modules or parameters, also with * ? [0-5], e.g. [conv1, bn1, layer1]. Batch
     norms without a part that trains keep their statistics. all_but_head: all but the classifier (linear probing)."""
+
+    called_elsewhere: ClassVar[dict[str, str]] = {
+        "num_epochs": "epochs",
+        "max_epochs": "epochs",
+        "amp": "precision",
+        "mixed_precision": "precision",
+        "grad_accum_steps": "device_batch_size",
+        "micro_batch_size": "device_batch_size",
+        "model_ema": "ema",
+        "torchcompile": "compile",
+    }
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.non_finite == "stop":

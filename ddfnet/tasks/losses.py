@@ -1,7 +1,7 @@
 """Loss of classification: its section of the configuration, class weights, and the function."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class LossConfig(Section):
     """A factor for each class, in the order of their names. auto: (1 / n_c) / mean over classes of (1 / n_c), n_c being
     the training images of class c, so that their mean is 1. They scale the terms of a class in the loss (its part of a
     mixed or smoothed target, its output in bce), which stays a mean over images. Evaluation is not weighted."""
+
+    called_elsewhere: ClassVar[dict[str, str]] = {"smoothing": "label_smoothing"}
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         if self.name != "bce":

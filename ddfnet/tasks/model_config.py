@@ -34,6 +34,18 @@ class ModelConfig(ModelSection, HeadInitConfig):
     """Start from these weights: a file of ddfnet or another trainer, `zoo:NAME`, `hf-hub:ORG/NAME`, `local-dir:FOLDER`.
     A classifier for another number of classes keeps its random start, and the log says so."""
 
+    called_elsewhere: ClassVar[dict[str, str]] = {
+        "arch": "name",
+        "architecture": "name",
+        "checkpoint": "init_checkpoint",
+        "initial_checkpoint": "init_checkpoint",
+        "weights": "init_checkpoint",
+        "classes": "num_classes",
+        "channels": "in_chans",
+        "dropout": "drop_rate",
+        "drop_path": "drop_path_rate",
+    }
+
     no_start: ClassVar[dict[str, Any]] = {"init_checkpoint": None, "pretrained": False}
 
     @property

@@ -72,6 +72,16 @@ def raised_on_one_process() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """Puts the key that says what was to be read before the message of a user error."""
+    try:
+        yield
+    except UserError as error:
+        error.args = (f"{key}: {error}",)
+        raise
+
+
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 3, otherwise: str = "") -> str:
     """`did you mean A or B?` with the known names nearest to a mistyped one, or `otherwise` where none is near."""
     near = difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)

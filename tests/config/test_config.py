@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from ddfnet.checkpoint import read_weights
+from ddfnet.config.sections import key_paths, names_elsewhere
 from ddfnet.engine.run_folder import check_same_run
 from ddfnet.optim import learning_rate
-from ddfnet.tasks import check_config, load_config
+from ddfnet.tasks import check_config, load_config, task_class, task_names
 from ddfnet.tasks.plan import plan_run
 from ddfnet.utils.errors import CheckpointError, ConfigError
 from tests.config.conftest import MINIMAL
@@ -58,6 +59,9 @@ def test_numbers_as_people_write_them(minimal, text, value):
     [
         ("optm.lr=1", ["unknown key optm.lr", "did you mean optim.lr?", "command line"]),
         ("optim.lrr=1", ["unknown key optim.lrr", "did you mean optim.lr?"]),
+        ("optim.learning_rate=1", ["unknown key optim.learning_rate (command line); did you mean optim.lr?"]),
+        ("img_size=32", ["unknown key img_size (command line); did you mean data.input.size?"]),
+        ("train.random_erasing=0.1", ["did you mean augment.erasing.p?"]),
         ("label_smoothing=0.1", ["did you mean loss.label_smoothing?"]),
         ("batch_size=4", ["train.batch_size", "eval.batch_size"]),
         ("train.epochs=many", ["train.epochs=many", "whole number"]),
@@ -341,3 +345,29 @@ def test_files_that_are_not_there_get_the_nearest_name(tmp_path):
     (tmp_path / "best.pt").touch()
     with pytest.raises(CheckpointError, match=r"checkpoint not found: .*bst\.pt; did you mean best\.pt\?$"):
         read_weights(tmp_path / "bst.pt")
+
+
+@pytest.mark.parametrize("task", task_names())
+def test_names_of_other_trainers_lead_to_keys(task):
+    schema = task_class(task).config_class
+    keys = {".".join(path) for path, _ in key_paths(schema)}
+    for other, key in names_elsewhere(schema):
+        assert key in keys
+        assert other not in {name.rsplit(".", 1)[-1] for name in keys}
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("optim.lr=0.1 is high", "optim.lr=0.1 ({file}:4) is high"),
+        ("train.epochs: many", "train.epochs (command line): many"),
+        ("model.name, train.epochs=4: no", "model.name ({file}:2), train.epochs=4 (command line): no"),
+        ("optim.momentum=0.9 is a default", "optim.momentum=0.9 is a default"),
+        ("train.epochs=5 is not the value", "train.epochs=5 is not the value"),
+        ("set train.epochs=4", "set train.epochs=4"),
+        ("model.nam is no key, optim.lr=0.1 is", "model.nam is no key, optim.lr=0.1 is"),
+    ],
+)
+def test_errors_of_a_run_tell_where_its_keys_are_written(minimal, message, told):
+    loaded = load_config(minimal, ["train.epochs=4"])
+    assert loaded.told(message) == told.format(file=minimal)

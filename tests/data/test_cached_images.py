@@ -84,8 +84,21 @@ def test_corrupt_images_stay_corrupt(index, small):
     plain, cached = (TrainDataset(index, small, augment, seed=0, decoded=which) for which in (None, decoded))
     assert cached[(0, 4, 0)][3] == plain[(0, 4, 0)][3] != ""
     assert torch.equal(cached[(0, 4, 0)][0], plain[(0, 4, 0)][0])
-    with pytest.raises(DataError, match=r"004\.png is corrupt"):
-        EvalDataset(index, small, decoded=decoded).read([3, 4])
+    for options in ({}, {"decoded": decoded}):
+        with pytest.raises(DataError, match=r"004\.png is corrupt .*would change the result$"):
+            EvalDataset(index, small, **options).read([3, 4])
+
+
+def test_corrupt_evaluation_images_are_told_before_training(index, small, caplog):
+    for i in (2, 7, 9):
+        with open(index.name(i), "r+b") as file:
+            file.truncate(200)
+    with caplog.at_level(logging.INFO, logger="ddfnet"):
+        decoded = decode_all(index, Decoder())
+    assert "15 of 18 images decoded into memory" in caplog.text
+    assert [i for i, _ in decoded.faults] == [2, 7, 9]
+    with pytest.raises(DataError, match=rf"002\.png is corrupt .*2 other images cannot .*check_data\.py {index.root}"):
+        EvalDataset(index, small, decoded=decoded)
 
 
 def test_large_sets_are_left_on_disk(index, monkeypatch, caplog):

@@ -15,7 +15,7 @@ ONE = ("train.device_batch_size=1", "train.batch_size=4", "train.epochs=1", "mod
 
 def test_one_value_per_channel_is_refused(tiny_config, tmp_path):
     folder = tmp_path / "run"
-    with pytest.raises(ConfigError, match=r"train\.device_batch_size=1: a batch norm gets one value per channel"):
+    with pytest.raises(ConfigError, match=r"train\.device_batch_size=1 \(command line\): a batch norm gets one value"):
         train(load_config(tiny_config, [*ONE, "data.input.size=32", f"run.dir={folder}"]))
     assert not folder.exists()
 

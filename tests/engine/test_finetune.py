@@ -84,7 +84,7 @@ def test_class_weights_are_printed_and_a_wrong_number_is_refused(uneven_config, 
     folder = tmp_path / "run"
     assert train(load_config(uneven_config, ["loss.class_weights=auto", f"run.dir={folder}", "train.epochs=1"])) == 0
     assert "class weights: cross 0.254, disc 1.69, grid 1.02, ring 1.02, stripes 1.02" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match=r"loss\.class_weights has 2 values"):
+    with pytest.raises(ConfigError, match=r"loss\.class_weights \(command line\) has 2 values"):
         train(load_config(uneven_config, ["loss.class_weights=[1, 2]", f"run.dir={tmp_path / 'none'}"]))
     assert not (tmp_path / "none").exists()
 
@@ -140,7 +140,7 @@ def test_multi_label_from_training_to_prediction(uneven_config, uneven_tree, tmp
 def test_multi_label_ranks_by_its_own_metrics(uneven_config, tmp_path):
     run_here(uneven_config, tmp_path / "f1", *MULTI, "train.epochs=1", "checkpoints.metric=f1_micro")
     assert read_checkpoint(tmp_path / "f1" / "last.pt")["metric"] == "f1_micro"
-    with pytest.raises(ConfigError, match=r"checkpoints\.metric=top5 is no metric .* has map_macro, map_micro"):
+    with pytest.raises(ConfigError, match=r"checkpoints\.metric=top5 \(command line\) is no metric .* has map_macro"):
         run_here(uneven_config, tmp_path / "top5", *MULTI, "checkpoints.metric=top5")
 
 

@@ -137,6 +137,6 @@ def test_two_processes_train_alike_with_a_frozen_part(tiny_config, tmp_path):
 
 def test_a_mistake_leaves_nothing_behind(tiny_config, tmp_path):
     folder = tmp_path / "run"
-    with pytest.raises(ConfigError, match=r"train\.freeze: 'layer9'"):
+    with pytest.raises(ConfigError, match=r"train\.freeze \(command line\): 'layer9'"):
         train(load_config(tiny_config, [f"run.dir={folder}", "train.freeze=[layer9]"]))
     assert not folder.exists()

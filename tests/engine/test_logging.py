@@ -40,6 +40,17 @@ def test_not_a_number_stays_valid_json(tmp_path):
     assert json.loads(line, parse_constant=pytest.fail)["loss"] is None
 
 
+def test_columns_stay_after_the_tenth_epoch(tmp_path, capsys):
+    log = make(None, epochs=24)
+    for epoch in (9.5, 10.5):
+        log.train(7, 100, {**RECORD, "epoch": epoch})
+        log.evaluation(7, epoch, "val", {"top1": 50.0, "n": 2}, percentages=["top1"])
+    log.close()
+    training, evaluation, *_ = capsys.readouterr().out.splitlines()
+    assert training.startswith("epoch  9.50  step")
+    assert evaluation == "epoch  9.50  val  top1 50.00  n 2"
+
+
 def test_console_line(tmp_path, capsys):
     log = make(tmp_path)
     log.start(0)

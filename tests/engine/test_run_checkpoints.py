@@ -125,7 +125,9 @@ def test_the_best_by_another_metric(tiny_config, tmp_path, results, capsys):
     results(top1=[1.0])  # with another metric the best begins anew
     run(tiny_config, tmp_path / "run", "train.epochs=4", "run.allow_changes=true")
     assert read_checkpoint(tmp_path / "run" / "last.pt")["ranking"] == [(1.0, 16)]
-    with pytest.raises(ConfigError, match=r"checkpoints\.metric=top2 is no metric .*did you mean top5 or top1"):
+    with pytest.raises(
+        ConfigError, match=r"checkpoints\.metric=top2 \(command line\) is no metric .*did you mean top5 or"
+    ):
         run(tiny_config, tmp_path / "other", "checkpoints.metric=top2")
     assert not (tmp_path / "other").exists()
 

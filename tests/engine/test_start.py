@@ -220,14 +220,14 @@ def test_the_logged_rate_is_the_base_rate_whatever_the_groups_have(run, tmp_path
 
 def test_a_decoder_that_is_not_there_leaves_no_run_folder(tiny_config, run, tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "_works", lambda backend: False)
-    with pytest.raises(ConfigError, match=r"data.decoder=torchcodec cannot be used: pip install torchcodec"):
+    with pytest.raises(ConfigError, match=r"data.decoder=torchcodec \(command line\) cannot be used: pip install"):
         run("data.decoder=torchcodec")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_cache_that_cannot_be_kept_leaves_no_run_folder(tiny_config, run, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"data.val_cache=\S+ cannot be used: .*name another folder"):
+    with pytest.raises(DataError, match=r"data.val_cache=\S+ \(command line\) cannot be used: .*name another folder"):
         run(f"data.val_cache={tmp_path / 'file' / 'cache'}")
     assert not (tmp_path / "run").exists()
 

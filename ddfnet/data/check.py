@@ -133,7 +133,7 @@ def _check_split(
         report.not_counted = files_not_counted(others)
     empty = [name for name, count in report.images_per_class.items() if not count]
     if empty:
-        problems.append(f"{split}: {len(empty)} classes hold no images: {some_names(empty)}")
+        problems.append(f"{split}: no images in {plural(len(empty), 'class', 'classes')}: {some_names(empty)}")
     order = source.disk_order().tolist()
     workers = workers if workers > 1 else 0
     loader = DataLoader(
@@ -188,9 +188,9 @@ class _Inspection(Dataset):
 def _compare_classes(name: str, classes: set[str], other: str, expected: set[str], problems: list[str]) -> None:
     missing, extra = sorted(expected - classes), sorted(classes - expected)
     if missing:
-        problems.append(f"{name}: {len(missing)} classes of {other} are missing: {some_names(missing)}")
+        problems.append(f"{name}: without {plural(len(missing), 'class', 'classes')} of {other}: {some_names(missing)}")
     if extra:
-        problems.append(f"{name}: {len(extra)} classes are not in {other}: {some_names(extra)}")
+        problems.append(f"{name}: {plural(len(extra), 'class', 'classes')} not in {other}: {some_names(extra)}")
 
 
 def format_report(report: TreeReport) -> str:

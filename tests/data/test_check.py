@@ -76,9 +76,9 @@ def test_class_disagreement_and_empty_classes(main, capsys, root):
     (root / "train" / "gnu").mkdir()
     code, out, _ = check(main, capsys, root, "--workers", 1)
     assert code == 1
-    assert "train: 1 classes hold no images: gnu" in out
-    assert "val: 2 classes of train are missing: eel, gnu" in out
-    assert "val: 1 classes are not in train: fox" in out
+    assert "train: no images in 1 class: gnu" in out
+    assert "val: without 2 classes of train: eel, gnu" in out
+    assert "val: 1 class not in train: fox" in out
 
 
 def test_flat_validation_folder_is_a_problem_beside_a_checked_train(main, capsys, root):
@@ -120,8 +120,8 @@ def test_imagenet_names_and_counts(main, capsys, tmp_path):
     draw(tmp_path / "val" / "cat" / "a.JPEG", 1)
     code, out, _ = check(main, capsys, tmp_path, "--imagenet", "--workers", 1)
     assert code == 1
-    assert "train: 999 classes of ImageNet-1k are missing: n01443537," in out
-    assert "val: 1 classes are not in ImageNet-1k: cat" in out
+    assert "train: without 999 classes of ImageNet-1k: n01443537," in out
+    assert "val: 1 class not in ImageNet-1k: cat" in out
     assert "train: 2 images, ImageNet-1k has 1,281,167" in out
     assert "val: 2 images, ImageNet-1k has 50,000" in out
 

@@ -81,7 +81,7 @@ def test_unused_lines_are_found(root):
 @pytest.mark.parametrize(
     ("lines", "config", "message"),
     [
-        (GOOD[1:], MULTI, r"1 images of .*train have no line in .*labels\.csv: a\.png"),
+        (GOOD[1:], MULTI, r"1 image of .*train without a line in .*labels\.csv: a\.png"),
         (("b.png,x",), MULTI, r"2 images of .*: a\.png, c\.png"),
         (GOOD, SourceConfig(labels="none.csv"), r"none\.csv cannot be read"),
         (GOOD, SourceConfig(labels="labels.csv"), r"c\.png of .* has 2 labels \(cat, eel\): set data\.multi_label"),

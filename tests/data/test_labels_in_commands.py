@@ -83,13 +83,13 @@ def test_the_check_finds_damage_and_classes_that_one_split_lacks(command, root, 
     assert command("check_data", root, "--labels", "labels.csv", "--multi-label") == 1
     out = capsys.readouterr().out
     assert f"PROBLEM: train: {root / 'train/a.png'} is corrupt" in out
-    assert "PROBLEM: val: 3 classes of train are missing: cat, dog, eel" in out
-    assert "PROBLEM: val: 1 classes are not in train: fox" in out
+    assert "PROBLEM: val: without 3 classes of train: cat, dog, eel" in out
+    assert "PROBLEM: val: 1 class not in train: fox" in out
     options = ("--labels", "labels.csv", "--multi-label", "--allow-missing-val-classes")
     assert command("check_data", root, *options) == 1
     out = capsys.readouterr().out
-    assert "remark: val: 3 classes of train are missing: cat, dog, eel" in out
-    assert "PROBLEM: val: 1 classes are not in train: fox" in out
+    assert "remark: val: without 3 classes of train: cat, dog, eel" in out
+    assert "PROBLEM: val: 1 class not in train: fox" in out
 
 
 def test_the_check_of_one_label_for_each_image(command, root, capsys):

@@ -110,7 +110,7 @@ def test_what_the_datasets_package_saves(tree, index, tmp_path):
     datasets = pytest.importorskip("datasets")
     data = datasets.load_dataset("imagefolder", data_dir=str(tree), cache_dir=str(tmp_path / "c"), split="train")
     data.to_parquet(str(tmp_path / "p" / "data" / "train-00000-of-00001.parquet"))
-    with pytest.raises(DataError, match=r"18 rows hold no image but at most its path.*embed_table_storage"):
+    with pytest.raises(DataError, match=r"18 rows without an image, at most with its path.*embed_table_storage"):
         open_split(tmp_path / "p", "train", key="train", config=SourceConfig())
     data = data.with_format("arrow").map(datasets.table.embed_table_storage, batched=True)
     data.to_parquet(str(tmp_path / "p" / "data" / "train-00000-of-00001.parquet"))
@@ -151,7 +151,7 @@ def test_a_class_without_images(tree, tmp_path):
     path = split_path(write_shards(tree, tmp_path / "out"), "train")
     (tmp_path / "names.txt").write_text("cat\ndog\neel\nfox\n")
     config = SourceConfig(class_names=str(tmp_path / "names.txt"))
-    with pytest.raises(DataError, match=r"1 of 4 classes in .* have no images: fox"):
+    with pytest.raises(DataError, match=r"no images of 1 of 4 classes in .*: fox"):
         open_source(path, config=config)
     assert open_source(path, config=config, allow_empty=True).classes == ["cat", "dog", "eel", "fox"]
 
@@ -349,7 +349,7 @@ def test_damaged_arrow_and_parquet(tree, tmp_path):
     with pytest.raises(DataError, match=r"parquet, row 0: label 9 is out of range, there are 3 classes \(0 to 2\)"):
         open_source(path)
     pq.write_table(table.set_column(1, "label", pa.array([None] * 9, pa.int64())), path)
-    with pytest.raises(DataError, match="9 rows have no label"):
+    with pytest.raises(DataError, match="9 rows without label"):
         open_source(path)
 
     WRITERS["arrow"](tree, tmp_path / "a")

@@ -111,7 +111,7 @@ def test_samples_of_shards(tmp_path, image):
     write_tar(path, [("1.png", image), ("1.cls", b"0"), ("2.png", image)])
     fails(r"member 2\.png has no label beside it", path)
     write_tar(path, [("1.png", image), ("1.cls", b"0"), ("2.cls", b"0")])
-    fails(r"1 samples have a label but no image, for example member 2\.cls", path)
+    fails(r"1 sample with a label but no image, for example member 2\.cls", path)
     for label in (b"", b"\xff", b"1" * 2000):
         write_tar(path, [("1.png", image), ("1.cls", label)])
         fails(r"member 1\.cls is no label", path)
@@ -123,7 +123,7 @@ def test_samples_of_shards(tmp_path, image):
     fails("data.label_column=y: no member of .* has this extension", path, label_column="y")
     fails(r"data.val_labels=x is not used", path, val_labels="x")
     write_tar(path, [("cat/1.png", image), ("2.png", image)])
-    fails(r"1 images lie in no folder, but others do: 2\.png", path)
+    fails(r"1 image in no folder, while others are in one: 2\.png", path)
 
 
 def test_names_with_dots_and_other_columns(tmp_path, image):

@@ -169,7 +169,7 @@ def test_mistakes_are_named_and_nothing_is_written(trained, image_tree, tmp_path
     fails(DataError, "ring", data=fewer)
     fails(DataError, "4 classes.*5 classes", bare, data=fewer, model=NAME)
     (fewer / "ring").mkdir()
-    fails(DataError, "hold no images: ring", data=fewer)
+    fails(DataError, "no images in 1 of 5 class folders in .*: ring", data=fewer)
     (fewer / "ring" / "0.png").write_bytes(b"not an image")
     fails(DataError, r"ring/0\.png", data=fewer)
     assert not (tmp_path / "out").exists()

@@ -100,7 +100,7 @@ def refuse_empty_classes(root: str, labels: np.ndarray, classes: list[str], allo
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty and not allow_empty:
         raise MissingClassesError(
-            f"{len(empty)} of {len(classes)} classes in {root} have no images: {some_names(empty)}; "
+            f"no images of {len(empty)} of {plural(len(classes), 'class', 'classes')} in {root}: {some_names(empty)}; "
             "fill them, or leave them out of the class names"
         )
 

@@ -172,7 +172,7 @@ def index_folder(
     empty = [name for name, blob in zip(classes, blobs, strict=True) if not blob]
     if empty and not allow_empty:
         raise MissingClassesError(
-            f"{len(empty)} of {len(classes)} class folders in {root} hold no images: {some_names(empty)}; "
+            f"no images in {len(empty)} of {plural(len(classes), 'class folder')} in {root}: {some_names(empty)}; "
             f"fill or remove them (images end in {', '.join(sorted(IMAGE_EXTENSIONS))})"
         )
     if allow_absent and len(empty) == len(classes):

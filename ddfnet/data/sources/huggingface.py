@@ -14,6 +14,7 @@ from ddfnet.data.sources.classes import refuse_empty_classes, settle_classes, se
 from ddfnet.data.sources.parquet import parquet_source, read_parquet, without_images
 from ddfnet.data.sources.ranges import byte_ranges
 from ddfnet.utils.errors import DataError
+from ddfnet.utils.text import plural
 
 SUFFIXES = (".parquet", ".arrow")
 STATE = "state.json"  # names the files of a `Dataset.save_to_disk`
@@ -58,7 +59,7 @@ def open_huggingface(
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path} is damaged, or no {Path(path).suffix[1:]} file ({error}); copy it again") from None
         if own_labels.null_count:
-            raise DataError(f"{path}: {own_labels.null_count} rows have no {columns.label}; leave them out")
+            raise DataError(f"{path}: {plural(own_labels.null_count, 'row')} without {columns.label}; leave them out")
         labels.append(own_labels.to_numpy(zero_copy_only=False))
         names += own_names
         places.append(own_places)

@@ -55,7 +55,9 @@ def validation_labels(root: str, names: list[str], given: str | None) -> list[st
     stems = [posixpath.splitext(posixpath.basename(name))[0] for name in names]
     missing = [name for name, stem in zip(names, stems, strict=True) if stem not in listed]
     if missing:
-        raise DataError(f"{path} has no label of {len(missing)} images of {root}: {some_names(missing)}; add them")
+        raise DataError(
+            f"{path} has no label of {plural(len(missing), 'image')} of {root}: {some_names(missing)}; add them"
+        )
     return [listed[stem] for stem in stems]
 
 

@@ -149,8 +149,8 @@ def _lines_of(
         if line is None:
             absent = [name for name in images if not labels.keys() & set(_names_for(name, root, folder))]
             raise DataError(
-                f"{len(absent)} images of {folder} have no line in {file}: {some_names(absent)}; add them (an empty "
-                "label is no class), or take them away"
+                f"{plural(len(absent), 'image')} of {folder} without a line in {file}: {some_names(absent)}; "
+                "add them (an empty label is no class), or take them away"
             )
         other = taken.setdefault(line, image)
         if other != image:

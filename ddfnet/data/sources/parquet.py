@@ -10,6 +10,7 @@ import numpy as np
 
 from ddfnet.data.sources.base import NamedImages, Names, canonical_order, hash_files
 from ddfnet.utils.errors import DataError
+from ddfnet.utils.text import plural
 
 _MOST_GROUPS = 2  # row groups kept per process, about 10 MB each for ImageNet
 _MOST_FILES = 64
@@ -75,8 +76,8 @@ def parquet_source(
 def without_images(path: str, rows: int) -> str:
     """The message for rows that only refer to their images."""
     return (
-        f"{path}: {rows} rows hold no image but at most its path; write the dataset with its files embedded: "
-        "dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)"
+        f"{path}: {plural(rows, 'row')} without an image, at most with its path; write the dataset with its "
+        "files embedded: dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)"
     )
 
 

@@ -14,6 +14,7 @@ from ddfnet.data.sources.imagenet import validation_labels
 from ddfnet.data.sources.ranges import ByteRanges, byte_ranges, read_range
 from ddfnet.data.sources.tar_index import TarIndex, index_tars
 from ddfnet.utils.errors import DataError
+from ddfnet.utils.text import plural
 
 _LABEL_EXTENSION = "cls"
 _LONGEST_LABEL = 1000  # bytes
@@ -103,7 +104,7 @@ def _samples(index: TarIndex, files: list[str], config: SourceConfig, others: Co
     if alone:
         m = alone[0].label
         raise DataError(
-            f"{files[index.file[m]]}: {len(alone)} samples have a label but no image, for example member "
+            f"{files[index.file[m]]}: {plural(len(alone), 'sample')} with a label but no image, for example member "
             f"{index.names[m]}; name the image's extension with data.image_column, or pack the shard again"
         )
     return list(samples.values())
@@ -134,8 +135,8 @@ def _labels_by_place(root: str, index: TarIndex, members: np.ndarray, names: lis
     loose = [name for name, folder in zip(names, folders, strict=True) if not folder]
     if loose and len(loose) < len(names):
         raise DataError(
-            f"{root}: {len(loose)} images lie in no folder, but others do: {some_names(loose)}; move them into the "
-            "folder of their class"
+            f"{root}: {plural(len(loose), 'image')} in no folder, while others are in one: {some_names(loose)}; "
+            "move them into the folder of their class"
         )
     if loose and len(index.tar) > 1:
         tars = [index.tar[t] for t in index.tar_of[members].tolist()]

@@ -5,6 +5,7 @@ arguments, constants) is compiled with the specialization that Triton's launcher
 """
 
 import contextlib
+import functools
 import math
 import re
 import subprocess
@@ -62,17 +63,32 @@ class Compiled:
     """Resources and code of a compiled kernel."""
 
     registers: int  # of a thread
-    local: int  # bytes of a thread; 0 unless registers were spilled
+    stack: int  # bytes of a thread; 0 unless registers were spilled
+    local: int  # other bytes of a thread
     shared: int  # bytes of a program
     threads: int  # of a program
-    instructions: Counter  # machine instructions by opcode, e.g. "LDG.E.128"
-    step: int  # number of instructions of the longest loop, or of the whole program if it has none
+    cubin: bytes
     ptx: str  # the code before the machine's
 
     @property
+    def instructions(self) -> Counter:
+        """Machine instructions by opcode, e.g. "LDG.E.128"."""
+        return Counter(self._code[0])
+
+    @property
+    def step(self) -> int:
+        """Number of instructions of the longest loop, or of the whole program if it has none."""
+        return self._code[1]
+
+    @functools.cached_property
+    def _code(self) -> tuple[list[str], int]:
+        return _instructions(_run("nvdisasm", self.cubin, "-c", "-ndf"))
+
+    @property
     def spills(self) -> int:
-        """Instructions that save registers to memory or restore them."""
-        return self.count("STL") + self.count("LDL")
+        """Instructions that save registers to memory or restore them: none without a stack, which takes no look at the
+        code."""
+        return self.count("STL") + self.count("LDL") if self.stack else 0
 
     def faults(self, arch: int) -> list[str]:
         """Spills, more resources than a GPU has, and additions whose order depends on timing: none may be.
@@ -81,7 +97,7 @@ class Compiled:
         instructions among a thousand is its choice, differs with its version, and is no fault.
         """
         faults = {
-            f"{self.spills} spill instructions": self.spills > MAX_SPILL_SHARE * sum(self.instructions.values()),
+            f"{self.spills} spill instructions": self.spills and self.spills > MAX_SPILL_SHARE * len(self._code[0]),
             f"{self.local} bytes of local memory": self.local,
             f"{self.shared} bytes of shared memory": self.shared > SHARED_LIMIT[arch],
             f"{self.registers} registers x {self.threads} threads": self.registers * self.threads > 65536,
@@ -215,15 +231,12 @@ def _recorded(call: Callable[[], None], first: bool = False) -> dict[str, Launch
 def compile_launch(launch: Launch, arch: int, **options: Any) -> Compiled:
     """Compile for sm_`arch`. Options are those of Triton's compiler, such as `enable_fp_fusion`."""
     compiled = compile_code(launch, arch, **options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        resources = _run("cuobjdump", "--dump-resource-usage", file.name)
-        assembly = _run("nvdisasm", "-c", file.name)
-    registers, local = map(int, re.search(r"REG:(\d+) STACK:\d+ SHARED:\d+ LOCAL:(\d+)", resources).groups())
-    opcodes, step = _instructions(assembly)
-    shared, threads = compiled.metadata.shared, compiled.metadata.num_warps * 32
-    return Compiled(registers, local, shared, threads, Counter(opcodes), step, compiled.asm["ptx"])
+    cubin = compiled.asm["cubin"]
+    resources = re.search(
+        r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", _run("cuobjdump", cubin, "--dump-resource-usage")
+    )
+    threads = compiled.metadata.num_warps * 32
+    return Compiled(*map(int, resources.groups()), compiled.metadata.shared, threads, cubin, compiled.asm["ptx"])
 
 
 def compile_code(launch: Launch, arch: int, **options: Any) -> Any:
@@ -270,5 +283,8 @@ def _instructions(assembly: str) -> tuple[list[str], int]:
     return opcodes, longest if longest > 20 else len(opcodes)
 
 
-def _run(tool: str, *arguments: str) -> str:
-    return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
+def _run(tool: str, cubin: bytes, *options: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([TOOLS / tool, *options, file.name], capture_output=True, text=True, check=True).stdout

@@ -1,7 +1,7 @@
 """What Inductor makes of a DDF block for an H100 that is not there; test_inductor_code.py runs it as a process.
 
 PyTorch is told of a device: enough of it to trace fake CUDA tensors and to generate code, none of which runs. Prints
-as JSON the generated kernels, name to source, and the names of those that are launched, in order.
+as JSON, for each case, the generated kernels, name to source, and the names of those that are launched, in order.
 """
 
 import contextlib
@@ -120,8 +120,8 @@ class Backward(nn.Module):
         return torch.where(x > 0, grad_x, 0), *others
 
 
-def main(which):
-    pretend()
+def code_of(which):
+    """The kernels and launches of a case; after `pretend`."""
     from torch._functorch.aot_autograd import aot_export_module
     from torch._inductor import utils
     from torch._inductor.codegen.wrapper import PythonWrapperCodegen
@@ -167,11 +167,12 @@ def main(which):
         given = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
         code, *_ = utils.get_code(lambda: compile_fx_inner(graph, given, is_inference=True))
     launched = re.findall(r"\b(?:(\w+)\.run|extern_kernels\.(\w+))\(", code)
-    print("KERNELS " + json.dumps({"kernels": kernels, "launches": [ours or extern for ours, extern in launched]}))
+    return {"kernels": kernels, "launches": [ours or extern for ours, extern in launched]}
 
 
 BLOCKS = {"forward": Block, "between": Bottleneck, "trained": Trained, "apart_trained": Block}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    pretend()
+    print("KERNELS " + json.dumps({which: code_of(which) for which in sys.argv[1:]}))

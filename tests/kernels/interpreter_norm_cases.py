@@ -1,6 +1,7 @@
 """The layer between batch normalizations in Triton's interpreter; run by test_interpreter.py, not collected by name."""
 
 import copy
+from unittest import mock
 
 import pytest
 import timm
@@ -57,21 +58,23 @@ def exact(layers, x):
 
 
 CASES = [
-    # channels, kernel_size, heads, stride, dilation, combine, dtype
-    (70, 3, 1, 1, 1, "mul", torch.float32),
-    (70, 3, 1, 2, 1, "add", torch.float32),
-    (34, 3, 1, 1, 2, "mul", torch.float16),
-    (72, 3, 3, 2, 1, "mul", torch.float16),
-    (32, 5, 2, 1, 1, "add", torch.float16),
-    (24, 7, 1, 3, 1, "mul", torch.float16),
+    # channels, kernel_size, heads, stride, dilation, combine, dtype, size
+    (20, 3, 1, 1, 1, "mul", torch.float32, (9, 8)),  # two tiles of pixels of the branch's kernel
+    (70, 3, 1, 2, 1, "add", torch.float32, (9, 8)),  # and two of channels
+    (34, 3, 1, 1, 2, "mul", torch.float16, (9, 8)),
+    (72, 3, 3, 2, 1, "mul", torch.float16, (5, 6)),
+    (12, 5, 2, 1, 1, "add", torch.float16, (5, 4)),
+    (24, 7, 1, 3, 1, "mul", torch.float16, (5, 6)),
 ]
 
 
-@pytest.mark.parametrize(("channels", "kernel_size", "heads", "stride", "dilation", "combine", "dtype"), CASES)
-def test_against_the_layers_in_float64(channels, kernel_size, heads, stride, dilation, combine, dtype, launches):  # noqa: F811
-    """Odd sizes, several images, more pixels than a tile; zeros of the padding are behind the first ReLU."""
+@pytest.mark.parametrize("channels, kernel_size, heads, stride, dilation, combine, dtype, size", CASES)  # noqa: PT006
+def test_against_the_layers_in_float64(
+    channels, kernel_size, heads, stride, dilation, combine, dtype, size, launches  # noqa: F811
+):  # fmt: skip
+    """Odd sizes, several images; zeros of the padding are behind the first ReLU."""
     options = {"kernel_size": kernel_size, "heads": heads, "stride": stride, "dilation": dilation, "combine": combine}
-    layers, x = make(channels, dtype, (9, 8), 2, **options)
+    layers, x = make(channels, dtype, size, 2, **options)
     with torch.no_grad():
         y = normalized_ddf(x, *layers)
         assert launches == FUSED
@@ -181,11 +184,15 @@ def exchanged(layers):
 def test_it_applies_to_nothing_else(launches):  # noqa: F811
     layers, x = make(size=(3, 3))
     with torch.no_grad():
-        for name, network in exchanged(layers):
-            twin = copy.deepcopy(network)
-            twin_result = one_by_one(x, *twin)
-            assert torch.equal(normalized_ddf(x, *network), twin_result), name
-            assert FUSED[0] not in launches, name
+        with (  # which of both it is, not what they compute
+            mock.patch("ddfnet.layers.ddf.ddf_layer", lambda x, *_: x.sin()),
+            mock.patch("ddfnet.layers.ddf.ddf", lambda x, *_, **__: x.cos()),
+        ):
+            for name, network in exchanged(layers):
+                twin = copy.deepcopy(network)
+                twin_result = one_by_one(x, *twin)
+                assert torch.equal(normalized_ddf(x, *network), twin_result), name
+                assert FUSED[0] not in launches, name
         with pytest.raises((ValueError, RuntimeError), match="expected"):
             normalized_ddf(x, *layers[:2], DDF(32).eval(), *layers[3:])
         contiguous = x.contiguous()
@@ -203,7 +210,7 @@ def test_a_bottleneck_and_its_switch(stride, launches):  # noqa: F811
     downsample = nn.Sequential(nn.Conv2d(32, 64, 1, stride, bias=False), nn.BatchNorm2d(64))
     block = randomize(DDFBottleneck(32, 16, stride, downsample, ddf_args={"heads": 2, "squeeze_ratio": 0.5})).half()
     block.to(memory_format=torch.channels_last)
-    x = torch.randn(2, 32, 8, 7).half().contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 32, 5, 4).half().contiguous(memory_format=torch.channels_last)
     results = {}
     with torch.no_grad():
         for block.fused_norms in ("inference", "none"):

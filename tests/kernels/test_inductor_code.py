@@ -28,12 +28,15 @@ OURS = {
 
 
 @functools.cache
-def code_of(which):
-    """Of a case of inductor_cases.py, the kernels, name to source, and the names of those that are launched."""
+def codes():
+    """Of each case of inductor_cases.py, the kernels, name to source, and the names of those that are launched.
+
+    All by one process: to start one and pretend takes as long as a case.
+    """
     pytest.importorskip("triton")
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(HERE / "inductor_cases.py"), which]
+    command = [sys.executable, str(HERE / "inductor_cases.py"), *OURS]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     (line,) = (line for line in run.stdout.splitlines() if line.startswith("KERNELS "))
@@ -41,7 +44,7 @@ def code_of(which):
 
 
 def kernels_of(which):
-    return code_of(which)["kernels"]
+    return codes()[which]["kernels"]
 
 
 @pytest.mark.parametrize("which", OURS)
@@ -69,7 +72,7 @@ def test_normalizing_in_the_layer_leaves_no_pass_around_it():
 
 def launches_of(which):
     """How often each kernel is launched, those that Inductor wrote as one; convolutions and products beside them."""
-    names = [re.sub(r"_\d+$", "", name) for name in code_of(which)["launches"]]
+    names = [re.sub(r"_\d+$", "", name) for name in codes()[which]["launches"]]
     return Counter("generated" if name.startswith("triton_") else name for name in names)
 
 

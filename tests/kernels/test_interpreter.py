@@ -32,10 +32,11 @@ def test_kernels_in_the_interpreter():
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5"]
-    # several processes, because it is slow: the interpreter makes about 2000 calls of NumPy a second
+    # several processes, because it is slow: the interpreter makes about 2000 calls of NumPy a second. Three that take
+    # about as long each: one more takes some seconds to start
+    others = [str(HERE / f"interpreter_{name}_cases.py") for name in ("training", "sum", "channel")]
     parts = [("interpreter_cases.py", "-k", half) for half in ("test_options", "not test_options")]
-    parts += [(f"interpreter_{name}_cases.py",) for name in ("norm", "training")]
-    parts += [("interpreter_channel_cases.py", str(HERE / "interpreter_sum_cases.py"))]  # the quick ones
+    parts += [("interpreter_norm_cases.py", *others)]
     runs = [
         subprocess.Popen(
             [*command, str(HERE / file), *choice],

@@ -26,7 +26,7 @@ def _fresh_dynamo():
 
 @pytest.mark.parametrize(
     ("combine", "filters", "stride", "memory_format"),
-    [("mul", "both", 2, "channels_last"), ("add", "channel", 1, "contiguous")],
+    [("mul", "both", 1, "channels_last"), ("add", "channel", 2, "contiguous")],
 )
 def test_opcheck(combine, filters, stride, memory_format):
     """One tap keeps the traces short; the schema, the strides and the autograd formula do not depend on it."""
@@ -108,12 +108,15 @@ def test_aotinductor_looks_inside_the_op(tmp_path):
     """Its programs run without Python, so that no opaque call may be left in them."""
     inputs = make_inputs(kernel_size=1, requires_grad=False)
     program = torch.export.export(Layer(), inputs)
-    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "layer.pt2"))
+    # the sources alone: compiling takes half a minute, and a slow test of scripts/export.py runs the program
+    options = {"aot_inductor.package_cpp_only": True}
+    path = torch._inductor.aoti_compile_and_package(
+        program, package_path=str(tmp_path / "layer.pt2"), inductor_configs=options
+    )
     with zipfile.ZipFile(path) as package:
-        files = {name: package.read(name) for name in package.namelist()}
-    assert any(name.endswith(".cpp") for name in files)
-    assert [name for name, data in files.items() if b"ddf_opaque" in data] == []
-    torch.testing.assert_close(torch._inductor.aoti_load_package(path)(*inputs), Layer()(*inputs))
+        sources = [package.read(name) for name in package.namelist() if name.endswith(".cpp")]
+    assert any(b"AOTInductorModel" in source for source in sources)
+    assert not any(b"ddf_opaque" in source for source in sources)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +167,9 @@ def test_export_keeps_one_node_and_a_dynamic_batch():
     torch.testing.assert_close(program.module()(*larger), Layer()(*larger))
 
 
+SIZE = 2, 2  # for kernels that are only looked at: of larger maps a program has more pixels, which takes longer
+
+
 class FakeDriver:
     """Enough of a Triton driver to analyze a kernel for a GPU that is not there."""
 
@@ -210,14 +216,15 @@ def test_the_cuda_path_traces_into_triton_launches(no_gpu_needed, scale, stride)
         settings = (3, stride, 1, True, scale, True, True, True)
         return (y, *torch.ops.ddfnet.ddf_backward(y, x, channel_filter, spatial_filter, *settings))
 
-    x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    x = torch.empty(2, 64, *SIZE, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     channel_filter = torch.empty(2, scale**2, 64, 3, 3, device="cuda")
-    spatial_filter = torch.empty(2, scale**2 * 9, 14 // stride, 14 // stride, device="cuda")
+    spatial_filter = torch.empty(2, scale**2 * 9, 2 // stride, 2 // stride, device="cuda")
     written = written_by_kernels(both, x, channel_filter if scale > 1 else channel_filter[:, 0], spatial_filter)
     assert written == [["y"], ["grad_x"], ["channel_partials", "spatial_partials"]]
 
 
-# What the kernels of a layer write, by name and in order.
+# What the kernels of a layer write, by name and in order. PyTorch's analysis has Triton translate each of them: that is
+# quick for maps too small for blocks of several pixels, and finds the same names.
 BRANCHES = [["inverse_std", "pool_partials", "spatial_filter"], ["hidden", "pooled"], ["channel_filter"]]
 FILTER_GRADIENTS = [["channel_partials", "spatial_partials"], ["grads"], ["grad_hidden", "grad_pooled"]]
 LOGITS = ["bias_partials", "grad_logits"]
@@ -226,7 +233,7 @@ WEIGHTS = ["alpha", "excite", "excite_bias", "squeeze", "squeeze_bias"]
 
 def test_the_layer_traces_into_its_fused_kernels_on_cuda(no_gpu_needed):
     layer = DDF(64, device="cuda", dtype=torch.bfloat16)
-    x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    x = torch.empty(2, 64, *SIZE, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     written = written_by_kernels(lambda x: (layer(x),), x)
     assert [sorted(names) for names in written] == [*BRANCHES, ["y"]]
     layer.fused_filters = False
@@ -237,7 +244,7 @@ def test_the_layer_between_norms_traces_into_its_kernels_on_cuda(no_gpu_needed):
     norms = [torch.nn.BatchNorm2d(64, device="cuda").eval() for _ in range(2)]
     ddf = DDF(64, device="cuda", dtype=torch.bfloat16).eval()
     relu, drop = torch.nn.ReLU().eval(), torch.nn.Identity().eval()
-    x = torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    x = torch.empty(2, 64, *SIZE, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     layers = (norms[0], relu, ddf, norms[1], drop, relu)
     with torch.no_grad():
         written = written_by_kernels(lambda x: (normalized_ddf(x, *layers),), x)
@@ -252,7 +259,7 @@ def test_the_layer_between_norms_traces_into_its_kernels_in_training_on_cuda(no_
     """
     norms = [torch.nn.BatchNorm2d(channels, device="cuda") for _ in range(2)]
     ddf = DDF(channels, device="cuda", dtype=torch.bfloat16)
-    x = torch.empty(2, channels, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    x = torch.empty(2, channels, *SIZE, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     weights, settings = ddf.operands()
 
     def both(x):
@@ -280,7 +287,7 @@ def test_the_end_of_a_block_traces_into_its_kernels_on_cuda(no_gpu_needed, resid
     """Where the registered operators are called: no kernel writes what another argument of it is."""
     norm = torch.nn.BatchNorm2d(64, device="cuda")
     x, other = (
-        torch.empty(2, 64, 14, 14, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        torch.empty(2, 64, *SIZE, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
         for _ in range(2)
     )
 
@@ -303,7 +310,7 @@ def test_a_traced_block_leaves_its_end_to_the_compiler_on_cuda(no_gpu_needed):
     block.downsample = torch.nn.Sequential(
         torch.nn.Conv2d(64, 256, 1, device="cuda"), torch.nn.BatchNorm2d(256, device="cuda")
     )
-    x = torch.empty(2, 64, 14, 14, device="cuda").to(memory_format=torch.channels_last)
+    x = torch.empty(2, 64, *SIZE, device="cuda").to(memory_format=torch.channels_last)
     with torch.no_grad():
         written = written_by_kernels(lambda x: (block.eval()(x),), x)
     assert [sorted(names) for names in written] == [["affines"], *BRANCHES, ["y"]]
@@ -326,7 +333,7 @@ def without_biases(tensors):
 # one tile of channels, or two, whose partial sums are added up; many logits, which another kernel adds to grad_x
 @pytest.mark.parametrize(("channels", "heads"), [(64, 1), (128, 1), (64, 2)])
 def test_the_fused_backward_traces_on_cuda(no_gpu_needed, channels, heads):
-    tensors = layer_tensors(channels, heads, 14, device="cuda", dtype=torch.bfloat16)
+    tensors = layer_tensors(channels, heads, 1, device="cuda", dtype=torch.bfloat16)
     settings = (3, 1, 1, heads, True, 0.5)
 
     def both(*tensors):
@@ -342,8 +349,12 @@ CHEAP_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 @pytest.mark.parametrize(
     ("heads", "stride", "bias", "checks"),
-    # the remaining one traces forward and backward for symbolic sizes, half a minute
-    [(1, 1, False, CHEAP_CHECKS), (2, 2, True, (*CHEAP_CHECKS, "test_aot_dispatch_dynamic"))],
+    # the remaining one traces forward and backward for symbolic sizes: 20 seconds, and with a stride 30
+    [
+        (2, 2, True, CHEAP_CHECKS),
+        (1, 1, False, (*CHEAP_CHECKS, "test_aot_dispatch_dynamic")),
+        pytest.param(2, 2, True, ("test_aot_dispatch_dynamic",), marks=pytest.mark.slow),
+    ],
 )
 def test_layer_opcheck(heads, stride, bias, checks):
     tensors = layer_tensors(16, heads, 5)

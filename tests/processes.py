@@ -2,8 +2,9 @@
 
 The imports of a process take 7 s of processor time, torchrun and two processes 20 s, each time. What differs: variables
 for memory and threads come after the imports, native code uses no threads of OpenMP, modules are there that a command
-may not have imported, and the processes end without Python's own end. So tests of what a launcher does, of signals,
-kills, imports and ends start the real one (`tests.conftest.launch`).
+may not have imported, what it starts by spawn or forkserver has pytest's `__main__` in place of the script's, and the
+processes end without Python's own end. So tests of what a launcher does, of signals, kills, imports and ends start the
+real one (`tests.conftest.launch`).
 """
 
 import contextlib

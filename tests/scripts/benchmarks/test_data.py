@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -30,7 +31,7 @@ from scripts.benchmarks.data_loaders import (
     torchvision_loader,
 )
 from scripts.benchmarks.data_measure import Stream, distance, pixel_distance, profile, resized, resized_distance
-from tests.processes import launch_forked
+from tests.conftest import ROOT
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads the CPU time of other processes")
 LARGE = 3  # index of the one image that a store with short side 400 reduces
@@ -228,7 +229,6 @@ def test_the_profile_has_the_steps(tree, tmp_path):
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-IMAGES = 4  # the large one among them
 PEER = ("ms", "ms_range", "first_batch_ms", "worker_mib")
 
 
@@ -237,8 +237,9 @@ def report(tree, tmp_path_factory):
     """(workers, report, printed text) of a run."""
     workers = int(sys.platform == "linux")
     file = tmp_path_factory.mktemp("report") / "data.json"
-    options = ["--passes", 2, "--images", IMAGES, "--workers", workers, "--json", file]
-    done = launch_forked("scripts/benchmarks/data.py", tree, *options)
+    options = ["--passes", "2", "--images", "12", "--workers", str(workers), "--json", str(file)]
+    script = str(ROOT / "scripts" / "benchmarks" / "data.py")
+    done = subprocess.run([sys.executable, script, str(tree), *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return workers, json.loads(file.read_text()), done.stdout
 
@@ -277,7 +278,7 @@ def test_the_report_is_complete(report):
     assert rows["eval"]["distance"] == rows["eval_cached"]["distance"]
     assert all("torchvision_ms" in rows[name].get("crop_only", rows[name]) for name in ("plain", "eval", "cifar"))
     assert {"cpu", "torch", "timm", "pillow", "libjpeg_turbo", "decoder", "command"} <= set(content["environment"])
-    assert content["settings"] == {"workers": workers, "passes": 2, "images": IMAGES, "recipe": data.RECIPE}
+    assert content["settings"] == {"workers": workers, "passes": 2, "images": 12, "recipe": data.RECIPE}
 
 
 def test_the_ratio_is_that_of_the_times(report):

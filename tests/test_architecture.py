@@ -192,18 +192,27 @@ def test_without_the_folder_of_detection_all_else_works(tmp_path, tiny_config):
     shutil.rmtree(copy / "ddfnet/tasks/detection")
     env = {**environment(), "PYTHONPATH": str(copy)}
 
-    def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=copy, env=env, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    names = "from ddfnet.tasks import task_names; import ddfnet; print(ddfnet.__file__, *task_names())"
-    assert run("-c", names).split() == [str(copy / "ddfnet/__init__.py"), "classification", "depth"]
     folder = tmp_path / "run"
-    run("train.py", "--config", str(tiny_config), f"run.dir={folder}", "train.epochs=1")
-    assert "top-1" in run("eval.py", "--checkpoint", str(folder / "best.pt"), "--device", "cpu", "--workers", "0")
+    training = ["train.py", "--config", str(tiny_config), f"run.dir={folder}", "train.epochs=1"]
+    evaluation = ["eval.py", "--checkpoint", str(folder / "best.pt"), "--device", "cpu", "--workers", "0"]
+    code = f"""
+import runpy, sys
+import ddfnet
+from ddfnet.tasks import task_names
+print(ddfnet.__file__, *task_names())
+for command in {training}, {evaluation}:
+    sys.argv = command
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as stop:
+        assert not stop.code, command
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    names, *printed = done.stdout.splitlines()
+    assert names.split() == [str(copy / "ddfnet/__init__.py"), "classification", "depth"]
+    assert any("top-1" in line for line in printed)
 
 
 # Words that the field does not use, with what it says instead. Proper names and quoted output are no exceptions:

@@ -14,6 +14,7 @@ import eval as eval_script
 import train as train_script
 from ddfnet.utils.cli import HelpFormatter, run
 from tests.conftest import ROOT, environment, launch
+from tests.processes import launch_forked
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_real_processes_end_with_code_2_and_one_line(tiny_config, tmp_path):
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[0].startswith("train.py: error:")
     assert "Traceback" not in result.stderr
-    result = launch("eval.py", "--checkpoint", tmp_path / "none.pt")
+    result = launch_forked("eval.py", "--checkpoint", tmp_path / "none.pt")
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1
 
@@ -127,9 +128,8 @@ def test_a_mistake_that_one_process_meets_is_told_by_it(tiny_config, image_tree,
     tree = tmp_path / "tree"
     shutil.copytree(image_tree, tree)
     (tree / "val" / "cross" / "1.png").write_bytes(b"broken")
-    result = launch(
-        "train.py", "--config", tiny_config, f"data.root={tree}", f"run.dir={tmp_path / 'run'}", processes=2
-    )
+    overrides = (f"data.root={tree}", f"run.dir={tmp_path / 'run'}")
+    result = launch_forked("train.py", "--config", tiny_config, *overrides, processes=2)
     assert result.returncode != 0
     assert result.stderr.count("train.py: error: [process 1]") == 1
     assert "val/cross/1.png" in result.stderr

@@ -19,7 +19,6 @@ digits in `data/digits`; few of them, so that an epoch takes a second.
 import importlib.metadata
 import importlib.util
 import json
-import multiprocessing
 import os
 import re
 import runpy
@@ -28,7 +27,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +34,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, draw, environment
+from tests.processes import end, python_for_shells, start_forked
 
 GUIDES = ROOT / "docs" / "guides"
 # Tested beside what they describe: test_export.py, test_interop.py, tests/tasks.
@@ -47,19 +46,7 @@ BLOCK = re.compile(
 # What a `resolve` block may name besides our own commands.
 OTHERS = {"cp", "echo", "export", "gdown", "if", "fi", "mkdir", "pip", "sbatch", "scontrol", "scp", "source"}
 OTHERS |= {"tensorboard"}
-
-# Commands are forked from a process that has imported what they need: importing torch takes longer than most of them.
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    [
-        "ddfnet.engine.train",
-        "ddfnet.engine.evaluate_checkpoint",
-        "ddfnet.inference.convert",
-        "ddfnet.data.check",
-        "ddfnet.data.prepare.write",
-        __name__,
-    ]
-)
+REAL = shlex.quote(sys.executable)
 
 
 def blocks(text):
@@ -73,39 +60,15 @@ def commands(text):
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def _run_here(arguments, variables, folder, output):
-    """In the forked process: what `python ARGUMENTS` would do in a folder, printing into a file."""
-    os.chdir(folder)
-    os.environ.update(variables)
-    with open(output, "ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
-    try:
-        if arguments[0] == "-c":
-            sys.argv = ["-c"]
-            exec(compile(arguments[1], "block", "exec"), {"__name__": "__main__"})
-        elif arguments[0] == "-m":
-            sys.argv = arguments[1:]
-            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = arguments
-            sys.path.insert(0, str(Path(arguments[0]).resolve().parent))
-            runpy.run_path(arguments[0], run_name="__main__")
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
-
-
 def run_python(arguments, folder, variables=None):
     """(exit code, output) of `python ARGUMENTS` in a folder, with environment variables besides the usual ones."""
     output = folder / ".output"
     output.unlink(missing_ok=True)
-    output.touch()
-    process = _SERVER.Process(target=_run_here, args=(arguments, variables or {}, str(folder), str(output)))
-    process.start()
+    process = start_forked(arguments, {**environment(), **(variables or {})}, str(output), str(output), folder)
     process.join(240)
-    assert process.exitcode is not None, f"still running: {arguments}"
+    if process.exitcode is None:
+        end(process)
+        pytest.fail(f"still running: {arguments}")
     return process.exitcode, output.read_text()
 
 
@@ -113,15 +76,16 @@ def run_bash(text, folder):
     """(exit code, output) of a shell script in a folder; the first command that fails ends it."""
     programs = folder / ".bin"
     programs.mkdir(exist_ok=True)
-    for name, arguments in (("python", ""), ("torchrun", "-m torch.distributed.run")):
-        program = programs / name  # a program and not a function: `$!` has to be its process
-        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments} "$@"\n')
-        program.chmod(0o755)
-    result = subprocess.run(
-        ["bash", "-e", "-c", text], cwd=folder,
-        env={**environment(), "PATH": f"{programs}:{os.environ['PATH']}"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    with python_for_shells() as python:
+        for name, program in (("python", python), ("torchrun", f"{REAL} -m torch.distributed.run")):
+            path = programs / name  # a program and not a function: `$!` has to be its process
+            path.write_text(f'#!/bin/sh\n[ "$1" = - ] && exec {REAL} "$@"\nexec {program} "$@"\n')
+            path.chmod(0o755)
+        result = subprocess.run(
+            ["bash", "-e", "-c", text], cwd=folder,
+            env={**environment(), "PATH": f"{programs}:{os.environ['PATH']}"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240, check=False,
+        )  # fmt: skip
     return result.returncode, result.stdout
 
 

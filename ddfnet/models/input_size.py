@@ -64,7 +64,7 @@ def create_for_size(
     if train_size in (None, size) and not kwargs and tuple(cfg["input_size"][1:]) == height_width(size):
         return network
     for side, training in ((size, False), (train_size, True)):
-        fault = None if side is None else _fault(network, side, kwargs.get("in_chans", 3), training=training)
+        fault = None if side is None else _fault(name, network, side, kwargs.get("in_chans", 3), training=training)
         if fault is None or side is None:
             continue
         if training and side == size:
@@ -124,7 +124,7 @@ def _first(name: str, kwargs: dict[str, Any], size: Size, sign: int) -> Size | N
             continue
         try:
             network = create_model(name, **rest, **size_argument(name, rest, side))
-            if _fault(network, side, rest.get("in_chans", 3), training=False) is None:
+            if _fault(name, network, side, rest.get("in_chans", 3), training=False) is None:
                 return side
         except (AssertionError, RuntimeError, ValueError):
             continue
@@ -132,8 +132,11 @@ def _first(name: str, kwargs: dict[str, Any], size: Size, sign: int) -> Size | N
 
 
 @torch.no_grad()
-def _fault(network: nn.Module, side: Size, channels: int, *, training: bool) -> str | None:
-    """Why a network fails on two blank images of a size, or None; it and the random numbers stay as they are."""
+def _fault(name: str, network: nn.Module, side: Size, channels: int, *, training: bool) -> str | None:
+    """Why a network fails on two blank images of a size, or None; it and the random numbers stay as they are.
+
+    ValueError where no size would do.
+    """
     was_training = network.training
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}  # running statistics among them
     try:
@@ -143,7 +146,12 @@ def _fault(network: nn.Module, side: Size, channels: int, *, training: bool) -> 
         return _reason(error)
     finally:
         network.train(was_training)
-    return None if isinstance(out, Tensor) else f"in training it returns {len(out)} outputs instead of the logits"
+    if not isinstance(out, Tensor):  # at every size
+        when = "in training " if training else ""
+        raise ValueError(
+            f"{name} cannot be used with these arguments: {when}it returns {len(out)} outputs instead of the logits"
+        )
+    return None
 
 
 def _reason(error: Exception) -> str:

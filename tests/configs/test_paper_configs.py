@@ -83,7 +83,27 @@ def test_rows_of_the_tables_share_one_recipe():
     assert all(recipe == sections["ddf_resnet50.yaml"] for recipe in sections.values())
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+def shallower(name: str) -> list[str]:
+    """The 50-layer baselines of the same kind as one of 101 layers: the same blocks by the same recipe, but fewer."""
+    kind, found, _ = name.removeprefix("baselines/").partition("101")
+    return [other for other in EXPERIMENTS if found and other.removeprefix("baselines/").startswith(f"{kind}50")]
+
+
+STEPPED = [name for name in EXPERIMENTS if not (name.startswith("baselines/") and shallower(name))]
+
+
+def test_what_takes_no_steps_is_a_deeper_baseline():
+    assert {name: shallower(name) for name in set(EXPERIMENTS) - set(STEPPED)} == {
+        "baselines/bam_resnet101.yaml": ["baselines/bam_resnet50.yaml"],
+        "baselines/cbam_resnet101.yaml": ["baselines/cbam_resnet50.yaml"],
+        "baselines/res2net101_26w_4s.yaml": ["baselines/res2net50_14w_8s.yaml"],
+        "baselines/resnet101.yaml": ["resnet50.yaml"],
+        "baselines/resnext101_32x4d.yaml": ["baselines/resnext50_32x4d.yaml"],
+        "baselines/seresnet101.yaml": ["baselines/seresnet50.yaml"],
+    }
+
+
+@pytest.mark.parametrize("name", STEPPED)
 def test_two_steps(name, image_tree, capsys):
     size = load_config(CONFIGS / name, ["data.root=unused"]).config.data.input
     sizes = ["data.input.size=40"] + ([] if size.train_size is None else ["data.input.train_size=32"])

@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from ddfnet.engine.evaluate_checkpoint import evaluate_checkpoint
 from ddfnet.engine.train import train
 from ddfnet.tasks import load_config
 from ddfnet.utils.errors import DataError
+from tests.processes import launch_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -132,8 +131,7 @@ def test_training_evaluation_prediction_and_check_take_the_limit(tiny_config, im
         evaluate_checkpoint(tmp_path / "run/best.pt", device="cpu", workers=0, max_pixels=100)
     path = next((image_tree / "val").rglob("*.png"))
     for script, arguments in (("predict", [path]), ("check_data", [image_tree, "--workers", "1"])):
-        command = [sys.executable, ROOT / f"scripts/{script}.py", *arguments, "--max-pixels", "100"]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        done = launch_forked(f"scripts/{script}.py", *arguments, "--max-pixels", 100)
         assert "are more than the 100 of data.max_pixels (--max-pixels)" in done.stdout + done.stderr
         assert done.returncode == (2 if script == "predict" else 1)
 
@@ -197,7 +195,7 @@ def test_training_evaluation_and_prediction_tell_what_they_leave_out(tiny_config
         assert f"note: {tree / split}: 1 file not counted: .heic 1" in printed
     evaluate_checkpoint(folder / "best.pt", data=tree, device="cpu", workers=0)
     assert f"note: {tree / 'val'}: 1 file not counted: .heic 1" in capsys.readouterr().out
-    command = [sys.executable, ROOT / "scripts/predict.py", str(tree / "val"), "--json"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    done = launch_forked("scripts/predict.py", tree / "val", "--json")
+    assert done.returncode == 0, done.stderr
     assert "1 file not counted: .heic 1" in done.stderr
     assert len(json.loads(done.stdout)) == 25

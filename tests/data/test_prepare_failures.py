@@ -22,6 +22,7 @@ from ddfnet.data.sources import open_source, store
 from ddfnet.data.sources.folder import index_folder
 from ddfnet.utils.errors import DataError, UserError
 from tests.conftest import ROOT
+from tests.processes import launch_forked
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -79,14 +80,8 @@ def test_a_store_that_was_cut_off_is_continued(photos, tmp_path, monkeypatch):
 def test_killed_in_the_middle(tmp_path):
     """SIGKILL of the whole command, then again: the result is that of an undisturbed run."""
     make_tree(tmp_path / "images", per_class=900, suffix=".jpg")
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "prepare_images.py"),
-        str(tmp_path / "images"),
-        str(tmp_path / "store"),
-        "--workers",
-        "2",
-    ]
+    script, *arguments = ("scripts/prepare_images.py", tmp_path / "images", tmp_path / "store", "--workers", "2")
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
@@ -100,7 +95,7 @@ def test_killed_in_the_middle(tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
     assert any((tmp_path / "store" / "parts").iterdir())
     assert not (tmp_path / "store" / "store.json").exists()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = launch_forked(script, *arguments)
     assert done.returncode == 0, done.stderr
     assert "2,700 images" in done.stdout
     kept, source = open_source(tmp_path / "store"), index_folder(tmp_path / "images")

@@ -20,7 +20,8 @@ from ddfnet.engine.train import train
 from ddfnet.tasks import create_task, load_config
 from ddfnet.utils.errors import CheckpointError, UserError
 from ddfnet.utils.files import read_jsonl
-from tests.conftest import CLASSES, TINY, launch
+from tests.conftest import CLASSES, TINY
+from tests.processes import launch_forked
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +283,7 @@ def test_a_process_with_other_images_is_named(images, tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY.format(root=images))
     (tmp_path / "start.py").write_text(STARTS)
     arguments = [tmp_path / "tiny.yaml", tmp_path / "run", f"data.root={other}"]
-    result = launch(tmp_path / "start.py", *arguments, processes=2)
+    result = launch_forked(tmp_path / "start.py", *arguments, processes=2)
     assert result.returncode != 0
     assert "the processes differ in val class grid (hash of its images): " in result.stderr
     assert not (tmp_path / "run").exists()

@@ -1,12 +1,10 @@
 """What a process leaves behind when it leaves the process group."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import environment
+from tests.processes import launch_forked
 
 SCRIPT = """
 import os, sys
@@ -25,9 +23,7 @@ def test_no_thread_of_the_group_outlives_training(tiny_config, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     overrides = [f"run.dir={tmp_path / 'run'}", "train.epochs=1"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(script), str(tiny_config), *overrides]
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    result = launch_forked(script, tiny_config, *overrides, processes=2)
     assert result.returncode == 0, result.stderr
     for rank in (0, 1):
         assert f"process {rank} ends with 0 and 0 threads of gloo" in result.stdout

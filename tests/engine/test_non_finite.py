@@ -1,7 +1,5 @@
 """Losses that are not finite: stop, skip, go back; and runs that repeat bit for bit."""
 
-import subprocess
-
 import pytest
 import torch
 
@@ -14,8 +12,8 @@ from ddfnet.tasks import load_config
 from ddfnet.tasks.classification import ClassificationTask
 from ddfnet.utils.errors import NonFiniteLossError
 from ddfnet.utils.files import read_jsonl
-from tests.conftest import command, environment
 from tests.engine.test_resume import assert_same_bits
+from tests.processes import launch_forked
 
 STEP = 2  # micro-batches
 
@@ -182,9 +180,7 @@ overrides = ["run.dir={tmp_path / "run"}", "train.non_finite=rollback", "train.e
 raise SystemExit(train(load_config("{tiny_config}", overrides)))
 '''
     (tmp_path / "script.py").write_text(script)
-    done = subprocess.run(
-        command(tmp_path / "script.py", processes=2), env=environment(), capture_output=True, text=True, timeout=300
-    )
+    done = launch_forked(tmp_path / "script.py", processes=2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 4, number 1 of at most 10" in done.stderr
     assert read_checkpoint(tmp_path / "run" / "last.pt")["step"] == 8
@@ -205,7 +201,7 @@ def test_gradients_that_no_scale_of_fp16_helps_end_the_run(tiny_config, tmp_path
     build_model = ClassificationTask.build_model
     monkeypatch.setattr(ClassificationTask, "loss", loss)
     monkeypatch.setattr(ClassificationTask, "build_model", build)
-    options = [f"train.non_finite={policy}", "train.precision=fp16", "train.epochs=6"]
+    options = [f"train.non_finite={policy}", "train.precision=fp16", "train.epochs=3", "train.batch_size=4"]
     with pytest.raises(NonFiniteLossError, match="step 16 is beyond fp16 at any loss scale down to 1"):
         run(tiny_config, tmp_path, *options)
 

@@ -150,7 +150,10 @@ def test_the_image_size_reaches_a_vision_transformer(run, image_tree):
             ["model.name=convnext_atto", "data.input.size=8"],
             r"no images of 8 x 8 pixels .* takes are 32; .* made for 224",
         ),
-        (["model.name=inception_v3", "data.input.size=299", "model.kwargs={aux_logits: true}"], "2 outputs instead of"),
+        (
+            ["model.name=inception_v3", "data.input.size=299", "model.kwargs={aux_logits: true}"],
+            "inception_v3 cannot be used with these arguments: it returns 2 outputs instead of the logits",
+        ),
         (["model.name=resnet18.nope"], "resnet18 has no weights tagged 'nope'"),
         (
             [*VIT[:1], "model.kwargs={img_size: 64}"],

@@ -26,6 +26,7 @@ from ddfnet.ops.ddf.decompose import plain_ddf
 from ddfnet.utils.errors import UserError
 from scripts import export
 from tests.conftest import ROOT, environment
+from tests.processes import launch_forked
 
 DIGITS = "zoo:ddf_mul_resnet14_32px.digits"
 NAME = "ddf_mul_resnet14_32px.digits"
@@ -300,8 +301,7 @@ def test_what_is_missing_is_named(monkeypatch):
 
 
 def test_the_command_fails_with_one_line(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts/export.py"), "--checkpoint", "no.pt", "--format", "torch"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    done = launch_forked("scripts/export.py", "--checkpoint", "no.pt", "--format", "torch", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "export.py: error: checkpoint not found: no.pt\n"
 

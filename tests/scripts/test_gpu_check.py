@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from scripts.benchmarks import model, op
 from scripts.dev import gpu_check as checks
 from tests.conftest import ROOT
+from tests.processes import launch_forked
 
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
 # Hides every GPU, so that these tests say the same on a machine that has one.
@@ -33,10 +35,27 @@ def gpu_check(*arguments, cwd=ROOT, **environment):
     )
 
 
-def run_suite(*options):
-    """Without pydantic, which reads configurations and is no part of the operator: a bare GPU machine lacks it."""
-    program = "import sys, pytest; sys.modules['pydantic'] = None; sys.exit(pytest.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, "tests/gpu", "-m", "gpu", "-q", "-p", "no:cacheprovider", *options]
+SUITE = """
+import sys, pytest
+sys.modules["pydantic"] = None
+
+class Collected:
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items):
+        for item in items:
+            print("collected", item.get_closest_marker("gpu") is not None, item.nodeid)
+
+sys.exit(pytest.main(["tests/gpu", "-m", "", "-q", "-rs", "-p", "no:cacheprovider"], plugins=[Collected()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def suite():
+    """A run of all tests of the suite, marked or not.
+
+    Without pydantic, which reads configurations and is no part of the operator: a bare GPU machine lacks it.
+    """
+    command = [sys.executable, "-c", SUITE]
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
 
@@ -138,25 +157,20 @@ def test_profiles_have_known_parts_and_the_tests():
         assert "tests" in names
 
 
-def test_the_suite_collects_and_every_test_is_marked():
-    marked, everything = run_suite("--collect-only"), run_suite("--collect-only", "-m", "")
-    assert marked.returncode == 0, marked.stdout + marked.stderr
-
-    def tests(result):
-        return {line for line in result.stdout.splitlines() if line.startswith("tests/gpu/")}
-
-    assert len(tests(marked)) >= 150
-    assert tests(marked) == tests(everything)
+def test_the_suite_collects_and_every_test_is_marked(suite):
+    assert suite.returncode == 0, suite.stdout + suite.stderr
+    lines = [line.split(" ", 2) for line in suite.stdout.splitlines() if line.startswith("collected ")]
+    assert len(lines) >= 150
+    assert [name for _, marked, name in lines if marked != "True"] == []
     needs_config = {"tests/gpu/test_device_policy.py"}  # skipped here, where pydantic is missing
-    assert {name.split("::")[0] for name in tests(marked)} | needs_config == {f"tests/gpu/{p.name}" for p in files()}
+    assert {name.split("::")[0] for *_, name in lines} | needs_config == {f"tests/gpu/{p.name}" for p in files()}
 
 
-def test_every_test_skips_with_a_reason():
-    result = run_suite("-rs")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "passed" not in result.stdout
-    assert "failed" not in result.stdout
-    assert "needs a CUDA device" in result.stdout
+def test_every_test_skips_with_a_reason(suite):
+    assert suite.returncode == 0, suite.stdout + suite.stderr
+    summary = suite.stdout.splitlines()[-1]
+    assert re.fullmatch(r"=*\s*\d+ skipped in .*", summary)  # neither passed nor failed
+    assert "needs a CUDA device" in suite.stdout
 
 
 def files():
@@ -167,7 +181,7 @@ def files():
 @pytest.mark.parametrize("name", ["tests/gpu/test_large_offsets.py"])
 def test_test_bodies_run_on_the_cpu(name):
     """A mistake in a test would otherwise show only on the next GPU."""
-    command = [sys.executable, "-m", "pytest", name, "-m", "gpu", "-q", "-p", "no:cacheprovider"]
-    environment = {**ENVIRONMENT, "DDFNET_GPU_TESTS_DEVICE": "cpu"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    code = f"import sys, pytest; sys.exit(pytest.main([{name!r}, '-m', 'gpu', '-q', '-p', 'no:cacheprovider']))"
+    variables = {"CUDA_VISIBLE_DEVICES": "", "DDFNET_GPU_TESTS_DEVICE": "cpu"}
+    result = launch_forked("-c", code, variables=variables)
     assert result.returncode == 0, result.stdout + result.stderr

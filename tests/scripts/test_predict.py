@@ -12,7 +12,7 @@ import ddfnet
 from ddfnet.models.classifier import load_classifier
 from ddfnet.utils.errors import DataError, UserError
 from scripts import predict
-from tests.conftest import launch
+from tests.processes import launch_forked
 
 NAME = "ddf_mul_resnet14_32px"
 
@@ -87,7 +87,7 @@ def test_mistakes_are_named(images, tmp_path, capsys):
 
 def test_a_corrupt_image_ends_with_code_2_and_one_line(images):
     (images / "c.png").write_bytes((images / "b.png").read_bytes()[:60])
-    result = launch("scripts/predict.py", images, "--json")
+    result = launch_forked("scripts/predict.py", images, "--json")
     assert result.returncode == 2
     good = {Path(answer["image"]).name: "predictions" in answer for answer in json.loads(result.stdout)}
     assert good == {"b.png": True, "c.png": False, "a.png": True}  # the others are not lost

@@ -1,8 +1,6 @@
 """Images that are not square, or not of three channels, from the configuration to the exported file."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from ddfnet.inference.publish import publish
 from ddfnet.models.classifier import load_classifier
 from ddfnet.tasks import check_config, create_task, load_config
 from ddfnet.utils.errors import ConfigError, UserError
+from tests.processes import launch_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 5  # of the image tree
@@ -203,9 +202,8 @@ def test_a_training_file_of_timm_with_one_channel_is_evaluated(tmp_path, image_t
 def test_the_command_line_of_prediction(image_tree):
     path = next((image_tree / "val").rglob("*.png"))
     options = ["--input-size", "24x40", "--crop-mode", "border", "--mean", "0.5,0.5,0.5"]
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts/predict.py", str(path), *options], capture_output=True, text=True, check=True
-    )
+    done = launch_forked("scripts/predict.py", path, *options)
+    assert done.returncode == 0, done.stderr
     assert "images: 24 x 40 px (--input-size), border crop (--crop-mode) 1" in done.stdout
     printed = " ".join(done.stdout.split())
     assert "mean 0.5 0.5 0.5 (--mean), std 0.247 0.243 0.262; from the checkpoint" in printed

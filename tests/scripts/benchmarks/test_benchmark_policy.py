@@ -1,15 +1,13 @@
 """policy.py on small images: both forms do the same work, and the report is complete. Nothing asserts speed."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from ddfnet.utils.errors import UserError
 from scripts.benchmarks import policy
-from tests.conftest import ROOT
+from tests.processes import launch_forked
 
 
 def test_the_report(tmp_path, capsys):
@@ -52,7 +50,6 @@ def test_recipes_without_batched_operations_are_refused(recipe):
 
 
 def test_a_mistake_is_exit_code_2():
-    command = [sys.executable, "scripts/benchmarks/policy.py", "--recipes", "nonsense"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = launch_forked("scripts/benchmarks/policy.py", "--recipes", "nonsense")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -13,6 +13,7 @@ from PIL import Image
 
 from scripts.benchmarks import common, measure, model, op, op_cases
 from tests.conftest import ROOT
+from tests.processes import launch_forked
 
 CPU = torch.device("cpu")
 QUICK = ("--device", "cpu", "--skip-compiled", "--budget", "0.01")
@@ -24,6 +25,8 @@ def _restore_settings(monkeypatch):
 
 
 def run(script, *arguments, cwd=ROOT, **environment):
+    if not environment:
+        return launch_forked(f"scripts/benchmarks/{script}", *arguments, cwd=cwd)
     command = [sys.executable, str(ROOT / "scripts" / "benchmarks" / script), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.processes import launch_forked
 
 pytest.importorskip("triton")
 
@@ -130,7 +131,7 @@ def test_bad_arguments(main, arguments, message):
 
 
 def test_without_cuda():
-    result = run(ROOT / "scripts" / "benchmarks" / "tiles.py", CUDA_VISIBLE_DEVICES="")
+    result = launch_forked("scripts/benchmarks/tiles.py", variables={"CUDA_VISIBLE_DEVICES": ""})
     assert result.returncode == 2
     assert "no CUDA device" in result.stderr
     assert "Traceback" not in result.stderr

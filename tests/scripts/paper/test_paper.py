@@ -3,11 +3,14 @@
 import json
 import re
 import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from scripts.paper import small_study, small_study_report, write_docs
 from tests.conftest import ROOT
+from tests.processes import launch_forked
 
 STUDY = """
 base: {base}
@@ -67,7 +70,21 @@ def test_a_measured_run_gets_into_its_row(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory, image_tree):
+def _forked_runs():
+    """The study's processes without their imports."""
+
+    def run(command, *, env, **options):
+        assert command[0] == sys.executable
+        assert options == {"capture_output": True, "text": True, "check": False}
+        return launch_forked(*command[1:], variables=env)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small_study, "subprocess", SimpleNamespace(run=run))
+        yield
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, image_tree, _forked_runs):
     """Two variants, two seeds, one epoch; and the arguments that ran it."""
     folder = tmp_path_factory.mktemp("study")
     config = folder / "tiny.yaml"

@@ -123,10 +123,7 @@ class Attack:
         self.config.write_text(CONFIG.format(root=folder / "images", workers=workers))
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NPROC": "2"}
         self.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        self._forks = subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts/dev/fault_fork.py")], env=self.environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+        self._forks = _start_forks(self.environment)
 
     def close(self) -> None:
         """Ends the process from which runs are forked."""
@@ -181,6 +178,12 @@ class Attack:
                 return False
             time.sleep(0.005)
         return True
+
+
+def _start_forks(environment: dict[str, str]) -> subprocess.Popen[str]:
+    """The process from which runs are forked."""
+    command = [sys.executable, str(ROOT / "scripts/dev/fault_fork.py")]
+    return subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def same_bits(a: object, b: object) -> bool:

@@ -5,12 +5,39 @@ import sys
 
 import pytest
 
-from scripts.dev import fault_hangs, fault_injection, fault_nodes
+from scripts.dev import fault_hangs, fault_injection, fault_nodes, fault_runs
 from scripts.dev.fault_runs import Attack, Run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes of Linux")
 
 
+@pytest.fixture(scope="module")
+def forks():
+    """One process for all attacks of this module from which runs are forked: its imports take longer than the runs."""
+    started, start = [], fault_runs._start_forks
+
+    def one(environment):
+        if not started:
+            started.append(start(environment))
+        return started[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fault_runs, "_start_forks", one)
+        patch.setattr(Attack, "close", lambda self: None)
+        yield
+    for process in started:
+        process.communicate()
+        assert process.returncode == 0
+
+
+@pytest.fixture
+def no_forks(monkeypatch):
+    """For attacks that start no run."""
+    monkeypatch.setattr(fault_runs, "_start_forks", lambda environment: None)
+    monkeypatch.setattr(Attack, "close", lambda self: None)
+
+
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("attack", ["kills", "files"])
 def test_a_few_attacks_in_parts_that_add_up(attack, tmp_path, capfd):
     record = ["--record", str(tmp_path / "faults.jsonl")]
@@ -22,9 +49,9 @@ def test_a_few_attacks_in_parts_that_add_up(attack, tmp_path, capfd):
     assert f"## {attack}: 2 of 2 as they must be" in capfd.readouterr().out
 
 
+@pytest.mark.usefixtures("no_forks")
 def test_an_attack_does_not_depend_on_those_before(tmp_path):
     attack = Attack(tmp_path, workers=0, processes=1, seed=3)
-    attack.close()
     attack.begin(7)
     first = attack.random.random()
     attack.begin(6)
@@ -33,6 +60,7 @@ def test_an_attack_does_not_depend_on_those_before(tmp_path):
     assert attack.random.random() == first
 
 
+@pytest.mark.usefixtures("no_forks")
 def test_a_run_that_ends_otherwise_is_counted(monkeypatch, capfd):
     monkeypatch.setattr(fault_injection, "same_run", lambda *_: False)
     monkeypatch.setattr(Attack, "whole", lambda self: self.folder)

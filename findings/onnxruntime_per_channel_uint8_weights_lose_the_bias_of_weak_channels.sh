@@ -4,9 +4,9 @@
 #
 # Expected: a channel whose weights are near zero gives its bias, as it does with weight_type=QInt8: there the quantizer
 #   widens the channel's scale until the bias fits. QUInt8 weights differ by an offset only.
-# Real: the bias is stored in steps of (activation scale * weight scale of the channel). With weights of 1e-7 a bias of 1
-#   takes more than 2^31 of these steps. The guard against it looks at signed 8-bit weights only; with QUInt8 the bias
-#   comes out as 0, in both formats. There is no warning. Weights that are exactly zero are right, and so is
+# Real: the bias is stored in steps of (activation scale * weight scale of the channel). With weights of 1e-7 a bias
+#   of 1 takes more than 2^31 of these steps. The guard against it looks at signed weights only; with QUInt8 the
+#   bias comes out as 0, in both formats. There is no warning. Weights that are exactly zero are right, and so is
 #   per_channel=False, where the other channels keep the scale large.
 # Why it matters: weight decay can drive gammas of batch norms to 1e-8 and below; folded into the convolution, such a
 #   channel has no weights but a bias that the next layer counts on, and depthwise networks have the most of them.

@@ -96,10 +96,14 @@ for name, (data, want, fault) in cases.items():
     got = decode_image(file, ImageReadMode.RGB_ALPHA).permute(1, 2, 0).numpy()
     known = 3 * width // 4  # the pixels that the three bytes of each pixel fill
     error = np.abs(got[:, :known].astype(float) - want[:, :known])
-    composite = [v[..., :3] * (v[..., 3:] / 255) + 255 * (1 - v[..., 3:] / 255) for v in (got[:, :known], want[:, :known])]
+    composite = []
+    for v in (got[:, :known], want[:, :known]):
+        alpha = v[..., 3:] / 255
+        composite.append(v[..., :3] * alpha + 255 * (1 - alpha))
     off = np.abs(composite[0] - composite[1]).mean()
     fine = bool((pillow == want).all()), bool((plain == want[..., :3]).all())
-    print(f"{name:22s} {fine[0]!s:7s} {fine[1]!s:9s} {error[..., :3].mean():9.1f} {error[..., 3].mean():9.1f} {off:25.1f}")
+    color, alpha = error[..., :3].mean(), error[..., 3].mean()
+    print(f"{name:22s} {fine[0]!s:7s} {fine[1]!s:9s} {color:9.1f} {alpha:9.1f} {off:25.1f}")
     if fault == "shift":  # the bytes of three channels, read as four
         seen = bool((got[:, :known].reshape(height, -1) == want[..., :3].reshape(height, -1)).all())
     elif fault == "alpha":

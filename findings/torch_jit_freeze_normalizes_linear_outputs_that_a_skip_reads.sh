@@ -9,7 +9,7 @@
 #   norm, and every reader sees it. Scripted or traced, and in torch.jit.optimize_for_inference, which freezes first.
 #   A linear layer that is called twice with two norms is right (the weights are copied), as is a sole reader.
 # Why it matters: an embedding that is taken before its norm for the metric loss and behind it for the classifier is
-#   the standard head of retrieval and re-identification; here the frozen model serves the same vector for both.
+#   a usual head of retrieval and re-identification; here the frozen model serves the same vector for both.
 #   Outputs keep their shape and order of size; a check with a ResNet, whose norms follow convolutions, passes.
 # Way out, checked below: freeze(optimize_numerics=False). An nn.Identity in the skip does not help, it is inlined.
 #

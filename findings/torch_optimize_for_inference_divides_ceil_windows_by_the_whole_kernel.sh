@@ -7,9 +7,10 @@
 #   as divisor_override is, with an error.
 # Real: AvgPool2d(2, 2, ceil_mode=True) on 9 x 9: the last row and column average two pixels, the corner one. In that
 #   layout they are divided by four, thus a half and a quarter of what they should be. The same with AvgPool3d (not
-#   checked below), and with padding where the last window reaches beyond it. With count_include_pad=False it is right, as is each map that
-#   the windows fill, so the size of the picture decides. fx and to_mkldnn take only the numbers of a convolution's
-#   padding: reflect, circular and replicate become zeros, silently. TorchScript's function keeps those.
+#   checked below), and with padding where the last window reaches beyond it. With count_include_pad=False it is
+#   right, as is each map that the windows fill, so the size of the picture decides. fx and to_mkldnn take only the
+#   numbers of a convolution's padding: reflect, circular and replicate become zeros, silently. TorchScript's function
+#   keeps those.
 # Why it matters: count_include_pad=True is the default of AvgPool2d, ceil_mode the usual way to keep odd maps whole in
 #   shortcuts. A check with 224 x 224 passes, and 225 or 299 (or a detector's pictures) is off along two borders of
 #   each map; it looks like a loss at odd resolutions. Functions of this name are called once, before a benchmark.

@@ -2,8 +2,8 @@
 # Finding (2026-11): timm's ModelEmaV3(use_warmup=True) has no warmup unless update() is given the step, and weights
 # that two layers share are averaged as many times per step as they have names.
 #
-# Expected: the options of the constructor hold for update(model), the call that ModelEmaV2 and torch's AveragedModel
-#   know; and a tied weight is averaged once per step, like any other.
+# Expected: the options of the constructor hold for update(model), the only call that ModelEmaV2 has;
+#   and a tied weight is averaged once per step, like any other.
 # Real: (1) the step is an optional second argument, and without it use_warmup, update_after_step and min_decay are not
 #   looked at: the decay is the full one from the first step. (2) the update goes through state_dict(), where
 #   a tied weight stands under each of its names: with two names its decay is the square of the one that

@@ -13,8 +13,8 @@
 #   current_model_state). No message in any of these cases.
 # Why it matters: a late start keeps the noisy weights of the warmup out. Whoever asks for it by epoch gets the plain
 #   EMA, and compares two runs that hardly differ; whoever asks for it by step can lose the whole training.
-# Way out, checked below: a should_update of one's own (for the start), or a start by step and neither early
-#   stopping nor checkpoints chosen by a validation metric before it.
+# Way out for the start by epoch, checked below: a should_update of one's own, or update_starting_at_step. With a late
+#   start use neither early stopping nor checkpoints chosen by a validation metric before it.
 #
 # Checked with one weight, 8 steps per epoch, decay 0.9, against the average computed from the list of raw weights.
 #

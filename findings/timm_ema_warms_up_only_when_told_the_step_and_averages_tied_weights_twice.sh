@@ -12,8 +12,8 @@
 #   initial weights to more than a third after 10,000 steps, and the EMA accuracy of the first epochs is that
 #   of noise, as if the option had not been given. A tied weight has another horizon than the rest of the
 #   network: the average is of weights that never belonged together.
-# Way out, checked below: update(model, step=...), counted from 1 or from 0; exclude_buffers=True or torch's
-#   AveragedModel for networks with tied weights.
+# Way out, checked below: update(model, step=...), counted from 1; exclude_buffers=True or torch's AveragedModel
+#   for networks with tied weights.
 #
 # Checked against the average of the list of weights, with timm's own formula for the warmup (gamma 1, power 2/3).
 #

@@ -15,7 +15,7 @@
 # Why it matters: a test that interrupts the first epoch passes. In a job that is requeued a few times per epoch
 #   hardly any epoch is one. Nothing is printed for map-style data sets.
 # Way out, checked below: shuffle=True, or RandomSampler of torchdata.stateful_dataloader.sampler, which keeps the state
-#   of its generator; torch's DistributedSampler with set_epoch; for weights a sampler with a state_dict.
+#   of its generator; torch's DistributedSampler with set_epoch. Not checked: a sampler with a state_dict, for weights.
 #
 # Checked by interrupting halfway and by the orders of an uninterrupted run. Distributed: rank 1 of 2.
 #

@@ -124,11 +124,11 @@ def test_gpu_asked_for_where_there_is_none(call, tiny_config):
 
 
 def test_a_mistake_that_one_process_meets_is_told_by_it(tiny_config, image_tree, tmp_path):
-    """The broken image is in the share of the second process."""
+    """The broken image is in the share of the second process, which reads it: nothing is decoded at the start."""
     tree = tmp_path / "tree"
     shutil.copytree(image_tree, tree)
     (tree / "val" / "cross" / "1.png").write_bytes(b"broken")
-    overrides = (f"data.root={tree}", f"run.dir={tmp_path / 'run'}")
+    overrides = ("data.cache=none", f"data.root={tree}", f"run.dir={tmp_path / 'run'}")
     result = launch_forked("train.py", "--config", tiny_config, *overrides, processes=2)
     assert result.returncode != 0
     assert result.stderr.count("train.py: error: [process 1]") == 1

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ddfnet.engine.batch_norm import averaged_statistics, load_statistics, local_statistics
 from ddfnet.engine.distributed import Distributed
+from ddfnet.engine.ema import Ema
 from ddfnet.engine.pacing import Plateau
 from ddfnet.engine.resumable import images_of, read_resumable
 from ddfnet.engine.resumed_optimizer import load_optimizer
@@ -50,7 +50,7 @@ class TrainingState:
         self.optimizer = build_optimizer(model, config.optim, lr)
         self.scaler = torch.amp.GradScaler(distributed.device.type, enabled=config.train.precision == "fp16")
         ema = config.train.ema
-        self.ema = None if ema is None else ModelEmaV3(model, decay=ema.decay, use_warmup=ema.warmup)
+        self.ema = None if ema is None else Ema(model, decay=ema.decay, use_warmup=ema.warmup)
         self.step = 0
         self.metric, self.lower_is_better = _ranking_metric(config, task)
         self.best = self._no_best()

@@ -48,7 +48,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--print-config", action="store_true", help="print the resolved configuration and the origin of each value")
     add("--dry-run", action="store_true", help="build everything, run two steps on small batches, write nothing")
     add("--quiet", action="store_true", help="show no progress: no bar, no lines of steps; metrics.jsonl has them")
-    parsed = parser.parse_intermixed_args()
+    parsed, unknown = parser.parse_known_intermixed_args()
+    if unknown:
+        keys = "keys of the configuration are written KEY=VALUE, e.g. optim.lr=0.1"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; {keys}")
     if parsed.config is None:
         files = [text for text in parsed.overrides if "=" not in text and text.endswith((".yaml", ".yml"))]
         parser.error(f"{files[0]} is given as --config {files[0]}" if files else "--config FILE is required")

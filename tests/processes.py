@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -32,21 +32,21 @@ from tests.conftest import ROOT, environment
 
 PRELOADED = ["ddfnet.engine.train", "ddfnet.engine.evaluate_checkpoint", "ddfnet.tasks.classification", "torch._dynamo"]
 PRELOADED += ["matplotlib.pyplot", "tests.processes"]
-_CONTEXT = multiprocessing.get_context("forkserver")
 _GRACE_SECONDS = 10.0  # for the others after one has failed
 
 
 def start_forked(
     command: Sequence[str], variables: Mapping[str, str], output: str, errors: str, cwd: Path
-) -> ForkServerProcess:
+) -> BaseProcess:
     """Starts what `python COMMAND` would do in a folder, with these variables alone, printing into files."""
-    _CONTEXT.set_forkserver_preload(PRELOADED)  # takes effect where there is no such server yet
-    process = _CONTEXT.Process(target=_run, args=(list(command), dict(variables), (output, errors), str(cwd)))
+    context = multiprocessing.get_context("forkserver")  # which Windows lacks
+    context.set_forkserver_preload(PRELOADED)  # takes effect where there is no such server yet
+    process = context.Process(target=_run, args=(list(command), dict(variables), (output, errors), str(cwd)))
     process.start()
     return process
 
 
-def end(process: ForkServerProcess) -> None:
+def end(process: BaseProcess) -> None:
     """Kills a process and what it has started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -106,8 +106,13 @@ server.connect(sys.argv[1])
 server.sendall(json.dumps([os.getpid(), os.getcwd(), dict(os.environ), sys.argv[2:]]).encode() + b"\\n")
 answers = server.makefile()
 process = int(answers.readline())
+def hand_on(number, _):
+    try:
+        os.kill(process, number)
+    except ProcessLookupError:
+        pass
 for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda number, _: os.kill(process, number))
+    signal.signal(number, hand_on)
 code = int(answers.readline())
 sys.exit(code if code >= 0 else 128 - code)
 """
@@ -122,17 +127,25 @@ def python_for_shells() -> Iterator[str]:
     if sys.platform != "linux":
         yield shlex.quote(sys.executable)
         return
-    started: list[ForkServerProcess] = []
+    running: set[BaseProcess] = set()
+    # Starting a process looks after all others, whose exit codes can be read once.
+    lock, closing = threading.Lock(), threading.Event()
 
     class Server(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             client, cwd, variables, command = json.loads(self.rfile.readline())
-            process = start_forked(command, variables, f"/proc/{client}/fd/1", f"/proc/{client}/fd/2", cwd)
-            started.append(process)
+            with lock:
+                if closing.is_set():
+                    return
+                process = start_forked(command, variables, f"/proc/{client}/fd/1", f"/proc/{client}/fd/2", cwd)
+                running.add(process)
             self.wfile.write(b"%d\n" % process.pid)
-            process.join()
+            wait([process.sentinel])
+            with lock:
+                running.discard(process)
+                code = process.exitcode
             with contextlib.suppress(BrokenPipeError):  # the shell was killed
-                self.wfile.write(b"%d\n" % process.exitcode)
+                self.wfile.write(b"%d\n" % code)
 
     with tempfile.TemporaryDirectory() as folder:
         address, client = Path(folder, "socket"), Path(folder, "client.py")
@@ -145,9 +158,12 @@ def python_for_shells() -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
-            for process in started:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)
+            with lock:
+                closing.set()
+                for process in running:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.kill()  # where it had no group of its own yet
             server.server_close()
 
 

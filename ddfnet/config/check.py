@@ -98,10 +98,16 @@ _EXPECTATIONS = {
 }
 
 
+# What other trainers call values, where the name nearest to it would be another one.
+_VALUES_ELSEWHERE = {"gpu": "cuda", "ce": "cross_entropy", "float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+
+
 def _expectation(fault: Any) -> str:
     if fault["type"] == "literal_error":
         expected = fault["ctx"]["expected"]
-        near = did_you_mean(str(fault["input"]), re.findall(r"'([^']*)'", expected), most=1)
+        values = re.findall(r"'([^']*)'", expected)
+        given = _VALUES_ELSEWHERE.get(str(fault["input"]), str(fault["input"]))
+        near = f"did you mean {given}?" if given in values else did_you_mean(given, values, most=1)
         return f"{expected}{near and f'; {near}'}"
     if fault["type"] in _EXPECTATIONS:
         return _EXPECTATIONS[fault["type"]].format(**fault.get("ctx", {}))
@@ -110,14 +116,16 @@ def _expectation(fault: Any) -> str:
 
 def _suggest(key: str, schema: type[Section]) -> str:
     names = {".".join(path): path[-1] for path, _ in key_paths(schema)}
-    last = key.rsplit(".", 1)[-1]
+    section, _, last = key.lower().replace("-", "_").rpartition(".")
     close = [name for name, leaf in names.items() if leaf == last]  # right name, wrong section
     close = close or [name for other, name in names_elsewhere(schema) if other == last]
+    own = {leaf: name for name, leaf in names.items() if name.rpartition(".")[0] == section}
+    close = close or [own[leaf] for leaf in difflib.get_close_matches(last, own, n=1, cutoff=0.7)]
     close = close or difflib.get_close_matches(key, names, n=1, cutoff=0.7)
     if not close:  # nearly right name, wrong section
         leaf = difflib.get_close_matches(last, set(names.values()), n=1, cutoff=0.8)
         close = [name for name in names if [names[name]] == leaf]
-    return f"; did you mean {' or '.join(close)}?" if close else "; --print-config lists all keys"
+    return f"; did you mean {' or '.join(close)}?" if close else "; docs/reference/config.md lists all keys"
 
 
 def _renamed(path: KeyPath, schema: type[Section]) -> str | None:

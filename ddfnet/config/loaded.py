@@ -46,8 +46,9 @@ class LoadedConfig(Generic[C]):
             value: Any = self.config
             for name in match[0].split("."):
                 value = getattr(value, name, None)
-            texts = [f"={flow(value)}", f"={value}", *([f"={value:g}"] if isinstance(value, float) else [])]
-            start += len(next((text for text in texts if message.startswith(text, start)), ""))
+            texts = [flow(value), str(value), *([f"{value:g}"] if isinstance(value, float) else [])]
+            written_value = re.compile("=(" + "|".join(map(re.escape, filter(None, texts))) + ")(?=[ :,;]|$)")
+            start = found.end() if (found := written_value.match(message, start)) else start
             if match[0] in written and not message.startswith("=", start):
                 origin = f" ({written[match[0]]})"
                 message, start = message[:start] + origin + message[start:], start + len(origin)

@@ -21,6 +21,7 @@ from ddfnet.data.ring import empty, reading
 from ddfnet.data.rng import GEOMETRY, POLICY, REPLACEMENT, key_seeds, uniforms
 from ddfnet.data.sampler import Request
 from ddfnet.data.sources import ImageSource
+from ddfnet.data.sources.classes import some_names
 from ddfnet.data.sources.store import Store
 from ddfnet.data.val_cache import ValCache
 from ddfnet.utils.errors import DataError
@@ -184,8 +185,10 @@ class EvalDataset:
         self.source, self.decoded, self.cache = source, decoded, cache
         self.transform = EvalTransform(preprocessing)
         self.decoder = decoder or Decoder(channels=self.transform.channels)
-        if decoded is not None and decoded.faults:
-            raise self._unreadable(decoded.faults)
+        # Tried again: a disk that did not answer once is no reason to end.
+        again = [(i, self._fault(i)) for i, _ in decoded.faults] if decoded is not None else []
+        if faults := [fault for fault in again if fault[1]]:
+            raise self._unreadable(faults)
 
     @property
     def is_quick(self) -> bool:
@@ -228,17 +231,25 @@ class EvalDataset:
         except Exception as error:
             raise self._unreadable([(i, decode_error(error))]) from error
 
+    def _fault(self, i: int) -> str:
+        """Why image i cannot be read; empty where it can."""
+        try:
+            self.decoder(self.source.read(i))
+        except Exception as error:
+            return decode_error(error)
+        return ""
+
     def _unreadable(self, faults: Sequence[tuple[int, str]]) -> DataError:
         (i, reason), others = faults[0], len(faults) - 1
         what = verdict(reason)
         advice = "restore the file: " if what == "corrupt" else ""
         advice += "leaving it out would change the result"
         text = f"evaluation image {self.source.name(i)} is {what} ({reason}); {advice}"
+        if what == "corrupt" and self.decoded is None:
+            text += f". All that are corrupt: python scripts/check_data.py {self.source.root}"
         if others:
-            text += (
-                f". {plural(others, 'other image')} cannot be read either; list them with: "
-                f"python scripts/check_data.py {self.source.root}"
-            )
+            names = some_names([self.source.name(j) for j, _ in faults[1:]])
+            text += f". {plural(others, 'other image')} cannot be read either: {names}"
         return DataError(text)
 
 

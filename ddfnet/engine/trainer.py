@@ -88,6 +88,10 @@ class Trainer:
         self.forward = torch.compile(self.replica) if settings.compile else self.replica
         if task.fixed_input_size and not settings.compile:
             compile_ahead(self.model, log=log.message)
+        # Here, before a run folder is written: what is decoded at once may be corrupt.
+        self.eval_batches = task.eval_batches(
+            rank=distributed.rank, world_size=distributed.world_size, device=self.device
+        )
 
     def fit(self, stop: StopSignal | None = None) -> bool:
         """Trains from the current step to the end of the run.
@@ -98,15 +102,13 @@ class Trainer:
         Raises:
             NonFiniteLossError: NaN or infinite loss; names the step, and nothing it touched is saved.
         """
-        rank, world_size = self.distributed.rank, self.distributed.world_size
         self.stop = stop
-        eval_batches = self.task.eval_batches(rank=rank, world_size=world_size, device=self.device)
         try:
             if stop is not None:
                 stop.begin()
             while True:
                 try:
-                    finished = self._fit(eval_batches)
+                    finished = self._fit()
                     break
                 except NonFiniteLossError as error:
                     if self.config.train.non_finite != "rollback":
@@ -114,7 +116,7 @@ class Trainer:
                     self.non_finite.roll_back(error, self.saver)
                     self._in_step = False
         except Interrupted as interrupted:
-            if not interrupted.agreed and world_size > 1:
+            if not interrupted.agreed and self.distributed.world_size > 1:
                 interrupted.in_step = True
                 raise  # the others are somewhere else: there is nobody to save with
             self._save_finished_step()
@@ -127,7 +129,7 @@ class Trainer:
         self.saver.wait()
         return finished
 
-    def _fit(self, eval_batches: Any) -> bool:
+    def _fit(self) -> bool:
         state, plan = self.state, self.plan
         if is_finished(state, self.config, plan, log=self.log.message):
             return True
@@ -136,15 +138,15 @@ class Trainer:
         start = state.step + state.data_offset
         batches = self.task.train_batches(ahead, rank=self.distributed.rank, start_step=start, device=self.device)
         try:
-            return self._loop(batches, eval_batches)
+            return self._loop(batches)
         finally:
             if isinstance(batches, Generator):  # not when it is collected: an error's traceback keeps it
                 batches.close()
 
-    def _loop(self, batches: Iterator[dict[str, Any]], eval_batches: Any) -> bool:
+    def _loop(self, batches: Iterator[dict[str, Any]]) -> bool:
         state, plan, run, stop = self.state, self.plan, self.config.run, self.stop
         if state.evaluation_due:
-            self._evaluate_epoch(eval_batches)
+            self._evaluate_epoch()
         self.model.train()
         self.freeze.hold()
         self.records.meter.restart()
@@ -160,7 +162,7 @@ class Trainer:
                 state.evaluation_due = state.step == plan.total_steps or round(self.epoch) % self.config.eval.every == 0
                 self.save()  # first: an evaluation that fails must not cost the epoch
                 if state.evaluation_due:
-                    self._evaluate_epoch(eval_batches)
+                    self._evaluate_epoch()
                 self.records.meter.restart()
             elif run.save_every and state.step % run.save_every == 0:
                 self.save()
@@ -260,21 +262,21 @@ class Trainer:
         self.log.train(self.state.step, self.plan.total_steps, self.records.next())
         self.pages.log_step(self.state.optimizer, self.state.step, self.epoch)
 
-    def _evaluate_epoch(self, eval_batches: Any) -> None:
+    def _evaluate_epoch(self) -> None:
         self.watch.phase("evaluation", self.state.step)
-        metrics = self._evaluate("val", self.model, eval_batches)
+        metrics = self._evaluate("val", self.model)
         if self.state.ema is not None:
-            metrics = self._evaluate("val_ema", self.state.ema.module, eval_batches)
+            metrics = self._evaluate("val_ema", self.state.ema.module)
         ranked = self.state.rank(metrics)
         self.state.plateau = next_plateau(metrics, self.state, self.config, self.plan)
         self.state.evaluation_due = False
         self.save(metrics, ranked=ranked)
 
-    def _evaluate(self, name: str, model: nn.Module, batches: Any) -> dict[str, float]:
+    def _evaluate(self, name: str, model: nn.Module) -> dict[str, float]:
         state = self.state
         with averaged_statistics(model, self.distributed):
             metrics = evaluate_in_training(
-                model, batches, self.task, self.config, self.distributed,
+                model, self.eval_batches, self.task, self.config, self.distributed,
                 limit=self.max_eval_batches, log=self.log.message, stop=self.stop, watch=self.watch,
                 watched=self.pages.watched, bar=self.log.progress(name),
             )  # fmt: skip

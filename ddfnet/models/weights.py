@@ -32,7 +32,7 @@ def read_source(source: str, *, prefer: str = "auto") -> Weights:
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"model.name={name}: {error}") from None
+        raise UserError(str(error)) from None
     except (OSError, RuntimeError) as error:  # of the download, and of a model that has none
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(

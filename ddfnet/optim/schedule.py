@@ -58,10 +58,11 @@ class ScheduleConfig(Section):
     called_elsewhere: ClassVar[dict[str, str]] = {
         "sched": "name",
         "scheduler": "name",
+        "lr_scheduler": "name",
+        "lr_scheduler_type": "name",
         "eta_min": "min_lr",
         "lr_min": "min_lr",
         "warmup_start_lr": "warmup_lr",
-        "decay_rate": "gamma",
     }
 
     def faults(self) -> Iterator[Fault]:

@@ -12,9 +12,9 @@ from torch import nn
 
 from ddfnet.checkpoint import hub_config
 from ddfnet.config import Fault
-from ddfnet.config.reader import KeyPath
+from ddfnet.config.reader import KeyPath, flow
 from ddfnet.data.decode import CHANNELS
-from ddfnet.data.preprocessing import Preprocessing, size_text
+from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.models.factory import list_models
 from ddfnet.models.input_size import create_for_size, size_argument, unseen_border
 from ddfnet.models.preprocessing import AVERAGED, USUAL, Stated, for_channels, of_record
@@ -71,8 +71,8 @@ class NetworkInput:
             )
         except ValueError as error:
             keys = ["model.name"]
-            if "unknown model" not in str(error):
-                keys += ["model.kwargs", f"data.input.size={size_text(given.size)}"]
+            if "unknown model" not in str(error) and "no weights tagged" not in str(error):
+                keys += ["model.kwargs", f"data.input.size={flow(given.size)}"]
             raise ConfigError(f"{', '.join(keys)}: {error}") from None
         self.notes += filter(None, [unseen_border(network, given.size)])
         return network

@@ -43,7 +43,13 @@ class RunConfig(Section):
         "output_dir": "dir",
         "work_dir": "dir",
         "log_dir": "dir",
+        "save_dir": "dir",
         "log_interval": "log_every",
+        "logging_steps": "log_every",
+        "save_steps": "save_every",
+        "gpu": "device",
+        "wandb": "trackers",
+        "report_to": "trackers",
     }
 
     def faults(self) -> Iterator[Fault]:
@@ -101,6 +107,14 @@ class DataSection(LoaderConfig):
     """Width times height of the largest image that is read; a larger one counts as one that cannot be decoded. Of the
     size alone: files that unpack to far more than they should are met by it, too."""
 
+    called_elsewhere: ClassVar[dict[str, str]] = {
+        **LoaderConfig.called_elsewhere,
+        "path": "root",
+        "data_dir": "root",
+        "data_path": "root",
+        "dataset": "root",
+    }
+
 
 class FlipConfig(Section):
     hflip: Fraction = 0.5
@@ -152,11 +166,14 @@ class TrainConfig(Section):
     called_elsewhere: ClassVar[dict[str, str]] = {
         "num_epochs": "epochs",
         "max_epochs": "epochs",
+        "bs": "batch_size",
         "amp": "precision",
+        "fp16": "precision",
+        "bf16": "precision",
         "mixed_precision": "precision",
-        "grad_accum_steps": "device_batch_size",
         "micro_batch_size": "device_batch_size",
         "model_ema": "ema",
+        "model_ema_decay": "ema.decay",
         "torchcompile": "compile",
     }
 

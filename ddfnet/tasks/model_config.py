@@ -37,10 +37,7 @@ class ModelConfig(ModelSection, HeadInitConfig):
     called_elsewhere: ClassVar[dict[str, str]] = {
         "arch": "name",
         "architecture": "name",
-        "checkpoint": "init_checkpoint",
         "initial_checkpoint": "init_checkpoint",
-        "weights": "init_checkpoint",
-        "classes": "num_classes",
         "channels": "in_chans",
         "dropout": "drop_rate",
         "drop_path": "drop_path_rate",

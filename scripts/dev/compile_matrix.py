@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Compile every variant of the kernels for NVIDIA GPUs, without one, and fail on spills and excess resources.
 
-    python scripts/dev/compile_matrix.py                              # all variants and architectures: about an hour
+    python scripts/dev/compile_matrix.py                              # all variants and architectures: hours
     python scripts/dev/compile_matrix.py --archs 90 --jobs 2          # one architecture
-    python scripts/dev/compile_matrix.py --quick                      # what the tests compile: under two minutes
+    python scripts/dev/compile_matrix.py --quick                      # what the tests compile: under an hour
     python scripts/dev/compile_matrix.py --output docs/reference/kernels.md     # and write the table
 
 The table has registers and instructions. Each variant is what the operator would launch for a map of 64 channels of

@@ -2,6 +2,7 @@
 refused before anything is written."""
 
 import argparse
+import shutil
 import signal
 
 import pytest
@@ -232,6 +233,16 @@ def test_a_cache_that_cannot_be_kept_leaves_no_run_folder(tiny_config, run, tmp_
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"data.val_cache=\S+ \(command line\) cannot be used: .*name another folder"):
         run(f"data.val_cache={tmp_path / 'file' / 'cache'}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_corrupt_validation_image_leaves_no_run_folder(tiny_config, image_tree, tmp_path, dry_run):
+    shutil.copytree(image_tree, tmp_path / "tree")
+    (tmp_path / "tree" / "val" / "ring" / "2.png").write_bytes(b"broken")
+    loaded = load_config(tiny_config, [f"data.root={tmp_path / 'tree'}", f"run.dir={tmp_path / 'run'}"])
+    with pytest.raises(DataError, match=r"evaluation image \S+ring/2\.png is corrupt"):
+        train(loaded, dry_run=dry_run)
     assert not (tmp_path / "run").exists()
 
 

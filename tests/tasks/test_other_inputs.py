@@ -81,7 +81,7 @@ def test_a_size_that_a_transformer_does_not_take_names_the_nearest(tiny_config):
     kwargs = "model.kwargs={depth: 1, embed_dim: 24, num_heads: 2}"
     loaded = load_config(tiny_config, ["model.name=vit_tiny_patch16_224", kwargs, "data.input.size=[8, 64]"])
     with pytest.raises(
-        ConfigError, match=r"data\.input\.size=8 x 64: .* takes no images of 8 x 64 .* takes are 16 x 64"
+        ConfigError, match=r"data\.input\.size=\[8, 64\]: .* takes no images of 8 x 64 .* takes are 16 x 64"
     ):
         create_task(loaded.config).build_model()
 

@@ -168,6 +168,7 @@ def test_export_keeps_one_node_and_a_dynamic_batch():
 
 
 SIZE = 2, 2  # for kernels that are only looked at: of larger maps a program has more pixels, which takes longer
+SIZES = [SIZE, pytest.param((14, 14), marks=pytest.mark.slow)]
 
 
 class FakeDriver:
@@ -205,9 +206,10 @@ def written_by_kernels(function, *inputs):
     return [node.kwargs["tensors_to_clone"] for node in nodes]
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scale", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_the_cuda_path_traces_into_triton_launches(no_gpu_needed, scale, stride):
+def test_the_cuda_path_traces_into_triton_launches(no_gpu_needed, scale, stride, size):
     if scale > 1 and stride > 1:
         pytest.skip("upsampling has no stride")
 
@@ -216,9 +218,9 @@ def test_the_cuda_path_traces_into_triton_launches(no_gpu_needed, scale, stride)
         settings = (3, stride, 1, True, scale, True, True, True)
         return (y, *torch.ops.ddfnet.ddf_backward(y, x, channel_filter, spatial_filter, *settings))
 
-    x = torch.empty(2, 64, *SIZE, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    x = torch.empty(2, 64, *size, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     channel_filter = torch.empty(2, scale**2, 64, 3, 3, device="cuda")
-    spatial_filter = torch.empty(2, scale**2 * 9, 2 // stride, 2 // stride, device="cuda")
+    spatial_filter = torch.empty(2, scale**2 * 9, size[0] // stride, size[1] // stride, device="cuda")
     written = written_by_kernels(both, x, channel_filter if scale > 1 else channel_filter[:, 0], spatial_filter)
     assert written == [["y"], ["grad_x"], ["channel_partials", "spatial_partials"]]
 
@@ -231,9 +233,10 @@ LOGITS = ["bias_partials", "grad_logits"]
 WEIGHTS = ["alpha", "excite", "excite_bias", "squeeze", "squeeze_bias"]
 
 
-def test_the_layer_traces_into_its_fused_kernels_on_cuda(no_gpu_needed):
+@pytest.mark.parametrize("size", SIZES)
+def test_the_layer_traces_into_its_fused_kernels_on_cuda(no_gpu_needed, size):
     layer = DDF(64, device="cuda", dtype=torch.bfloat16)
-    x = torch.empty(2, 64, *SIZE, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    x = torch.empty(2, 64, *size, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     written = written_by_kernels(lambda x: (layer(x),), x)
     assert [sorted(names) for names in written] == [*BRANCHES, ["y"]]
     layer.fused_filters = False

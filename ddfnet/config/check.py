@@ -57,7 +57,8 @@ def faults_of(error: ValidationError, schema: type[Section], origins: dict[KeyPa
             if not by_key[key].endswith(_expectation(fault)):
                 by_key[key] += f", or {_expectation(fault)}"
         else:
-            by_key[key] = f"{key}={flow(fault['input'])}{where} must be {_expectation(fault)}"
+            expected = _expectation(fault) + _example(fault, key, path, schema)
+            by_key[key] = f"{key}={flow(fault['input'])}{where} must be {expected}"
     return list(by_key.values())
 
 
@@ -94,7 +95,6 @@ _EXPECTATIONS = {
     "greater_than_equal": "at least {ge:g}",
     "less_than": "less than {lt:g}",
     "less_than_equal": "at most {le:g}",
-    "string_pattern_mismatch": "text like {pattern}",
 }
 
 
@@ -112,6 +112,19 @@ def _expectation(fault: Any) -> str:
     if fault["type"] in _EXPECTATIONS:
         return _EXPECTATIONS[fault["type"]].format(**fault.get("ctx", {}))
     return fault["msg"].removeprefix("Input should be ")
+
+
+def _example(fault: Any, key: str, path: KeyPath, schema: type[Section]) -> str:
+    """How a value in place of a section or of a list was likely meant."""
+    given = fault["input"]
+    if fault["type"] == "list_type" and isinstance(given, str | int | float):
+        return f": {key}=[{flow(given)}]"
+    section = next((section_type(field.annotation) for own, field in key_paths(schema) if own == path), None)
+    if section is None or not fault["type"].startswith("model_"):
+        return ""
+    required = [name for name, field in section.model_fields.items() if field.is_required()]
+    first = next(iter([*required, *section.model_fields]))
+    return f", e.g. {key}.{first}=VALUE"
 
 
 def _suggest(key: str, schema: type[Section]) -> str:

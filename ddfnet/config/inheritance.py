@@ -70,7 +70,10 @@ def apply_override(override: str, values: dict[str, Any], origins: dict[KeyPath,
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
-        raise ConfigError(f"cannot read {override!r}: an override is written key.sub=value, e.g. optim.lr=0.1")
+        how = "an override is written key.sub=value, without spaces, e.g. optim.lr=0.1"
+        raise ConfigError(f"cannot read {override!r}: {how}")
+    if not text.strip():  # of a variable of the shell that is not set
+        raise ConfigError(f"{override} has no value: give one, or {key}=null if none is meant")
     try:
         value = parse_value(text)
     except ConfigError as error:

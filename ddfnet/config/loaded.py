@@ -49,8 +49,10 @@ class LoadedConfig(Generic[C]):
             texts = [flow(value), str(value), *([f"{value:g}"] if isinstance(value, float) else [])]
             written_value = re.compile("=(" + "|".join(map(re.escape, filter(None, texts))) + ")(?=[ :,;]|$)")
             start = found.end() if (found := written_value.match(message, start)) else start
-            if match[0] in written and not message.startswith("=", start):
-                origin = f" ({written[match[0]]})"
+            parts = (origin for key, origin in written.items() if key.startswith(f"{match[0]}."))  # of a nested dict
+            origin = written.get(match[0]) or next(parts, "")
+            if origin and not message.startswith("=", start):
+                origin = f" ({origin})"
                 message, start = message[:start] + origin + message[start:], start + len(origin)
             if not message.startswith(", ", start):
                 break

@@ -11,6 +11,7 @@ from timm.utils import adaptive_clip_grad
 from torch import Tensor, nn
 
 from ddfnet.config import Contradiction, Fault, Fraction, NonNegative, Positive, Section
+from ddfnet.config.reader import flow
 from ddfnet.utils.errors import ConfigError, did_you_mean
 
 
@@ -95,7 +96,7 @@ def build_optimizer(model: nn.Module, settings: OptimConfig, lr: float) -> torch
             **settings.kwargs,
         )
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"optim.name={settings.name} with optim.kwargs={settings.kwargs}: {error}") from error
+        raise ConfigError(f"optim.kwargs={flow(settings.kwargs)}, optim.name={settings.name}: {error}") from error
     except (AssertionError, ImportError, RuntimeError) as error:  # of the packages that some are from
         package = str(get_optimizer_info(name).opt_class).partition(".")[0]
         raise ConfigError(

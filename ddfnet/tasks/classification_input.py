@@ -71,7 +71,9 @@ class NetworkInput:
             )
         except ValueError as error:
             keys = ["model.name"]
-            if "unknown model" not in str(error) and "no weights tagged" not in str(error):
+            if "does not take its arguments" in str(error):
+                keys = [f"model.kwargs={flow(self.config.model.kwargs)}", "model.name"]
+            elif "unknown model" not in str(error) and "no weights tagged" not in str(error):
                 keys += ["model.kwargs", f"data.input.size={flow(given.size)}"]
             raise ConfigError(f"{', '.join(keys)}: {error}") from None
         self.notes += filter(None, [unseen_border(network, given.size)])

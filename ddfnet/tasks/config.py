@@ -1,5 +1,6 @@
 """Sections of the configuration that all tasks share; others stand beside their components, as in `ddfnet.optim`."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -67,13 +68,18 @@ class RunConfig(Section):
         return list(dict.fromkeys([*names, "tensorboard"] if self.tensorboard else names))
 
 
+_STEPS = r"^\d+:\d+$"
+
+
 class ProfileConfig(Section):
-    steps: Annotated[str, Field(pattern=r"^\d+:\d+$")] | None = None
+    steps: Annotated[str, Field(json_schema_extra={"pattern": _STEPS})] | None = None
     """FIRST:END, e.g. 10:15 for the steps 10 to 14, counted from 0: their Chrome trace, and a table of the time by
     cause (data, host, kernels, communication), in the run folder. A dry run takes its second step. null: none."""
 
     def faults(self) -> Iterator[Fault]:
-        if self.range is not None and self.range[0] >= self.range[1]:
+        if self.steps is not None and not re.match(_STEPS, self.steps):
+            yield Fault({"profile.steps": self.steps}, "must be FIRST:END, e.g. 10:15")
+        elif self.range is not None and self.range[0] >= self.range[1]:
             yield Fault({"profile.steps": self.steps}, "holds no step: END of FIRST:END must be above FIRST, as 10:15")
 
     @property

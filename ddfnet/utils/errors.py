@@ -84,5 +84,12 @@ def about(key: str) -> Iterator[None]:
 
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 3, otherwise: str = "") -> str:
     """`did you mean A or B?` with the known names nearest to a mistyped one, or `otherwise` where none is near."""
-    near = difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)
+    near = nearest(name, known, most=most)
     return f"did you mean {' or '.join(near)}?" if near else otherwise
+
+
+def nearest(name: str, known: Iterable[str], *, most: int) -> list[str]:
+    """The known names nearest to a mistyped one; those that differ in capitals alone, if there are any."""
+    names = list(known)
+    same = [other for other in names if other.lower() == name.lower()]
+    return same or difflib.get_close_matches(name, names, n=most, cutoff=0.6)

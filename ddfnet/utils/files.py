@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ddfnet.utils.errors import UserError, did_you_mean
+from ddfnet.utils.errors import UserError, nearest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LACKING = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # what disks say of calls they do not have
@@ -123,14 +123,14 @@ _noted: set[str] = set()
 
 
 def similar_file(path: Path) -> str:
-    """`; did you mean NAME?` with the nearest name in the folder of a path that is not there, or ""."""
+    """`; did you mean PATH?` with the nearest name in the folder of a path that is not there, or ""."""
     try:
         with os.scandir(path.parent) as entries:
             names = [entry.name for entry in itertools.islice(entries, 1000)]
     except OSError:  # an error is being reported already
         return ""
-    near = did_you_mean(path.name, names, most=1)
-    return f"; {near}" if near else ""
+    near = nearest(path.name, names, most=1)
+    return f"; did you mean {path.with_name(near[0])}?" if near else ""
 
 
 def size_text(size: int) -> str:

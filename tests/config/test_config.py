@@ -358,7 +358,7 @@ def test_files_that_are_not_there_get_the_nearest_name(tmp_path):
     (tmp_path / "demo.yaml").write_text("{}\n")
     with pytest.raises(ConfigError, match=r"config file not found: .*shape\.yaml; did you mean \S+/shapes\.yaml\?$"):
         load_config(tmp_path / "shape.yaml", [])
-    with pytest.raises(ConfigError, match=r"shapes\.yaml: `base` dema\.yaml: there is no .* mean demo\.yaml\?$"):
+    with pytest.raises(ConfigError, match=r"shapes\.yaml: `base` dema\.yaml: there is no .* mean \S+/demo\.yaml\?$"):
         load_config(tmp_path / "shapes.yaml", [])
     with pytest.raises(CheckpointError, match=r"checkpoint not found: .*bst\.pt$"):
         read_weights(tmp_path / "bst.pt")

@@ -16,7 +16,7 @@ from ddfnet.data.preprocessing import Preprocessing
 from ddfnet.evaluation.class_names import known_classes
 from ddfnet.models.classifier import Classifier, build_classifier, load_classifier
 from ddfnet.models.weights import TIMM, read_source
-from ddfnet.utils.errors import ConfigError, UserError
+from ddfnet.utils.errors import ConfigError, UserError, did_you_mean
 from ddfnet.utils.text import plural
 
 _log = logging.getLogger("ddfnet")
@@ -151,7 +151,10 @@ def check_teacher(config: DistillConfig | None) -> None:
     """ConfigError where the file of the teacher does not exist: known before any image is looked for."""
     name = "" if config is None else config.teacher
     if name and ":" not in name and not Path(name).exists() and not timm.is_model(name.split(".")[0]):
-        raise ConfigError(f"distill.teacher={name}: checkpoint not found: {name}")
+        hint = (
+            "" if Path(name).suffix or "/" in name else did_you_mean(name, timm.list_models(), otherwise="none is near")
+        )
+        raise ConfigError(f"distill.teacher={name}: checkpoint not found: {name}{hint and f'; of the models, {hint}'}")
 
 
 def build_distiller(config: Any, student: Preprocessing, classes: Sequence[str], outputs: int) -> Distiller | None:

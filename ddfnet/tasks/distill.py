@@ -151,10 +151,8 @@ def check_teacher(config: DistillConfig | None) -> None:
     """ConfigError where the file of the teacher does not exist: known before any image is looked for."""
     name = "" if config is None else config.teacher
     if name and ":" not in name and not Path(name).exists() and not timm.is_model(name.split(".")[0]):
-        hint = (
-            "" if Path(name).suffix or "/" in name else did_you_mean(name, timm.list_models(), otherwise="none is near")
-        )
-        raise ConfigError(f"distill.teacher={name}: checkpoint not found: {name}{hint and f'; of the models, {hint}'}")
+        hint = "" if Path(name).suffix or "/" in name else did_you_mean(name, timm.list_models(), most=1)
+        raise ConfigError(f"distill.teacher={name}: checkpoint not found: {name}{'; ' * bool(hint)}{hint}")
 
 
 def build_distiller(config: Any, student: Preprocessing, classes: Sequence[str], outputs: int) -> Distiller | None:

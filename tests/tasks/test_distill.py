@@ -168,6 +168,8 @@ def test_a_name_of_timm_is_a_teacher_with_its_weights(monkeypatch):
 def test_a_missing_file_is_noticed_before_images_are_looked_for(tiny_config):
     with pytest.raises(ConfigError, match=r"distill.teacher=none.pt: checkpoint not found: none.pt$"):
         create_task(load_config(tiny_config, ["distill.teacher=none.pt", "data.root=/nowhere"]).config)
+    with pytest.raises(ConfigError, match=r"checkpoint not found: resnet51; did you mean resnet\w+\?$"):
+        create_task(load_config(tiny_config, ["distill.teacher=resnet51", "data.root=/nowhere"]).config)
 
 
 def test_a_mistake_leaves_nothing_behind(tiny_config, tmp_path):

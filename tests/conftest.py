@@ -104,7 +104,9 @@ def command(script: str, *arguments: str, processes: int = 1) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    # PYTHONUNBUFFERED: without buffers, as some machines have it, other things happen where output cannot be written.
+    others = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PYTHONUNBUFFERED")
+    env = {key: value for key, value in os.environ.items() if key not in others}
     return {**env, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 
 

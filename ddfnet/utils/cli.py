@@ -67,9 +67,13 @@ def run(main: Callable[[], int]) -> None:
         if _reader_left() and code == 0:
             code = EXIT_READER_LEFT
     except OSError as error:
-        _drop_output()
+        _drop(sys.stdout)
         _say("stopped", f"the output cannot be written ({error.strerror or error})", everywhere=True)
         code = code or EXIT_STORAGE
+    try:
+        sys.stderr.flush()
+    except OSError:  # what it holds would be tried again at the very end, and make the code 120
+        _drop(sys.stderr)
     sys.exit(code)
 
 
@@ -131,13 +135,13 @@ def _reader_left() -> bool:
     except BrokenPipeError:
         left = True
     if left:
-        _drop_output()
+        _drop(sys.stdout)
     return left
 
 
-def _drop_output() -> None:
-    """Nothing more reaches stdout, not even what waits in its buffer."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop(stream: TextIO) -> None:
+    """Nothing more reaches a stream, not even what waits in its buffer."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _has_no_reader(stream: TextIO) -> bool:
